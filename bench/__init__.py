@@ -1,0 +1,1 @@
+"""The fixed part of prunebench: protocols, training, scoring."""

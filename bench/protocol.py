@@ -1,0 +1,240 @@
+"""The rules of a benchmark: what is attacked, how nets are trained, what they may cost."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bench.errors import PrunebenchError, unknown
+from bench.files import canonical_json, sha256_of
+
+
+class Rules(BaseModel):
+    """A frozen set of rules: unknown keys are refused and numbers are numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def exact(text: str) -> Fraction:
+    """The number that `text` names exactly: "0.3" or "8/255". Raises ValueError for anything else."""
+    if not re.fullmatch(r"\d+(\.\d+)?|\d+/\d+", text):
+        raise ValueError(f"{text!r} is not a number; write a decimal such as '0.3' or a fraction such as '8/255'")
+    try:
+        return Fraction(text)
+    except ZeroDivisionError:
+        raise ValueError(f"{text!r} divides by zero; write a fraction such as '8/255'") from None
+
+
+def _positive(text: str) -> str:
+    if exact(text) <= 0:
+        raise ValueError(f"{text!r} is not above 0")
+    return text
+
+
+def as_sparsity(value: str | float | Decimal) -> Decimal:
+    """The exact decimal in [0, 1) that `value` shows when it is printed. Raises PrunebenchError outside that range."""
+    try:
+        sparsity = Decimal(str(value))
+    except ArithmeticError:
+        sparsity = Decimal("NaN")
+    if not (sparsity.is_finite() and 0 <= sparsity < 1):
+        raise PrunebenchError(
+            f"Sparsity {value} is not in [0, 1): it is the share of weights that are zero, so write 0.9 for 90 %."
+        )
+    return sparsity.normalize() + 0
+
+
+Exact = Annotated[str, AfterValidator(_positive)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+
+
+class Threat(Rules):
+    """What the adversary may do: move an image of [0, 1] pixels by at most `eps` in `norm`."""
+
+    norm: Literal["Linf", "L2"]
+    eps: Exact
+
+    @property
+    def radius(self) -> float:
+        """`eps` as the nearest float."""
+        return float(exact(self.eps))
+
+
+class Training(Rules):
+    """The adversarial training that every pruner shares; `epochs` of it are one unit of budget."""
+
+    objective: Literal["pgd", "trades", "fgsm-rs"]
+    steps: Count = 10
+    step_size: Exact
+    beta: Annotated[float, Field(ge=0)] = 6.0
+    epochs: Count
+    batch: Count
+    lr: Annotated[float, Field(gt=0)]
+    schedule: Literal["cosine", "step"] = "cosine"
+    momentum: Share = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    ema: Share = 0.995
+    augment: Literal["none", "crop-flip"] = "none"
+    validate_every: Count = 5
+
+    @property
+    def passes(self) -> int:
+        """The price of one image in one training step, in sample passes (forward 1, backward 2)."""
+        attack = {"pgd": 3 * self.steps, "trades": 1 + 3 * self.steps, "fgsm-rs": 3}[self.objective]
+        return attack + (6 if self.objective == "trades" else 3)
+
+
+class Protocol(Rules):
+    """Everything that must be equal for two records to be compared; its sha256 stands for all of it."""
+
+    name: Name
+    version: Count = 1
+    data: Annotated[str, Field(min_length=1)]
+    model: str
+    threat: Threat
+    training: Training
+    units: Annotated[float, Field(gt=0)]
+    sparsities: Annotated[tuple[float, ...], Field(min_length=1, strict=False)]
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1, strict=False)] = (0, 1, 2)
+    validation: Count
+    test: Count | None = None
+    train: Count | None = None
+    attacks: Literal["standard"] = "standard"
+    attack_seed: Natural = 0
+    shard: Count = 256
+
+    @model_validator(mode="after")
+    def _check(self) -> Protocol:
+        for sparsity in self.sparsities:
+            try:
+                as_sparsity(sparsity)
+            except PrunebenchError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """The hash of all the rules, 64 hex digits."""
+        return sha256_of(canonical_json(self.model_dump(mode="json")))
+
+    @property
+    def official(self) -> bool:
+        """Whether these are the built-in rules of that name, to the letter."""
+        return PROTOCOLS.get(self.name) == self
+
+
+class Job(Rules):
+    """What is asked of a pruner: its name, the options that differ from its defaults, a sparsity, a seed."""
+
+    pruner: str
+    options: dict[str, bool | int | float | str] = {}
+    sparsity: Annotated[float, Field(ge=0, lt=1)]
+    seed: Natural
+
+    @property
+    def label(self) -> str:
+        """The pruner as it is written on the command line: `NAME` or `NAME:option=value,...`."""
+        options = ",".join(f"{key}={_spelled(value)}" for key, value in sorted(self.options.items()))
+        return f"{self.pruner}:{options}" if options else self.pruner
+
+    @property
+    def name(self) -> str:
+        """The job as a file name: letters, digits, `.`, `=`, `_` and `-` alone."""
+        safe = re.sub(r"[^A-Za-z0-9.=_-]+", "-", self.label).strip("-.")
+        return f"{safe}-s{as_sparsity(self.sparsity)}-seed{self.seed}"
+
+
+def _spelled(value: bool | int | float | str) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+_CIFAR = dict(
+    data="cifar10", threat=Threat(norm="Linf", eps="8/255"), units=2.0, sparsities=(0.9, 0.95, 0.99), validation=1000,
+    training=Training(
+        objective="pgd", steps=10, step_size="2/255", epochs=30, batch=256, lr=0.2, ema=0.995, augment="crop-flip"
+    ),
+)  # fmt: skip
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            name="digits-linf", data="digits", model="digits-cnn", threat=Threat(norm="Linf", eps="0.2"), units=4.0,
+            sparsities=(0.9, 0.95, 0.98), validation=200, test=500,
+            training=Training(objective="pgd", steps=10, step_size="0.05", epochs=20, batch=64, lr=0.2),
+        ),
+        Protocol(
+            name="mnist-linf", data="mnist", model="mnist-cnn", threat=Threat(norm="Linf", eps="0.3"), units=4.0,
+            sparsities=(0.9, 0.95, 0.99), validation=5000, test=1000,
+            training=Training(objective="pgd", steps=10, step_size="0.075", epochs=5, batch=128, lr=0.05),
+        ),
+        Protocol(name="cifar10-linf", model="resnet18", **_CIFAR),
+        Protocol(name="cifar10-linf-vgg16", model="vgg16-bn", **_CIFAR),
+    )
+}  # fmt: skip
+
+
+def load(spec: str | Path) -> Protocol:
+    """The built-in protocol of that name, or the one that a TOML file describes (`*.toml`).
+
+    Raises PrunebenchError for an unknown name and for a file whose keys or values break the rules.
+    """
+    text = str(spec)
+    if text in PROTOCOLS:
+        return PROTOCOLS[text]
+    if not text.endswith(".toml"):
+        raise unknown("protocol", text, PROTOCOLS, "Or name a TOML file (*.toml) with rules of your own.")
+    path = Path(text)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PrunebenchError(f"Cannot read the protocol {path} ({error.strerror}); check the path.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PrunebenchError(f"The protocol {path} is not valid TOML ({error}); mend the file.") from error
+    protocol = from_values(values, str(path))
+    if protocol.name in PROTOCOLS and not protocol.official:
+        raise PrunebenchError(
+            f"The protocol {path} calls itself {protocol.name!r} but has other rules than the built-in one; "
+            "give it a name of its own."
+        )
+    return protocol
+
+
+def from_values(values: dict[str, Any], source: str) -> Protocol:
+    """The protocol with these values; `source` says in an error where they came from."""
+    if "base" in values:
+        base = values.pop("base")
+        if base not in PROTOCOLS:
+            raise unknown("protocol", str(base), PROTOCOLS, f"It is the `base` of {source}.")
+        values = _merged(PROTOCOLS[base].model_dump(mode="json"), values)
+    try:
+        return Protocol.model_validate(values)
+    except ValidationError as error:
+        raise PrunebenchError(f"The protocol {source} breaks the rules: {explain(error)}") from None
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _merged(base[key], value) for key, value in changes.items()
+            if isinstance(value, dict) and isinstance(base.get(key), dict)}  # fmt: skip
+    return base | changes | both
+
+
+def explain(error: ValidationError) -> str:
+    """The first broken rule of `error` as a sentence: key, value, rule, way out."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the whole"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; remove it or correct its spelling."
+    if first["type"] == "missing":
+        return f"the key {key!r} is missing; add it."
+    rule = first["msg"].removeprefix("Value error, ")
+    return f"{key} = {first['input']!r}: {rule[:1].lower()}{rule[1:].rstrip('.')}; correct it."
