@@ -73,14 +73,18 @@ def sole_user(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
     `wait`: queue up behind the holder instead of refusing. Raises PrunebenchError when the folder is taken.
     """
+    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
-        with lock:
-            yield
+        lock.acquire()
     except Timeout:
         raise PrunebenchError(
             f"Another prunebench command is at work in {folder}; only one may be: wait for it, or name another folder."
         ) from None
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise PrunebenchError(f"Cannot use the folder {folder} ({error.strerror}); name one that can be written.") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise PrunebenchError(f"Cannot use the folder {folder} ({reason}); name one that can be written.") from error
+    try:
+        yield
+    finally:
+        lock.release()

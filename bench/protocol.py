@@ -18,7 +18,7 @@ from bench.files import canonical_json, sha256_of
 class Rules(BaseModel):
     """A frozen set of rules: unknown keys are refused and numbers are numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def exact(text: str) -> Fraction:
@@ -40,14 +40,14 @@ def _positive(text: str) -> str:
 def as_sparsity(value: str | float | Decimal) -> Decimal:
     """The exact decimal in [0, 1) that `value` shows when it is printed. Raises PrunebenchError outside that range."""
     try:
-        sparsity = Decimal(str(value))
+        sparsity = Decimal(str(value)).normalize() + 0  # rounds to 28 digits, so the range is checked after it
     except ArithmeticError:
         sparsity = Decimal("NaN")
     if not (sparsity.is_finite() and 0 <= sparsity < 1):
         raise PrunebenchError(
             f"Sparsity {value} is not in [0, 1): it is the share of weights that are zero, so write 0.9 for 90 %."
         )
-    return sparsity.normalize() + 0
+    return sparsity
 
 
 Exact = Annotated[str, AfterValidator(_positive)]
@@ -119,6 +119,9 @@ class Protocol(Rules):
                 as_sparsity(sparsity)
             except PrunebenchError as error:
                 raise ValueError(str(error)) from None
+        for key, values in (("sparsities", self.sparsities), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key} = {values} names one twice")
         return self
 
     @property
@@ -157,7 +160,7 @@ def _spelled(value: bool | int | float | str) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-_CIFAR = dict(
+_CIFAR: dict[str, Any] = dict(
     data="cifar10", threat=Threat(norm="Linf", eps="8/255"), units=2.0, sparsities=(0.9, 0.95, 0.99), validation=1000,
     training=Training(
         objective="pgd", steps=10, step_size="2/255", epochs=30, batch=256, lr=0.2, ema=0.995, augment="crop-flip"
@@ -212,10 +215,11 @@ def load(spec: str | Path) -> Protocol:
 def from_values(values: dict[str, Any], source: str) -> Protocol:
     """The protocol with these values; `source` says in an error where they came from."""
     if "base" in values:
-        base = values.pop("base")
+        base = str(values["base"])
         if base not in PROTOCOLS:
-            raise unknown("protocol", str(base), PROTOCOLS, f"It is the `base` of {source}.")
-        values = _merged(PROTOCOLS[base].model_dump(mode="json"), values)
+            raise unknown("protocol", base, PROTOCOLS, f"It is the `base` of {source}.")
+        changes = {key: value for key, value in values.items() if key != "base"}
+        values = _merged(PROTOCOLS[base].model_dump(mode="json"), changes)
     try:
         return Protocol.model_validate(values)
     except ValidationError as error:
@@ -237,4 +241,6 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"the key {key!r} is missing; add it."
     rule = first["msg"].removeprefix("Value error, ")
-    return f"{key} = {first['input']!r}: {rule[:1].lower()}{rule[1:].rstrip('.')}; correct it."
+    value = first["input"]
+    shown = "" if isinstance(value, (dict, BaseModel)) else f" = {value!r}"
+    return f"{key}{shown}: {rule[:1].lower()}{rule[1:].rstrip('.')}; correct it."

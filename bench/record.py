@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from bench.errors import PrunebenchError
 from bench.files import canonical_json, sha256_of, write_json
-from bench.protocol import Job, Natural, Rules, explain
+from bench.protocol import Count, Job, Natural, Rules, explain
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 LARGEST = 8 * 2**20  # bytes; no record or outcomes file of ours comes near
+_LABEL = np.dtype("<i2")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0)]
 
 
 class ProtocolId(Rules):
@@ -33,13 +37,13 @@ class Layer(Rules):
     """One prunable tensor, as counted in the file."""
 
     name: str
-    shape: tuple[int, ...] = Field(strict=False)
+    shape: tuple[Count, ...] = Field(strict=False)
     nonzero: Natural
 
     @property
     def size(self) -> int:
         """The number of weights."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
 
 class NetId(Rules):
@@ -47,9 +51,19 @@ class NetId(Rules):
 
     sha256: Sha256
     arch: str
-    prunable: Natural
+    prunable: Count
     nonzero: Natural
     layers: tuple[Layer, ...] = Field(strict=False)
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> NetId:
+        for what, total in (("prunable", self.prunable), ("nonzero", self.nonzero)):
+            found = sum(layer.size if what == "prunable" else layer.nonzero for layer in self.layers)
+            if found != total:
+                raise ValueError(f"the layers add up to {what} = {found}, not {total}")
+        if any(layer.nonzero > layer.size for layer in self.layers):
+            raise ValueError("a layer has more nonzero weights than weights")
+        return self
 
     @property
     def sparsity(self) -> float:
@@ -65,7 +79,7 @@ class Score(Rules):
     handed over as adversarial and that the plain net, measured again inside the ball, still classified rightly.
     """
 
-    n: Natural
+    n: Count
     clean: Natural
     robust: Natural
     survived: dict[str, Natural]
@@ -73,6 +87,17 @@ class Score(Rules):
     disagreements: Natural
     batch: Natural
     shard: Natural
+
+    @model_validator(mode="after")
+    def _only_falls(self) -> Score:
+        counts = [self.n, self.clean, *self.survived.values()]
+        if counts != sorted(counts, reverse=True):
+            raise ValueError(
+                f"the counts n, clean and survivors rise somewhere in {counts}; each attack can only lower them"
+            )
+        if self.robust != counts[-1]:
+            raise ValueError(f"robust = {self.robust}, but {counts[-1]} survived the last attack")
+        return self
 
 
 class DataId(Rules):
@@ -195,10 +220,10 @@ def pack_outcomes(labels: np.ndarray, predicted: np.ndarray, survived: dict[str,
     `labels`, `predicted`: int64, shape (n,). `survived`: bool, shape (n,), in the order the attacks ran.
     """
     buffer = io.BytesIO()
-    bits = {f"survived/{attack}": alive.astype(bool) for attack, alive in survived.items()}
-    np.savez_compressed(
-        buffer, labels=labels.astype(np.int16), predicted=predicted.astype(np.int16), **{"clean": labels == predicted}, **bits
-    )
+    arrays: dict[str, Any] = {"labels": labels.astype(_LABEL), "predicted": predicted.astype(_LABEL)}
+    arrays |= {"clean": labels == predicted}
+    arrays |= {f"survived/{attack}": alive.astype(bool) for attack, alive in survived.items()}
+    np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
 
@@ -213,23 +238,42 @@ def recount(path: Path, record: Record) -> None:
             raise PrunebenchError(f"{raw} is larger than {LARGEST} bytes, so it is not an outcomes file of prunebench.")
         data = raw.read_bytes()
     except OSError as error:
-        raise PrunebenchError(f"Cannot read {raw}, the outcomes of {path} ({error.strerror}); restore the file.") from None
+        raise PrunebenchError(
+            f"Cannot read {raw}, the outcomes of {path} ({error.strerror}); restore the file."
+        ) from None
     if sha256_of(data) != record.outcomes:
         raise PrunebenchError(f"{raw} is not the file that {path} names by sha256; restore the one or score again.")
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        clean = arrays["labels"] == arrays["predicted"]
-        survived = {name.removeprefix("survived/"): arrays[name] for name in arrays.files if name.startswith("survived/")}
-    score, alive = record.score, clean
-    counted = {"n": (clean.size, score.n), "clean": (int(clean.sum()), score.clean)}
-    if set(survived) != set(score.survived):
-        raise PrunebenchError(f"{path} names the attacks {sorted(score.survived)}, its outcomes {sorted(survived)}.")
+    arrays, score = _read_arrays(raw, data), record.score
+    bits = {"clean": np.dtype(bool), **{f"survived/{attack}": np.dtype(bool) for attack in score.survived}}
+    wanted = {name: (kind, (score.n,)) for name, kind in {"labels": _LABEL, "predicted": _LABEL, **bits}.items()}
+    found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    if found != wanted:
+        odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        raise PrunebenchError(f"{raw} and {path} differ in the images or attacks of {odd}; score the net again.")
+    alive = arrays["labels"] == arrays["predicted"]
+    if not np.array_equal(alive, arrays["clean"]):
+        raise PrunebenchError(
+            f"{raw} contradicts itself: its clean bits are not those of its labels; score the net again."
+        )
+    counted = {"clean": (int(alive.sum()), score.clean)}
     for attack in score.survived:
-        alive = alive & survived[attack]
+        alive = alive & arrays[f"survived/{attack}"]
         counted[attack] = (int(alive.sum()), score.survived[attack])
     counted["robust"] = (int(alive.sum()), score.robust)
-    for what, (found, stated) in counted.items():
-        if found != stated:
-            raise PrunebenchError(f"{path} says {what} = {stated}, its outcomes say {found}; score the net again.")
+    for what, (count, stated) in counted.items():
+        if count != stated:
+            raise PrunebenchError(f"{path} says {what} = {stated}, its outcomes say {count}; score the net again.")
+
+
+def _read_arrays(path: Path, data: bytes) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as members:
+            if sum(member.file_size for member in members.infolist()) > LARGEST:
+                raise ValueError(f"it unpacks to more than {LARGEST} bytes")
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return {name: np.asarray(file[name]) for name in file.files}
+    except (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise PrunebenchError(f"{path} is not an outcomes file ({error}); restore it or score the net again.") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
