@@ -22,7 +22,7 @@ LARGEST = 8 * 2**20  # bytes; no record or outcomes file of ours comes near
 _LABEL = np.dtype("<i2")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Seconds = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, le=1e10)]
 
 
 class ProtocolId(Rules):
