@@ -68,7 +68,7 @@ class NetId(Rules):
     @property
     def sparsity(self) -> float:
         """Zeros / prunable weights, in [0, 1]."""
-        return 1 - self.nonzero / self.prunable
+        return (self.prunable - self.nonzero) / self.prunable
 
 
 class Score(Rules):
