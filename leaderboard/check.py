@@ -1,0 +1,96 @@
+"""The published files of a folder of records: written, and found to be up to date."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import PrunebenchError, unknown
+from bench.files import write_bytes
+from bench.record import Record, recount
+from leaderboard.render import FORMATS, Format
+from leaderboard.table import Ranking, rank, read
+
+
+def default_out(records: Path) -> Path:
+    """Where the tables of `records` go: above a folder named "records", else to its neighbour NAME-board.
+
+    So `leaderboard/records` has its board in `leaderboard`, and `runs` does not touch the README.md beside it.
+    """
+    folder = records.resolve()
+    return folder.parent if folder.name == "records" else folder.parent / f"{folder.name}-board"
+
+
+def write(
+    records: str | Path, out: str | Path | None = None, formats: Sequence[str] = tuple(FORMATS)
+) -> tuple[Ranking, list[Path]]:
+    """Rank the records below `records` and write the tables to `out`; returns the ranking and the files.
+
+    Raises PrunebenchError for an unknown format, for records that cannot be read or compared, for an `out` inside
+    `records`, and instead of overwriting a file that is not one of ours.
+    """
+    folder, target, chosen = _places(records, out, formats)
+    ranking = rank(read(folder))
+    paths = {target / chosen_format.file: chosen_format for chosen_format in chosen}
+    for path, form in paths.items():
+        if path.exists() and not _bytes(path).startswith(form.begins.encode()):
+            raise PrunebenchError(
+                f"{path} was not written by prunebench rank and stays as it is; move it away or choose another "
+                "folder with --out."
+            )
+    for path, form in paths.items():
+        write_bytes(path, form.render(ranking).encode())
+    return ranking, list(paths)
+
+
+def check(
+    records: str | Path, out: str | Path | None = None, formats: Sequence[str] = tuple(FORMATS)
+) -> tuple[Ranking, list[Path]]:
+    """Verify what is published: each record's hash and counts, and that the tables in `out` are up to date.
+
+    Returns what `write` would. Raises PrunebenchError at the first record that is not what was scored, or when any
+    table is missing or differs by a byte from what `write` would make.
+    """
+    folder, target, chosen = _places(records, out, formats)
+    results = read(folder)
+    for path, result in results.items():
+        if isinstance(result, Record):
+            recount(folder / path, result)
+    ranking = rank(results)
+    paths = [target / form.file for form in chosen]
+    stale = []
+    for path, form in zip(paths, chosen, strict=True):
+        if not path.is_file():
+            stale.append(f"{path} is missing")
+        elif _bytes(path) != form.render(ranking).encode():
+            stale.append(f"{path} differs")
+    if stale:
+        command = f"prunebench rank {shlex.quote(str(records))}"
+        if out is not None:
+            command += f" --out {shlex.quote(str(out))}"
+        if set(formats) != set(FORMATS):
+            command += f" --format {','.join(formats)}"
+        raise PrunebenchError(f"The board is out of date ({'; '.join(stale)}); run {command}.")
+    return ranking, paths
+
+
+def _places(records: str | Path, out: str | Path | None, formats: Sequence[str]) -> tuple[Path, Path, list[Format]]:
+    folder = Path(records)
+    target = default_out(folder) if out is None else Path(out)
+    if target.resolve().is_relative_to(folder.resolve()):
+        raise PrunebenchError(
+            f"The tables cannot go to {target}, inside the records {folder}, where they would be read as records; "
+            "choose another folder with --out."
+        )
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS)
+    return folder, target, [FORMATS[name] for name in dict.fromkeys(formats)]
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise PrunebenchError(f"Cannot read {path} ({error.strerror}); move it away or choose --out.") from error
