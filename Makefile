@@ -1,0 +1,104 @@
+# Every target sets up what it needs. `make PYTHON=python3.12 ...` chooses the interpreter, `make JOBS=8 ...` the processes.
+
+PYTHON ?= python3
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The stamps carry the version: another PYTHON means another environment.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+PACKAGES := $(VENV)/.packages-$(VERSION)
+READY := $(VENV)/.ready-$(VERSION)
+EXTRAS := torchattacks robustbench
+
+# A wheel of half a gigabyte may pause longer than uv's half minute.
+export UV_HTTP_TIMEOUT ?= 300
+# Jobs and test workers are processes of one thread each.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow test-extras check bench lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## install everything into .venv (the other targets do it too)
+
+demo: $(READY) ## train, prune, attack and rank four pruners on the digits
+	$(BIN)/prunebench run digits-linf --sparsity 0.95 --seed 0 --examples 200 --jobs $(JOBS) --out runs/demo
+
+test: $(READY) ## run the tests that need neither minutes nor a GPU
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
+
+test-slow: $(READY) ## run the tests that take minutes
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "slow and not gpu"
+
+test-extras: $(READY) $(EXTRAS:%=.venv-%/.ready-$(VERSION)) ## test torchattacks and robustbench, each in its own environment
+	$(BIN)/pytest tests/extras/test_conflict.py
+	.venv-torchattacks/bin/python -m pytest tests/extras/test_torchattacks.py
+	.venv-robustbench/bin/python -m pytest tests/extras/test_robustbench.py
+
+check: $(READY) ## lint, formatting, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_architecture.py
+
+bench: $(READY) ## time what should be fast
+	$(BIN)/pytest tests/benchmarks --benchmark-only
+
+clean: ## remove environments, caches and builds; runs/ and data/ stay
+	rm -rf .venv .venv-* build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find bench pruners leaderboard tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# $(call install,ENVIRONMENT,FILE): uv is quicker than pip and shares the files of packages between environments; pip
+# takes over where the way to a package index is set up for pip alone. Both accept nothing but the hashes in FILE.
+define install
+$(BIN)/uv pip install --quiet --python $(1)/bin/python --require-hashes --requirement $(2) || \
+	$(BIN)/python -m pip --python $(1)/bin/python install --quiet --require-hashes --requirement $(2)
+endef
+
+# $(call install_project,ENVIRONMENT): the build backend is among the installed packages, so nothing is fetched.
+define install_project
+$(BIN)/python -m pip --python $(1)/bin/python install --quiet --no-deps --no-build-isolation --no-index --editable .
+endef
+
+$(PACKAGES): requirements/uv.txt requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prunebench needs Python 3.11 or newer, and \
+	$(PYTHON) is older: name another one, for example make PYTHON=python3.12")'
+	@echo "Setting up $(VENV): about a minute and 5 GB, most of it torch"
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/uv.txt
+	@$(call install,$(VENV),requirements/dev.txt)
+	@touch $@
+
+$(READY): $(PACKAGES) pyproject.toml
+	@$(call install_project,$(VENV))
+	@touch $@
+
+.venv-%/.ready-$(VERSION): requirements/%.txt pyproject.toml | $(READY)
+	@echo "Setting up .venv-$*"
+	@rm -rf .venv-$*
+	@$(PYTHON) -m venv --without-pip .venv-$*
+	@$(call install,.venv-$*,$<)
+	@$(call install_project,.venv-$*)
+	@touch $@
+
+# `make lock` keeps the versions that still fit; `make lock UPGRADE=1` takes the newest.
+# fewest: one version for every Python where one exists, so that results do not differ by interpreter.
+COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+	$(if $(UPGRADE),--upgrade)
+PROJECT := pyproject.toml requirements/tools.in --constraint requirements/pins.in
+
+lock: ## resolve the versions anew into requirements/*.txt (UPGRADE=1: the newest)
+	@rm -rf .venv-lock
+	@$(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/python -m pip install --quiet --require-hashes --requirement requirements/uv.txt
+	$(COMPILE) requirements/uv.in --output-file requirements/uv.txt
+	$(COMPILE) $(PROJECT) --extra dev --output-file requirements/dev.txt
+	for extra in $(EXTRAS); do $(COMPILE) $(PROJECT) --constraint requirements/dev.txt --extra $$extra \
+		--output-file requirements/$$extra.txt || exit 1; done
+	@! grep -n '://' requirements/*.txt  # no address may be committed
