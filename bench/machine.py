@@ -1,0 +1,81 @@
+"""Facts about the machine and the code that a result came from."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from bench.errors import PrunebenchError
+from bench.files import sha256_of
+
+HERE = Path(__file__).parent
+PACKAGES = ("torch", "torchvision", "pyautoattack", "numpy", "scikit-learn", "prunebench")
+
+
+def device_named(name: str) -> torch.device:
+    """The device `name`, where "auto" means a CUDA card if there is one. Raises PrunebenchError when it is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise PrunebenchError(f"Unknown device {name!r}; choose auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise PrunebenchError(f"Device {name!r} is not here: torch sees no CUDA card; use --device cpu.")
+    return device
+
+
+@cache
+def cpu() -> str:
+    """The processor's name; with the same one, the same versions and threads, results are the same bytes."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = facts.get("model name", platform.processor() or platform.machine())
+    return f"{name}, model {facts['model']}" if "model" in facts else name
+
+
+def package(name: str) -> str | None:
+    """The installed version of a package, None when it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def commit() -> str | None:
+    """The git commit of this source tree, with "+" when it holds changes; None outside a checkout."""
+    try:
+        git = ["git", "-C", str(HERE.parent)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head}{'+' if changes.strip() else ''}"
+
+
+def env(device: torch.device) -> dict[str, str | int | None]:
+    """What a record says of where it was made."""
+    facts: dict[str, str | int | None] = {name: package(name) for name in PACKAGES}
+    facts |= {"python": platform.python_version(), "system": platform.system(), "cpu": cpu(), "threads": torch.get_num_threads()}
+    facts |= {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "commit": commit()}
+    return facts
+
+
+@cache
+def training_code() -> str:
+    """The hash of the code that decides what a training does, given its inputs."""
+    names = ("attacks", "data", "mask", "models", "train")
+    return sha256_of(b"\0".join((HERE / f"{name}.py").read_bytes() for name in names))
+
+
+def env_key(device: torch.device) -> str:
+    """What must be equal for two trainings to be the same bytes."""
+    facts = env(device)
+    return " ".join(str(facts[name]) for name in ("torch", "cpu", "threads", "device"))

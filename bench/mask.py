@@ -1,0 +1,125 @@
+"""Masks: which weights are kept, counted exactly, ties resolved, positions shuffled.
+
+A mask is a bool tensor of a weight's shape, True where the weight is kept; masks are keyed by the weight's name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+
+import torch
+from torch import Tensor, nn
+
+from bench.models import State
+from bench.protocol import as_sparsity
+
+Masks = dict[str, Tensor]
+
+
+def keep_count(prunable: int, sparsity: Decimal | float) -> int:
+    """How many of `prunable` weights may stay: prunable - ceil(sparsity * prunable), exact in decimals."""
+    return prunable - math.ceil(as_sparsity(sparsity) * prunable)
+
+
+def keep_largest(scores: Mapping[str, Tensor], keep: int, among: Masks | None = None) -> Masks:
+    """The masks of the `keep` largest scores over all tensors together.
+
+    Exactly `keep`: of equal scores those that come first are kept. `among`: masks to choose within, so that the result is
+    nested in them. Raises ValueError for NaN scores and when there are not `keep` weights to choose from.
+    """
+    flat = torch.cat([score.detach().reshape(-1) for score in scores.values()])
+    if flat.isnan().any():
+        raise ValueError("scores hold NaN, so the largest are not defined")
+    eligible = flat.numel()
+    if among is not None:
+        allowed = torch.cat([among[name].reshape(-1) for name in scores])
+        flat, eligible = torch.where(allowed, flat, -torch.inf), int(allowed.sum())
+    if not 0 <= keep <= eligible:
+        raise ValueError(f"cannot keep {keep} of {eligible} weights")
+    kept = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
+    kept[flat.argsort(descending=True, stable=True)[:keep]] = True
+    pieces = kept.split([score.numel() for score in scores.values()])
+    return {name: piece.view(score.shape) for (name, score), piece in zip(scores.items(), pieces, strict=True)}
+
+
+def keep_largest_by_layer(scores: Mapping[str, Tensor], keeps: Mapping[str, int]) -> Masks:
+    """The masks of the `keeps[name]` largest scores inside each tensor; exact and with ties as in `keep_largest`."""
+    return {name: keep_largest({name: score}, keeps[name])[name] for name, score in scores.items()}
+
+
+def apportion(keep: int, sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
+    """`keep` divided over layers in proportion to `shares`, none above its size, the total exact.
+
+    Layers that would overflow are filled and the rest is divided again; what rounding leaves goes to the largest
+    remainders (Hare's method).
+    """
+    counts, free = [0] * len(sizes), list(range(len(sizes)))
+    left = keep
+    while free:
+        weight = math.fsum(shares[i] for i in free)
+        wanted = {i: left * shares[i] / weight if weight else left / len(free) for i in free}
+        full = [i for i in free if wanted[i] >= sizes[i]]
+        if not full:
+            for i in free:
+                counts[i] = math.floor(wanted[i])
+            spare = left - sum(counts[i] for i in free)
+            for i in sorted(free, key=lambda i: (math.floor(wanted[i]) - wanted[i], i))[:spare]:
+                counts[i] += 1
+            return counts
+        for i in full:
+            counts[i] = sizes[i]
+            left -= sizes[i]
+            free.remove(i)
+    return counts
+
+
+def erk(shapes: Mapping[str, Sequence[int]], keep: int) -> dict[str, int]:
+    """How many weights each layer keeps under Erdos-Renyi-Kernel densities, `keep` in all.
+
+    A layer's density is proportional to (sum of its dimensions) / (product of its dimensions): Evci et al. 2020,
+    arXiv 1911.11134, section 3; capped at 1.
+    """
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    counts = apportion(keep, sizes, [float(sum(shape)) for shape in shapes.values()])
+    return dict(zip(shapes, counts, strict=True))
+
+
+def draw(shapes: Mapping[str, Sequence[int]], keeps: Mapping[str, int], generator: torch.Generator) -> Masks:
+    """Masks with `keeps[name]` weights at random places in each layer."""
+    return keep_largest_by_layer({name: torch.rand(*shape, generator=generator) for name, shape in shapes.items()}, keeps)
+
+
+def shuffled(masks: Masks, generator: torch.Generator) -> Masks:
+    """The same number of kept weights in every layer, at random places: what layer densities alone are worth."""
+    shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
+    return draw(shapes, {name: int(mask.sum()) for name, mask in masks.items()}, generator)
+
+
+def masked(state: State, masks: Masks) -> State:
+    """`state` with exact zeros where the masks are False; the other tensors are the same objects."""
+    return state | {name: torch.where(mask, state[name], 0.0) for name, mask in masks.items()}
+
+
+def rescaled(state: State, masks: Masks) -> State:
+    """`state` masked, each layer's weights divided by the square root of its density.
+
+    A mask drawn at initialisation cuts the variance of a layer's output by the density; this restores it. An empty
+    layer stays empty.
+    """
+    scales = {name: max(float(mask.float().mean()), 1 / mask.numel()) ** -0.5 for name, mask in masks.items()}
+    return masked(state, masks) | {name: torch.where(mask, state[name] * scales[name], 0.0) for name, mask in masks.items()}
+
+
+def nonzero(state: State, names: Sequence[str]) -> Masks:
+    """The masks that `state` has now: True where a weight is not zero."""
+    return {name: state[name] != 0 for name in names}
+
+
+@torch.no_grad()
+def enforce(model: nn.Module, masks: Masks) -> None:
+    """Set the pruned weights of `model` to zero in place."""
+    parameters = dict(model.named_parameters())
+    for name, mask in masks.items():
+        parameters[name].mul_(mask)

@@ -1,0 +1,117 @@
+"""The architectures of the benchmark; every net takes pixels in [0, 1] and normalises them itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet
+from torchvision.models.resnet import BasicBlock
+from torchvision.models.vgg import cfgs, make_layers
+
+from bench.data import Info
+from bench.errors import unknown
+
+State = dict[str, Tensor]
+
+
+class Normalise(nn.Module):
+    """Pixels in [0, 1] to zero mean and unit spread; the constants are buffers, so a saved net carries them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`images`: (n, c, h, w)."""
+        return (images - self.mean) / self.std
+
+
+def _conv(inputs: int, outputs: int, *, stride: int = 1, padding: int = 1) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=padding, bias=False)
+    return [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+
+def _digits_cnn(classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """Two convolutions and two linear layers, 38,160 weights on 8x8 digits."""
+    channels, height, width = shape
+    flat = 32 * ((height + 1) // 2) * ((width + 1) // 2)
+    return nn.Sequential(
+        *_conv(channels, 16), *_conv(16, 32, stride=2), nn.Flatten(),
+        nn.Linear(flat, 64), nn.ReLU(inplace=True), nn.Linear(64, classes),
+    )  # fmt: skip
+
+
+def _mnist_cnn(classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """The small CNN of TRADES (Zhang et al. 2019, arXiv 1901.08573): 4 convolutions, 3 linear; BN added, no dropout."""
+    channels, height, width = shape
+    flat = 64 * (((height - 4) // 2 - 4) // 2) * (((width - 4) // 2 - 4) // 2)
+    return nn.Sequential(
+        *_conv(channels, 32, padding=0), *_conv(32, 32, padding=0), nn.MaxPool2d(2),
+        *_conv(32, 64, padding=0), *_conv(64, 64, padding=0), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(flat, 200), nn.ReLU(inplace=True), nn.Linear(200, 200), nn.ReLU(inplace=True), nn.Linear(200, classes),
+    )  # fmt: skip
+
+
+def _resnet18(classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """torchvision's ResNet-18 with the stem for small images: one 3x3 convolution of stride 1, no pooling."""
+    net = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes)
+    net.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    net.maxpool = nn.Identity()  # type: ignore[assignment]
+    return net
+
+
+def _vgg16_bn(classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """torchvision's VGG-16-BN features and one linear layer."""
+    features = make_layers(cfgs["D"], batch_norm=True)
+    if shape[0] != 3:
+        features[0] = nn.Conv2d(shape[0], 64, 3, padding=1)
+    for module in features:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+    return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
+
+
+MODELS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {
+    "digits-cnn": _digits_cnn,
+    "mnist-cnn": _mnist_cnn,
+    "resnet18": _resnet18,
+    "vgg16-bn": _vgg16_bn,
+}
+_SHAPES = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28)}
+
+
+def build(
+    arch: str, num_classes: int = 10, shape: tuple[int, int, int] | None = None, *, info: Info | None = None, seed: int = 0
+) -> nn.Module:
+    """A fresh net in float32 whose weights depend on `seed` alone.
+
+    `shape`: (channels, height, width), by default that of the data the architecture is meant for. `info` gives classes,
+    shape and pixel statistics at once. The global random state is left as it was. Raises PrunebenchError for an
+    unknown `arch`.
+    """
+    if arch not in MODELS:
+        raise unknown("model", arch, MODELS)
+    if info is None:
+        shape = shape or _SHAPES.get(arch, (3, 32, 32))
+        info = Info(num_classes, shape, (0.5,) * shape[0], (0.25,) * shape[0])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body = MODELS[arch](info.classes, info.shape)
+    return nn.Sequential(Normalise(info.mean, info.std), body)
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weight of every convolution and linear layer by its name in the state dict, first and last layer included."""
+    return {
+        f"{name}.weight" if name else "weight": module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }

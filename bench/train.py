@@ -1,0 +1,281 @@
+"""Adversarial training: the same for every pruner, deterministic on the CPU, resumable after every epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.attacks import pgd
+from bench.checkpoint import pack, unpack
+from bench.data import Split, as_float
+from bench.errors import PrunebenchError, Refused
+from bench.files import write_bytes
+from bench.mask import Masks, enforce
+from bench.models import State
+from bench.protocol import Threat, Training, exact
+from bench.seeds import derive
+
+Report = Callable[[str, float, float], None]  # what is at work, how much is done, of how much
+VALIDATED = 1000  # images; the robust accuracy on validation guides people, it enters no result
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves: the averaged `weights` (EMA), the `last` raw ones, and a `curve` of a row an epoch."""
+
+    weights: State
+    last: State
+    curve: list[dict[str, Any]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which part of which schedule is trained: epochs `start` to `stop` of a schedule of `epochs`."""
+
+    recipe: Training
+    threat: Threat
+    epochs: int
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def last(self) -> int:
+        """The epoch to stop before."""
+        return self.epochs if self.stop is None else self.stop
+
+    def batches(self, images: int) -> int:
+        """Whole batches in an epoch; what is left over comes in another epoch."""
+        return images // min(self.recipe.batch, images)
+
+    def passes(self, images: int) -> int:
+        """The price in sample passes."""
+        trained = self.batches(images) * min(self.recipe.batch, images)
+        return max(0, self.last - self.start) * trained * self.recipe.passes
+
+    def lr(self, progress: float) -> float:
+        """The learning rate when `progress`, in [0, 1), of the schedule is done."""
+        if self.recipe.schedule == "cosine":
+            return self.recipe.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.recipe.lr * (1.0 if progress < 0.75 else 0.1)
+
+
+def fit(
+    model: nn.Module, plan: Plan, train: Split, validation: Split, *, seed: int, masks: Masks | None = None,
+    partial: Path | None = None, report: Report | None = None,
+) -> Trained:  # fmt: skip
+    """Train `model` in place by `plan` and return the averaged weights.
+
+    `masks` hold their weights at zero. Batches, augmentation and noise of an epoch depend on `seed` and its number alone.
+    After every epoch all that the next one needs is written to `partial`; a run that finds that file goes on from
+    there and ends in the same bytes. Raises PrunebenchError when the loss is no longer finite, and when one-step training
+    (fgsm-rs) overfits to its own attack.
+    """
+    device = train.images.device
+    trainer = _Trainer(model, plan, masks or {}, device)
+    trainer.restore(partial)
+    batch = min(plan.recipe.batch, len(train))
+    batches = plan.batches(len(train))
+    for epoch in range(trainer.epoch, plan.last):
+        began = time.perf_counter()
+        shuffle = torch.Generator().manual_seed(derive(seed, "order", epoch))
+        noise = torch.Generator(device).manual_seed(derive(seed, "noise", epoch))
+        order = torch.randperm(len(train), generator=shuffle).to(device)
+        losses = torch.zeros((), device=device)
+        for i in range(batches):
+            part = train.take(order[i * batch : (i + 1) * batch])
+            images = as_float(part.images)
+            if plan.recipe.augment == "crop-flip":
+                images = crop_flip(images, noise)
+            losses += trainer.step(images, part.labels, (epoch + i / batches) / plan.epochs, noise)
+        row = {"epoch": epoch + 1, "loss": losses.item() / batches, "lr": plan.lr((epoch + 1) / plan.epochs)}
+        if not math.isfinite(row["loss"]):
+            raise PrunebenchError(f"Training diverged: the loss of epoch {epoch + 1} is {row['loss']}; lower the learning rate.")
+        one_step = plan.recipe.objective == "fgsm-rs"
+        if one_step or (epoch + 1) % plan.recipe.validate_every == 0 or epoch + 1 == plan.last:
+            row |= trainer.validate(validation, derive(seed, "validation", epoch))
+        trainer.close_epoch(row, time.perf_counter() - began, partial)
+        if one_step:
+            _refuse_collapse(trainer.curve)
+        if report is not None:
+            report(f"epoch {epoch + 1}/{plan.last}", epoch + 1 - plan.start, plan.last - plan.start)
+    return trainer.result()
+
+
+class _Trainer:
+    """A net in training: its optimiser, its running average, and what has happened so far."""
+
+    def __init__(self, model: nn.Module, plan: Plan, masks: Masks, device: torch.device) -> None:
+        recipe = plan.recipe
+        cuda = device.type == "cuda"
+        self.model = model.to(device, memory_format=torch.channels_last) if cuda else model
+        self.autocast = torch.autocast("cuda", torch.bfloat16) if cuda else None
+        self.plan, self.masks = plan, {name: mask.to(device) for name, mask in masks.items()}
+        enforce(self.model, self.masks)
+        self.optimiser = torch.optim.SGD(
+            self.model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0,
+            weight_decay=recipe.weight_decay, fused=cuda,
+        )  # fmt: skip
+        self.live = self.model.state_dict()  # the tensors themselves, which training changes in place
+        self.average = {name: tensor.clone() for name, tensor in self.live.items()}
+        self.epoch, self.steps, self.seconds = plan.start, 0, 0.0
+        self.curve: list[dict[str, Any]] = []
+
+    def step(self, images: Tensor, labels: Tensor, progress: float, noise: torch.Generator) -> Tensor:
+        """Train on one batch; returns the loss, not yet read back from the device."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.plan.lr(progress)
+        loss = self._loss(images, labels, noise)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        enforce(self.model, self.masks)
+        self._follow()
+        return loss.detach()
+
+    def _loss(self, images: Tensor, labels: Tensor, noise: torch.Generator) -> Tensor:
+        recipe, threat = self.plan.recipe, self.plan.threat
+        step_size = float(exact(recipe.step_size))
+        if recipe.objective == "trades":  # Zhang et al. 2019, arXiv 1901.08573, equation 5
+            with torch.no_grad(), _attacking(self.model):
+                clean = F.softmax(self._logits(images), dim=1)
+                start = images + 0.001 * torch.empty_like(images).normal_(generator=noise)
+            with _attacking(self.model):
+                adversarial = pgd(
+                    self.model, images, clean, threat, generator=noise, steps=recipe.steps, step_size=step_size,
+                    loss=_divergence, start=start.clamp(0, 1), autocast=self.autocast,
+                )  # fmt: skip
+            logits = self._logits(images)
+            return F.cross_entropy(logits, labels) + recipe.beta * _divergence(
+                self._logits(adversarial), F.softmax(logits, dim=1)
+            )
+        steps = recipe.steps
+        if recipe.objective == "fgsm-rs":  # Wong et al. 2020, arXiv 2001.03994: one step of 1.25 eps
+            steps, step_size = 1, 1.25 * threat.radius
+        with _attacking(self.model):
+            adversarial = pgd(
+                self.model, images, labels, threat, generator=noise, steps=steps, step_size=step_size, autocast=self.autocast
+            )
+        return F.cross_entropy(self._logits(adversarial), labels)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        if self.autocast is None:
+            return self.model(images)  # type: ignore[no-any-return]
+        with self.autocast:
+            logits = self.model(images.contiguous(memory_format=torch.channels_last))
+        return logits.float()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average toward the weights; early on it forgets faster, so that the start does not linger."""
+        self.steps += 1
+        decay = min(self.plan.recipe.ema, self.steps / (9 + self.steps))
+        live = self.live
+        floating = [name for name in live if live[name].is_floating_point()]
+        torch._foreach_lerp_([self.average[name] for name in floating], [live[name] for name in floating], 1 - decay)
+        for name in live.keys() - set(floating):
+            self.average[name].copy_(live[name])
+
+    def validate(self, validation: Split, seed: int) -> dict[str, float]:
+        """Clean and PGD accuracy of the average on validation images, in [0, 1]."""
+        part = validation.take(slice(0, VALIDATED))
+        images, labels = as_float(part.images), part.labels
+        raw = {name: tensor.clone() for name, tensor in self.live.items()}
+        self.model.load_state_dict(self.average)
+        recipe = self.plan.recipe
+        with _attacking(self.model):
+            adversarial = pgd(
+                self.model, images, labels, self.plan.threat, steps=recipe.steps, step_size=float(exact(recipe.step_size)),
+                generator=torch.Generator(images.device).manual_seed(seed), autocast=self.autocast,
+            )  # fmt: skip
+            with torch.no_grad():
+                rates = [(self._logits(x).argmax(1) == labels).float().mean().item() for x in (images, adversarial)]
+        self.model.load_state_dict(raw)
+        return {"clean": rates[0], "robust": rates[1]}
+
+    def close_epoch(self, row: dict[str, Any], seconds: float, partial: Path | None) -> None:
+        """Note what the epoch brought and write down where to go on."""
+        self.epoch, self.seconds = row["epoch"], self.seconds + seconds
+        self.curve.append(row)
+        if partial is None:
+            return
+        tensors = {f"net/{name}": tensor for name, tensor in self.live.items()}
+        tensors |= {f"average/{name}": tensor for name, tensor in self.average.items()}
+        for name, parameter in self.model.named_parameters():
+            if (momentum := self.optimiser.state[parameter].get("momentum_buffer")) is not None:
+                tensors[f"momentum/{name}"] = momentum
+        about = {"epoch": self.epoch, "steps": self.steps, "seconds": self.seconds, "curve": self.curve}
+        write_bytes(partial, pack(tensors, about))
+
+    def restore(self, partial: Path | None) -> None:
+        """Go on from where an earlier run of the same training was cut off, if it left a whole file."""
+        if partial is None or not partial.exists():
+            return
+        try:
+            tensors, about = unpack(partial.read_bytes(), str(partial))
+        except Refused:
+            return
+        self.model.load_state_dict({name.removeprefix("net/"): t for name, t in tensors.items() if name.startswith("net/")})
+        for name, average in self.average.items():
+            average.copy_(tensors[f"average/{name}"])
+        for name, parameter in self.model.named_parameters():
+            if f"momentum/{name}" in tensors:
+                self.optimiser.state[parameter]["momentum_buffer"] = tensors[f"momentum/{name}"].to(parameter.device)
+        self.epoch, self.steps, self.seconds, self.curve = (about[key] for key in ("epoch", "steps", "seconds", "curve"))
+
+    def result(self) -> Trained:
+        """The average and the raw weights, on the CPU, pruned weights exactly zero."""
+        last = {name: tensor.detach().cpu().clone() for name, tensor in self.live.items()}
+        weights = {name: tensor.cpu().clone() for name, tensor in self.average.items()}
+        return Trained(weights, last, self.curve, self.seconds)
+
+
+@contextmanager
+def _attacking(model: nn.Module) -> Iterator[None]:
+    """Batch normalisation in eval mode: the net under attack is the one that will be scored."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+def _divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """KL(probabilities || softmax(logits)), the batch mean."""
+    return F.kl_div(F.log_softmax(logits, dim=1), probabilities, reduction="batchmean")
+
+
+def crop_flip(images: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
+    """Each image padded by `pad` black pixels, cut at a random place to its old size, and mirrored half the time."""
+    n, _, height, width = images.shape
+
+    def draw(high: int) -> Tensor:
+        return torch.randint(high, (n,), generator=generator, device=images.device)
+
+    top, left, flip = draw(2 * pad + 1), draw(2 * pad + 1), draw(2).bool()
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device)
+    columns = left[:, None] + torch.where(flip[:, None], columns.flip(0), columns)
+    padded = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
+    pick = torch.arange(n, device=images.device)[:, None, None]
+    return padded[pick, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def _refuse_collapse(curve: list[dict[str, Any]]) -> None:
+    """Stop one-step training whose PGD accuracy has fallen to less than half of its best (catastrophic overfitting)."""
+    seen = [row["robust"] for row in curve]
+    if max(seen) >= 0.2 and seen[-1] < 0.5 * max(seen):
+        raise PrunebenchError(
+            f"Catastrophic overfitting: PGD accuracy on validation fell from {max(seen):.0%} to {seen[-1]:.0%} in epoch "
+            f"{curve[-1]['epoch']}; train with the objective pgd, or with fewer epochs."
+        )

@@ -1,0 +1,146 @@
+"""Pruners: one method a file. Here is the registry: which there are, and how one is named with its options."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import sys
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bench.errors import PrunebenchError, unknown
+from bench.files import sha256_of
+from bench.lab import Pruner
+
+GROUP = "prunebench.pruners"
+
+
+class _Registry(Mapping[str, type]):
+    """Name -> class for every entry point of the group; a class is imported when it is asked for, not before."""
+
+    @cached_property
+    def _points(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=GROUP)}
+
+    def __getitem__(self, name: str) -> type:
+        return self._points[name].load()  # type: ignore[no-any-return]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._points))
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+
+PRUNERS: Mapping[str, type] = _Registry()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A pruner as somebody named it: its `name`, the `options` that differ from its defaults, its `source`'s sha256."""
+
+    name: str
+    options: dict[str, bool | int | float | str]
+    pruner: Pruner
+    source: str
+
+    @property
+    def prunes(self) -> bool:
+        """Whether it prunes at all; one that does not is run at sparsity 0 alone."""
+        return getattr(type(self.pruner), "prunes", True)
+
+
+def parse(spec: str) -> Chosen:
+    """The pruner that `spec` names, ready to be called.
+
+    `spec` is `NAME`, `package.module:Class` or `path/file.py:Class`, each with `:option=value,...` behind it if wanted.
+    Raises PrunebenchError for an unknown name or option, and for a value that is not of the option's type.
+    """
+    head, options = spec, ""
+    if "=" in spec:
+        head, _, options = spec.rpartition(":")
+        if "=" in head or not head:
+            raise PrunebenchError(f"Cannot read the pruner {spec!r}; write NAME:option=value,option=value.")
+    cls = _class(head)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    given: dict[str, Any] = {}
+    for item in filter(None, options.split(",")):
+        key, _, text = item.partition("=")
+        if key not in fields:
+            raise unknown(f"option of {head}", key, fields)
+        given[key] = _value(head, fields[key], text, cls)
+    try:
+        pruner = cls(**given)
+    except ValueError as error:
+        raise PrunebenchError(f"Pruner {spec!r} refuses its options: {error}") from None
+    changed = {key: value for key, value in given.items() if value != fields[key].default}
+    return Chosen(_label(head), changed, pruner, source_of(cls))
+
+
+def source_of(cls: type) -> str:
+    """The sha256 of the file that `cls` is written in: a mended pruner is another pruner."""
+    return sha256_of(Path(inspect.getfile(cls)).read_bytes())
+
+
+def _label(head: str) -> str:
+    """The name in records: a file is named by its stem, so that no path of somebody's machine gets into one."""
+    path, _, cls = head.rpartition(":")
+    return f"{Path(path).stem}.{cls}" if path.endswith(".py") else head.replace(":", ".")
+
+
+def _class(head: str) -> type:
+    if ":" not in head:
+        if head not in PRUNERS:
+            raise unknown("pruner", head, PRUNERS, "Or name a class: package.module:Class or path/to/file.py:Class.")
+        cls = PRUNERS[head]
+    else:
+        path, _, name = head.rpartition(":")
+        module = _module(path)
+        classes = [key for key, value in vars(module).items() if dataclasses.is_dataclass(value)]
+        if name not in classes:
+            raise unknown(f"class in {path}", name, classes, "A pruner is a frozen dataclass.")
+        cls = getattr(module, name)
+    if not (dataclasses.is_dataclass(cls) and callable(getattr(cls, "__call__", None)) and "__call__" in dir(cls)):
+        raise PrunebenchError(f"{head!r} is not a pruner: write a frozen dataclass with __call__(self, job, lab).")
+    return cls
+
+
+def _module(path: str) -> ModuleType:
+    try:
+        if not path.endswith(".py"):
+            return importlib.import_module(path)
+        file = Path(path)
+        if not file.is_file():
+            raise PrunebenchError(f"There is no file {path}; name a pruner as path/to/file.py:Class.")
+        name = f"prunebench_file_{sha256_of(str(file.resolve()).encode())[:16]}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None  # both are there for every *.py file
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up by name
+        spec.loader.exec_module(module)
+        return module
+    except (ImportError, SyntaxError) as error:
+        raise PrunebenchError(f"Cannot import the pruner's module {path!r}: {error}.") from error
+
+
+def _value(head: str, field: dataclasses.Field[Any], text: str, cls: type) -> Any:
+    kind = typing.get_type_hints(cls)[field.name]
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        value = kind(text)
+        if kind is float and not abs(value) < float("inf"):
+            raise ValueError
+        return value
+    except (KeyError, ValueError):
+        raise PrunebenchError(
+            f"Option {field.name}={text!r} of {head} is not of type {kind.__name__}; its default is {field.default!r}."
+        ) from None

@@ -1,0 +1,71 @@
+"""What every method is held against: no pruning, random pruning, and one cut by magnitude."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bench.lab import Lab
+from bench.mask import draw, erk, keep_largest, masked, rescaled, shuffled
+from bench.models import State
+from bench.protocol import Job
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The whole budget in one adversarial training of the dense net: what pruning has to be compared with.
+
+    `shuffle`: nothing to permute in a mask of all ones; accepted so that a whole grid can be shuffled.
+    """
+
+    shuffle: bool = False
+    prunes: ClassVar[bool] = False
+
+    def __call__(self, job: Job, lab: Lab) -> State:
+        """Train."""
+        return lab.fit("train", lab.initial(), epochs=lab.epochs).weights
+
+
+@dataclass(frozen=True)
+class Random:
+    """A random mask at initialisation with Erdos-Renyi-Kernel layer densities, then the whole budget in training.
+
+    Densities: Evci et al. 2020, arXiv 1911.11134. The kept weights are divided by the square root of their layer's
+    density, since otherwise the signal of a very sparse net dies out. `shuffle` draws the positions once more.
+    """
+
+    shuffle: bool = False
+
+    def __call__(self, job: Job, lab: Lab) -> State:
+        """Draw, then train under the mask."""
+        masks = draw(lab.shapes, erk(lab.shapes, lab.keep), lab.generator("mask"))
+        if self.shuffle:
+            masks = shuffled(masks, lab.generator("shuffle"))
+        return lab.fit("train", rescaled(lab.initial(), masks), epochs=lab.epochs, masks=masks).weights
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Dense adversarial training, one global cut of the smallest weights, fine-tuning under the mask.
+
+    `dense`: the share of the budget that goes into the dense training, in (0, 1). `lr`: the peak learning rate of the
+    fine-tuning as a multiple of the protocol's. `shuffle`: permute the kept positions inside each layer after the cut.
+    """
+
+    dense: float = 0.5
+    lr: float = 0.5
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.dense < 1 or not self.lr > 0:
+            raise ValueError(f"dense = {self.dense} must be in (0, 1) and lr = {self.lr} above 0")
+
+    def __call__(self, job: Job, lab: Lab) -> State:
+        """Train, cut, fine-tune."""
+        epochs = max(1, round(self.dense * lab.epochs))
+        dense = lab.fit("dense", lab.initial(), epochs=epochs).weights
+        masks = keep_largest({name: dense[name].abs() for name in lab.shapes}, lab.keep)
+        if self.shuffle:
+            masks = shuffled(masks, lab.generator("shuffle"))
+        lr = self.lr * lab.protocol.training.lr
+        return lab.fit("fine-tune", masked(dense, masks), epochs=lab.epochs - epochs, masks=masks, lr=lr).weights

@@ -1,0 +1,61 @@
+"""Iterative magnitude pruning: the adversarial lottery ticket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.lab import Lab
+from bench.mask import Masks, keep_largest, masked, shuffled
+from bench.models import State
+from bench.protocol import Job
+
+
+@dataclass(frozen=True)
+class IMP:
+    """Train, cut the globally smallest weights, rewind weights and batch norm to epoch `rewind`, repeat.
+
+    Frankle & Carbin 2019 (arXiv 1803.03635) and Frankle et al. 2020 (arXiv 1912.05671) for the ticket and the rewinding;
+    Li et al. 2020 (arXiv 2003.05733) for adversarial training in each round. Every one of the `rounds` cuts multiplies
+    the density by the same factor. Our reading: the trainings of the search share the part `search` of the budget
+    equally and the last training, whose weights are the result, takes the rest, since all pruners have one budget and
+    short last trainings lose to longer ones. The cut ranks the averaged weights; the rewind takes the raw ones, from
+    which training goes on at epoch `rewind` of its schedule. With `rounds=1, rewind=0` this is the one-shot ticket.
+    `shuffle`: permute the kept positions inside each layer before the last training.
+    """
+
+    rounds: int = 4
+    rewind: int = 1
+    search: float = 0.5
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.rewind < 0 or not 0 < self.search < 1:
+            raise ValueError(
+                f"rounds = {self.rounds} must be at least 1, rewind = {self.rewind} at least 0, search = {self.search} in (0, 1)"
+            )
+
+    def __call__(self, job: Job, lab: Lab) -> State:
+        """Search the ticket, then train it."""
+        epochs = max(1, int((self.search * lab.epochs - self.rewind) / self.rounds))
+        early = lab.initial()
+        if self.rewind:
+            early = lab.fit("to the rewind point", early, epochs=self.rewind + epochs, stop=self.rewind).last
+        masks: Masks | None = None
+        for cut in range(1, self.rounds + 1):
+            start = early if masks is None else masked(early, masks)
+            trained = lab.fit(
+                f"search {cut}", start, epochs=self.rewind + epochs, first=self.rewind, masks=masks
+            ).weights
+            masks = keep_largest({name: trained[name].abs() for name in lab.shapes}, self._keep(cut, lab), masks)
+        assert masks is not None  # rounds >= 1
+        if self.shuffle:
+            masks = shuffled(masks, lab.generator("shuffle"))
+        rest = lab.epochs - self.rewind - self.rounds * epochs
+        return lab.fit(
+            "train the ticket", masked(early, masks), epochs=self.rewind + rest, first=self.rewind, masks=masks
+        ).weights
+
+    def _keep(self, cut: int, lab: Lab) -> int:
+        """How many weights stay after `cut` of the rounds: the density falls by the same factor each time."""
+        density = (lab.keep / lab.prunable) ** (cut / self.rounds)
+        return max(lab.keep, round(density * lab.prunable))
