@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from scipy import stats
 
@@ -36,11 +37,12 @@ class Spread:
 
 def pooled(groups: Sequence[Sequence[float]]) -> Spread:
     """The spread within `groups`: sum of squares about each group's mean over the sum of (size - 1)."""
-    squares, df = 0.0, 0
+    squares, df = Fraction(), 0  # exact, so that equal values have no spread at all
     for group in groups:
-        mean = math.fsum(group) / len(group)
-        squares += math.fsum((value - mean) ** 2 for value in group)
-        df += len(group) - 1
+        values = [Fraction(value) for value in group]
+        mean = sum(values, Fraction()) / len(values)
+        squares += sum(((value - mean) ** 2 for value in values), Fraction())
+        df += len(values) - 1
     return Spread(math.sqrt(squares / df) if df else math.nan, df)
 
 
