@@ -41,7 +41,7 @@ def make(
         "protocol": {"name": DIGITS.name, "version": DIGITS.version, "sha256": DIGITS.sha256},
         "job": {"pruner": pruner, "options": {}, "sparsity": sparsity, "seed": seed},
         "net": {
-            "sha256": sha256_of(f"{pruner}/{sparsity}/{seed}".encode()),
+            "sha256": sha256_of(repr((pruner, sparsity, seed)).encode()),
             "arch": "digits-cnn",
             "prunable": PRUNABLE,
             "nonzero": nonzero,

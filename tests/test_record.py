@@ -1,0 +1,254 @@
+"""Records are strict in both directions, know whether they were edited, and can be counted again."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from bench.errors import PrunebenchError
+from bench.files import sha256_of, write_bytes, write_json
+from bench.record import (
+    LARGEST,
+    Record,
+    Refusal,
+    load_all,
+    load_record,
+    load_records,
+    outcomes_path,
+    pack_outcomes,
+    recount,
+)
+from tests.records import ATTACKS, make, outcomes, refusal, save
+
+
+def edited(path, change, *, sealed):
+    """Change the JSON of the record at `path`; `sealed`: with the hash that belongs to the change."""
+    values = json.loads(path.read_text())
+    change(values)
+    if sealed:
+        values["sha256"] = Record.model_validate(values).own_sha256
+    write_json(path, values)
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    record = make(notes={"a": None, "b": 0.1, "c": "ä\u202e\x00"}, job={"options": {"rounds": 5, "global": True}})
+    path = save(tmp_path, record)
+    assert load_record(path) == record
+    assert load_record(path).sha256 == record.own_sha256
+    before = path.read_bytes()
+    load_record(path).save(path)
+    assert path.read_bytes() == before
+
+
+def test_a_refusal_comes_back_as_it_was(tmp_path):
+    refusal().save(tmp_path / "a.json")
+    assert load_record(tmp_path / "a.json") == refusal()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values["cost"].update(train_seconds=1.0),
+        lambda values: values.update(official=False),
+        lambda values: values["notes"].update(new=1),
+        lambda values: values["job"].update(seed=1),
+        lambda values: values.update(sha256="0" * 64),
+    ],
+)
+def test_an_edit_is_seen_by_the_hash(tmp_path, change):
+    path = save(tmp_path, make())
+    edited(path, lambda values: None, sealed=False)
+    assert load_record(path) == make()  # writing it again is no edit
+    edited(path, change, sealed=False)
+    with pytest.raises(PrunebenchError, match=r"was edited.*score the net again"):
+        load_record(path)
+
+
+def key(name, value):
+    def change(values):
+        *path, last = name.split(".")
+        for part in path:
+            values = values[int(part) if part.isdigit() else part]
+        values[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (key("extra", 1), "unknown key 'extra'"),
+        (key("score.extra", 1), "unknown key 'score.extra'"),
+        (lambda values: values["score"].pop("clean"), "the key 'score.clean' is missing"),
+        (key("schema", 2), "schema = 2"),
+        (key("score.clean", "80"), "score.clean = '80'"),
+        (key("score.clean", 80.0), "score.clean = 80.0"),
+        (key("score.clean", True), "score.clean = True"),
+        (key("score.clean", None), "score.clean = None"),
+        (key("score.clean", -1), "score.clean = -1"),
+        (key("score.n", 0), "score.n = 0"),
+        (key("score.clean", 101), "rise somewhere in [100, 101, 50, 50, 50, 50]"),
+        (key("score.survived.square", 51), "rise somewhere"),
+        (key("score.robust", 49), "robust = 49, but 50 survived"),
+        (key("net.nonzero", 99), "add up to nonzero = 100, not 99"),
+        (key("net.prunable", 999), "add up to prunable = 1000, not 999"),
+        (key("net.sha256", "A" * 64), "net.sha256 = "),
+        (key("cost.score_seconds", "3"), "cost.score_seconds = '3'"),
+        (key("cost.train_passes", 10**400), "cost.train_passes"),
+        (key("official", 1), "official = 1"),
+        (key("official", "true"), "official = 'true'"),
+        (key("job.sparsity", 1.0), "job.sparsity = 1.0"),
+        (key("job.sparsity", "0.9"), "job.sparsity = '0.9'"),
+    ],
+)
+def test_a_record_is_strict(tmp_path, change, rule):
+    path = save(tmp_path, make())
+    edited(path, change, sealed=False)
+    with pytest.raises(PrunebenchError) as error:
+        load_record(path)
+    assert rule in str(error.value)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("place", ['"score_seconds": 3.0', '"torch": "2.11.0"', '"seed": 0', '"sparsity": 0.9'])
+def test_no_number_that_is_none(tmp_path, place, number):
+    path = save(tmp_path, make())
+    text = path.read_text()
+    assert text.count(place) == 1
+    path.write_text(text.replace(place, f"{place.split(':')[0]}: {number}"))
+    with pytest.raises(PrunebenchError, match="is not a record of prunebench"):
+        load_record(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[1]", "holds no object"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"a": 1, "a": 2}', "a key stands twice"),
+        (b'{"refused": "finite"}', "is missing; add it"),
+        (b" " * (LARGEST + 1), "larger than"),
+    ],
+)
+def test_other_files_are_no_records(tmp_path, text, rule):
+    (tmp_path / "a.json").write_bytes(text)
+    with pytest.raises(PrunebenchError, match=rule):
+        load_record(tmp_path / "a.json")
+
+
+def test_a_key_that_stands_twice_could_hide_a_number(tmp_path):
+    path = save(tmp_path, make())
+    path.write_text(path.read_text().replace('"clean": 80,', '"clean": 99, "clean": 80,'))
+    with pytest.raises(PrunebenchError, match="a key stands twice"):
+        load_record(path)
+
+
+def test_load_all_reads_in_order_and_tells_refusals(tmp_path):
+    paths = [save(tmp_path, make(seed=seed)) for seed in (2, 0, 1)]
+    refusal().save(tmp_path / "refused.json")
+    assert list(load_all(tmp_path)) == [*sorted(paths), tmp_path / "refused.json"]
+    assert [record.job.seed for record in load_records(tmp_path)] == [0, 1, 2]
+    assert isinstance(load_all(tmp_path)[tmp_path / "refused.json"], Refusal)
+    with pytest.raises(PrunebenchError, match="There is no folder"):
+        load_all(tmp_path / "none")
+
+
+def test_sparsity_is_exact():
+    assert [make(sparsity=sparsity).net.sparsity for sparsity in (0.0, 0.55, 0.9, 0.95)] == [0.0, 0.55, 0.9, 0.95]
+
+
+def test_outcomes_are_the_same_bytes_each_time():
+    assert outcomes(100, 80, 50) == outcomes(100, 80, 50)
+
+
+def test_recount_accepts_what_was_scored(tmp_path):
+    path = save(tmp_path, make())
+    recount(path, load_record(path))
+
+
+def test_recount_takes_survivors_of_one_attack_after_the_other(tmp_path):
+    labels = np.arange(4)
+    bits = {"a": np.array([1, 1, 0, 1], bool), "b": np.array([0, 1, 1, 1], bool)}
+    raw = pack_outcomes(labels, np.array([0, 1, 2, 9]), bits)  # right: 0 1 2; after a: 0 1; after b: 1
+    score = {"n": 4, "clean": 3, "survived": {"a": 2, "b": 1}, "robust": 1}
+    path = save(tmp_path, make(score=score, outcomes=sha256_of(raw)))
+    write_bytes(outcomes_path(path), raw)
+    recount(path, load_record(path))
+    edited(path, key("score.survived.a", 3), sealed=True)
+    with pytest.raises(PrunebenchError, match="says a = 3, its outcomes say 2"):
+        recount(path, load_record(path))
+
+
+@pytest.mark.parametrize(
+    ("score", "rule"),
+    [
+        ({"clean": 81}, "says clean = 81, its outcomes say 80"),
+        ({"robust": 51, "survived": dict.fromkeys(ATTACKS, 51)}, "says apgd-ce = 51, its outcomes say 50"),
+        ({"n": 101}, "differ in the images"),
+        ({"survived": {"apgd-ce": 50}}, "differ in the images or attacks of"),
+        ({"survived": dict.fromkeys((*ATTACKS, "more"), 50)}, "survived/more"),
+    ],
+)
+def test_recount_sees_counts_changed_with_their_hash(tmp_path, score, rule):
+    path = save(tmp_path, make())
+    edited(path, lambda values: values["score"].update(score), sealed=True)
+    with pytest.raises(PrunebenchError, match=rule):
+        recount(path, load_record(path))
+
+
+def test_recount_sees_other_and_missing_outcomes(tmp_path):
+    path = save(tmp_path, make())
+    write_bytes(outcomes_path(path), outcomes(100, 80, 49))
+    with pytest.raises(PrunebenchError, match="is not the file that"):
+        recount(path, load_record(path))
+    outcomes_path(path).unlink()
+    with pytest.raises(PrunebenchError, match="No such file"):
+        recount(path, load_record(path))
+
+
+def npz(**arrays):
+    sound = {name.replace("/", "__"): array for name, array in np.load(io.BytesIO(outcomes(100, 80, 50))).items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name.replace("__", "/"): array for name, array in (sound | arrays).items()})
+    return buffer.getvalue()
+
+
+def bomb():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as members:
+        members.writestr("labels.npy", bytes(LARGEST + 1))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("raw", "rule"),
+    [
+        (lambda: npz(), None),
+        (lambda: npz(extra=np.zeros(3)), r"attacks of \['extra'\]"),
+        (lambda: npz(survived__square=np.ones(1, bool)), "survived/square"),
+        (lambda: npz(survived__square=np.full(100, 2, np.int8)), "survived/square"),
+        (lambda: npz(clean=np.ones(100, bool)), "contradicts itself"),
+        (lambda: npz(labels=np.array([None] * 100)), "is not an outcomes file"),
+        (lambda: outcomes(100, 80, 50)[:-30], "is not an outcomes file"),
+        (lambda: b"", "is not an outcomes file"),
+        (lambda: b"\x80\x04N.", "is not an outcomes file"),
+        (bomb, "unpacks to more than"),
+    ],
+)
+def test_recount_of_a_foreign_file_is_one_sentence(tmp_path, raw, rule):
+    data = raw()
+    path = save(tmp_path, make(outcomes=sha256_of(data)))
+    write_bytes(outcomes_path(path), data)
+    if rule is None:
+        recount(path, load_record(path))
+        return
+    with pytest.raises(PrunebenchError, match=rule):
+        recount(path, load_record(path))
