@@ -1,4 +1,5 @@
-# Every target sets up what it needs. `make PYTHON=python3.12 ...` chooses the interpreter, `make JOBS=8 ...` the processes.
+# Every target sets up what it needs. `make PYTHON=python3.12 ...` chooses the interpreter, `make JOBS=8 ...` how many
+# processes work at a time.
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -43,7 +44,7 @@ check: $(READY) ## lint, formatting, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q tests/test_architecture.py
+	$(BIN)/pytest tests/test_architecture.py
 
 bench: $(READY) ## time what should be fast
 	$(BIN)/pytest tests/benchmarks --benchmark-only
@@ -55,8 +56,9 @@ clean: ## remove environments, caches and builds; runs/ and data/ stay
 # $(call install,ENVIRONMENT,FILE): uv is quicker than pip and shares the files of packages between environments; pip
 # takes over where the way to a package index is set up for pip alone. Both accept nothing but the hashes in FILE.
 define install
-$(BIN)/uv pip install --quiet --python $(1)/bin/python --require-hashes --requirement $(2) || \
-	$(BIN)/python -m pip --python $(1)/bin/python install --quiet --require-hashes --requirement $(2)
+$(BIN)/uv pip install --quiet --python $(1)/bin/python --require-hashes --requirement $(2) || { \
+	echo "uv could not; trying pip, which takes a minute or two"; \
+	$(BIN)/python -m pip --python $(1)/bin/python install --quiet --require-hashes --requirement $(2); }
 endef
 
 # $(call install_project,ENVIRONMENT): the build backend is among the installed packages, so nothing is fetched.
