@@ -51,7 +51,7 @@ bench: $(READY) ## time what should be fast
 
 clean: ## remove environments, caches and builds; runs/ and data/ stay
 	rm -rf .venv .venv-* build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find bench pruners leaderboard tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call install,ENVIRONMENT,FILE): uv is quicker than pip and shares the files of packages between environments; pip
 # takes over where the way to a package index is set up for pip alone. Both accept nothing but the hashes in FILE.
