@@ -147,7 +147,7 @@ def test_a_record_cannot_break_out_of_a_table(hostile):
 def test_the_check_above_sees_what_is_not_escaped(monkeypatch):
     monkeypatch.setattr("leaderboard.render._markdown_text", clean)
     assert {len(row) for row in markdown_rows(markdown(ranking("a|b")))} != {11, 6, 5}
-    monkeypatch.setattr("leaderboard.render.clean", str)
+    monkeypatch.setattr("leaderboard.render._markdown_text", str)
     assert len(markdown(ranking("a\nb")).splitlines()) != len(markdown(ranking()).splitlines())
 
 
