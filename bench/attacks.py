@@ -1,8 +1,8 @@
 """Attacks, each a function `attack(model, images, labels, threat, *, generator) -> proposals`.
 
-`images`: float32 (n, c, h, w) in [0, 1]. `labels`: int64 (n,). `model` maps images to logits (n, classes). Proposals have
-the shape of the images; an image that an attack gives up on comes back unchanged. An attack only proposes: nothing it
-says about success enters a number.
+`images`: float32 (n, c, h, w) in [0, 1]. `labels`: int64 (n,). `model` maps images to logits (n, classes). Proposals
+have the shape of the images; an image that an attack gives up on comes back unchanged. An attack only proposes: nothing
+it says about success enters a number.
 
 The four attacks of AutoAttack *standard* (Croce & Hein 2020, arXiv 2003.01690) run as its authors publish them.
 """
@@ -69,8 +69,10 @@ def apgd_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, gene
     already orders the points as the margin does, CE from another start.
     """
     classes = _classes(model, images)
-    common = dict(n_restarts=1, n_iter=100, eps=threat.radius, norm=threat.norm, eot_iter=1, rho=0.75, device=images.device,
-                  logger=_QUIET)  # fmt: skip
+    common = dict(
+        n_restarts=1, n_iter=100, eps=threat.radius, norm=threat.norm, eot_iter=1, rho=0.75, device=images.device,
+        logger=_QUIET,
+    )  # fmt: skip
     seed = generator.initial_seed()
     if classes >= 4:
         attack = APGDAttack_targeted(model, seed=seed, n_target_classes=min(9, classes - 1), **common)
@@ -115,8 +117,9 @@ def pgd(
 ) -> Tensor:  # fmt: skip
     """Projected gradient ascent on `loss(logits, labels)` from a random start (Madry et al. 2018, arXiv 1706.06083).
 
-    Every gradient is taken at the clipped image, never through the clipping: where pixels sit at 0 and 1 it would vanish.
-    `start` replaces the uniform random start. The perturbation stays float32 whatever `autocast` does to the net.
+    Every gradient is taken at the clipped image, never through the clipping: where pixels sit at 0 and 1 it would
+    vanish. `start` replaces the uniform random start. The perturbation stays float32 whatever `autocast` does to the
+    net.
     """
     radius = threat.radius
     if start is None:

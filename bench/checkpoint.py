@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from bench.errors import Refused
 from bench.files import canonical_json, sha256_of, write_bytes
-from bench.mask import keep_count
-from bench.models import MODELS, State, build, prunable
+from bench.mask import State, keep_count
+from bench.models import MODELS, build, prunable
 from bench.protocol import Job, Protocol, Rules, explain
 from bench.record import Layer, NetId, Sha256, Stage
 
@@ -74,7 +74,9 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, Tensor], Any]:
     Raises Refused (check "format") for anything else: foreign, truncated or altered bytes.
     """
     if data[:1] == b"\x80" or data[:2] == b"PK":
-        raise Refused("format", f"{name} is a pickle or a zip archive, which is never read; give a file that `train` wrote.")
+        raise Refused(
+            "format", f"{name} is a pickle or a zip archive, which is never read; give a file that `train` wrote."
+        )
     try:
         tensors = load(data)
         head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -83,9 +85,13 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, Tensor], Any]:
     except (SafetensorError, ValueError, RecursionError, OverflowError) as error:
         raise Refused("format", f"{name} is not a whole safetensors file ({error}); copy or train it again.") from None
     except (KeyError, TypeError):
-        raise Refused("format", f"{name} was not written by prunebench: it has no header of ours; train the net here.") from None
+        raise Refused(
+            "format", f"{name} was not written by prunebench: it has no header of ours; train the net here."
+        ) from None
     if _content(tensors, about) != content:
-        raise Refused("format", f"{name} was altered: its content does not have the hash in its header; copy or train it again.")
+        raise Refused(
+            "format", f"{name} was altered: its content does not have the hash in its header; copy or train it again."
+        )
     return tensors, about
 
 
@@ -107,7 +113,9 @@ def seal(path: Path, state: State, header: Header, *, passes_granted: int) -> No
     """
     spent = sum(stage.passes for stage in header.stages)
     if spent > passes_granted:
-        raise Refused("budget", f"The pruner spent {spent} sample passes of {passes_granted}; let its stages cost less.")
+        raise Refused(
+            "budget", f"The pruner spent {spent} sample passes of {passes_granted}; let its stages cost less."
+        )
     expected, names = _template(header, "The job")
     _check(state, expected, "The pruner's result")
     kept = sum(int(torch.count_nonzero(state[name])) for name in names)
@@ -128,12 +136,15 @@ def seal(path: Path, state: State, header: Header, *, passes_granted: int) -> No
 def open_net(path: str | Path) -> Net:
     """The net in the file `path`, loaded strictly into our own architecture of that name, its weights counted.
 
-    Raises Refused, naming the check, for a file that cannot be read, is not whole, or does not hold what its header says.
+    Raises Refused, naming the check, for a file that cannot be read, is not whole, or does not hold what its header
+    says.
     """
     path = Path(path)
     try:
         if path.stat().st_size > LARGEST:
-            raise Refused("format", f"{path} is larger than {LARGEST} bytes, which no net of the table is; check the path.")
+            raise Refused(
+                "format", f"{path} is larger than {LARGEST} bytes, which no net of the table is; check the path."
+            )
         data = path.read_bytes()
     except OSError as error:
         raise Refused("file", f"Cannot read {path} ({error.strerror}); check the path.") from None
@@ -154,7 +165,9 @@ def _restore(data: bytes, name: str) -> Net:
         elif key in tensors:
             state[key] = tensors.pop(key)
     _check(state | tensors, expected, name)
-    layers = tuple(Layer(name=key, shape=tuple(state[key].shape), nonzero=int(torch.count_nonzero(state[key]))) for key in names)
+    layers = tuple(
+        Layer(name=key, shape=tuple(state[key].shape), nonzero=int(torch.count_nonzero(state[key]))) for key in names
+    )
     counts = {"prunable": sum(layer.size for layer in layers), "nonzero": sum(layer.nonzero for layer in layers)}
     _check_sparsity(counts["nonzero"], counts["prunable"], header, name)
     module = build(header.arch, header.classes, header.shape)
@@ -171,7 +184,9 @@ def _template(header: Header, name: str) -> tuple[State, list[str]]:
         with torch.device("meta"):
             net = build(header.arch, header.classes, header.shape)
     except (RuntimeError, ValueError) as error:
-        raise Refused("arch", f"{name} has images of {header.shape}, which {header.arch} cannot take ({error}).") from None
+        raise Refused(
+            "arch", f"{name} has images of {header.shape}, which {header.arch} cannot take ({error})."
+        ) from None
     return dict(net.state_dict()), list(prunable(net))
 
 
@@ -185,7 +200,9 @@ def _dense(tensors: dict[str, Tensor], key: str, shape: torch.Size, name: str) -
         raise Refused("shapes", f"{name} holds {key!r} in other types or another shape than {tuple(shape)} asks for.")
     mask = np.unpackbits(bits.numpy()).astype(bool)
     if mask[size:].any() or int(mask.sum()) != values.numel():
-        raise Refused("shapes", f"{name} has {values.numel()} values for {int(mask.sum())} bits of {key!r}; they must agree.")
+        raise Refused(
+            "shapes", f"{name} has {values.numel()} values for {int(mask.sum())} bits of {key!r}; they must agree."
+        )
     weights = torch.zeros(size)
     weights[torch.from_numpy(mask[:size])] = values
     return weights.view(shape)
@@ -193,9 +210,13 @@ def _dense(tensors: dict[str, Tensor], key: str, shape: torch.Size, name: str) -
 
 def _check(state: State, expected: State, name: str) -> None:
     if missing := sorted(expected.keys() - state.keys()):
-        raise Refused("keys", f"{name} lacks {missing[0]!r} ({len(missing)} keys are missing); return the whole state dict.")
+        raise Refused(
+            "keys", f"{name} lacks {missing[0]!r} ({len(missing)} keys are missing); return the whole state dict."
+        )
     if foreign := sorted(state.keys() - expected.keys()):
-        raise Refused("keys", f"{name} has {foreign[0]!r} ({len(foreign)} keys are foreign); return the state dict alone.")
+        raise Refused(
+            "keys", f"{name} has {foreign[0]!r} ({len(foreign)} keys are foreign); return the state dict alone."
+        )
     for key, tensor in state.items():
         if tensor.shape != expected[key].shape:
             raise Refused("shapes", f"{name} holds {key!r} as {tuple(tensor.shape)}, not {tuple(expected[key].shape)}.")
@@ -212,4 +233,3 @@ def _check_sparsity(kept: int, total: int, header: Header, name: str) -> None:
             "sparsity",
             f"{name} keeps {kept} of {total} weights; sparsity {header.job.sparsity} leaves {allowed} at most.",
         )
-

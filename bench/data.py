@@ -171,6 +171,11 @@ class Store:
             raise PrunebenchError(f"Data set {name} has {len(whole)} test images, fewer than the {count} asked for.")
         return whole.take(slice(0, count))
 
+    def present(self, name: str) -> bool:
+        """Whether the files of a data set of the table are here, as they are or zipped."""
+        files = _PUBLISHED[name].files if name in _PUBLISHED else ()
+        return all((self.root / file).exists() or (self.root / f"{file}.gz").exists() for file in files)
+
     def _arrays(self, name: str, train: bool) -> Split:
         if name == "digits":
             return _digits(train)
@@ -217,10 +222,14 @@ class Store:
         half, other = ("train", "test") if train else ("test", "train")
         for part in (half, other):
             if not (folder / part).is_dir():
-                raise PrunebenchError(f"There is no {folder / part}; folder:PATH needs train/CLASS/ and test/CLASS/ inside.")
+                raise PrunebenchError(
+                    f"There is no {folder / part}; folder:PATH needs train/CLASS/ and test/CLASS/ inside."
+                )
         classes = [sorted(path.name for path in (folder / part).iterdir() if path.is_dir()) for part in (half, other)]
         if classes[0] != classes[1]:
-            raise PrunebenchError(f"{folder / half} and {folder / other} have different classes; give them the same folders.")
+            raise PrunebenchError(
+                f"{folder / half} and {folder / other} have different classes; give them the same folders."
+            )
         files = sorted(path for path in (folder / half).rglob("*") if path.is_file())
         return self._decoded(f"folder-{half}", train, files, lambda: _images(folder / half))
 

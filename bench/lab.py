@@ -17,12 +17,14 @@ from bench.checkpoint import pack, unpack
 from bench.data import Info, Split, Store
 from bench.errors import BudgetExceeded, Refused
 from bench.files import canonical_json, sha256_of, sole_user, write_bytes
-from bench.mask import Masks, keep_count
-from bench.models import State, build, prunable
+from bench.mask import Masks, State, keep_count
+from bench.models import build, prunable
 from bench.protocol import Job, Protocol
 from bench.record import Stage
 from bench.seeds import derive
 from bench.train import Plan, Report, Trained, fit
+
+DONE = "done.safetensors"
 
 
 class Pruner(Interface):
@@ -50,8 +52,8 @@ class Meter:
         """Raise BudgetExceeded when `passes` more would overspend."""
         if self.spent + passes > self.granted:
             raise BudgetExceeded(
-                f"Stage {name!r} costs {passes} sample passes and {self.granted - self.spent} of {self.granted} are left; "
-                "train fewer epochs or leave a stage out."
+                f"Stage {name!r} costs {passes} sample passes and {self.granted - self.spent} of {self.granted} are "
+                "left; train fewer epochs or leave a stage out."
             )
 
     def charge(self, name: str, passes: int, seconds: float | None = None) -> None:
@@ -100,7 +102,7 @@ class Lab:
         return keep_count(self.prunable, self.job.sparsity)
 
     def model(self, state: State | None = None) -> nn.Module:
-        """A net of the protocol's architecture: with the weights `state`, or fresh ones that depend on the seed alone."""
+        """A net of the protocol's architecture: with the weights `state`, or fresh ones of the job's seed."""
         net = build(self.protocol.model, info=self.info, seed=derive(self.job.seed, "init"))
         if state is not None:
             net.load_state_dict(state, strict=True)
@@ -120,14 +122,16 @@ class Lab:
     ) -> Trained:  # fmt: skip
         """Train adversarially from `start` by the protocol's recipe, charged under the name `stage`.
 
-        The schedule is laid over `epochs` epochs, of which `first` to `stop` (default: all) are trained. `masks` hold their
-        weights at zero; `lr` replaces the peak learning rate, `objective` the loss ("pgd", "trades", "fgsm-rs").
+        The schedule is laid over `epochs` epochs, of which `first` to `stop` (default: all) are trained. `masks` hold
+        their weights at zero; `lr` replaces the peak learning rate, `objective` the loss ("pgd", "trades", "fgsm-rs").
         The same training asked for twice, by whatever pruner, is computed once and charged each time. Raises
         BudgetExceeded before anything is computed when the passes are not left.
         """
         recipe = self.protocol.training
         changes = {"lr": lr, "objective": objective}
-        recipe = recipe.model_validate(recipe.model_dump() | {key: value for key, value in changes.items() if value is not None})
+        recipe = recipe.model_validate(
+            recipe.model_dump() | {key: value for key, value in changes.items() if value is not None}
+        )
         plan = Plan(recipe, self.protocol.threat, epochs, first, stop)
         passes = plan.passes(len(self.train))
         self.meter.check(stage, passes)
@@ -135,7 +139,14 @@ class Lab:
         def compute(partial: Path) -> Trained:
             report = None if self._report is None else _named(self._report, stage)
             return fit(
-                self.model(start), plan, self.train, self.validation, seed=self.job.seed, masks=masks, partial=partial, report=report
+                self.model(start),
+                plan,
+                self.train,
+                self.validation,
+                seed=self.job.seed,
+                masks=masks,
+                partial=partial,
+                report=report,
             )
 
         facts = [recipe.model_dump(mode="json"), self.protocol.threat.model_dump(mode="json"), epochs, first, stop]
@@ -147,11 +158,12 @@ class Lab:
         """The training that `facts` describe: from the store if it is there, else computed and put there."""
         where = [machine.training_code(), machine.env_key(self.device), self.train_sha256, self.validation.sha256]
         key = sha256_of(canonical_json([*where, self.protocol.model, self.job.seed, *facts]))
-        kept, partial = self._stages / f"{key}.safetensors", self._stages / f"{key}.partial"
-        with sole_user(self._stages / f"{key[:16]}.busy", wait=True):
-            if (trained := _load(kept)) is None:
+        folder = self._stages / key
+        partial = folder / "partial.safetensors"
+        with sole_user(folder, wait=True):
+            if (trained := _load(folder / DONE)) is None:
                 trained = compute(partial)
-                _save(kept, trained)
+                _save(folder / DONE, trained)
             partial.unlink(missing_ok=True)
         return trained
 
@@ -177,8 +189,11 @@ def _load(path: Path) -> Trained | None:
         tensors, about = unpack(path.read_bytes(), str(path))
     except Refused:
         return None
-    half = {part: {name.removeprefix(part): t for name, t in tensors.items() if name.startswith(part)} for part in ("weights/", "last/")}
-    return Trained(half["weights/"], half["last/"], about["curve"], about["seconds"])
+    weights, last = (
+        {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
+        for part in ("weights/", "last/")
+    )
+    return Trained(weights, last, about["curve"], about["seconds"])
 
 
 def _named(report: Report, stage: str) -> Report:

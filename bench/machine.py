@@ -54,7 +54,9 @@ def commit() -> str | None:
     try:
         git = ["git", "-C", str(HERE.parent)]
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{head}{'+' if changes.strip() else ''}"
@@ -63,7 +65,12 @@ def commit() -> str | None:
 def env(device: torch.device) -> dict[str, str | int | None]:
     """What a record says of where it was made."""
     facts: dict[str, str | int | None] = {name: package(name) for name in PACKAGES}
-    facts |= {"python": platform.python_version(), "system": platform.system(), "cpu": cpu(), "threads": torch.get_num_threads()}
+    facts |= {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "cpu": cpu(),
+        "threads": torch.get_num_threads(),
+    }
     facts |= {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "commit": commit()}
     return facts
 

@@ -12,9 +12,9 @@ from decimal import Decimal
 import torch
 from torch import Tensor, nn
 
-from bench.models import State
 from bench.protocol import as_sparsity
 
+State = dict[str, Tensor]  # a state dict: every tensor of a net by its name
 Masks = dict[str, Tensor]
 
 
@@ -26,8 +26,8 @@ def keep_count(prunable: int, sparsity: Decimal | float) -> int:
 def keep_largest(scores: Mapping[str, Tensor], keep: int, among: Masks | None = None) -> Masks:
     """The masks of the `keep` largest scores over all tensors together.
 
-    Exactly `keep`: of equal scores those that come first are kept. `among`: masks to choose within, so that the result is
-    nested in them. Raises ValueError for NaN scores and when there are not `keep` weights to choose from.
+    Exactly `keep`: of equal scores those that come first are kept. `among`: masks to choose within, so that the result
+    is nested in them. Raises ValueError for NaN scores and when there are not `keep` weights to choose from.
     """
     flat = torch.cat([score.detach().reshape(-1) for score in scores.values()])
     if flat.isnan().any():
@@ -88,7 +88,9 @@ def erk(shapes: Mapping[str, Sequence[int]], keep: int) -> dict[str, int]:
 
 def draw(shapes: Mapping[str, Sequence[int]], keeps: Mapping[str, int], generator: torch.Generator) -> Masks:
     """Masks with `keeps[name]` weights at random places in each layer."""
-    return keep_largest_by_layer({name: torch.rand(*shape, generator=generator) for name, shape in shapes.items()}, keeps)
+    return keep_largest_by_layer(
+        {name: torch.rand(*shape, generator=generator) for name, shape in shapes.items()}, keeps
+    )
 
 
 def shuffled(masks: Masks, generator: torch.Generator) -> Masks:
@@ -109,7 +111,9 @@ def rescaled(state: State, masks: Masks) -> State:
     layer stays empty.
     """
     scales = {name: max(float(mask.float().mean()), 1 / mask.numel()) ** -0.5 for name, mask in masks.items()}
-    return masked(state, masks) | {name: torch.where(mask, state[name] * scales[name], 0.0) for name, mask in masks.items()}
+    return masked(state, masks) | {
+        name: torch.where(mask, state[name] * scales[name], 0.0) for name, mask in masks.items()
+    }
 
 
 def nonzero(state: State, names: Sequence[str]) -> Masks:

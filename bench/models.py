@@ -13,8 +13,6 @@ from torchvision.models.vgg import cfgs, make_layers
 from bench.data import Info
 from bench.errors import unknown
 
-State = dict[str, Tensor]
-
 
 class Normalise(nn.Module):
     """Pixels in [0, 1] to zero mean and unit spread; the constants are buffers, so a saved net carries them."""
@@ -54,7 +52,8 @@ def _mnist_cnn(classes: int, shape: tuple[int, int, int]) -> nn.Module:
     return nn.Sequential(
         *_conv(channels, 32, padding=0), *_conv(32, 32, padding=0), nn.MaxPool2d(2),
         *_conv(32, 64, padding=0), *_conv(64, 64, padding=0), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Linear(flat, 200), nn.ReLU(inplace=True), nn.Linear(200, 200), nn.ReLU(inplace=True), nn.Linear(200, classes),
+        nn.Linear(flat, 200), nn.ReLU(inplace=True), nn.Linear(200, 200), nn.ReLU(inplace=True),
+        nn.Linear(200, classes),
     )  # fmt: skip
 
 
@@ -63,7 +62,7 @@ def _resnet18(classes: int, shape: tuple[int, int, int]) -> nn.Module:
     net = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes)
     net.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-    net.maxpool = nn.Identity()  # type: ignore[assignment]
+    net.maxpool = nn.Identity()
     return net
 
 
@@ -89,7 +88,12 @@ _SHAPES = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28)}
 
 
 def build(
-    arch: str, num_classes: int = 10, shape: tuple[int, int, int] | None = None, *, info: Info | None = None, seed: int = 0
+    arch: str,
+    num_classes: int = 10,
+    shape: tuple[int, int, int] | None = None,
+    *,
+    info: Info | None = None,
+    seed: int = 0,
 ) -> nn.Module:
     """A fresh net in float32 whose weights depend on `seed` alone.
 
@@ -108,7 +112,7 @@ def build(
     return nn.Sequential(Normalise(info.mean, info.std), body)
 
 
-def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+def prunable(model: nn.Module) -> dict[str, Tensor]:
     """The weight of every convolution and linear layer by its name in the state dict, first and last layer included."""
     return {
         f"{name}.weight" if name else "weight": module.weight

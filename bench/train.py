@@ -19,8 +19,7 @@ from bench.checkpoint import pack, unpack
 from bench.data import Split, as_float
 from bench.errors import PrunebenchError, Refused
 from bench.files import write_bytes
-from bench.mask import Masks, enforce
-from bench.models import State
+from bench.mask import Masks, State, enforce
 from bench.protocol import Threat, Training, exact
 from bench.seeds import derive
 
@@ -75,10 +74,10 @@ def fit(
 ) -> Trained:  # fmt: skip
     """Train `model` in place by `plan` and return the averaged weights.
 
-    `masks` hold their weights at zero. Batches, augmentation and noise of an epoch depend on `seed` and its number alone.
-    After every epoch all that the next one needs is written to `partial`; a run that finds that file goes on from
-    there and ends in the same bytes. Raises PrunebenchError when the loss is no longer finite, and when one-step training
-    (fgsm-rs) overfits to its own attack.
+    `masks` hold their weights at zero. Batches, augmentation and noise of an epoch depend on `seed` and its number
+    alone. After every epoch all that the next one needs is written to `partial`; a run that finds that file goes on
+    from there and ends in the same bytes. Raises PrunebenchError when the loss is no longer finite, and when one-step
+    training (fgsm-rs) overfits to its own attack.
     """
     device = train.images.device
     trainer = _Trainer(model, plan, masks or {}, device)
@@ -99,7 +98,9 @@ def fit(
             losses += trainer.step(images, part.labels, (epoch + i / batches) / plan.epochs, noise)
         row = {"epoch": epoch + 1, "loss": losses.item() / batches, "lr": plan.lr((epoch + 1) / plan.epochs)}
         if not math.isfinite(row["loss"]):
-            raise PrunebenchError(f"Training diverged: the loss of epoch {epoch + 1} is {row['loss']}; lower the learning rate.")
+            raise PrunebenchError(
+                f"Training diverged: the loss of epoch {epoch + 1} is {row['loss']}; lower the learning rate."
+            )
         one_step = plan.recipe.objective == "fgsm-rs"
         if one_step or (epoch + 1) % plan.recipe.validate_every == 0 or epoch + 1 == plan.last:
             row |= trainer.validate(validation, derive(seed, "validation", epoch))
@@ -117,7 +118,9 @@ class _Trainer:
     def __init__(self, model: nn.Module, plan: Plan, masks: Masks, device: torch.device) -> None:
         recipe = plan.recipe
         cuda = device.type == "cuda"
-        self.model = model.to(device, memory_format=torch.channels_last) if cuda else model
+        self.model = model.to(device)
+        if cuda:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.autocast = torch.autocast("cuda", torch.bfloat16) if cuda else None
         self.plan, self.masks = plan, {name: mask.to(device) for name, mask in masks.items()}
         enforce(self.model, self.masks)
@@ -136,7 +139,7 @@ class _Trainer:
             group["lr"] = self.plan.lr(progress)
         loss = self._loss(images, labels, noise)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimiser.step()
         enforce(self.model, self.masks)
         self._follow()
@@ -163,16 +166,23 @@ class _Trainer:
             steps, step_size = 1, 1.25 * threat.radius
         with _attacking(self.model):
             adversarial = pgd(
-                self.model, images, labels, threat, generator=noise, steps=steps, step_size=step_size, autocast=self.autocast
+                self.model,
+                images,
+                labels,
+                threat,
+                generator=noise,
+                steps=steps,
+                step_size=step_size,
+                autocast=self.autocast,
             )
         return F.cross_entropy(self._logits(adversarial), labels)
 
     def _logits(self, images: Tensor) -> Tensor:
         if self.autocast is None:
-            return self.model(images)  # type: ignore[no-any-return]
+            return self.model(images)
         with self.autocast:
             logits = self.model(images.contiguous(memory_format=torch.channels_last))
-        return logits.float()  # type: ignore[no-any-return]
+        return logits.float()
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -194,7 +204,8 @@ class _Trainer:
         recipe = self.plan.recipe
         with _attacking(self.model):
             adversarial = pgd(
-                self.model, images, labels, self.plan.threat, steps=recipe.steps, step_size=float(exact(recipe.step_size)),
+                self.model, images, labels, self.plan.threat, steps=recipe.steps,
+                step_size=float(exact(recipe.step_size)),
                 generator=torch.Generator(images.device).manual_seed(seed), autocast=self.autocast,
             )  # fmt: skip
             with torch.no_grad():
@@ -224,13 +235,17 @@ class _Trainer:
             tensors, about = unpack(partial.read_bytes(), str(partial))
         except Refused:
             return
-        self.model.load_state_dict({name.removeprefix("net/"): t for name, t in tensors.items() if name.startswith("net/")})
+        self.model.load_state_dict(
+            {name.removeprefix("net/"): t for name, t in tensors.items() if name.startswith("net/")}
+        )
         for name, average in self.average.items():
             average.copy_(tensors[f"average/{name}"])
         for name, parameter in self.model.named_parameters():
             if f"momentum/{name}" in tensors:
                 self.optimiser.state[parameter]["momentum_buffer"] = tensors[f"momentum/{name}"].to(parameter.device)
-        self.epoch, self.steps, self.seconds, self.curve = (about[key] for key in ("epoch", "steps", "seconds", "curve"))
+        self.epoch, self.steps, self.seconds, self.curve = (
+            about[key] for key in ("epoch", "steps", "seconds", "curve")
+        )
 
     def result(self) -> Trained:
         """The average and the raw weights, on the CPU, pruned weights exactly zero."""
@@ -276,6 +291,6 @@ def _refuse_collapse(curve: list[dict[str, Any]]) -> None:
     seen = [row["robust"] for row in curve]
     if max(seen) >= 0.2 and seen[-1] < 0.5 * max(seen):
         raise PrunebenchError(
-            f"Catastrophic overfitting: PGD accuracy on validation fell from {max(seen):.0%} to {seen[-1]:.0%} in epoch "
-            f"{curve[-1]['epoch']}; train with the objective pgd, or with fewer epochs."
+            f"Catastrophic overfitting: PGD accuracy on validation fell from {max(seen):.0%} to {seen[-1]:.0%} in "
+            f"epoch {curve[-1]['epoch']}; train with the objective pgd, or with fewer epochs."
         )

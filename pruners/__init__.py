@@ -31,7 +31,7 @@ class _Registry(Mapping[str, type]):
         return {point.name: point for point in entry_points(group=GROUP)}
 
     def __getitem__(self, name: str) -> type:
-        return self._points[name].load()  # type: ignore[no-any-return]
+        return self._points[name].load()
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._points))
@@ -108,7 +108,7 @@ def _class(head: str) -> type:
         if name not in classes:
             raise unknown(f"class in {path}", name, classes, "A pruner is a frozen dataclass.")
         cls = getattr(module, name)
-    if not (dataclasses.is_dataclass(cls) and callable(getattr(cls, "__call__", None)) and "__call__" in dir(cls)):
+    if not (dataclasses.is_dataclass(cls) and "__call__" in dir(cls)):
         raise PrunebenchError(f"{head!r} is not a pruner: write a frozen dataclass with __call__(self, job, lab).")
     return cls
 
@@ -144,3 +144,11 @@ def _value(head: str, field: dataclasses.Field[Any], text: str, cls: type) -> An
         raise PrunebenchError(
             f"Option {field.name}={text!r} of {head} is not of type {kind.__name__}; its default is {field.default!r}."
         ) from None
+
+
+def summary(name: str) -> str:
+    """A pruner's first line and its options with their defaults."""
+    cls = PRUNERS[name]
+    options = ", ".join(f"{f.name}={str(f.default).lower()}" for f in dataclasses.fields(cls))
+    line = (cls.__doc__ or "").strip().splitlines()[0]
+    return f"{line} Options: {options}." if options else line

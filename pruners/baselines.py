@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bench.lab import Lab
-from bench.mask import draw, erk, keep_largest, masked, rescaled, shuffled
-from bench.models import State
+from bench.mask import State, draw, erk, keep_largest, masked, rescaled, shuffled
 from bench.protocol import Job
 
 

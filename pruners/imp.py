@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.lab import Lab
-from bench.mask import Masks, keep_largest, masked, shuffled
-from bench.models import State
+from bench.mask import Masks, State, keep_largest, masked, shuffled
 from bench.protocol import Job
 
 
@@ -14,12 +13,13 @@ from bench.protocol import Job
 class IMP:
     """Train, cut the globally smallest weights, rewind weights and batch norm to epoch `rewind`, repeat.
 
-    Frankle & Carbin 2019 (arXiv 1803.03635) and Frankle et al. 2020 (arXiv 1912.05671) for the ticket and the rewinding;
-    Li et al. 2020 (arXiv 2003.05733) for adversarial training in each round. Every one of the `rounds` cuts multiplies
-    the density by the same factor. Our reading: the trainings of the search share the part `search` of the budget
-    equally and the last training, whose weights are the result, takes the rest, since all pruners have one budget and
-    short last trainings lose to longer ones. The cut ranks the averaged weights; the rewind takes the raw ones, from
-    which training goes on at epoch `rewind` of its schedule. With `rounds=1, rewind=0` this is the one-shot ticket.
+    Frankle & Carbin 2019 (arXiv 1803.03635) and Frankle et al. 2020 (arXiv 1912.05671) for the ticket and the
+    rewinding; Li et al. 2020 (arXiv 2003.05733) for adversarial training in each round. Every one of the `rounds` cuts
+    multiplies the density by the same factor. Our reading: the trainings of the search share the part `search` of the
+    budget equally and the last training, whose weights are the result, takes the rest, since all pruners have one
+    budget and short last trainings lose to longer ones. The cut ranks the averaged weights; the rewind takes the raw
+    ones, from which training goes on at epoch `rewind` of its schedule. With `rounds=1, rewind=0` this is the one-shot
+    ticket.
     `shuffle`: permute the kept positions inside each layer before the last training.
     """
 
@@ -31,7 +31,8 @@ class IMP:
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.rewind < 0 or not 0 < self.search < 1:
             raise ValueError(
-                f"rounds = {self.rounds} must be at least 1, rewind = {self.rewind} at least 0, search = {self.search} in (0, 1)"
+                f"rounds = {self.rounds} must be at least 1, rewind = {self.rewind} at least 0, "
+                f"search = {self.search} in (0, 1)"
             )
 
     def __call__(self, job: Job, lab: Lab) -> State:

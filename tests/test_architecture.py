@@ -21,8 +21,8 @@ LAYERS = (
     "machine extras",
     "data models mask",
     "checkpoint attacks executor",
-    "train lab | score flags",
-    "verify conformance run",
+    "train lab | referee journal score flags",
+    "verify conformance run show",
     "cli pytest_plugin",
 )
 # Who may start pruners, and who may make tables.

@@ -1,0 +1,271 @@
+"""The command `prunebench`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bench.errors import PrunebenchError
+from bench.protocol import PROTOCOLS, Protocol, as_sparsity, load
+
+if TYPE_CHECKING:
+    from bench.data import Store
+
+# torch takes seconds to import, so what needs it is imported by the verbs that need it.
+
+app = typer.Typer(
+    help="Benchmark adversarially robust, pruned networks: train, prune, score with AutoAttack, rank.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+
+Protocols = Annotated[str, typer.Argument(metavar="PROTOCOL", help="A built-in protocol or a TOML file.")]
+DataRoot = Annotated[Path, typer.Option("--data", envvar="PRUNEBENCH_DATA", help="The folder where data sets lie.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads a job; results depend on the number.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs a unit, instead of the protocol's: not official.")]
+Examples = Annotated[int | None, typer.Option(min=1, help="Score only the first so many test images.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("run")
+def run_(
+    protocol: Protocols,
+    pruner: Annotated[
+        list[str] | None, typer.Option("--pruner", help="NAME[:option=value,...]; all by default.")
+    ] = None,
+    sparsity: Annotated[
+        list[str] | None, typer.Option("--sparsity", help="In [0, 1); the protocol's by default.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option("--seed", min=0, help="The protocol's by default.")] = None,
+    out: Annotated[Path, typer.Option(help="Where everything goes; what is done there is kept.")] = Path("runs"),
+    jobs: Annotated[int, typer.Option(min=1, help="How many jobs are trained and scored side by side.")] = 1,
+    examples: Examples = None,
+    epochs: Epochs = None,
+    data: DataRoot = Path("data"),
+    device: Device = "auto",
+    threads: Threads = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Train, score and rank a whole grid; safe to kill and start again."""
+    import pruners
+    from bench import machine, run, show
+    from leaderboard import check as board
+    from leaderboard import render
+
+    rules = _rules(protocol, epochs)
+    machine.device_named(device)
+    wanted = [float(as_sparsity(value)) for value in sparsity or rules.sparsities]
+    grid = run.grid(pruner or list(pruners.PRUNERS), wanted, seed if seed is not None else rules.seeds)
+    store = _store(data)
+    store.testing(rules.data, examples or rules.test)  # before any training: is the data there, and enough of it?
+    with show.Watch(quiet=quiet) as watch:
+        watch.line(f"{len(grid)} jobs of {rules.name}, {jobs} side by side, in {out}")
+        results = run.run(
+            rules, grid, out, store, workers=jobs, threads=threads, device=device, examples=examples,
+            report=watch.report, ended=lambda end: watch.finish(end.task.job.name, f"{end.how}: {end.why}"),
+        )  # fmt: skip
+    if any(end.how in ("done", "kept", "refused") for end in results):
+        ranking, files = board.write(out / "records")
+        show.out(*render.terminal(ranking), f"Written: {', '.join(str(file) for file in files)}")
+    bad = [end for end in results if end.how in ("failed", "refused")]
+    if bad:
+        raise PrunebenchError(f"{len(bad)} of {len(results)} jobs did not end with a score; the reasons stand above.")
+
+
+@app.command()
+def train(
+    protocol: Protocols,
+    pruner: Annotated[str, typer.Option(help="NAME[:option=value,...], module:Class or file.py:Class.")],
+    out: Annotated[Path, typer.Option(help="The folder for the net.")],
+    sparsity: Annotated[str | None, typer.Option(help="In [0, 1).")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    epochs: Epochs = None,
+    data: DataRoot = Path("data"),
+    device: Device = "auto",
+    threads: Threads = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Train and prune one net; goes on where a killed run stopped."""
+    import torch
+
+    import pruners
+    from bench import run, show
+    from bench.checkpoint import open_net
+    from bench.files import sole_user
+
+    rules = _rules(protocol, epochs)
+    torch.set_num_threads(threads)
+    job = run.job_of(pruners.parse(pruner), None if sparsity is None else float(as_sparsity(sparsity)), seed)
+    with sole_user(out), show.Watch(quiet=quiet) as watch:
+        net = run.train(
+            pruner, job, rules, out, out / "stages", _store(data), device=device,
+            report=lambda what, done, of: watch.report(job.name, what, done, of),
+        )  # fmt: skip
+    show.out(*show.net_tables(open_net(net), str(net)))
+
+
+@app.command()
+def score(
+    net: Annotated[Path, typer.Argument(metavar="NET", help="A net file (net.safetensors).")],
+    protocol: Annotated[str | None, typer.Option(help="Rules other than those the net was made for.")] = None,
+    examples: Examples = None,
+    out: Annotated[Path | None, typer.Option(help="The folder for the record; by default the net's own.")] = None,
+    data: DataRoot = Path("data"),
+    device: Device = "auto",
+    threads: Threads = 1,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Attack a net with AutoAttack standard and write its record."""
+    import torch
+
+    from bench import show
+    from bench.files import sole_user
+    from bench.score import score as referee
+
+    rules = None if protocol is None else load(protocol)
+    torch.set_num_threads(threads)
+    folder = net.parent if out is None else out
+    if out is None and not net.exists():
+        raise PrunebenchError(f"There is no file {net}; check the path.")
+    with sole_user(folder), show.Watch(quiet=quiet) as watch:
+        record = referee(
+            net, rules, examples, out=folder, store=_store(data), device=device,
+            report=lambda what, done, of: watch.report(str(net), what, done, of),
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(record.model_dump(mode="json", by_alias=True), indent=1))
+    else:
+        show.out(show.score_table(record), f"Written: {folder / 'record.json'}")
+
+
+@app.command()
+def inspect(net: Annotated[Path, typer.Argument(metavar="NET")], as_json: AsJson = False) -> None:
+    """Show what a net file holds: header, sha256, sparsity layer by layer."""
+    from bench import show
+    from bench.checkpoint import open_net
+
+    opened = open_net(net)
+    if as_json:
+        facts = {"header": opened.header.model_dump(mode="json"), "net": opened.id.model_dump(mode="json")}
+        print(json.dumps(facts | {"sparsity": opened.sparsity}, indent=1))
+    else:
+        show.out(*show.net_tables(opened, str(net)))
+
+
+@app.command()
+def rank(
+    records: Annotated[Path, typer.Argument(metavar="RECORDS", help="A folder of records.")],
+    out: Annotated[Path | None, typer.Option(help="Where the tables go; by default above a folder 'records'.")] = None,
+    formats: Annotated[str, typer.Option("--format", help="Any of md,csv,json,tex.")] = "md,csv,json,tex",
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail unless all is true and up to date.")
+    ] = False,
+) -> None:
+    """Compare records and write the leaderboard's tables."""
+    from bench import show
+    from leaderboard import check as board
+    from leaderboard import render
+
+    chosen = [name.strip() for name in formats.split(",") if name.strip()]
+    ranking, files = (board.check if check else board.write)(records, out, chosen)
+    word = "Up to date" if check else "Written"
+    show.out(*render.terminal(ranking), f"{word}: {', '.join(str(file) for file in files)}")
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    protocols = "protocols"
+    pruners = "pruners"
+    models = "models"
+    datasets = "datasets"
+
+
+@app.command("list")
+def list_(kind: Annotated[Kind | None, typer.Argument()] = None, as_json: AsJson = False) -> None:
+    """List protocols, pruners, models and data sets."""
+    import pruners
+    from bench import show
+    from bench.data import DATASETS
+    from bench.models import MODELS
+
+    listings = {
+        Kind.protocols: {p.name: _summary(p) for p in PROTOCOLS.values()},
+        Kind.pruners: {name: pruners.summary(name) for name in pruners.PRUNERS},
+        Kind.models: {name: _first_line(maker.__doc__) for name, maker in sorted(MODELS.items())},
+        Kind.datasets: dict.fromkeys((*DATASETS, "folder:PATH"), ""),
+    }
+    chosen = listings if kind is None else {kind: listings[kind]}
+    if as_json:
+        print(json.dumps({key.value: value for key, value in chosen.items()}, indent=1))
+        return
+    for key, entries in chosen.items():
+        show.out(show.table(key.value.upper(), "", "", rows=list(entries.items())), "")
+
+
+@app.command()
+def doctor(data: DataRoot = Path("data"), as_json: AsJson = False) -> None:
+    """Show what this machine can run: device, threads, compiler, data, versions."""
+    from bench import machine, show
+    from bench.data import DATASETS
+
+    store = _store(data)
+    compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    facts = {key: str(value) for key, value in machine.env(machine.device_named("auto")).items()}
+    facts |= {"cores": str(os.cpu_count()), "compiler": Path(compiler).name if compiler else "none found"}
+    facts |= {f"data: {name}": "here" if store.present(name) else f"not in {data}" for name in DATASETS}
+    if as_json:
+        print(json.dumps(facts, indent=1))
+    else:
+        show.out(show.table("", "", "", rows=list(facts.items())))
+
+
+def _rules(spec: str, epochs: int | None) -> Protocol:
+    """The protocol, or one that differs in the length of its trainings and says so in its name."""
+    rules = load(spec)
+    if epochs is None or epochs == rules.training.epochs:
+        return rules
+    training = rules.training.model_copy(update={"epochs": epochs})
+    return rules.model_copy(update={"name": f"{rules.name}-epochs{epochs}", "training": training})
+
+
+def _store(data: Path) -> Store:
+    from bench.data import Store
+
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return Store(data, home / "prunebench" / "data")
+
+
+def _summary(rules: Protocol) -> str:
+    threat, training = rules.threat, rules.training
+    sparsities = " ".join(f"{as_sparsity(s)}" for s in rules.sparsities)
+    return (
+        f"{rules.model} on {rules.data}, {threat.norm} {threat.eps}, sparsities {sparsities}, "
+        f"{rules.units:g} units of {training.epochs} epochs"
+    )
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().splitlines()[0]
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends in one sentence and exit code 1."""
+    try:
+        app()
+    except PrunebenchError as error:
+        print(f"prunebench: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""A net under measurement: what attacks see of it, and what we measure ourselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from bench.attacks import Attack, within
+from bench.errors import Refused
+from bench.protocol import Protocol
+
+_BATCH = {("resnet18", "cpu"): 64, ("vgg16-bn", "cpu"): 64}
+
+
+def batch_size(protocol: Protocol, arch: str, device: str) -> int:
+    """How many images are measured at once: a function of protocol, architecture and device kind alone."""
+    return min(protocol.shard, _BATCH.get((arch, device), 256))
+
+
+class Referee:
+    """A net, frozen and in float32, whose outcomes are always measured on whole batches of one shape.
+
+    A result then does not depend on how the work was cut: the same shape gives the same bits in any order.
+    """
+
+    def __init__(self, module: nn.Module, rules: Protocol, batch: int, device: torch.device) -> None:
+        self.net = module.to(device).eval().requires_grad_(False)
+        self.rules, self.batch, self.device = rules, batch, device
+        self.passes = 0
+        self.listener: Callable[[int], None] | None = None
+
+    def attacked(self, images: Tensor) -> Tensor:
+        """The net as attacks see it; counts sample passes (a forward that leads to a gradient is 3)."""
+        passes = len(images) * (3 if images.requires_grad and torch.is_grad_enabled() else 1)
+        self.passes += passes
+        if self.listener is not None:
+            self.listener(passes)
+        logits: Tensor = self.net(images)
+        return logits
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (n, classes) of `images` (n, c, h, w), measured in padded batches; on the CPU."""
+        measured = []
+        for part in images.split(self.batch):
+            padded = torch.cat([part, part.new_zeros(self.batch - len(part), *part.shape[1:])])
+            measured.append(self.net(padded.to(self.device))[: len(part)].cpu())
+            self.passes += self.batch
+        return torch.cat(measured)
+
+    def steady_logits(self, images: Tensor) -> Tensor:
+        """Logits as above. Raises Refused when they are not finite, or not the same when they are measured again."""
+        first, second = self.logits(images), self.logits(images)
+        if not first.isfinite().all():
+            bad = int((~first.isfinite().all(1)).sum())
+            raise Refused(
+                "non-finite", f"The net gives NaN or infinite logits on {bad} of {len(first)} images; train it anew."
+            )
+        if not torch.equal(first, second):
+            bad = int((first != second).any(1).sum())
+            raise Refused(
+                "nondeterministic",
+                f"The same {len(first)} images gave other logits the second time on {bad} of them; an attack on a net "
+                "that draws at random measures luck, so take the randomness out.",
+            )
+        return first
+
+    def fooled(self, attack: Attack, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, int]:
+        """Which images `attack` gets misclassified, by our own measurement, and how many of its successes were none.
+
+        A proposal is brought into the ball and into [0, 1] and measured on the plain net; one that is not finite counts
+        as the image itself. Everything lies on the CPU.
+        """
+        generator = torch.Generator(self.device).manual_seed(seed)
+        clean = images.to(self.device)
+        proposals = attack(self.attacked, clean, labels.to(self.device), self.rules.threat, generator=generator)
+        usable = proposals.flatten(1).isfinite().all(1).view(-1, 1, 1, 1)
+        proposals = torch.where(usable, proposals, clean)
+        proposed = (proposals != clean).flatten(1).any(1).cpu()
+        fooled = self.logits(within(proposals, clean, self.rules.threat).cpu()).argmax(1) != labels
+        return fooled, int((proposed & ~fooled).sum())
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """TF32 off while we measure; put back as it was."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

@@ -1,0 +1,272 @@
+"""A grid of jobs: train, score, publish the record; every step is skipped when its result is there and whole."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import machine
+from bench.checkpoint import Header, open_net, seal
+from bench.data import Store
+from bench.errors import PrunebenchError, Refused
+from bench.files import canonical_json, sha256_of, sole_user, write_bytes
+from bench.lab import Lab
+from bench.protocol import Job, Protocol, as_sparsity
+from bench.record import Record, load_record, outcomes_path
+from bench.score import RECORD, REFUSAL, save_times, score
+from bench.train import Report
+from pruners import Chosen, parse
+
+NET = "net.safetensors"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job of a grid, in a form that another process can take: the pruner by its spec, the job, where, on what."""
+
+    spec: str
+    job: Job
+    protocol: Protocol
+    folder: Path
+    stages: Path
+    store: Store
+    device: str
+    threads: int
+    examples: int | None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a task ended: `how` is "done", "kept" (it had been done before), "refused" or "failed", `why` a sentence."""
+
+    task: Task
+    how: str
+    why: str
+
+
+def job_of(chosen: Chosen, sparsity: float | None, seed: int) -> Job:
+    """The job of one pruner. Raises PrunebenchError when the pruner cannot be asked for that sparsity."""
+    if not chosen.prunes:
+        if sparsity:
+            raise PrunebenchError(
+                f"Pruner {chosen.name!r} does not prune, so sparsity {sparsity} makes no sense; use 0."
+            )
+        sparsity = 0.0
+    elif sparsity is None:
+        raise PrunebenchError(f"Pruner {chosen.name!r} needs a sparsity in [0, 1); give --sparsity.")
+    return Job(pruner=chosen.name, options=chosen.options, sparsity=float(as_sparsity(sparsity)), seed=seed)
+
+
+def grid(specs: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int]) -> list[tuple[str, Job]]:
+    """Every pruner at every sparsity (at 0 if it does not prune) under every seed, seeds outermost, no job twice."""
+    chosen = [(spec, parse(spec)) for spec in specs]
+    jobs: dict[str, tuple[str, Job]] = {}
+    for seed in seeds:
+        for spec, pruner in chosen:
+            for sparsity in sparsities if pruner.prunes else [0.0]:
+                job = job_of(pruner, sparsity, seed)
+                jobs.setdefault(job.name, (spec, job))
+    return list(jobs.values())
+
+
+def train(spec: str, job: Job, protocol: Protocol, folder: Path, stages: Path, store: Store, *, device: str = "auto",
+          report: Report | None = None) -> Path:  # fmt: skip
+    """Train the net of `job` into `folder` and return its path; a net that is there and whole is kept.
+
+    Raises PrunebenchError for whatever the pruner, its budget or the checks of the net file object to.
+    """
+    path = folder / NET
+    chosen = parse(spec)
+    if _made_for(path, job, protocol, chosen.source):
+        return path
+    lab = Lab(job, protocol, store, stages, device=machine.device_named(device), report=report)
+    state = chosen.pruner(job, lab)
+    header = Header(
+        arch=protocol.model, classes=lab.info.classes, shape=lab.info.shape, protocol=protocol, job=job,
+        source=chosen.source, train_sha256=lab.train_sha256,
+        stages=tuple(s.model_copy(update={"seconds": None}) for s in lab.meter.stages),
+    )  # fmt: skip
+    save_times(path, header, [stage.seconds or 0.0 for stage in lab.meter.stages])
+    seal(path, state, header, passes_granted=lab.meter.granted)
+    return path
+
+
+def _made_for(path: Path, job: Job, protocol: Protocol, source: str) -> bool:
+    try:
+        header = open_net(path).header
+    except Refused:
+        return False
+    return (header.job, header.protocol, header.source) == (job, protocol, source)
+
+
+def run(
+    protocol: Protocol, jobs: list[tuple[str, Job]], out: Path, store: Store, *, workers: int = 1, threads: int = 1,
+    device: str = "auto", examples: int | None = None, report: Callable[[str, str, float, float], None] | None = None,
+    ended: Callable[[Ended], None] | None = None,
+) -> list[Ended]:  # fmt: skip
+    """Train and score `jobs`, `workers` side by side, and publish their records below `out/records`.
+
+    What is done already is kept, so a run that was killed goes on where it was. A job that fails is reported once and
+    does not stop the others. `report(job, what, done, of)` and `ended` are called in this process. Raises
+    PrunebenchError when another run is at work in `out`.
+    """
+    with sole_user(out):
+        tasks = [
+            Task(
+                spec,
+                job,
+                protocol,
+                out / "jobs" / job_id(protocol, spec, job),
+                out / "stages",
+                store,
+                device,
+                threads,
+                examples,
+            )
+            for spec, job in jobs
+        ]
+        results = []
+        for result in _side_by_side(tasks, workers, report):
+            _publish(result, out / "records")
+            results.append(result)
+            if ended is not None:
+                ended(result)
+    return results
+
+
+def job_id(protocol: Protocol, spec: str, job: Job) -> str:
+    """The folder of a job: readable, and a hash of the rules, the job and the source of the pruner."""
+    facts = [protocol.sha256, job.model_dump(mode="json"), parse(spec).source]
+    return f"{job.name}-{sha256_of(canonical_json(facts))[:12]}"
+
+
+def _publish(result: Ended, records: Path) -> None:
+    """Copy record and outcomes (or the refusal) to where the leaderboard reads them."""
+    target = records / result.task.protocol.name / f"{result.task.job.name}.json"
+    source = result.task.folder / (REFUSAL if result.how == "refused" else RECORD)
+    if result.how == "failed" or not source.exists():
+        return
+    if result.how != "refused":
+        write_bytes(outcomes_path(target), outcomes_path(source).read_bytes())
+    write_bytes(target, source.read_bytes())
+
+
+def _side_by_side(
+    tasks: list[Task], workers: int, report: Callable[[str, str, float, float], None] | None
+) -> Iterator[Ended]:
+    """Work through `tasks` in `workers` processes and yield each as it ends."""
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Manager() as manager:
+        news: Any = manager.Queue()
+        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_follow_parent) as pool:
+            futures: dict[Future[Ended], Task] = {pool.submit(_work, task, news): task for task in tasks}
+            try:
+                while futures:
+                    _pass_on(news, report)
+                    for future in [future for future in futures if future.done()]:
+                        yield _result(future, futures.pop(future))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.kill()
+                raise
+
+
+def _pass_on(news: Any, report: Callable[[str, str, float, float], None] | None) -> None:
+    """Hand on what the workers have told; wait a little for more."""
+    try:
+        item = news.get(timeout=0.1)
+        while True:
+            if report is not None:
+                report(*item)
+            item = news.get_nowait()
+    except queue.Empty:
+        return
+
+
+def _result(future: Future[Ended], task: Task) -> Ended:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return Ended(task, "failed", "A worker process died, perhaps for want of memory; run again, with fewer --jobs.")
+
+
+def _follow_parent() -> None:
+    """In a worker: die with the process that started the grid, so that nobody writes after a new run has begun."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+
+        def watch() -> None:
+            wait([sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(task: Task, news: Any) -> Ended:
+    """Train and score one task, in a worker process."""
+    torch.set_num_threads(task.threads)
+    last = 0.0
+
+    def report(what: str, done: float, total: float) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.25:
+            last = time.monotonic()
+            news.put((task.job.name, what, done, total))
+
+    try:
+        if _scored(task):
+            return Ended(task, "kept", "done before")
+        try:
+            net = train(
+                task.spec,
+                task.job,
+                task.protocol,
+                task.folder,
+                task.stages,
+                task.store,
+                device=task.device,
+                report=report,
+            )
+        except Refused as refused:  # by the checks of the net file: there is no net to refuse a score
+            return Ended(task, "failed", str(refused))
+        record = score(
+            net, examples=task.examples, out=task.folder, store=task.store, device=task.device, report=report,
+            protocol=task.protocol,
+        )  # fmt: skip
+        return Ended(task, "done", f"{record.score.robust} of {record.score.n} robust, {record.score.clean} clean")
+    except Refused as refused:
+        return Ended(task, "refused", str(refused))
+    except PrunebenchError as error:
+        return Ended(task, "failed", str(error))
+    except Exception as error:  # noqa: BLE001  a pruner may be anybody's code; its fault must not stop the others
+        log = task.folder / "error.txt"
+        write_bytes(log, traceback.format_exc().encode())
+        return Ended(task, "failed", f"{type(error).__name__}: {error} (the whole story is in {log})")
+
+
+def _scored(task: Task) -> bool:
+    """Whether the folder holds the record of this net over as many images as are asked for now."""
+    try:
+        record = load_record(task.folder / RECORD)
+        net = open_net(task.folder / NET)
+    except PrunebenchError:
+        return False
+    if not isinstance(record, Record) or record.net.sha256 != net.id.sha256:
+        return False
+    wanted = task.examples or task.protocol.test or len(task.store.testing(task.protocol.data))
+    return record.score.n == wanted and record.protocol.sha256 == task.protocol.sha256

@@ -1,0 +1,136 @@
+"""Long work and its results on a terminal: bars with an ETA where somebody watches, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from bench.checkpoint import Net
+    from bench.record import Record
+
+PLAIN_EVERY = 15.0  # seconds between two plain lines about the same job
+
+
+class Watch:
+    """Shows jobs at work: `report(job, what, done, of)` as it goes on, `line` for what is worth a line of its own.
+
+    Bars are drawn on standard error, so that standard output holds results alone. Nothing but `line` shows when
+    `quiet`.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.console = Console(stderr=True, soft_wrap=True)
+        self.bars: Progress | None = None
+        self.plain = not quiet
+        if self.console.is_terminal and not quiet:
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+            self.bars = Progress(*columns, console=self.console, transient=True)
+        self.tasks: dict[str, TaskID] = {}
+        self.began: dict[str, tuple[str, float, float]] = {}  # job -> what, when it began, when it was last shown
+
+    def __enter__(self) -> Watch:
+        if self.bars is not None:
+            self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+
+    def report(self, job: str, what: str, done: float, of: float) -> None:
+        """Show that `job` has done `done` of `of` of `what`."""
+        if self.bars is not None:
+            if job not in self.tasks:
+                self.tasks[job] = self.bars.add_task(job)
+            self.bars.update(self.tasks[job], description=f"{job}: {what}", completed=done, total=of)
+        elif self.plain:
+            self._plainly(job, what, done, of)
+
+    def _plainly(self, job: str, what: str, done: float, of: float) -> None:
+        now, kind = time.monotonic(), what.split(",")[0].split(":")[0]
+        known, began, shown = self.began.get(job, ("", now, now))
+        if known != kind:
+            began, shown = now, now
+        elif now - shown >= PLAIN_EVERY and done > 0:
+            shown, left = now, (now - began) * (of - done) / done
+            self.line(f"{job}: {what}, {done / of:.0%}, about {_duration(left)} left")
+        self.began[job] = (kind, began, shown)
+
+    def finish(self, job: str, text: str) -> None:
+        """Take the job's bar away and leave a line."""
+        if self.bars is not None and job in self.tasks:
+            self.bars.remove_task(self.tasks.pop(job))
+        self.line(f"{job}: {text}")
+
+    def line(self, text: str) -> None:
+        """One plain line."""
+        self.console.print(text, markup=False, highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+
+
+def out(*tables: Table | str) -> None:
+    """Print results to standard output, as wide as the terminal or 80 columns."""
+    console = Console(width=None if sys.stdout.isatty() else 80, markup=False, highlight=False)
+    for table in tables:
+        console.print(table)
+
+
+def table(title: str, *columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()) -> Table:
+    """A plain table; columns named in `right` are aligned to the right."""
+    result = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        result.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def net_tables(net: Net, name: str) -> list[Table]:
+    """What a net file says of itself and what was counted in it."""
+    header, job = net.header, net.header.job
+    about = [
+        ("sha256", net.id.sha256), ("architecture", f"{header.arch}, {header.classes} classes, images {header.shape}"),
+        ("made for", f"{header.protocol.name} v{header.protocol.version}, sha256 {header.protocol.sha256[:12]}"),
+        ("made by", f"{job.label}, asked sparsity {job.sparsity}, seed {job.seed}"),
+        ("weights", f"{net.id.nonzero} of {net.id.prunable} kept, sparsity {net.sparsity:.6f}"),
+        *((f"cost: {stage.name}", f"{stage.passes:,} sample passes") for stage in header.stages),
+    ]  # fmt: skip
+    layers = [
+        (layer.name, "x".join(map(str, layer.shape)), f"{layer.nonzero}", f"{1 - layer.nonzero / layer.size:.4f}")
+        for layer in net.layers
+    ]
+    return [
+        table(name, "", "", rows=about),
+        table("", "layer", "shape", "kept", "sparsity", rows=layers, right=("kept", "sparsity")),
+    ]
+
+
+def score_table(record: Record) -> Table:
+    """What a record says, for people."""
+    from bench.stats import wilson
+
+    score = record.score
+
+    def rate(count: int) -> tuple[str, str]:
+        low, high = wilson(count, score.n)
+        return f"{count} of {score.n}", f"{100 * count / score.n:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+    rows = [("clean", *rate(score.clean)), *((f"after {a}", *rate(c)) for a, c in score.survived.items())]
+    rules = f"{record.protocol.name} v{record.protocol.version}, {'official' if record.official else 'not official'}"
+    title = f"{record.job.label}, sparsity {record.net.sparsity:.4f}, {rules}"
+    return table(title, "still right", "images", "% [95 % interval]", rows=rows, right=("images",))
