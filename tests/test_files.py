@@ -48,6 +48,15 @@ def test_a_write_makes_its_folder_and_replaces_the_old(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
+def test_a_reader_of_the_old_file_keeps_it_whole(tmp_path):
+    path = tmp_path / "a"
+    write_bytes(path, b"old")
+    with path.open("rb") as reader:
+        write_bytes(path, b"new")
+        assert reader.read() == b"old"  # renamed into place, never written over
+    assert path.read_bytes() == b"new"
+
+
 def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a"
     write_bytes(path, b"old")

@@ -151,6 +151,15 @@ def test_the_check_above_sees_what_is_not_escaped(monkeypatch):
     assert len(markdown(ranking("a\nb")).splitlines()) != len(markdown(ranking()).splitlines())
 
 
+def test_latex_specials_are_spelled():
+    text = latex(ranking("\\a_b^c~d{e}&%$#<|>`--"))
+    spelled = (
+        r"\textbackslash{}a\_b\textasciicircum{}c\textasciitilde{}d\{e\}\&\%\$\#\textless{}\textbar{}\textgreater{}"
+        r"\textasciigrave{}-{}-{}"
+    )
+    assert f"1 & {spelled} & 0.9" in text
+
+
 @given(st.text(st.characters(codec=None), max_size=400))
 def test_clean_text_is_one_short_printable_line(text):
     flat = clean(text)
