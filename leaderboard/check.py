@@ -83,6 +83,8 @@ def _places(records: str | Path, out: str | Path | None, formats: Sequence[str])
             f"The tables cannot go to {target}, inside the records {folder}, where they would be read as records; "
             "choose another folder with --out."
         )
+    if not formats:
+        raise PrunebenchError(f"No format is named, so there is nothing to do; name some of {', '.join(FORMATS)}.")
     for name in formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)

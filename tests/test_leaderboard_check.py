@@ -101,6 +101,8 @@ def test_only_the_formats_asked_for(records, tmp_path):
         check(records, formats=["tex"])
     with pytest.raises(PrunebenchError, match="Unknown format 'jsn'; did you mean 'json'"):
         write(records, formats=["jsn"])
+    with pytest.raises(PrunebenchError, match="No format is named"):
+        check(records, formats=[])
 
 
 @pytest.mark.parametrize("name", FILES)
