@@ -1,7 +1,50 @@
-"""What holds for every test: one thread a process, set before torch is imported."""
+"""What holds for every test: one thread a process, set before torch is imported; and nets that tests share."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all test processes of this run share."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "nets"
+
+
+@pytest.fixture(scope="session")
+def nets(shared: Path) -> dict[str, Path]:
+    """Two nets of the protocol `tests.nets.TINY`, "dense" and "imp", trained once for all test processes."""
+    from bench.files import sole_user
+    from tests.nets import make_nets
+
+    with sole_user(shared, wait=True):
+        return make_nets(shared)
+
+
+@pytest.fixture(scope="session")
+def scored(nets: dict[str, Path], shared: Path) -> dict[str, Path]:
+    """The folders of those nets with record and outcomes of the whole AutoAttack, scored once for all processes."""
+    from bench.files import sole_user
+    from bench.score import score
+    from tests.nets import STORE
+
+    order = sorted(nets, reverse=os.environ.get("PYTEST_XDIST_WORKER") == "gw1")  # two processes begin with one each
+    for name in order:
+        with sole_user(nets[name].parent, wait=True):
+            score(nets[name], out=nets[name].parent, store=STORE, device="cpu")
+    return {name: net.parent for name, net in nets.items()}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the referee run four quick attacks under the names of AutoAttack's."""
+    import bench.score
+    from tests.nets import quick_attacks
+
+    monkeypatch.setattr(bench.score, "STANDARD", quick_attacks())

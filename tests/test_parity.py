@@ -1,0 +1,86 @@
+"""The referee against pyautoattack's own evaluation: the same seed and batch shape, the same verdict on every image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pyautoattack import AutoAttack
+from pyautoattack.state import EvaluationState
+
+from bench.attacks import STANDARD
+from bench.checkpoint import open_net
+from bench.data import as_float
+from bench.record import load_record
+from bench.run import train
+from bench.score import RECORD, score
+from bench.seeds import derive
+from tests.nets import STORE, TINY, changed, job, outcomes
+
+SEED = derive(TINY.attack_seed, "attack", "shard-0")
+
+
+def reference(net, rules, monkeypatch, *, seed=SEED, batch=None):
+    """What pyautoattack says: attack -> who is still robust after it, image by image."""
+    after = {}
+    note = EvaluationState.add_run_attack
+
+    def listen(state, attack):
+        after[attack] = state.robust_flags.clone().numpy()
+        note(state, attack)
+
+    monkeypatch.setattr(EvaluationState, "add_run_attack", listen)
+    test = STORE.testing(rules.data, rules.test)
+    attack = AutoAttack(
+        open_net(net).module, eps=rules.threat.radius, norm=rules.threat.norm, seed=seed, version="standard"
+    )
+    _, predicted = attack.run_standard_evaluation(as_float(test.images), test.labels, batch_size=batch or len(test))
+    monkeypatch.undo()
+    final = (predicted == test.labels).numpy()
+    assert np.array_equal(after["square"], final)
+    return after
+
+
+@pytest.mark.parametrize("name", ["dense", "imp"])
+def test_every_verdict_is_pyautoattacks(name, nets, scored, monkeypatch):
+    ours = outcomes(scored[name])
+    record = load_record(scored[name] / RECORD)
+    assert record.score.batch == record.score.shard == record.score.n == TINY.test  # one shard, one batch shape
+    # A comparison of constants would prove little: images fall to the clean test and to attacks, and images stand.
+    assert 0 < record.score.robust < record.score.survived["apgd-ce"] <= record.score.clean < record.score.n
+
+    theirs = reference(nets[name], TINY, monkeypatch)
+
+    assert list(theirs) == list(STANDARD)
+    for attack in STANDARD:
+        assert np.array_equal(ours[f"survived/{attack}"], theirs[attack]), attack
+    assert record.score.disagreements == 0
+
+
+def test_a_comparison_of_other_nets_fails(scored):
+    """The twin: verdicts are images' own, so another net's do not pass for them."""
+    dense, imp = (outcomes(scored[name])["survived/square"] for name in ("dense", "imp"))
+    assert not np.array_equal(dense, imp)
+
+
+def test_a_weaker_list_of_attacks_fails(scored):
+    """The twin: without the later attacks some verdict is another."""
+    for folder in scored.values():
+        found = outcomes(folder)
+        assert not np.array_equal(found["survived/apgd-ce"], found["survived/square"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("spec", "sparsity"), [("dense", None), ("magnitude", 0.95)])
+def test_256_images_and_other_batch_shapes(spec, sparsity, tmp_path, monkeypatch):
+    rules = changed(train=None, test=256, shard=256, epochs=10, steps=10, lr=0.2, step_size="0.05")
+    net = train(spec, job(spec, sparsity), rules, tmp_path, tmp_path / "stages", STORE, device="cpu")
+    record = score(net, out=tmp_path, store=STORE, device="cpu")
+    ours = outcomes(tmp_path)
+    assert record.score.batch == 256 and 0 < record.score.robust < record.score.clean < 256
+
+    for attack, robust in reference(net, rules, monkeypatch).items():
+        assert np.array_equal(ours[f"survived/{attack}"], robust), attack
+    for batch in (100, 64):
+        theirs = reference(net, rules, monkeypatch, batch=batch)["square"]
+        assert abs(int(theirs.sum()) - record.score.robust) <= 1
+        assert int((theirs != ours["survived/square"]).sum()) <= 3
