@@ -74,7 +74,7 @@ def run_(
         )  # fmt: skip
     if any(end.how in ("done", "kept", "refused") for end in results):
         ranking, files = board.write(out / "records")
-        show.out(*render.terminal(ranking), f"Written: {', '.join(str(file) for file in files)}")
+        show.out(*render.terminal(ranking), show.written("Written", files))
     bad = [end for end in results if end.how in ("failed", "refused")]
     if bad:
         raise PrunebenchError(f"{len(bad)} of {len(results)} jobs did not end with a score; the reasons stand above.")
@@ -144,12 +144,12 @@ def score(
     if as_json:
         print(json.dumps(record.model_dump(mode="json", by_alias=True), indent=1))
     else:
-        show.out(show.score_table(record), f"Written: {folder / 'record.json'}")
+        show.out(*show.score_table(record), show.written("Written", [folder / "record.json"]))
 
 
 @app.command()
 def inspect(net: Annotated[Path, typer.Argument(metavar="NET")], as_json: AsJson = False) -> None:
-    """Show what a net file holds: header, sha256, sparsity layer by layer."""
+    """Show what a net file holds: header, hash, sparsity by layer."""
     from bench import show
     from bench.checkpoint import open_net
 
@@ -176,9 +176,10 @@ def rank(
     from leaderboard import render
 
     chosen = [name.strip() for name in formats.split(",") if name.strip()]
+    if (records / "records").is_dir():  # the folder of a run
+        records = records / "records"
     ranking, files = (board.check if check else board.write)(records, out, chosen)
-    word = "Up to date" if check else "Written"
-    show.out(*render.terminal(ranking), f"{word}: {', '.join(str(file) for file in files)}")
+    show.out(*render.terminal(ranking), show.written("Up to date" if check else "Written", files))
 
 
 class Kind(StrEnum):
@@ -209,12 +210,12 @@ def list_(kind: Annotated[Kind | None, typer.Argument()] = None, as_json: AsJson
         print(json.dumps({key.value: value for key, value in chosen.items()}, indent=1))
         return
     for key, entries in chosen.items():
-        show.out(show.table(key.value.upper(), "", "", rows=list(entries.items())), "")
+        show.out(key.value.upper(), show.table("", "", rows=list(entries.items())), "")
 
 
 @app.command()
 def doctor(data: DataRoot = Path("data"), as_json: AsJson = False) -> None:
-    """Show what this machine can run: device, threads, compiler, data, versions."""
+    """Show what this machine can run: device, data, versions."""
     from bench import machine, show
     from bench.data import DATASETS
 
@@ -226,7 +227,7 @@ def doctor(data: DataRoot = Path("data"), as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(facts, indent=1))
     else:
-        show.out(show.table("", "", "", rows=list(facts.items())))
+        show.out(show.table("", "", rows=list(facts.items())))
 
 
 def _rules(spec: str, epochs: int | None) -> Protocol:

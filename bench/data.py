@@ -6,15 +6,18 @@ import gzip
 import hashlib
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from http.client import HTTPException
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from bench.errors import PrunebenchError, unknown
@@ -127,6 +130,11 @@ _DIGITS = Info(10, (1, 8, 8), (0.3053,), (0.3763,))
 _DIGITS_TEST = 500
 
 DATASETS = ("digits", *_PUBLISHED)
+# What a file that is cut short or is no data set at all can raise, in torchvision and in what it reads with.
+_UNREADABLE = (
+    OSError, RuntimeError, ValueError, TypeError, LookupError, AssertionError, EOFError, HTTPException, UnpicklingError,
+    zlib.error,
+)  # fmt: skip
 _FOLDER = "Or name a folder below the data root with train/ and test/ inside: folder:PATH."
 
 
@@ -196,12 +204,12 @@ class Store:
             try:
                 for part in (True, False):
                     known.read(root, part, True)
-            except (OSError, RuntimeError) as error:
+            except _UNREADABLE as error:
                 raise PrunebenchError(
                     f"Data set {name} is not in {root} ({missing[0]} is missing) and could not be downloaded "
-                    f"({str(error).splitlines()[0]}); put it there or name its folder with --data."
+                    f"({_reason(error)}); put it there or name its folder with --data."
                 ) from error
-        return self._decoded(name, train, [root / file for file in known.files], lambda: known.read(root, train, False))
+        return self._decoded(name, train, [root / file for file in known.files], lambda: self._read(name, root, train))
 
     def _unzipped(self, name: str, train: bool, missing: list[str]) -> tuple[Tensor, Tensor]:
         known = _PUBLISHED[name]
@@ -212,11 +220,28 @@ class Store:
                     target, zipped = Path(folder, file), file in missing
                     target.parent.mkdir(parents=True, exist_ok=True)
                     source = self.root / (f"{file}.gz" if zipped else file)
-                    with (gzip.open if zipped else open)(source, "rb") as packed, target.open("wb") as plain:
-                        shutil.copyfileobj(packed, plain)
-                return known.read(Path(folder), train, False)
+                    try:
+                        with (gzip.open if zipped else open)(source, "rb") as packed, target.open("wb") as plain:
+                            shutil.copyfileobj(packed, plain)
+                    except _UNREADABLE as error:
+                        raise PrunebenchError(
+                            f"Cannot unzip {source} ({_reason(error)}); delete it and fetch it again."
+                        ) from error
+                return self._read(name, Path(folder), train)
 
         return self._decoded(name, train, [self.root / f"{file}.gz" for file in missing], read)
+
+    def _read(self, name: str, folder: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            images, labels = _PUBLISHED[name].read(folder, train, False)
+            if len(images) != len(labels):
+                raise ValueError(f"{len(images)} images but {len(labels)} labels")
+        except _UNREADABLE as error:
+            raise PrunebenchError(
+                f"The files of data set {name} in {self.root} cannot be read ({_reason(error)}); delete them and fetch "
+                "them again."
+            ) from error
+        return images, labels
 
     def _folder(self, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
         half, other = ("train", "test") if train else ("test", "train")
@@ -230,6 +255,8 @@ class Store:
             raise PrunebenchError(
                 f"{folder / half} and {folder / other} have different classes; give them the same folders."
             )
+        if len(classes[0]) < 2:
+            raise PrunebenchError(f"{folder / half} has {len(classes[0])} class folders; at least 2 are needed.")
         files = sorted(path for path in (folder / half).rglob("*") if path.is_file())
         return self._decoded(f"folder-{half}", train, files, lambda: _images(folder / half))
 
@@ -243,12 +270,15 @@ class Store:
         kept = self.cache / f"{name}-{'train' if train else 'test'}-{sha256_of(canonical_json(facts))[:16]}.safetensors"
         if kept.exists():
             try:
-                arrays = load_file(kept)
-                return arrays["images"], arrays["labels"]
-            except (SafetensorError, KeyError):
-                kept.unlink()
+                with safe_open(kept, "pt") as opened:
+                    split = Split(opened.get_tensor("images"), opened.get_tensor("labels"))
+                    if (opened.metadata() or {}).get("sha256") == split.sha256:
+                        return split.images, split.labels
+            except SafetensorError:
+                pass  # not whole: decoded anew and written over
         images, labels = _tensors(*read())
-        write_aside(kept, lambda aside: save_file({"images": images, "labels": labels}, aside))
+        facts_of = {"sha256": Split(images, labels).sha256}
+        write_aside(kept, lambda aside: save_file({"images": images, "labels": labels}, aside, metadata=facts_of))
         return images, labels
 
 
@@ -270,6 +300,10 @@ def _ordered(split: Split, name: str, train: bool | None) -> Split:
 
 def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64))
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _images(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,12 +22,11 @@ def device_named(name: str) -> torch.device:
     """The device `name`, where "auto" means a CUDA card if there is one. Raises PrunebenchError when it is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise PrunebenchError(f"Unknown device {name!r}; choose auto, cpu, cuda or cuda:N.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise PrunebenchError(f"Device {name!r} is not here: torch sees no CUDA card; use --device cpu.")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", name):
+        raise PrunebenchError(f"Unknown device {name!r}; choose auto, cpu, cuda or cuda:N.")
+    device, cards = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= cards:
+        raise PrunebenchError(f"Device {name!r} is not here: torch sees {cards} CUDA cards; use --device cpu or auto.")
     return device
 
 

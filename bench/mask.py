@@ -32,14 +32,13 @@ def keep_largest(scores: Mapping[str, Tensor], keep: int, among: Masks | None = 
     flat = torch.cat([score.detach().reshape(-1) for score in scores.values()])
     if flat.isnan().any():
         raise ValueError("scores hold NaN, so the largest are not defined")
-    eligible = flat.numel()
+    ranked = flat.argsort(descending=True, stable=True)
     if among is not None:
-        allowed = torch.cat([among[name].reshape(-1) for name in scores])
-        flat, eligible = torch.where(allowed, flat, -torch.inf), int(allowed.sum())
-    if not 0 <= keep <= eligible:
-        raise ValueError(f"cannot keep {keep} of {eligible} weights")
+        ranked = ranked[torch.cat([among[name].reshape(-1) for name in scores])[ranked]]
+    if not 0 <= keep <= len(ranked):
+        raise ValueError(f"cannot keep {keep} of {len(ranked)} weights")
     kept = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
-    kept[flat.argsort(descending=True, stable=True)[:keep]] = True
+    kept[ranked[:keep]] = True
     pieces = kept.split([score.numel() for score in scores.values()])
     return {name: piece.view(score.shape) for (name, score), piece in zip(scores.items(), pieces, strict=True)}
 

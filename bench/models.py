@@ -11,7 +11,7 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import cfgs, make_layers
 
 from bench.data import Info
-from bench.errors import unknown
+from bench.errors import PrunebenchError, unknown
 
 
 class Normalise(nn.Module):
@@ -84,6 +84,7 @@ MODELS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {
     "resnet18": _resnet18,
     "vgg16-bn": _vgg16_bn,
 }
+_LEAST = {"mnist-cnn": 16, "vgg16-bn": 32}  # pixels a side; less, and pooling leaves nothing
 _SHAPES = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28)}
 
 
@@ -99,15 +100,21 @@ def build(
 
     `shape`: (channels, height, width), by default that of the data the architecture is meant for. `info` gives classes,
     shape and pixel statistics at once. The global random state is left as it was. Raises PrunebenchError for an
-    unknown `arch`.
+    unknown `arch` and for images that it cannot take.
     """
     if arch not in MODELS:
         raise unknown("model", arch, MODELS)
     if info is None:
         shape = shape or _SHAPES.get(arch, (3, 32, 32))
         info = Info(num_classes, shape, (0.5,) * shape[0], (0.25,) * shape[0])
+    least, (_, height, width) = _LEAST.get(arch, 1), info.shape
+    if min(height, width) < least:
+        raise PrunebenchError(
+            f"Model {arch} needs images of at least {least}x{least} pixels, not {height}x{width}; choose another model "
+            "or larger images."
+        )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone; torch.manual_seed would seed every card
         body = MODELS[arch](info.classes, info.shape)
     return nn.Sequential(Normalise(info.mean, info.std), body)
 

@@ -76,6 +76,8 @@ def parse(spec: str) -> Chosen:
         key, _, text = item.partition("=")
         if key not in fields:
             raise unknown(f"option of {head}", key, fields)
+        if key in given:
+            raise PrunebenchError(f"Option {key} of {head} is given twice; give it once.")
         given[key] = _value(head, fields[key], text, cls)
     try:
         pruner = cls(**given)
@@ -103,6 +105,12 @@ def _class(head: str) -> type:
         cls = PRUNERS[head]
     else:
         path, _, name = head.rpartition(":")
+        spelled = path.endswith(".py") or all(part.isidentifier() for part in path.split("."))
+        if not spelled or not name.isidentifier() or name in _options(path):
+            raise PrunebenchError(
+                f"Cannot read the pruner {head!r}; write NAME:option=value,..., package.module:Class or "
+                "path/to/file.py:Class."
+            )
         module = _module(path)
         classes = [key for key, value in vars(module).items() if dataclasses.is_dataclass(value)]
         if name not in classes:
@@ -111,6 +119,11 @@ def _class(head: str) -> type:
     if not (dataclasses.is_dataclass(cls) and "__call__" in dir(cls)):
         raise PrunebenchError(f"{head!r} is not a pruner: write a frozen dataclass with __call__(self, job, lab).")
     return cls
+
+
+def _options(name: str) -> list[str]:
+    """The options of the pruner `name`; none for any other word."""
+    return [field.name for field in dataclasses.fields(PRUNERS[name])] if name in PRUNERS else []
 
 
 def _module(path: str) -> ModuleType:
