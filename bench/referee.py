@@ -76,7 +76,8 @@ class Referee:
         """
         generator = torch.Generator(self.device).manual_seed(seed)
         clean = images.to(self.device)
-        proposals = attack(self.attacked, clean, labels.to(self.device), self.rules.threat, generator=generator)
+        lent = clean.clone(), labels.to(self.device, copy=True)  # an attack may write into what it is given
+        proposals = attack(self.attacked, *lent, self.rules.threat, generator=generator)
         usable = proposals.flatten(1).isfinite().all(1).view(-1, 1, 1, 1)
         proposals = torch.where(usable, proposals, clean)
         proposed = (proposals != clean).flatten(1).any(1).cpu()
