@@ -15,7 +15,7 @@ from torch import nn
 from bench import machine
 from bench.checkpoint import pack, unpack
 from bench.data import Info, Split, Store
-from bench.errors import BudgetExceeded, Refused
+from bench.errors import BudgetExceeded, PrunebenchError, Refused
 from bench.files import canonical_json, sha256_of, sole_user, write_bytes
 from bench.mask import Masks, State, keep_count
 from bench.models import build, prunable
@@ -133,6 +133,11 @@ class Lab:
             recipe.model_dump() | {key: value for key, value in changes.items() if value is not None}
         )
         plan = Plan(recipe, self.protocol.threat, epochs, first, stop)
+        if not 0 <= first < plan.last <= epochs:
+            raise PrunebenchError(
+                f"Stage {stage!r} would train epochs {first} to {plan.last} of {epochs}, which leaves nothing to train; "
+                "the budget is too small for these options: give it more epochs or let the other stages take less."
+            )
         passes = plan.passes(len(self.train))
         self.meter.check(stage, passes)
 

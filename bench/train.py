@@ -104,9 +104,9 @@ def fit(
         one_step = plan.recipe.objective == "fgsm-rs"
         if one_step or (epoch + 1) % plan.recipe.validate_every == 0 or epoch + 1 == plan.last:
             row |= trainer.validate(validation, derive(seed, "validation", epoch))
-        trainer.close_epoch(row, time.perf_counter() - began, partial)
         if one_step:
-            _refuse_collapse(trainer.curve)
+            _refuse_collapse([*trainer.curve, row])
+        trainer.close_epoch(row, time.perf_counter() - began, partial)
         if report is not None:
             report(f"epoch {epoch + 1}/{plan.last}", epoch + 1 - plan.start, plan.last - plan.start)
     return trainer.result()
