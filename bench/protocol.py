@@ -63,6 +63,13 @@ class Threat(Rules):
     norm: Literal["Linf", "L2"]
     eps: Exact
 
+    @model_validator(mode="after")
+    def _check(self) -> Threat:
+        largest = 1 if self.norm == "Linf" else 1000
+        if exact(self.eps) > largest:
+            raise ValueError(f"eps {self.eps} is above {largest}, beyond which no image of [0, 1] pixels can move")
+        return self
+
     @property
     def radius(self) -> float:
         """`eps` as the nearest float."""
@@ -152,7 +159,10 @@ class Job(Rules):
     @property
     def name(self) -> str:
         """The job as a file name: letters, digits, `.`, `=`, `_` and `-` alone."""
-        safe = re.sub(r"[^A-Za-z0-9.=_-]+", "-", self.label).strip("-.")
+        plain = self.label.replace(":", "-").replace(",", "-")
+        safe = re.sub(r"[^A-Za-z0-9.=_-]+", "-", plain).strip("-.")
+        if safe != plain:  # two labels must not share a name
+            safe = f"{safe}-{sha256_of(self.label.encode())[:8]}"
         return f"{safe}-s{as_sparsity(self.sparsity)}-seed{self.seed}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -84,15 +85,25 @@ def _duration(seconds: float) -> str:
 
 
 def out(*tables: Table | str) -> None:
-    """Print results to standard output, as wide as the terminal or 80 columns."""
+    """Print results to standard output: tables as wide as the terminal or 80 columns, lines as they are."""
     console = Console(width=None if sys.stdout.isatty() else 80, markup=False, highlight=False)
     for table in tables:
-        console.print(table)
+        if isinstance(table, str):
+            print(table)
+        else:
+            console.print(table)
 
 
-def table(title: str, *columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()) -> Table:
-    """A plain table; columns named in `right` are aligned to the right."""
-    result = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+def written(word: str, files: Sequence[Path]) -> str:
+    """A line that names files as they are seen from here."""
+    here = Path.cwd()
+    names = (path.relative_to(here) if path.is_relative_to(here) else path for path in files)
+    return f"{word}: {', '.join(str(name) for name in names)}"
+
+
+def table(*columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()) -> Table:
+    """A plain table, without a head when its columns have no names; columns in `right` are aligned to the right."""
+    result = Table(show_header=any(columns), box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         result.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
@@ -100,11 +111,11 @@ def table(title: str, *columns: str, rows: Sequence[tuple[str, ...]], right: tup
     return result
 
 
-def net_tables(net: Net, name: str) -> list[Table]:
+def net_tables(net: Net, name: str) -> list[Table | str]:
     """What a net file says of itself and what was counted in it."""
     header, job = net.header, net.header.job
     about = [
-        ("sha256", net.id.sha256), ("architecture", f"{header.arch}, {header.classes} classes, images {header.shape}"),
+        ("architecture", f"{header.arch}, {header.classes} classes, images {header.shape}"),
         ("made for", f"{header.protocol.name} v{header.protocol.version}, sha256 {header.protocol.sha256[:12]}"),
         ("made by", f"{job.label}, asked sparsity {job.sparsity}, seed {job.seed}"),
         ("weights", f"{net.id.nonzero} of {net.id.prunable} kept, sparsity {net.sparsity:.6f}"),
@@ -115,12 +126,14 @@ def net_tables(net: Net, name: str) -> list[Table]:
         for layer in net.layers
     ]
     return [
-        table(name, "", "", rows=about),
-        table("", "layer", "shape", "kept", "sparsity", rows=layers, right=("kept", "sparsity")),
+        f"{name}, sha256\n{net.id.sha256}\n",
+        table("", "", rows=about),
+        "",
+        table("layer", "shape", "kept", "sparsity", rows=layers, right=("kept", "sparsity")),
     ]
 
 
-def score_table(record: Record) -> Table:
+def score_table(record: Record) -> list[Table | str]:
     """What a record says, for people."""
     from bench.stats import wilson
 
@@ -132,5 +145,8 @@ def score_table(record: Record) -> Table:
 
     rows = [("clean", *rate(score.clean)), *((f"after {a}", *rate(c)) for a, c in score.survived.items())]
     rules = f"{record.protocol.name} v{record.protocol.version}, {'official' if record.official else 'not official'}"
-    title = f"{record.job.label}, sparsity {record.net.sparsity:.4f}, {rules}"
-    return table(title, "still right", "images", "% [95 % interval]", rows=rows, right=("images",))
+    return [
+        f"{record.job.label}, sparsity {record.net.sparsity:.4f}, {rules}\n",
+        table("still right", "images", "% [95 % interval]", rows=rows, right=("images",)),
+        "",
+    ]

@@ -35,15 +35,19 @@ class Spread:
         return float(stats.t.ppf((1 + confidence) / 2, self.df)) * self.sd / math.sqrt(seeds)
 
 
-def pooled(groups: Sequence[Sequence[float]]) -> Spread:
-    """The spread within `groups`: sum of squares about each group's mean over the sum of (size - 1)."""
+def pooled(groups: Sequence[Sequence[float]], resolution: float = 0.0) -> Spread:
+    """The spread within `groups`: sum of squares about each group's mean over the sum of (size - 1).
+
+    `resolution`: the step in which the values come (1/n for rates of n); seeds that agree by chance do not show less
+    spread than rounding to that step has by itself, resolution / sqrt(12).
+    """
     squares, df = Fraction(), 0  # exact, so that equal values have no spread at all
     for group in groups:
         values = [Fraction(value) for value in group]
         mean = sum(values, Fraction()) / len(values)
         squares += sum(((value - mean) ** 2 for value in values), Fraction())
         df += len(values) - 1
-    return Spread(math.sqrt(squares / df) if df else math.nan, df)
+    return Spread(max(math.sqrt(squares / df), resolution / math.sqrt(12)) if df else math.nan, df)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -159,8 +159,9 @@ def _board(records: Mapping[Path, Record]) -> Board:
     refuse_incomparable(records)
     first = next(iter(records.values()))
     groups = _groups(records)
-    robust_spread = stats.pooled([_rates(group, lambda r: r.score.robust) for group in groups.values()])
-    clean_spread = stats.pooled([_rates(group, lambda r: r.score.clean) for group in groups.values()])
+    step = 1 / first.score.n
+    robust_spread = stats.pooled([_rates(group, lambda r: r.score.robust) for group in groups.values()], step)
+    clean_spread = stats.pooled([_rates(group, lambda r: r.score.clean) for group in groups.values()], step)
     places = _places(groups, robust_spread)
     rows = []
     for key, group in groups.items():
