@@ -381,7 +381,7 @@ def test_a_cifar_that_is_not_the_published_one(tmp_path, monkeypatch):
     with monkeypatch.context() as unchecked:
         write_cifar(tmp_path, unchecked, hundred=False)
         assert len(Store(tmp_path).testing("cifar10")) == 4
-    with pytest.raises(PrunebenchError, match="data set cifar10 in .* cannot be read .*corrupted"):
+    with pytest.raises(PrunebenchError, match=r"data set cifar10 in .* cannot be read .*corrupted"):
         Store(tmp_path).testing("cifar10")
 
 
