@@ -167,7 +167,11 @@ def _restore(data: bytes, name: str) -> Net:
             state[key] = _dense(tensors, key, expected[key].shape, name)
         elif key in tensors:
             state[key] = tensors.pop(key)
-    _check(state | tensors, expected, name)
+    if tensors:
+        raise Refused(
+            "keys", f"{name} has {min(tensors)!r} ({len(tensors)} keys are foreign); give a file that `train` wrote."
+        )
+    _check(state, expected, name)
     layers = tuple(
         Layer(name=key, shape=tuple(state[key].shape), nonzero=int(torch.count_nonzero(state[key]))) for key in names
     )
