@@ -13,10 +13,9 @@ from torch import nn
 from bench.attacks import STANDARD, pgd
 from bench.checkpoint import Header, pack, seal, unpack
 from bench.data import Info, Store
-from bench.files import canonical_json
 from bench.lab import Lab
 from bench.protocol import Job, Protocol, Threat, Training
-from bench.record import Record, outcomes_path
+from bench.record import outcomes_path
 from bench.run import job_of, train
 from pruners import parse
 
@@ -72,14 +71,6 @@ def forged(net: Path, path: Path, *, drop: str | None = None, **header) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pack(tensors, about | header))
     return path
-
-
-def timeless(record: Record) -> bytes:
-    """A record without what may differ when the same is measured again: seconds, and the hash over them."""
-    values = record.model_dump(mode="json", by_alias=True, exclude={"sha256"})
-    values["cost"] |= {"train_seconds": None, "score_seconds": None}
-    values["cost"]["stages"] = [stage | {"seconds": None} for stage in values["cost"]["stages"]]
-    return canonical_json(values)
 
 
 def outcomes(folder: Path) -> dict[str, np.ndarray]:

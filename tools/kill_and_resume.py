@@ -1,0 +1,136 @@
+"""Kill `prunebench train` and `prunebench score` again and again, and see that they end in the same bytes all the same.
+
+Each verb runs once undisturbed. Then it runs in a new folder, is killed (SIGKILL) at a random moment of its work and
+started again, until it is done; then again in another folder, until so many kills have hit a running process. Compared
+are the bytes of the net and of the outcomes, and the record without its times.
+
+    python tools/kill_and_resume.py digits-linf --pruner imp --sparsity 0.95 --examples 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.files import canonical_json
+from bench.record import Record, load_record, outcomes_path
+
+NET, RECORD = "net.safetensors", "record.json"
+SLOWEST = 3600.0  # seconds that one command may take
+
+
+def timeless(record: Record) -> bytes:
+    """A record without what may differ when the same is measured again: seconds, the hash over them, the commit."""
+    values = record.model_dump(mode="json", by_alias=True, exclude={"sha256"})
+    values["cost"] |= {"train_seconds": None, "score_seconds": None}
+    values["cost"]["stages"] = [stage | {"seconds": None} for stage in values["cost"]["stages"]]
+    values["env"].pop("commit", None)
+    return canonical_json(values)
+
+
+def result(folder: Path) -> dict[str, bytes]:
+    """What a finished command left in `folder`, as bytes to be compared."""
+    net, record = folder / NET, folder / RECORD
+    found = {"net": net.read_bytes()} if net.exists() else {}
+    if record.exists():
+        scored = load_record(record)
+        if not isinstance(scored, Record):
+            raise SystemExit(f"The score was refused: {scored.reason}")
+        found |= {"record": timeless(scored), "outcomes": outcomes_path(record).read_bytes()}
+    return found
+
+
+@dataclass
+class Tally:
+    """What happened to one verb; `seconds`: how long it works undisturbed; `resumed`: kills that left work on disk."""
+
+    verb: str
+    seconds: float
+    kills: int = 0
+    resumed: int = 0
+    finished: int = 0
+    differ: int = 0
+
+
+def work(command: list[str], folder: Path, after: float | None) -> tuple[bool, float]:
+    """Run `command`, which works in `folder`, and kill it `after` seconds of work (None: never).
+
+    Returns whether it was killed, and how long it worked: from when it took the lock of the folder.
+    """
+    lock = folder / ".lock"
+    lock.unlink(missing_ok=True)  # nobody holds it; its coming back shows that the imports are over
+    with tempfile.TemporaryFile() as told, subprocess.Popen(command, stdout=told, stderr=told) as process:
+        try:
+            patience = time.monotonic() + SLOWEST
+            while not lock.exists() and process.poll() is None and time.monotonic() < patience:
+                time.sleep(0.005)
+            began = time.monotonic()
+            process.wait(SLOWEST if after is None else after)
+        except subprocess.TimeoutExpired:
+            if after is None:
+                raise
+        finally:
+            process.kill()  # does nothing to a process that has ended
+        seconds = time.monotonic() - began
+        if process.wait() == -9:
+            return True, seconds
+        if process.returncode:
+            told.seek(0)
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{told.read().decode()}")
+    return False, seconds
+
+
+def torment(verb: str, command: list[str], base: Path, kills: int, moments: random.Random) -> Tally:
+    """Run `command --out FOLDER` undisturbed, then with kills; the folders lie below `base`."""
+    reference = base / f"{verb}-undisturbed"
+    _, seconds = work([*command, "--out", str(reference)], reference, None)
+    wanted, tally = result(reference), Tally(verb, seconds)
+    while tally.kills < kills:
+        folder = base / f"{verb}-{tally.finished}"
+        killed = True
+        while killed:
+            after = moments.uniform(0, seconds) if tally.kills < kills else None
+            killed, _ = work([*command, "--out", str(folder)], folder, after)
+            tally.kills += killed
+            tally.resumed += killed and any(path.is_file() and path.name != ".lock" for path in folder.rglob("*"))
+        tally.finished += 1
+        tally.differ += result(folder) != wanted
+    return tally
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Torment both verbs; 1 when any run ended in other bytes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("protocol", help="a built-in protocol or a TOML file")
+    parser.add_argument("--pruner", default="imp")
+    parser.add_argument("--sparsity", default="0.95")
+    parser.add_argument("--examples", type=int, default=64, help="test images to score")
+    parser.add_argument("--kills", type=int, default=20, help="of each verb")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments at which to kill")
+    options = parser.parse_args(arguments)
+    prunebench = [sys.executable, "-m", "bench.cli"]
+    with tempfile.TemporaryDirectory(prefix="kill-and-resume-") as name:
+        base = Path(name)
+        train = [*prunebench, "train", options.protocol, "--pruner", options.pruner, "--sparsity", options.sparsity]
+        score = [*prunebench, "score", str(base / "train-undisturbed" / NET), "--examples", str(options.examples)]
+        print("verb   seconds  kills  with work on disk  finished  different", flush=True)
+        tallies = []
+        for verb, command in (("train", train), ("score", score)):
+            tally = torment(verb, command, base, options.kills, random.Random(f"{options.seed}/{verb}"))
+            print(
+                f"{verb:5}  {tally.seconds:7.1f}  {tally.kills:5}  {tally.resumed:17}  {tally.finished:8}  "
+                f"{tally.differ:9}",
+                flush=True,
+            )
+            tallies.append(tally)
+    return int(any(tally.differ for tally in tallies))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
