@@ -6,9 +6,10 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from bench.files import canonical_json, sha256_of, write_json
@@ -20,7 +21,7 @@ class Entry(Rules):
     """One attack on one shard: a digit per image (1: still classified rightly), and what the attack took."""
 
     key: Sha256
-    standing: str
+    standing: Annotated[str, Field(pattern=r"^[01]*$")]
     disagreements: Natural
     batch: Natural
     passes: Natural
@@ -53,7 +54,7 @@ class Journal:
         facts = [*self.facts, attack, shard.start, shard.stop, seed, _digits(before)]
         key = sha256_of(canonical_json(facts))
         path = self.folder and self.folder / f"shard-{shard.start:05}-{shard.stop:05}-{attack}.json"
-        kept = path and _read(path, key)
+        kept = path and _read(path, key, before)
         if kept:
             return kept
         began = time.perf_counter()
@@ -67,13 +68,14 @@ class Journal:
         return entry
 
 
-def _read(path: Path, key: str) -> Entry | None:
-    """The entry at `path` if it is one and has this key; anything else is measured anew."""
+def _read(path: Path, key: str, before: Tensor) -> Entry | None:
+    """The entry at `path` if it has this key and speaks of these images; anything else is measured anew."""
     try:
         entry = Entry.model_validate(json.loads(path.read_bytes()))
     except (OSError, ValueError, ValidationError):
         return None
-    return entry if entry.key == key else None
+    sound = entry.key == key and len(entry.standing) == len(before) and not (entry.bits & ~before).any()
+    return entry if sound else None
 
 
 def _digits(bits: Tensor) -> str:

@@ -13,7 +13,7 @@ from tools.kill_and_resume import NET, Tally, main, result, torment, work
 
 
 def test_train_and_score_survive_being_killed(tmp_path, capsys):
-    """A short version of what the tool does; a net trained on noise withstands nothing, so that scoring takes seconds."""
+    """A short version of what the tool does; a net trained on noise withstands nothing, so scoring takes seconds."""
     rules = changed(threat=Threat(norm="Linf", eps="0.4"), steps=1, step_size="0.001", shard=4)
     (tmp_path / "tiny.toml").write_text(toml(rules))
     what = ["--pruner", "imp:rounds=2", "--sparsity", "0.9", "--examples", "32", "--kills", "2"]
