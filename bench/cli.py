@@ -62,7 +62,7 @@ def run_(
 
     rules = _rules(protocol, epochs)
     machine.device_named(device)
-    wanted = [float(as_sparsity(value)) for value in sparsity or rules.sparsities]
+    wanted = [_share(value) for value in sparsity or rules.sparsities]
     grid = run.grid(pruner or list(pruners.PRUNERS), wanted, seed if seed is not None else rules.seeds)
     store = _store(data)
     store.testing(rules.data, examples or rules.test)  # before any training: is the data there, and enough of it?
@@ -103,7 +103,7 @@ def train(
 
     rules = _rules(protocol, epochs)
     torch.set_num_threads(threads)
-    job = run.job_of(pruners.parse(pruner), None if sparsity is None else float(as_sparsity(sparsity)), seed)
+    job = run.job_of(pruners.parse(pruner), None if sparsity is None else _share(sparsity), seed)
     with sole_user(out), show.Watch(quiet=quiet) as watch:
         net = run.train(
             pruner, job, rules, out, out / "stages", _store(data), device=device,
@@ -237,6 +237,12 @@ def _rules(spec: str, epochs: int | None) -> Protocol:
         return rules
     training = rules.training.model_copy(update={"epochs": epochs})
     return rules.model_copy(update={"name": f"{rules.name}-epochs{epochs}", "training": training})
+
+
+def _share(text: str | float) -> float:
+    """The sparsity that `text` names, checked as it will be stored: so many nines are a float of 1."""
+    value = float(as_sparsity(text))
+    return float(as_sparsity(value))
 
 
 def _store(data: Path) -> Store:

@@ -31,7 +31,16 @@ class _Registry(Mapping[str, type]):
         return {point.name: point for point in entry_points(group=GROUP)}
 
     def __getitem__(self, name: str) -> type:
-        return self._points[name].load()
+        point = self._points[name]
+        try:
+            return point.load()
+        except (ImportError, AttributeError, SyntaxError) as error:
+            raise PrunebenchError(
+                f"Cannot import the pruner {name!r} ({error}); install its package again, or remove it."
+            ) from error
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._points
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._points))
@@ -153,15 +162,19 @@ def _value(head: str, field: dataclasses.Field[Any], text: str, cls: type) -> An
         if kind is float and not abs(value) < float("inf"):
             raise ValueError
         return value
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, TypeError):
+        wanted = getattr(kind, "__name__", kind)
         raise PrunebenchError(
-            f"Option {field.name}={text!r} of {head} is not of type {kind.__name__}; its default is {field.default!r}."
+            f"Option {field.name}={text!r} of {head} is not of type {wanted}; its default is {field.default!r}."
         ) from None
 
 
 def summary(name: str) -> str:
-    """A pruner's first line and its options with their defaults."""
-    cls = PRUNERS[name]
+    """A pruner's first line and its options with their defaults, or why it cannot be imported."""
+    try:
+        cls = PRUNERS[name]
+    except PrunebenchError as error:
+        return str(error)
     options = ", ".join(f"{f.name}={str(f.default).lower()}" for f in dataclasses.fields(cls))
     line = (cls.__doc__ or "").strip().splitlines()[0]
     return f"{line} Options: {options}." if options else line
