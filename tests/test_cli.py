@@ -12,6 +12,7 @@ import urllib.request
 from importlib.metadata import version
 
 import pytest
+
 from bench import cli
 from bench.checkpoint import Header, seal
 from bench.data import DATASETS
