@@ -8,9 +8,10 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -25,7 +26,7 @@ from bench.errors import PrunebenchError, Refused
 from bench.files import canonical_json, sha256_of, sole_user, write_bytes
 from bench.lab import Lab
 from bench.protocol import Job, Protocol, as_sparsity
-from bench.record import Record, load_record, outcomes_path
+from bench.record import Record, load_record, outcomes_path, recount
 from bench.score import RECORD, REFUSAL, save_times, score
 from bench.train import Report
 from pruners import Chosen, parse
@@ -139,11 +140,12 @@ def run(
             for spec, job in jobs
         ]
         results = []
-        for result in _side_by_side(tasks, workers, report):
-            _publish(result, out / "records")
-            results.append(result)
-            if ended is not None:
-                ended(result)
+        with closing(_side_by_side(tasks, workers, report)) as ends:  # no worker outlives the lock
+            for result in ends:
+                _publish(result, out / "records")
+                results.append(result)
+                if ended is not None:
+                    ended(result)
     return results
 
 
@@ -166,23 +168,22 @@ def _publish(result: Ended, records: Path) -> None:
 
 def _side_by_side(
     tasks: list[Task], workers: int, report: Callable[[str, str, float, float], None] | None
-) -> Iterator[Ended]:
+) -> Generator[Ended]:
     """Work through `tasks` in `workers` processes and yield each as it ends."""
     spawn = multiprocessing.get_context("spawn")
-    with spawn.Manager() as manager:
-        news: Any = manager.Queue()
-        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_follow_parent) as pool:
-            futures: dict[Future[Ended], Task] = {pool.submit(_work, task, news): task for task in tasks}
-            try:
-                while futures:
-                    _pass_on(news, report)
-                    for future in [future for future in futures if future.done()]:
-                        yield _result(future, futures.pop(future))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    process.kill()
-                raise
+    news = spawn.Queue()
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(news,)) as pool:
+        futures: dict[Future[Ended], Task] = {pool.submit(_work, task): task for task in tasks}
+        try:
+            while futures:
+                _pass_on(news, report)
+                for future in [future for future in futures if future.done()]:
+                    yield _result(future, futures.pop(future))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
 def _pass_on(news: Any, report: Callable[[str, str, float, float], None] | None) -> None:
@@ -204,8 +205,14 @@ def _result(future: Future[Ended], task: Task) -> Ended:
         return Ended(task, "failed", "A worker process died, perhaps for want of memory; run again, with fewer --jobs.")
 
 
-def _follow_parent() -> None:
-    """In a worker: die with the process that started the grid, so that nobody writes after a new run has begun."""
+_news: Any = None  # in a worker: the queue to the process that started the grid
+
+
+def _begin(news: Any) -> None:
+    """In a worker: know whom to tell, and die with them, so that nobody writes after a new run has begun."""
+    global _news
+    _news = news
+    news.cancel_join_thread()  # what nobody will read must not hold up the end
     parent = multiprocessing.parent_process()
     if parent is not None:
         sentinel = parent.sentinel
@@ -217,16 +224,16 @@ def _follow_parent() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(task: Task, news: Any) -> Ended:
+def _work(task: Task) -> Ended:
     """Train and score one task, in a worker process."""
     torch.set_num_threads(task.threads)
     last = 0.0
 
     def report(what: str, done: float, total: float) -> None:
         nonlocal last
-        if time.monotonic() - last > 0.25:
+        if _news is not None and time.monotonic() - last > 0.25:
             last = time.monotonic()
-            news.put((task.job.name, what, done, total))
+            _news.put((task.job.name, what, done, total))
 
     try:
         if _scored(task):
@@ -260,10 +267,12 @@ def _work(task: Task, news: Any) -> Ended:
 
 
 def _scored(task: Task) -> bool:
-    """Whether the folder holds the record of this net over as many images as are asked for now."""
+    """Whether the folder holds this net, and outcomes and record of it over as many images as are asked for now."""
     try:
         record = load_record(task.folder / RECORD)
         net = open_net(task.folder / NET)
+        if isinstance(record, Record):
+            recount(task.folder / RECORD, record)
     except PrunebenchError:
         return False
     if not isinstance(record, Record) or record.net.sha256 != net.id.sha256:
