@@ -135,8 +135,8 @@ class Lab:
         plan = Plan(recipe, self.protocol.threat, epochs, first, stop)
         if not 0 <= first < plan.last <= epochs:
             raise PrunebenchError(
-                f"Stage {stage!r} would train from epoch {first} to {plan.last} of {epochs}, which is nothing; the budget "
-                "is too small for these options: raise the epochs or let the other stages take less."
+                f"Stage {stage!r} would train from epoch {first} to {plan.last} of {epochs}, which is nothing; the "
+                "budget is too small for these options: raise the epochs or let the other stages take less."
             )
         passes = plan.passes(len(self.train))
         self.meter.check(stage, passes)
