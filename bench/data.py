@@ -289,7 +289,8 @@ def _digits(train: bool) -> Split:
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
     whole = _ordered(Split(*_tensors(pixels, digits.target)), "digits", None)
-    return whole.take(slice(_DIGITS_TEST, None) if train else slice(0, _DIGITS_TEST))
+    index = torch.arange(len(whole))  # copies: a slice would share its memory, and so the other split, with its user
+    return whole.take(index[_DIGITS_TEST:] if train else index[:_DIGITS_TEST])
 
 
 def _ordered(split: Split, name: str, train: bool | None) -> Split:
