@@ -32,13 +32,14 @@ def generator(seed=0):
 class Linear:
     """A linear net on 8x8 images, indifferent at mid-grey, that remembers what it was asked."""
 
-    def __init__(self, classes):
+    def __init__(self, classes, gain=1.0):
+        self.gain = gain
         self.weights = torch.randn(classes, 64, generator=generator(7))
         self.asked = []
 
     def __call__(self, images):
         self.asked.append(images.detach())
-        return (images - 0.5).flatten(1) @ self.weights.T
+        return (images - 0.5).flatten(1) @ self.weights.T * self.gain
 
     def robust(self, images, labels, norm):
         """The radius up to which each image is robust, and the step of length 1 that is its shortest way out."""
@@ -175,6 +176,18 @@ def test_batches_of_one(name, count):
     assert fooled(net, proposals, images, labels, LINF) == [True] * count
 
 
+@pytest.mark.parametrize("classes", [2, 3, 4, 10])
+def test_apgd_t_does_not_climb_cross_entropy_unless_there_are_only_two_classes(classes):
+    """Logits a million times as large leave cross-entropy without a gradient; the DLR loss is a ratio and minds not."""
+    net, images, labels = at_radius(classes, LINF, [OUTSIDE])
+    net.gain = 1e6
+    climbs = {}
+    for name in ("apgd-ce", "apgd-t"):
+        proposals = STANDARD[name](net, images, labels, LINF, generator=generator())
+        climbs[name] = fooled(net, proposals, images, labels, LINF)[0]
+    assert climbs == {"apgd-ce": False, "apgd-t": classes > 2}
+
+
 def test_what_runs_is_said_for_every_number_of_classes():
     assert adapted(10) == ("apgd-ce", "apgd-t: 9 targets", "fab-t: 9 targets", "square")
     assert adapted(100) == adapted(10)
@@ -308,6 +321,15 @@ def test_what_an_attack_reaches_with_x_plus_eps_is_not_touched(eps):
     assert ((edge.double() - images.double()) > threat.radius).any()  # float32 puts some outside of the exact ball
     assert edge.max() <= 1
     assert torch.equal(within(edge, images, threat), edge)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_ball_is_a_millionth_larger_than_eps(norm):
+    threat, images = Threat(norm=norm, eps="0.2"), torch.full((1, 1, 2, 2), 0.25)
+    for excess, stays in ((0.5e-6, True), (1e-5, False)):
+        proposals = images.clone()
+        proposals[0, 0, 0, 0] += 0.2 * (1 + excess)
+        assert torch.equal(within(proposals, images, threat), proposals) is stays
 
 
 def test_within_on_paper():

@@ -97,6 +97,14 @@ def test_other_images(arch, shape):
     assert net(torch.zeros(2, *shape)).shape == (2, 4)
 
 
+def test_resnet18_halves_small_images_three_times_only():
+    net, sizes = build("resnet18").eval(), []
+    for stage in (net[1].layer1, net[1].layer2, net[1].layer3, net[1].layer4):
+        stage.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-1]))
+    net(torch.zeros(1, 3, 32, 32))
+    assert sizes == [32, 16, 8, 4]
+
+
 @pytest.mark.parametrize(("arch", "least"), [("mnist-cnn", 16), ("vgg16-bn", 32)])
 def test_images_that_pooling_would_leave_nothing_of(arch, least):
     assert build(arch, 2, (1, least, least)).eval()(torch.zeros(1, 1, least, least)).shape == (1, 2)
