@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import inspect
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from typing import Protocol as Interface
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench import machine
-from bench.checkpoint import pack, unpack
-from bench.data import Info, Split, Store
-from bench.errors import BudgetExceeded, PrunebenchError, Refused
-from bench.files import canonical_json, sha256_of, sole_user, write_bytes
-from bench.mask import Masks, State, keep_count
+from bench.attacks import Model, pgd
+from bench.data import Info, Split, Store, as_float
+from bench.errors import BudgetExceeded, PrunebenchError
+from bench.files import canonical_json, sha256_of
+from bench.mask import Masks, State, attach_scores, keep_count, split_scores
 from bench.models import build, prunable
-from bench.protocol import Job, Protocol
+from bench.protocol import Job, Protocol, Training, exact
 from bench.record import Stage
 from bench.seeds import derive
+from bench.stages import Stages, keep, load_kept
 from bench.train import Plan, Report, Trained, fit
 
-DONE = "done.safetensors"
+SAVE_EVERY = 5.0  # seconds between two checkpoints of a loop
 
 
 class Pruner(Interface):
@@ -62,13 +67,19 @@ class Meter:
         self.stages.append(Stage(name=name, passes=passes, seconds=seconds))
 
 
+def _no_pruners(name: str) -> Pruner:
+    raise PrunebenchError(f"This lab was given no registry of pruners, so it cannot run {name!r} inside a budget.")
+
+
 class Lab:
     """One job's workplace. The test split is not reachable from here."""
 
     def __init__(
         self, job: Job, protocol: Protocol, store: Store, stages: Path, *,
         device: torch.device | None = None, report: Report | None = None,
+        resolve: Callable[[str], Pruner] | None = None,
     ) -> None:  # fmt: skip
+        """`stages`: the folder of finished stages. `resolve`: gives the pruner of a name, for `run`."""
         self.job, self.protocol = job, protocol
         self.device = device or torch.device("cpu")
         self.info: Info = store.info(protocol.data)
@@ -76,14 +87,19 @@ class Lab:
         self.train_sha256 = train.sha256
         self.train: Split = train.to(self.device)
         self.validation: Split = validation.to(self.device)
-        self._stages, self._report = stages, report
-        unit = Plan(protocol.training, protocol.threat, protocol.training.epochs).passes(len(train))
-        self.meter = Meter(int(protocol.units * unit))
+        self._stages, self._report, self._resolve = Stages(stages), report, resolve or _no_pruners
+        self.meter = Meter(int(protocol.units * self._price(protocol.training, protocol.training.epochs)))
+        self.epochs = int(protocol.units * protocol.training.epochs)  # of the protocol's training that the budget buys
 
     @property
-    def epochs(self) -> int:
-        """How many epochs of the protocol's training the whole budget buys."""
-        return int(self.protocol.units * self.protocol.training.epochs)
+    def left(self) -> int:
+        """How many epochs of the protocol's training the rest of the budget buys."""
+        return (self.meter.granted - self.meter.spent) // self._price(self.protocol.training, 1)
+
+    def affordable(self, objective: str) -> int:
+        """How many epochs the whole budget buys when every one is trained with `objective`."""
+        recipe = self.protocol.training.model_copy(update={"objective": objective})
+        return self.meter.granted // self._price(recipe, 1)
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -127,50 +143,155 @@ class Lab:
         The same training asked for twice, by whatever pruner, is computed once and charged each time. Raises
         BudgetExceeded before anything is computed when the passes are not left.
         """
+        plan = self._plan(stage, {"lr": lr, "objective": objective}, epochs, first, stop)
+        facts: list[object] = ["fit", _digest(start), _digest(masks or {})]
+        return self._train(stage, plan, facts, lambda: self.model(start), masks)
+
+    def fit_scores(
+        self, stage: str, weights: State, scores: State, keeps: Mapping[str, int], *,
+        epochs: int, lr: float | None = None, objective: str | None = None,
+    ) -> tuple[State, State]:  # fmt: skip
+        """Train nothing but `scores`, through the masks of the `keeps[name]` largest |scores| in each layer.
+
+        The weights, biases and batch norm's affine part of the state dict `weights` stay as they are; batch norm's
+        running statistics follow the masked net. Otherwise as `fit`, without weight decay. Returns the scores and the
+        state dict.
+        """
+        plan = self._plan(stage, {"lr": lr, "objective": objective, "weight_decay": 0.0}, epochs, 0, None)
+        facts: list[object] = ["fit_scores", _digest(weights), _digest(scores), dict(keeps)]
+
+        def scored() -> nn.Module:
+            net = self.model(weights)
+            attach_scores(net, scores, keeps)
+            return net
+
+        return split_scores(self._train(stage, plan, facts, scored).last)
+
+    def loop(
+        self, stage: str, start: State, step: Callable[[State, int], State], *, steps: int, passes: int, facts: object
+    ) -> State:
+        """What `steps` calls of `step` make of the tensors `start`; a search of one's own that resumes after a kill.
+
+        `step(state, index)` returns the next state and depends on nothing but its arguments and what `facts` (a JSON
+        value) tell: they, `start` and the source file of `step` are the key under which the result is kept. `passes`:
+        the price of all steps in sample passes, charged under the name `stage`.
+        """
+        self.meter.check(stage, passes)
+        source = sha256_of(Path(inspect.getfile(step)).read_bytes())
+        tell = _named(self._report, stage)
+
+        def compute(partial: Path) -> tuple[State, Any]:
+            state, about = load_kept(partial) or (start, {"done": 0, "seconds": 0.0})
+            state = {name: tensor.to(self.device) for name, tensor in state.items()}
+            saved = time.perf_counter()
+            for index in range(about["done"], steps):
+                began = time.perf_counter()
+                state = step(state, index)
+                about = {"done": index + 1, "seconds": about["seconds"] + time.perf_counter() - began}
+                if time.perf_counter() - saved > SAVE_EVERY:
+                    keep(partial, state, about)
+                    saved = time.perf_counter()
+                tell(f"step {index + 1}/{steps}", index + 1, steps)
+            return state, about
+
+        state, about = self._stages.remember(self._key(["loop", source, facts, steps, _digest(start)]), compute)
+        self.meter.charge(stage, passes, about["seconds"])
+        return {name: tensor.cpu() for name, tensor in state.items()}
+
+    def sample(self, name: str, images: int) -> tuple[Tensor, Tensor]:
+        """That many training images, drawn with replacement: float32 (n, c, h, w) in [0, 1], and their labels."""
+        index = torch.randint(len(self.train), (images,), generator=self.generator(f"sample {name}")).to(self.device)
+        part = self.train.take(index)
+        return as_float(part.images), part.labels
+
+    @property
+    def attack_passes(self) -> int:
+        """The price of `attack` in sample passes an image."""
+        return 3 * self.protocol.training.steps
+
+    def attack(self, model: Model, images: Tensor, labels: Tensor, *, name: str) -> Tensor:
+        """The training's PGD against any function from images to logits; `name` fixes its random start."""
         recipe = self.protocol.training
-        changes = {"lr": lr, "objective": objective}
-        recipe = recipe.model_validate(
-            recipe.model_dump() | {key: value for key, value in changes.items() if value is not None}
-        )
-        plan = Plan(recipe, self.protocol.threat, epochs, first, stop)
+        noise = torch.Generator(self.device).manual_seed(derive(self.job.seed, "attack", name))
+        return pgd(
+            model, images, labels, self.protocol.threat, generator=noise, steps=recipe.steps,
+            step_size=float(exact(recipe.step_size)),
+        )  # fmt: skip
+
+    def calibrated(self, stage: str, state: State, *, batches: int) -> State:
+        """`state` with batch norm's statistics averaged over that many training batches, clean images, in order."""
+        batch = min(self.protocol.training.batch, len(self.train))
+        self.meter.charge(stage, batches * batch, 0.0)
+        net = self.model(state).to(self.device)
+        norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average
+        with torch.no_grad():
+            for number in range(batches):
+                net.train()(self.sample(f"{stage} {number}", batch)[0])
+        return {name: tensor.cpu() for name, tensor in net.state_dict().items()}
+
+    def run(self, pruner: str, *, name: str, sparsity: float, epochs: int) -> State:
+        """The weights that another pruner makes at `sparsity` inside `epochs` epochs of this budget.
+
+        `pruner`: as on the command line. Its stages are charged under `name`. Raises BudgetExceeded when they are not
+        left.
+        """
+        inner = copy.copy(self)
+        inner.job = self.job.model_copy(update={"sparsity": sparsity})
+        inner.epochs, inner.meter = epochs, Meter(self._price(self.protocol.training, epochs))
+        self.meter.check(name, inner.meter.granted)
+        state = self._resolve(pruner)(inner.job, inner)
+        for stage in inner.meter.stages:
+            self.meter.charge(f"{name}: {stage.name}", stage.passes, stage.seconds)
+        return state
+
+    def _price(self, recipe: Training, epochs: int) -> int:
+        return Plan(recipe, self.protocol.threat, epochs).passes(len(self.train))
+
+    def _plan(self, stage: str, changes: dict[str, object], epochs: int, first: int, stop: int | None) -> Plan:
+        """The protocol's recipe with `changes` (None: as it is) over these epochs; an empty one is refused."""
+        recipe = self.protocol.training
+        wanted = {key: value for key, value in changes.items() if value is not None}
+        plan = Plan(recipe.model_validate(recipe.model_dump() | wanted), self.protocol.threat, epochs, first, stop)
         if not 0 <= first < plan.last <= epochs:
             raise PrunebenchError(
-                f"Stage {stage!r} would train from epoch {first} to {plan.last} of {epochs}, which is nothing; the "
-                "budget is too small for these options: raise the epochs or let the other stages take less."
+                f"Stage {stage!r} would train from epoch {first} to epoch {plan.last} of {epochs}, which is nothing; "
+                "the budget is too small for these options: raise the epochs or let the other stages take less."
             )
+        return plan
+
+    def _train(
+        self, stage: str, plan: Plan, facts: list[object], model: Callable[[], nn.Module], masks: Masks | None = None
+    ) -> Trained:
+        """`model()` trained by `plan`: from the store if it is there, charged in any case."""
         passes = plan.passes(len(self.train))
         self.meter.check(stage, passes)
 
-        def compute(partial: Path) -> Trained:
-            report = None if self._report is None else _named(self._report, stage)
-            return fit(
-                self.model(start),
-                plan,
-                self.train,
-                self.validation,
-                seed=self.job.seed,
-                masks=masks,
-                partial=partial,
-                report=report,
-            )
+        def compute(partial: Path) -> tuple[State, Any]:
+            trained = fit(
+                model(), plan, self.train, self.validation, seed=self.job.seed, masks=masks, partial=partial,
+                report=_named(self._report, stage),
+            )  # fmt: skip
+            halves = {f"weights/{key}": tensor for key, tensor in trained.weights.items()}
+            halves |= {f"last/{key}": tensor for key, tensor in trained.last.items()}
+            return halves, {"curve": trained.curve, "seconds": trained.seconds}
 
-        facts = [recipe.model_dump(mode="json"), self.protocol.threat.model_dump(mode="json"), epochs, first, stop]
-        trained = self._remembered([*facts, _digest(start), _digest(masks or {})], compute)
-        self.meter.charge(stage, passes, trained.seconds)
-        return trained
+        rules = [plan.recipe.model_dump(mode="json"), self.protocol.threat.model_dump(mode="json")]
+        span = [plan.epochs, plan.start, plan.stop]
+        halves, about = self._stages.remember(self._key([*facts, *rules, *span]), compute)
+        self.meter.charge(stage, passes, about["seconds"])
+        weights, last = (
+            {key.removeprefix(half): tensor for key, tensor in halves.items() if key.startswith(half)}
+            for half in ("weights/", "last/")
+        )
+        return Trained(weights, last, about["curve"], about["seconds"])
 
-    def _remembered(self, facts: list[object], compute: Callable[[Path], Trained]) -> Trained:
-        """The training that `facts` describe: from the store if it is there, else computed and put there."""
+    def _key(self, facts: list[object]) -> str:
+        """The name of a stage in the store: code, machine, data, net and seed, and what the stage itself depends on."""
         where = [machine.training_code(), machine.env_key(self.device), self.train_sha256, self.validation.sha256]
-        key = sha256_of(canonical_json([*where, self.protocol.model, self.job.seed, *facts]))
-        folder = self._stages / key
-        partial = folder / "partial.safetensors"
-        with sole_user(folder, wait=True):
-            if (trained := _load(folder / DONE)) is None:
-                trained = compute(partial)
-                _save(folder / DONE, trained)
-            partial.unlink(missing_ok=True)
-        return trained
+        return sha256_of(canonical_json([*where, self.protocol.model, self.job.seed, *facts]))
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -181,25 +302,6 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _save(path: Path, trained: Trained) -> None:
-    tensors = {f"weights/{name}": tensor for name, tensor in trained.weights.items()}
-    tensors |= {f"last/{name}": tensor for name, tensor in trained.last.items()}
-    write_bytes(path, pack(tensors, {"curve": trained.curve, "seconds": trained.seconds}))
-
-
-def _load(path: Path) -> Trained | None:
-    if not path.exists():
-        return None
-    try:
-        tensors, about = unpack(path.read_bytes(), str(path))
-    except Refused:
-        return None
-    weights, last = (
-        {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
-        for part in ("weights/", "last/")
-    )
-    return Trained(weights, last, about["curve"], about["seconds"])
-
-
-def _named(report: Report, stage: str) -> Report:
-    return lambda what, done, total: report(f"{stage}: {what}", done, total)
+def _named(report: Report | None, stage: str) -> Report:
+    """A report that says which stage is at work."""
+    return lambda what, done, total: None if report is None else report(f"{stage}: {what}", done, total)

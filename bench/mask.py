@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from bench.protocol import as_sparsity
 
@@ -126,3 +128,72 @@ def enforce(model: nn.Module, masks: Masks) -> None:
     parameters = dict(model.named_parameters())
     for name, mask in masks.items():
         parameters[name].mul_(mask)
+
+
+class _TopK(torch.autograd.Function):
+    """The mask of the `keep` largest |scores|, as floats; its gradient goes straight through to the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, keep: int) -> Tensor:
+        ctx.save_for_backward(scores)
+        return keep_largest({"": scores.abs()}, keep)[""].to(scores.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (scores,) = ctx.saved_tensors
+        return gradients[0] * scores.sign(), None
+
+
+def straight_through(weight: Tensor, scores: Tensor, keep: int) -> Tensor:
+    """`weight` times the mask of its `keep` largest |scores|.
+
+    The gradient of the scores is (dL/dW_eff * W) * sign(s), for pruned entries too: Ramanujan et al. 2020 (arXiv
+    1911.13299), as HYDRA (arXiv 2002.10509) uses it.
+    """
+    masked_weight: Tensor = weight * _TopK.apply(scores, keep)
+    return masked_weight
+
+
+class _Scored(nn.Module):
+    """A parametrisation: the weight as seen through the mask of its largest scores."""
+
+    def __init__(self, scores: Tensor, keep: int) -> None:
+        super().__init__()
+        self.scores, self.keep = nn.Parameter(scores.clone()), keep
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """`weight`: of the shape of the scores."""
+        return straight_through(weight, self.scores, self.keep)
+
+
+_SCORES = ".parametrizations.weight.0.scores"
+_WEIGHT = ".parametrizations.weight.original"
+
+
+def attach_scores(model: nn.Module, scores: Masks, keeps: Mapping[str, int]) -> None:
+    """Let `model` see its weights through the masks of the largest scores, and train the scores alone."""
+    model.requires_grad_(False)
+    for name, score in scores.items():
+        module = model.get_submodule(name.removesuffix(".weight"))
+        parametrize.register_parametrization(module, "weight", _Scored(score, keeps[name]))
+
+
+def split_scores(state: State) -> tuple[State, State]:
+    """The scores by the names of their weights, and the plain state dict, of a net with scores attached."""
+    scores = {name.replace(_SCORES, ".weight"): tensor for name, tensor in state.items() if name.endswith(_SCORES)}
+    plain = {name.replace(_WEIGHT, ".weight"): tensor for name, tensor in state.items() if not name.endswith(_SCORES)}
+    return scores, plain
+
+
+def scaled_scores(weights: State) -> State:
+    """Scores that rank a layer's weights by magnitude: sqrt(6 / fan_in) * W / max|W| (HYDRA, arXiv 2002.10509)."""
+    return {
+        name: math.sqrt(6 / weight[0].numel()) * weight / weight.abs().max().clamp_min(1e-12)
+        for name, weight in weights.items()
+    }
+
+
+def uniform(shapes: Mapping[str, Sequence[int]], keep: int) -> dict[str, int]:
+    """How many weights each layer keeps under one density for all, `keep` in all."""
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    return dict(zip(shapes, apportion(keep, sizes, [float(size) for size in sizes]), strict=True))

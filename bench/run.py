@@ -93,7 +93,8 @@ def train(spec: str, job: Job, protocol: Protocol, folder: Path, stages: Path, s
     chosen = parse(spec)
     if _made_for(path, job, protocol, chosen.source):
         return path
-    lab = Lab(job, protocol, store, stages, device=machine.device_named(device), report=report)
+    where = machine.device_named(device)
+    lab = Lab(job, protocol, store, stages, device=where, report=report, resolve=lambda spec: parse(spec).pruner)
     state = chosen.pruner(job, lab)
     header = Header(
         arch=protocol.model, classes=lab.info.classes, shape=lab.info.shape, protocol=protocol, job=job,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from bench.attacks import pgd
 from bench.checkpoint import pack, unpack
@@ -125,8 +126,8 @@ class _Trainer:
         self.plan, self.masks = plan, {name: mask.to(device) for name, mask in masks.items()}
         enforce(self.model, self.masks)
         self.optimiser = torch.optim.SGD(
-            self.model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0,
-            weight_decay=recipe.weight_decay, fused=cuda,
+            [parameter for parameter in self.model.parameters() if parameter.requires_grad], lr=recipe.lr,
+            momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay, fused=cuda,
         )  # fmt: skip
         self.live = self.model.state_dict()  # the tensors themselves, which training changes in place
         self.average = {name: tensor.clone() for name, tensor in self.live.items()}
@@ -137,9 +138,10 @@ class _Trainer:
         """Train on one batch; returns the loss, not yet read back from the device."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.plan.lr(progress)
-        loss = self._loss(images, labels, noise)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        with parametrize.cached():  # a mask made of scores is made once a step, not once a forward
+            loss = self._loss(images, labels, noise)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
         self.optimiser.step()
         enforce(self.model, self.masks)
         self._follow()
@@ -149,8 +151,8 @@ class _Trainer:
         recipe, threat = self.plan.recipe, self.plan.threat
         step_size = float(exact(recipe.step_size))
         if recipe.objective == "trades":  # Zhang et al. 2019, arXiv 1901.08573, equation 5
-            with torch.no_grad(), _attacking(self.model):
-                clean = F.softmax(self._logits(images), dim=1)
+            with _attacking(self.model):  # not under no_grad: what is cached there would have no gradient
+                clean = F.softmax(self._logits(images), dim=1).detach()
                 start = images + 0.001 * torch.empty_like(images).normal_(generator=noise)
             with _attacking(self.model):
                 adversarial = pgd(

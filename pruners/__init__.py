@@ -93,12 +93,18 @@ def parse(spec: str) -> Chosen:
     except ValueError as error:
         raise PrunebenchError(f"Pruner {spec!r} refuses its options: {error}") from None
     changed = {key: value for key, value in given.items() if value != fields[key].default}
-    return Chosen(_label(head), changed, pruner, source_of(cls))
+    return Chosen(_label(head), changed, pruner, source_of(pruner))
 
 
-def source_of(cls: type) -> str:
-    """The sha256 of the file that `cls` is written in: a mended pruner is another pruner."""
-    return sha256_of(Path(inspect.getfile(cls)).read_bytes())
+def source_of(pruner: Pruner) -> str:
+    """The sha256 of the file that a pruner is written in, and of those that its options name.
+
+    A mended pruner is another pruner, and so is one that runs a mended pruner (IWI's ticket).
+    """
+    options = [getattr(pruner, field.name) for field in dataclasses.fields(pruner)]  # type: ignore[arg-type]
+    named = [PRUNERS[option] for option in options if isinstance(option, str) and option in PRUNERS]
+    files = [Path(inspect.getfile(cls)).read_bytes() for cls in (type(pruner), *named)]
+    return sha256_of(files[0] if len(files) == 1 else b"\0".join(files))
 
 
 def _label(head: str) -> str:

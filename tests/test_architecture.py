@@ -21,7 +21,7 @@ LAYERS = (
     "machine extras",
     "data models mask",
     "checkpoint attacks executor",
-    "train lab | referee journal score flags",
+    "train lab stages | referee journal score flags",
     "verify conformance run show",
     "cli pytest_plugin",
 )

@@ -1,0 +1,176 @@
+"""AWT: the adversarial winning ticket, a mask found at initialisation by matching the dense net's training dynamics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp
+
+from bench.lab import Lab
+from bench.mask import (
+    Masks,
+    State,
+    erk,
+    keep_largest_by_layer,
+    masked,
+    rescaled,
+    scaled_scores,
+    shuffled,
+    straight_through,
+)  # fmt: skip
+from bench.protocol import Job
+
+# Sample passes of one image in one step, beside the attack: the teacher's product (vjp: forward 1, backward 2; jvp:
+# forward 1, jvp 2), the student's, and the backward through the student's.
+PRODUCTS = 6 + 6 + 12
+
+
+def kernel_product(
+    net: nn.Module, parameters: State, images: Tensor, adversarial: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """K v for the mixed tangent kernel K = J(images) J(adversarial)^T at `parameters`, without building K.
+
+    `images`, `adversarial`: (n, c, h, w); `v`: (n, classes), taken for one vector of n * classes. J(x) is the Jacobian
+    of all logits at x with respect to all `parameters`. One vjp at the adversarial images, one jvp at the clean ones.
+    Returns the logits at the adversarial images and K v, both (n, classes).
+    """
+
+    def logits(values: State, at: Tensor) -> Tensor:
+        result: Tensor = functional_call(net, values, (at,))
+        return result
+
+    at_adversarial, pull = vjp(lambda values: logits(values, adversarial), parameters)  # type: ignore[misc]
+    (direction,) = pull(v)
+    _, product = jvp(lambda values: logits(values, images), (parameters,), (direction,))  # type: ignore[misc]
+    return at_adversarial, product
+
+
+@dataclass(frozen=True)
+class AWT:
+    """Find, before training, the sparse net whose adversarial training follows the dense one's; then train it.
+
+    Shi et al. 2022, *Finding Dynamics Preserving Adversarial Winning Tickets*, AISTATS, arXiv 2202.06488. Verified (the
+    abstract): neural-tangent-kernel theory gives a trainable sparse net at initialisation whose adversarial training
+    follows the dense one's. Full text and code were not available to us: this is a re-implementation after the paper,
+    and what follows is our derivation. With the inner maximiser held fixed, df(x)/dt = -(1/N) sum_j K(x, x~_j) grad l_j
+    with the mixed kernel K(x, x~) = J(x) J(x~)^T, so a student that agrees with the dense teacher in logits and in K
+    follows the same dynamics. We minimise mean (f_s - f_t)^2 + weight * E_v |(K_s - K_t) v|^2 / E_v |K_t v|^2 with v ~
+    N(0, I): the expectation of |(K_s - K_t) v|^2 is the squared Frobenius norm of the difference, and the raw kernel
+    term would be some 1e7 times the other. Variant "weights" trains the student's weights and takes their largest as
+    mask again every `every` steps, as Neural Tangent Transfer does (Liu and Zenke 2020, arXiv 2006.08228), until
+    `settle` of the search is done; the gradient goes straight through the mask. Variant "mask" keeps theta0 and trains
+    scores as in HYDRA. Layers have Erdos-Renyi-Kernel densities, and the start is divided by the square root of the
+    density. Batch norm's statistics are those of the dense net on `batches` batches, frozen in the search and shared.
+    The search never sees a label but through x~.
+
+    `search`: share of the budget. `batch`: images a step. `lr`: of Adam. `weight`: of the kernel term.
+    `shuffle`: permute the kept positions inside each layer after the search.
+    """
+
+    variant: str = "weights"
+    search: float = 0.2
+    batch: int = 32
+    lr: float = 1e-3
+    every: int = 20
+    settle: float = 0.7
+    weight: float = 1.0
+    batches: int = 20
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        if self.variant not in ("weights", "mask"):
+            raise ValueError(f"variant = {self.variant!r} must be weights or mask")
+        if not (
+            0 < self.search < 1 and 0 <= self.settle <= 1 and self.batch > 0 and self.every > 0 and self.batches > 0
+        ):
+            raise ValueError("search must be in (0, 1), settle in [0, 1], and batch, every and batches above 0")
+
+    def __call__(self, job: Job, lab: Lab) -> State:
+        """Calibrate the dense net, search its sparse double, train that under its mask."""
+        dense = lab.calibrated("calibrate", lab.initial(), batches=self.batches)
+        weights = {name: dense[name].abs() for name in lab.shapes}
+        masks = keep_largest_by_layer(weights, erk(lab.shapes, lab.keep))
+        student, masks = self.find(lab, dense, masks)
+        if self.shuffle:
+            masks = shuffled(masks, lab.generator("shuffle"))
+            student = rescaled(dense, masks)
+        return lab.fit("train", student, epochs=lab.left, masks=masks).weights
+
+    def find(self, lab: Lab, dense: State, masks: Masks, *, fixed: bool = False) -> tuple[State, Masks]:
+        """The student that the search makes of `dense` under `masks` to begin with, and its masks.
+
+        `fixed`: keep these masks, for a comparison ("weights" only).
+        """
+        keeps = {name: int(mask.sum()) for name, mask in masks.items()}
+        start = rescaled(dense, masks)  # theta0 * m, at the scale of the dense net
+        scale = {name: (int(mask.sum()) / mask.numel()) ** -0.5 if mask.any() else 1.0 for name, mask in masks.items()}
+        base = {name: (dense[name] * scale[name]).to(lab.device) for name in masks}
+        trained = scaled_scores(base) if self.variant == "mask" else base
+        net = lab.model(dense).to(lab.device).eval().requires_grad_(False)
+        teacher = {name: value.detach() for name, value in net.named_parameters()}
+        steps = max(1, int(self.search * lab.meter.granted / (self.batch * (lab.attack_passes + PRODUCTS))))
+
+        def seen(values: State, now: State) -> State:
+            """The student's parameters: the weights that `values` (weights or scores) give under the masks."""
+            if self.variant == "mask":
+                return {name: straight_through(base[name], values[name], keeps[name]) for name in keeps}
+            return {name: _under(values[name], now[f"mask/{name}"]) for name in keeps}
+
+        def step(now: State, index: int) -> State:
+            images, labels = lab.sample(f"search {index}", self.batch)
+            values = {name: now[f"value/{name}"].clone().requires_grad_() for name in keeps}
+            student = teacher | {name: weight.detach() for name, weight in seen(values, now).items()}
+            adversarial = lab.attack(
+                lambda at: functional_call(net, student, (at,)), images, labels, name=f"search {index}"
+            )
+            v = torch.randn(self.batch, lab.info.classes, generator=lab.generator(f"v {index}")).to(lab.device)
+            with torch.no_grad():
+                f_t, k_t = kernel_product(net, teacher, images, adversarial, v)
+            f_s, k_s = kernel_product(net, teacher | seen(values, now), images, adversarial, v)
+            loss = (f_s - f_t).square().mean() + self.weight * (k_s - k_t).square().mean() / k_t.square().mean()
+            return self._update(now, values, loss, refresh=not fixed and self._due(index + 1, steps), keeps=keeps)
+
+        begin = {f"value/{name}": value for name, value in trained.items()}
+        begin |= {f"mask/{name}": mask.to(lab.device) for name, mask in masks.items()}
+        begin |= {f"{moment}/{name}": torch.zeros_like(base[name]) for name in keeps for moment in ("first", "second")}
+        begin["count"] = torch.zeros((), device=lab.device)
+        passes = steps * self.batch * (lab.attack_passes + PRODUCTS)
+        end = lab.loop("search", begin, step, steps=steps, passes=passes, facts=[asdict(self), fixed])
+        values = {name: end[f"value/{name}"] for name in keeps}
+        if self.variant == "mask":
+            masks = keep_largest_by_layer({name: value.abs() for name, value in values.items()}, keeps)
+            return masked(start | {name: base[name].cpu() for name in keeps}, masks), masks
+        masks = {name: end[f"mask/{name}"] for name in keeps}
+        return masked(start | values, masks), masks
+
+    def _due(self, done: int, steps: int) -> bool:
+        """Whether the mask is derived again after `done` of `steps` steps."""
+        return self.variant == "weights" and done % self.every == 0 and done <= self.settle * steps
+
+    def _update(self, now: State, values: State, loss: Tensor, *, refresh: bool, keeps: Mapping[str, int]) -> State:
+        """One step of Adam on `values` with the gradient clipped to norm 1, then the masks anew if they are due."""
+        gradients = torch.autograd.grad(loss, list(values.values()))
+        parameters = [nn.Parameter(value.detach()) for value in values.values()]
+        adam = torch.optim.Adam(parameters, lr=self.lr)
+        for name, parameter, gradient in zip(values, parameters, gradients, strict=True):
+            parameter.grad = gradient
+            adam.state[parameter] = {
+                "step": now["count"].cpu().clone(), "exp_avg": now[f"first/{name}"],
+                "exp_avg_sq": now[f"second/{name}"],
+            }  # fmt: skip
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        adam.step()
+        after = now | {f"value/{name}": p.detach() for name, p in zip(values, parameters, strict=True)}
+        after["count"] = now["count"] + 1
+        if refresh:
+            sizes = {name: after[f"value/{name}"].abs() for name in values}
+            after |= {f"mask/{name}": mask for name, mask in keep_largest_by_layer(sizes, keeps).items()}
+        return after
+
+
+def _under(weight: Tensor, mask: Tensor) -> Tensor:
+    """The weight under its mask, with the gradient of the masked weight handed to all of it."""
+    return weight + torch.where(mask, 0.0, -weight).detach()
