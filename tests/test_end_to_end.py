@@ -25,18 +25,16 @@ def prunebench(*arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """A folder in which a grid of two pruners and two seeds was run, and what the command said."""
-    folder = tmp_path_factory.mktemp("end-to-end")
-    (folder / "tiny.toml").write_text(toml(RULES))
+def test_from_a_protocol_to_a_checked_board(tmp_path):
+    (tmp_path / "tiny.toml").write_text(toml(RULES))
     pruners = [part for name in ("dense", "magnitude") for part in ("--pruner", name)]
-    said = prunebench("run", folder / "tiny.toml", *pruners, "--jobs", 2, "--out", folder / "out", "--device", "cpu")
-    return folder, said
+    run = ["run", tmp_path / "tiny.toml", *pruners, "--jobs", 2, "--out", tmp_path / "out", "--device", "cpu"]
+    the_run_ends_in_a_ranked_board(tmp_path, *prunebench(*run))
+    the_second_run_keeps_everything(tmp_path, run)
+    the_check_fails_after_a_count_was_changed(tmp_path / "out" / "records")
 
 
-def test_a_run_ends_in_a_ranked_board(ran):
-    folder, (code, out, err) = ran
+def the_run_ends_in_a_ranked_board(folder, code, out, err):
     assert code == 0, err
     assert "4 jobs of tiny, 2 side by side" in err and "Traceback" not in err
     records = load_records(folder / "out" / "records")
@@ -73,18 +71,14 @@ def test_a_run_ends_in_a_ranked_board(ran):
         assert int(row["place"]) >= 1 and row["seeds"] == "0;1"
 
 
-def test_a_second_run_keeps_everything(ran):
-    folder, _ = ran
+def the_second_run_keeps_everything(folder, run):
     before = {path: path.stat().st_mtime_ns for path in (folder / "out" / "jobs").rglob("*.json")}
-    code, _, err = prunebench("run", folder / "tiny.toml", "--pruner", "dense", "--pruner", "magnitude", "--out",
-                              folder / "out", "--device", "cpu")  # fmt: skip
+    code, _, err = prunebench(*run)
     assert code == 0 and err.count("kept: done before") == 4
     assert {path: path.stat().st_mtime_ns for path in (folder / "out" / "jobs").rglob("*.json")} == before
 
 
-def test_the_check_passes_and_fails_after_any_count_was_changed(ran):
-    folder, _ = ran
-    records = folder / "out" / "records"
+def the_check_fails_after_a_count_was_changed(records):
     code, out, err = prunebench("rank", records, "--check")
     assert code == 0 and "Up to date" in out, err
     path = next(records.rglob("magnitude*.json"))
