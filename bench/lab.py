@@ -23,7 +23,7 @@ from bench.errors import BudgetExceeded, PrunebenchError
 from bench.files import canonical_json, sha256_of
 from bench.mask import Masks, State, attach_scores, keep_count, split_scores
 from bench.models import build, prunable
-from bench.protocol import Job, Protocol, Training, exact
+from bench.protocol import Job, Protocol, Threat, Training, exact
 from bench.record import Stage
 from bench.seeds import derive
 from bench.stages import Stages, keep, load_kept
@@ -172,9 +172,9 @@ class Lab:
     ) -> State:
         """What `steps` calls of `step` make of the tensors `start`; a search of one's own that resumes after a kill.
 
-        `step(state, index)` returns the next state and depends on nothing but its arguments and what `facts` (a JSON
-        value) tell: they, `start` and the source file of `step` are the key under which the result is kept. `passes`:
-        the price of all steps in sample passes, charged under the name `stage`.
+        `step(state, index)` returns the next state and depends on nothing but its arguments, this lab and what `facts`
+        (a JSON value) tell: they, `start` and the source file of `step` are the key under which the result is kept.
+        `passes`: the price of all steps in sample passes, charged under the name `stage`.
         """
         self.meter.check(stage, passes)
         source = sha256_of(Path(inspect.getfile(step)).read_bytes())
@@ -194,7 +194,8 @@ class Lab:
                 tell(f"step {index + 1}/{steps}", index + 1, steps)
             return state, about
 
-        state, about = self._stages.remember(self._key(["loop", source, facts, steps, _digest(start)]), compute)
+        facts = ["loop", source, facts, steps, _digest(start), *_rules(self.protocol.training, self.protocol.threat)]
+        state, about = self._stages.remember(self._key(facts), compute)
         self.meter.charge(stage, passes, about["seconds"])
         return {name: tensor.cpu() for name, tensor in state.items()}
 
@@ -278,8 +279,7 @@ class Lab:
             halves |= {f"last/{key}": tensor for key, tensor in trained.last.items()}
             return halves, {"curve": trained.curve, "seconds": trained.seconds}
 
-        rules = [plan.recipe.model_dump(mode="json"), self.protocol.threat.model_dump(mode="json")]
-        span = [plan.epochs, plan.start, plan.stop]
+        rules, span = _rules(plan.recipe, self.protocol.threat), [plan.epochs, plan.start, plan.stop]
         halves, about = self._stages.remember(self._key([*facts, *rules, *span]), compute)
         self.meter.charge(stage, passes, about["seconds"])
         weights, last = (
@@ -292,6 +292,10 @@ class Lab:
         """The name of a stage in the store: code, machine, data, net and seed, and what the stage itself depends on."""
         where = [machine.training_code(), machine.env_key(self.device), self.train_sha256, self.validation.sha256]
         return sha256_of(canonical_json([*where, self.protocol.model, self.job.seed, *facts]))
+
+
+def _rules(recipe: Training, threat: Threat) -> list[object]:
+    return [recipe.model_dump(mode="json"), threat.model_dump(mode="json")]
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
