@@ -38,6 +38,8 @@ class HYDRA:
     def __post_init__(self) -> None:
         if not (self.dense > 0 and self.search > 0 and self.dense + self.search < 1):
             raise ValueError(f"dense = {self.dense} and search = {self.search} must be above 0 and sum to less than 1")
+        if not (self.search_lr > 0 and self.lr > 0):
+            raise ValueError(f"search_lr = {self.search_lr} and lr = {self.lr} must be above 0")
         if self.loss not in ("pgd", "trades"):
             raise ValueError(f"loss = {self.loss!r} must be pgd or trades")
 
