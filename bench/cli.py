@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.errors import PrunebenchError
-from bench.protocol import PROTOCOLS, Protocol, as_sparsity, load
+from bench.protocol import PROTOCOLS, Protocol, as_sparsity, from_values, load
 
 if TYPE_CHECKING:
     from bench.data import Store
@@ -235,8 +235,9 @@ def _rules(spec: str, epochs: int | None) -> Protocol:
     rules = load(spec)
     if epochs is None or epochs == rules.training.epochs:
         return rules
-    training = rules.training.model_copy(update={"epochs": epochs})
-    return rules.model_copy(update={"name": f"{rules.name}-epochs{epochs}", "training": training})
+    values = rules.model_dump(mode="json")
+    changes = {"name": f"{rules.name}-epochs{epochs}", "training": values["training"] | {"epochs": epochs}}
+    return from_values(values | changes, f"{spec} --epochs {epochs}")
 
 
 def _share(text: str | float) -> float:

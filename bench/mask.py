@@ -6,7 +6,7 @@ A mask is a bool tensor of a weight's shape, True where the weight is kept; mask
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -120,6 +120,19 @@ def rescaled(state: State, masks: Masks) -> State:
 def nonzero(state: State, names: Sequence[str]) -> Masks:
     """The masks that `state` has now: True where a weight is not zero."""
     return {name: state[name] != 0 for name in names}
+
+
+def distribution(weights: Iterable[Tensor]) -> dict[str, float]:
+    """How a net's weights are spread: the share of |w| below 0.001 and 0.01, and Hoyer's sparsity of all of them.
+
+    Hoyer 2004, JMLR 5, p. 1460: (sqrt(n) - L1 / L2) / (sqrt(n) - 1), 0 for equal weights and 1 for a single one. Zeros
+    count as weights. Six decimals.
+    """
+    flat = torch.cat([weight.detach().reshape(-1).double().abs() for weight in weights])
+    root, length = math.sqrt(flat.numel()), float(flat.norm())
+    hoyer = (root - float(flat.sum()) / length) / (root - 1) if length else 1.0
+    below = {f"below {limit:g}": float((flat < limit).double().mean()) for limit in (0.001, 0.01)}
+    return {name: round(value, 6) for name, value in ({"hoyer": hoyer} | below).items()}
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from bench.data import Split, Store, as_float
 from bench.errors import PrunebenchError, Refused
 from bench.files import canonical_json, sha256_of, write_bytes, write_json
 from bench.journal import Entry, Journal
+from bench.mask import distribution
+from bench.models import prunable
 from bench.protocol import Protocol, load
 from bench.record import Cost, DataId, ProtocolId, Record, Refusal, Score, Stage, outcomes_path, pack_outcomes
 from bench.referee import Referee, batch_size, exact_float32
@@ -116,7 +118,7 @@ def _score(
             device=str(machine.env(device)["device"]),
         ),
         env=machine.env(device),
-        notes={"source": header.source},
+        notes={"source": header.source} | distribution(prunable(net.module).values()),
         outcomes=sha256_of(outcomes),
     )  # fmt: skip
     return record, outcomes

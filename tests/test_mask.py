@@ -14,6 +14,7 @@ from torch import nn
 from bench.errors import PrunebenchError
 from bench.mask import (
     apportion,
+    distribution,
     draw,
     enforce,
     erk,
@@ -244,3 +245,12 @@ def test_enforce_zeroes_in_place():
     assert layer.weight.tolist() == [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]
     assert torch.equal(layer.bias, bias)
     assert count(nonzero(dict(layer.named_parameters()), ["weight"])) == 3
+
+
+def test_the_spread_of_weights_is_that_of_the_paper() -> None:
+    """Hoyer's sparsity is 0 for equal weights, 1 for a single one, and (2 - 7/5) / (2 - 1) for 3, 4, 0, 0."""
+    assert distribution([torch.ones(2), -torch.ones(7)])["hoyer"] == 0
+    assert distribution([torch.tensor([0.0, 5.0, 0.0, 0.0])])["hoyer"] == 1
+    spread = distribution([torch.tensor([[3.0, 4.0]]), torch.tensor([0.0, 0.0])])
+    assert spread == {"hoyer": 0.6, "below 0.001": 0.5, "below 0.01": 0.5}
+    assert distribution([torch.tensor([0.0, 0.0005, 0.005, 0.05])])["below 0.001"] == 0.5
