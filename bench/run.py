@@ -91,7 +91,7 @@ def train(spec: str, job: Job, protocol: Protocol, folder: Path, stages: Path, s
     """
     path = folder / NET
     chosen = parse(spec)
-    if _made_for(path, job, protocol, chosen.source):
+    if _made_for(path, job, protocol, chosen.source, store):
         return path
     where = machine.device_named(device)
     lab = Lab(job, protocol, store, stages, device=where, report=report, resolve=lambda spec: parse(spec).pruner)
@@ -106,12 +106,16 @@ def train(spec: str, job: Job, protocol: Protocol, folder: Path, stages: Path, s
     return path
 
 
-def _made_for(path: Path, job: Job, protocol: Protocol, source: str) -> bool:
+def _made_for(path: Path, job: Job, protocol: Protocol, source: str, store: Store) -> bool:
+    """Whether the net at `path` is whole and the one that would be trained now: same job, rules, pruner and images."""
     try:
         header = open_net(path).header
     except Refused:
         return False
-    return (header.job, header.protocol, header.source) == (job, protocol, source)
+    if (header.job, header.protocol, header.source) != (job, protocol, source):
+        return False
+    train, _ = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
+    return header.train_sha256 == train.sha256
 
 
 def run(
@@ -172,6 +176,7 @@ def _side_by_side(
 ) -> Generator[Ended]:
     """Work through `tasks` in `workers` processes and yield each as it ends."""
     spawn = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     news = spawn.Queue()
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(news,)) as pool:
         futures: dict[Future[Ended], Task] = {pool.submit(_work, task): task for task in tasks}
@@ -182,7 +187,7 @@ def _side_by_side(
                     yield _result(future, futures.pop(future))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
+            for process in set(multiprocessing.active_children()) - others:
                 process.kill()
             raise
 
@@ -268,15 +273,18 @@ def _work(task: Task) -> Ended:
 
 
 def _scored(task: Task) -> bool:
-    """Whether the folder holds this net, and outcomes and record of it over as many images as are asked for now."""
+    """Whether the folder holds this net, and outcomes and record of it over the images that are asked for now."""
+    path, rules = task.folder / NET, task.protocol
+    if not _made_for(path, task.job, rules, parse(task.spec).source, task.store):
+        return False
     try:
         record = load_record(task.folder / RECORD)
-        net = open_net(task.folder / NET)
         if isinstance(record, Record):
             recount(task.folder / RECORD, record)
     except PrunebenchError:
         return False
-    if not isinstance(record, Record) or record.net.sha256 != net.id.sha256:
+    if not isinstance(record, Record):
         return False
-    wanted = task.examples or task.protocol.test or len(task.store.testing(task.protocol.data))
-    return record.score.n == wanted and record.protocol.sha256 == task.protocol.sha256
+    test = task.store.testing(rules.data, task.examples or rules.test)
+    found = (record.net.sha256, record.protocol.sha256, record.data.sha256, record.score.n)
+    return found == (sha256_of(path.read_bytes()), rules.sha256, test.sha256, len(test))

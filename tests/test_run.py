@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import bench.run
+from bench.data import Store
 from bench.errors import PrunebenchError
 from bench.files import sole_user
 from bench.protocol import Threat
@@ -313,3 +314,14 @@ def test_progress_comes_from_the_workers_to_this_process(tmp_path):
 
     run(RULES, jobs("random"), tmp_path, STORE, device="cpu", report=report)
     assert told and {name for name, *_ in told} == {"random-s0.9-seed0"} and threads == {threading.main_thread()}
+
+
+def test_a_net_of_other_images_is_not_kept(tmp_path, monkeypatch):
+    """The same job over another training split, as when the images of a folder were changed."""
+    task = ("dense", job(), RULES, tmp_path / "net", tmp_path / "stages", STORE)
+    first = train(*task, device="cpu").read_bytes()
+    assert train(*task, device="cpu").read_bytes() == first
+    real = Store.training
+    halved = lambda *args, **options: tuple(part.take(slice(0, 64)) for part in real(*args, **options))  # noqa: E731
+    monkeypatch.setattr(Store, "training", halved)
+    assert train(*task, device="cpu").read_bytes() != first
