@@ -206,7 +206,7 @@ def training(*changes, protocol="digits-linf", pruner="imp", sparsity="0.9"):
     [
         (training(protocol="digit-linf"), "Unknown protocol 'digit-linf'; did you mean 'digits-linf'? Choose"),
         (training(protocol="none.toml"), "Cannot read the protocol none.toml (No such file or directory)"),
-        (training(pruner="magnitud"), "Unknown pruner 'magnitud'; did you mean 'magnitude'? Choose from: dense, imp, "),
+        (training(pruner="magnitud"), "Unknown pruner 'magnitud'; did you mean 'magnitude'? Choose from: awt, dense, "),
         (training(pruner="imp:round=3"), "Unknown option of imp 'round'; did you mean 'rounds'? Choose from: re"),
         (training(pruner="imp:rounds=many"), "'many' of imp is not of type int"),
         (training(pruner="imp:rounds=0"), "rounds = 0 must be at least 1"),

@@ -65,7 +65,7 @@ def test_markdown_shows_each_row_once_and_the_evidence_beside_it():
                        "Training, s", "Device", "Protocol"]  # fmt: skip
     assert rows[2][:4] == ["ref", "dense", "0", "0.0000"]
     # sd .01 with df 4: t(.975, 4) * .01 / sqrt(3) = 1.6 points
-    assert rows[3] == ["1", "imp", "0.9", "0.9000", "51.0 ± 1.6", "80.0 ± 0.0", "3", "33.0", "12.5", "cpu",
+    assert rows[3] == ["1", "imp", "0.9", "0.9000", "51.0 ± 1.6", "80.0 ± 0.5", "3", "33.0", "12.5", "cpu",
                        "digits-linf v1, 100 images"]  # fmt: skip
     assert ["imp", "0.9", *["51"] * 4] in rows
     assert "r/refused.json" in rows[-1]
@@ -95,7 +95,7 @@ def test_csv_and_json_carry_counts_and_full_precision():
 
 def test_latex_is_a_booktabs_table():
     text = latex(ranking())
-    assert r"1 & imp & 0.9 & 51.0 \ensuremath{\pm} 1.6 & 80.0 \ensuremath{\pm} 0.0 & 3 & 33.0 & 12.5 \\" in text
+    assert r"1 & imp & 0.9 & 51.0 \ensuremath{\pm} 1.6 & 80.0 \ensuremath{\pm} 0.5 & 3 & 33.0 & 12.5 \\" in text
     for word in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{table}", r"\end{table}"):
         assert word in text
 

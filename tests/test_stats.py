@@ -47,6 +47,12 @@ def test_pooled_adds_squares_about_each_mean():
     assert spread.df == 3
 
 
+def test_agreement_by_chance_does_not_show_less_spread_than_rounding():
+    """A value known to a step of h is uniform in it: its standard deviation is h / sqrt(12)."""
+    assert pooled([[0.8, 0.8]], resolution=0.01) == Spread(0.01 / math.sqrt(12), 1)
+    assert pooled([[0.7, 0.9]], resolution=0.01) == pooled([[0.7, 0.9]])  # more than that is left as it is
+
+
 def test_pooled_over_equal_values_is_nothing():
     assert pooled([[0.8, 0.8, 0.8], [0.1, 0.1, 0.1]]) == Spread(0.0, 4)
 
