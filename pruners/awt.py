@@ -90,6 +90,8 @@ class AWT:
             0 < self.search < 1 and 0 <= self.settle <= 1 and self.batch > 0 and self.every > 0 and self.batches > 0
         ):
             raise ValueError("search must be in (0, 1), settle in [0, 1], and batch, every and batches above 0")
+        if not (self.lr > 0 and self.weight >= 0):
+            raise ValueError(f"lr = {self.lr} must be above 0 and weight = {self.weight} at least 0")
 
     def __call__(self, job: Job, lab: Lab) -> State:
         """Calibrate the dense net, search its sparse double, train that under its mask."""
@@ -156,15 +158,16 @@ class AWT:
         gradients = torch.autograd.grad(loss, list(values.values()))
         parameters = [nn.Parameter(value.detach()) for value in values.values()]
         adam = torch.optim.Adam(parameters, lr=self.lr)
+        moments = {key: tensor.clone() for key, tensor in now.items() if key.startswith(("first/", "second/"))}
         for name, parameter, gradient in zip(values, parameters, gradients, strict=True):
             parameter.grad = gradient
             adam.state[parameter] = {
-                "step": now["count"].cpu().clone(), "exp_avg": now[f"first/{name}"],
-                "exp_avg_sq": now[f"second/{name}"],
+                "step": now["count"].cpu().clone(), "exp_avg": moments[f"first/{name}"],
+                "exp_avg_sq": moments[f"second/{name}"],
             }  # fmt: skip
         nn.utils.clip_grad_norm_(parameters, 1.0)
         adam.step()
-        after = now | {f"value/{name}": p.detach() for name, p in zip(values, parameters, strict=True)}
+        after = now | moments | {f"value/{name}": p.detach() for name, p in zip(values, parameters, strict=True)}
         after["count"] = now["count"] + 1
         if refresh:
             sizes = {name: after[f"value/{name}"].abs() for name in values}

@@ -17,10 +17,8 @@ from bench.score import RECORD, score
 from bench.seeds import derive
 from tests.nets import STORE, TINY, changed, job, outcomes
 
-SEED = derive(TINY.attack_seed, "attack", "shard-0")
 
-
-def reference(net, rules, monkeypatch, *, seed=SEED, batch=None):
+def reference(net, rules, monkeypatch, *, other=0, batch=None):
     """What pyautoattack says: attack -> who is still robust after it, image by image."""
     after = {}
     note = EvaluationState.add_run_attack
@@ -31,6 +29,7 @@ def reference(net, rules, monkeypatch, *, seed=SEED, batch=None):
 
     monkeypatch.setattr(EvaluationState, "add_run_attack", listen)
     test = STORE.testing(rules.data, rules.test)
+    seed = derive(rules.attack_seed, "attack", "shard-0") + other
     attack = AutoAttack(
         open_net(net).module, eps=rules.threat.radius, norm=rules.threat.norm, seed=seed, version="standard"
     )
@@ -74,7 +73,7 @@ def test_a_weaker_list_of_attacks_fails(scored):
 @pytest.mark.parametrize(("spec", "sparsity"), [("dense", None), ("imp", 0.95)])
 def test_256_images_and_other_batch_shapes(spec, sparsity, tmp_path, monkeypatch):
     """Nets of the official training. With another batch pyautoattack draws other noise: 0 to 2 in 256 is its own."""
-    rules = changed(PROTOCOLS["digits-linf"], test=256)
+    rules = changed(PROTOCOLS["digits-linf"], name="digits-linf-256", test=256)
     net = train(spec, job(spec, sparsity), rules, tmp_path, tmp_path / "stages", STORE, device="cpu")
     record = score(net, out=tmp_path, store=STORE, device="cpu")
     ours = outcomes(tmp_path)
