@@ -114,7 +114,8 @@ class AWT:
         trained = scaled_scores(base) if self.variant == "mask" else masked(base, masks)
         net = lab.model(dense).to(lab.device).eval().requires_grad_(False)
         teacher = {name: value.detach() for name, value in net.named_parameters()}
-        steps = max(1, int(self.search * lab.meter.granted / (self.batch * (lab.attack_passes + PRODUCTS))))
+        price = self.batch * (lab.attack_passes + PRODUCTS)
+        steps = max(1, int(self.search * lab.meter.granted / price))
 
         def seen(values: State, now: State) -> State:
             """The student's parameters: the weights that `values` (weights or scores) give under the masks."""
@@ -140,12 +141,11 @@ class AWT:
         begin |= {f"mask/{name}": mask.to(lab.device) for name, mask in masks.items()}
         begin |= {f"{moment}/{name}": torch.zeros_like(base[name]) for name in keeps for moment in ("first", "second")}
         begin["count"] = torch.zeros((), device=lab.device)
-        passes = steps * self.batch * (lab.attack_passes + PRODUCTS)
-        end = lab.loop("search", begin, step, steps=steps, passes=passes, facts=[asdict(self), fixed])
+        end = lab.loop("search", begin, step, steps=steps, passes=steps * price, facts=[asdict(self), fixed])
         values = {name: end[f"value/{name}"] for name in keeps}
         if self.variant == "mask":
             masks = keep_largest_by_layer({name: value.abs() for name, value in values.items()}, keeps)
-            return masked(dense | {name: base[name].cpu() for name in keeps}, masks), masks
+            return masked(dense, masks), masks
         masks = {name: end[f"mask/{name}"] for name in keeps}
         return masked(dense | values, masks), masks
 
