@@ -97,7 +97,7 @@ def check_iwi(tmp_path, remainder="zero"):
     room, state = use(IWI(remainder=remainder, **PARTS), tmp_path)
     spec, lent, small = room.ticket
     large, tuned = room.asked[-2:]
-    rate = 0.25 * RULES.training.lr
+    rate, tuning = 0.25 * RULES.training.lr, 0.5 * RULES.training.lr
 
     assert spec == "imp" and lent == {"name": "ticket", "sparsity": 0.8, "epochs": 6}
     assert sum(int(small[name].count_nonzero()) for name in SIZES) == room.keep == KEEP
@@ -116,7 +116,7 @@ def check_iwi(tmp_path, remainder="zero"):
 
     # ours: the globally largest, tuned under their mask
     masks, weights = tuned.masks, large.trained.weights
-    assert tuned.options == {"epochs": 6, "lr": rate} and sum(kept(masks).values()) == KEEP
+    assert tuned.options == {"epochs": 6, "lr": tuning} and sum(kept(masks).values()) == KEEP
     inside = torch.cat([weights[name][masks[name]].abs() for name in SIZES])
     assert inside.min() >= torch.cat([weights[name][~masks[name]].abs() for name in SIZES]).max()
     assert is_mask_of(masks, tuned.start) and same(tuned.start, weights, where=masks)
