@@ -7,6 +7,7 @@ import json
 import math
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,9 +16,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from bench.errors import PrunebenchError
 from bench.files import canonical_json, sha256_of, write_json
-from bench.protocol import Count, Job, Natural, Rules, explain
+from bench.protocol import Count, Exact, Job, Natural, Rules, exact, explain
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
 LARGEST = 8 * 2**20  # bytes; no record or outcomes file of ours comes near
 _LABEL = np.dtype("<i2")
 
@@ -71,12 +72,40 @@ class NetId(Rules):
         return (self.prunable - self.nonzero) / self.prunable
 
 
+class Point(Rules):
+    """A point of a security curve: how many images stay right against perturbations of `eps` in the threat's norm."""
+
+    eps: Exact
+    robust: Natural
+
+
+class Flag(Rules):
+    """A sign that a robustness number cannot be trusted; it stands beside the number and never changes it.
+
+    `value` is what was measured, None when it was not; the flag is up when it lies above `threshold`. `sentence` says
+    what the two mean.
+    """
+
+    name: str
+    value: float | None
+    threshold: float
+    sentence: str
+
+    @property
+    def up(self) -> bool:
+        """Whether the number deserves doubt."""
+        return self.value is not None and self.value > self.threshold
+
+
 class Score(Rules):
     """Counts out of `n` images: `clean` ones classified rightly, `survived[attack]` still right after that attack.
 
     Attacks run one after the other on what survived the ones before, so `robust` is the last count. `ran` says what
     was run where an attack had to be adapted to the number of classes. `disagreements` counts proposals that an attack
     handed over as adversarial and that the plain net, measured again inside the ball, still classified rightly.
+
+    Beside AutoAttack, and never part of it: `weak[attack]` counts the images that are right after one weak attack on
+    all of them, as a paper's usual claim does; `curve` is the security curve, eps growing; `flags` are doubts.
     """
 
     n: Count
@@ -87,6 +116,22 @@ class Score(Rules):
     disagreements: Natural
     batch: Natural
     shard: Natural
+    weak: dict[str, Natural]
+    curve: tuple[Point, ...] = Field(strict=False)
+    flags: tuple[Flag, ...] = Field(strict=False)
+
+    @model_validator(mode="after")
+    def _within_clean(self) -> Score:
+        beside = [*self.weak.values(), *(point.robust for point in self.curve)]
+        if max(beside, default=0) > self.clean:
+            raise ValueError(f"after a weak attack {max(beside)} images are right, more than the clean {self.clean}")
+        sizes = [exact(point.eps) for point in self.curve]
+        if sizes != sorted(set(sizes)):
+            raise ValueError(f"the eps of the curve do not grow: {[point.eps for point in self.curve]}")
+        names = [flag.name for flag in self.flags]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a flag stands twice in {names}")
+        return self
 
     @model_validator(mode="after")
     def _only_falls(self) -> Score:
@@ -149,9 +194,12 @@ class Hashed(Rules):
 
 
 class Record(Hashed):
-    """The result file of one net under one protocol."""
+    """The result file of one net under one protocol.
 
-    schema_: Literal[1] = Field(SCHEMA, alias="schema")
+    `outcomes`, `proposals` and `pairs` (None: not kept) are the sha256 of files beside it.
+    """
+
+    schema_: Literal[2] = Field(SCHEMA, alias="schema")
     protocol: ProtocolId
     job: Job
     net: NetId
@@ -162,12 +210,14 @@ class Record(Hashed):
     env: dict[str, str | int | None]
     notes: dict[str, str | int | float | bool | None]
     outcomes: Sha256
+    proposals: Sha256 | None
+    pairs: Sha256 | None
 
 
 class Refusal(Hashed):
     """The result file of a net that the referee does not score: which check, and why in one sentence."""
 
-    schema_: Literal[1] = Field(SCHEMA, alias="schema")
+    schema_: Literal[2] = Field(SCHEMA, alias="schema")
     refused: str
     reason: str
     file: str
@@ -214,37 +264,44 @@ def outcomes_path(record: Path) -> Path:
     return record.with_suffix(".outcomes.npz")
 
 
-def pack_outcomes(labels: np.ndarray, predicted: np.ndarray, survived: dict[str, np.ndarray]) -> bytes:
+def proposals_path(record: Path) -> Path:
+    """Where the adversarial images of the record at `record` lie, if they were kept."""
+    return record.with_suffix(".proposals.npz")
+
+
+def pairs_path(record: Path) -> Path:
+    """Where a dozen original and adversarial images lie that the site shows of the record at `record`, if any."""
+    return record.with_suffix(".pairs.npz")
+
+
+def pack_outcomes(
+    labels: np.ndarray, predicted: np.ndarray, survived: Mapping[str, np.ndarray], weak: Mapping[str, np.ndarray],
+    curve: Mapping[str, np.ndarray],
+) -> bytes:  # fmt: skip
     """The bytes of an outcomes file: true labels, predicted labels, and per attack who is still right after it.
 
-    `labels`, `predicted`: int64, shape (n,). `survived`: bool, shape (n,), in the order the attacks ran.
+    `labels`, `predicted`: int64, shape (n,). `survived`: bool, shape (n,), in the order the attacks ran. `weak`, by
+    attack, and `curve`, by eps: the same, each attack alone on all images.
     """
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {"labels": labels.astype(_LABEL), "predicted": predicted.astype(_LABEL)}
+    arrays: dict[str, np.ndarray] = {"labels": labels.astype(_LABEL), "predicted": predicted.astype(_LABEL)}
     arrays |= {"clean": labels == predicted}
-    arrays |= {f"survived/{attack}": alive.astype(bool) for attack, alive in survived.items()}
-    np.savez_compressed(buffer, **arrays)
+    for kind, bits in (("survived", survived), ("weak", weak), ("curve", curve)):
+        arrays |= {f"{kind}/{name}": alive.astype(bool) for name, alive in bits.items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
-def recount(path: Path, record: Record) -> None:
-    """Check the counts of `record`, loaded from `path`, against its raw outcomes.
+def recount(path: Path, record: Record) -> dict[str, np.ndarray]:
+    """Check the counts of `record`, loaded from `path`, against its raw outcomes, which are returned by name.
 
     Raises PrunebenchError when the outcomes are missing, are others than the record names, or count differently.
     """
-    raw = outcomes_path(path)
-    try:
-        if raw.stat().st_size > LARGEST:
-            raise PrunebenchError(f"{raw} is larger than {LARGEST} bytes, so it is not an outcomes file of prunebench.")
-        data = raw.read_bytes()
-    except OSError as error:
-        raise PrunebenchError(
-            f"Cannot read {raw}, the outcomes of {path} ({error.strerror}); restore the file."
-        ) from None
-    if sha256_of(data) != record.outcomes:
-        raise PrunebenchError(f"{raw} is not the file that {path} names by sha256; restore the one or score again.")
-    arrays, score = _read_arrays(raw, data), record.score
-    bits = {"clean": np.dtype(bool), **{f"survived/{attack}": np.dtype(bool) for attack in score.survived}}
+    raw, score = outcomes_path(path), record.score
+    arrays = load_arrays(raw, record.outcomes, f"the outcomes of {path}")
+    beside = {f"weak/{attack}": count for attack, count in score.weak.items()}
+    beside |= {f"curve/{point.eps}": point.robust for point in score.curve}
+    bits = dict.fromkeys(["clean", *(f"survived/{attack}" for attack in score.survived), *beside], np.dtype(bool))
     wanted = {name: (kind, (score.n,)) for name, kind in {"labels": _LABEL, "predicted": _LABEL, **bits}.items()}
     found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     if found != wanted:
@@ -260,20 +317,34 @@ def recount(path: Path, record: Record) -> None:
         alive = alive & arrays[f"survived/{attack}"]
         counted[attack] = (int(alive.sum()), score.survived[attack])
     counted["robust"] = (int(alive.sum()), score.robust)
+    counted |= {what: (int((arrays["clean"] & arrays[what]).sum()), stated) for what, stated in beside.items()}
     for what, (count, stated) in counted.items():
         if count != stated:
             raise PrunebenchError(f"{path} says {what} = {stated}, its outcomes say {count}; score the net again.")
+    return arrays
 
 
-def _read_arrays(path: Path, data: bytes) -> dict[str, np.ndarray]:
+def load_arrays(path: Path, sha256: str, what: str, largest: int = LARGEST) -> dict[str, np.ndarray]:
+    """The arrays in the file `path`, which is `what`, has this sha256 and takes at most `largest` bytes unpacked.
+
+    Raises PrunebenchError for a file that is missing, another one, too large or damaged; nothing is ever unpickled.
+    """
+    try:
+        if path.stat().st_size > largest:
+            raise PrunebenchError(f"{path} is larger than {largest} bytes, so it is not {what}; restore the file.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise PrunebenchError(f"Cannot read {path}, {what} ({error.strerror}); restore the file.") from None
+    if sha256_of(data) != sha256:
+        raise PrunebenchError(f"{path} is not {what}: its sha256 is another; restore the file or score again.")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as members:
-            if sum(member.file_size for member in members.infolist()) > LARGEST:
-                raise ValueError(f"it unpacks to more than {LARGEST} bytes")
+            if sum(member.file_size for member in members.infolist()) > largest:
+                raise ValueError(f"it unpacks to more than {largest} bytes")
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return {name: np.asarray(file[name]) for name in file.files}
     except (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise PrunebenchError(f"{path} is not an outcomes file ({error}); restore it or score the net again.") from None
+        raise PrunebenchError(f"{path} is not {what} ({error}); restore it or score the net again.") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

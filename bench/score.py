@@ -97,7 +97,7 @@ def _score(
         standing, entries = _attack_all(referee, test, predicted == test.labels, journal, report)
     survived = {attack: int(bits.sum()) for attack, bits in standing.items()}
     outcomes = pack_outcomes(
-        test.labels.numpy(), predicted.numpy(), {attack: bits.numpy() for attack, bits in standing.items()}
+        test.labels.numpy(), predicted.numpy(), {attack: bits.numpy() for attack, bits in standing.items()}, {}, {}
     )
     stages, train_seconds = _timed(path, header)
     whole = len(test) == len(store.testing(rules.data, rules.test))
@@ -108,7 +108,7 @@ def _score(
         score=Score(
             n=len(test), clean=int((predicted == test.labels).sum()), robust=list(survived.values())[-1],
             survived=survived, ran=adapted(header.classes), disagreements=sum(e.disagreements for e in entries),
-            batch=referee.batch, shard=rules.shard,
+            batch=referee.batch, shard=rules.shard, weak={}, curve=(), flags=(),
         ),
         data=DataId(name=rules.data, sha256=test.sha256, train_sha256=header.train_sha256),
         official=whole and rules.official and header.protocol == rules and header.arch == rules.model,
@@ -120,6 +120,8 @@ def _score(
         env=machine.env(device),
         notes={"source": header.source} | distribution(prunable(net.module).values()),
         outcomes=sha256_of(outcomes),
+        proposals=None,
+        pairs=None,
     )  # fmt: skip
     return record, outcomes
 

@@ -22,7 +22,8 @@ def outcomes(n: int, clean: int, robust: int) -> bytes:
     """Outcomes in which the first `clean` of `n` images are right, and all attacks but the first find nothing."""
     labels = np.arange(n) % 10
     predicted = np.where(np.arange(n) < clean, labels, (labels + 1) % 10)
-    return pack_outcomes(labels, predicted, dict.fromkeys(ATTACKS, np.arange(n) < robust))
+    alive = np.arange(n) < robust
+    return pack_outcomes(labels, predicted, dict.fromkeys(ATTACKS, alive), {"pgd-20": alive}, {"0.2": alive})
 
 
 def make(
@@ -50,6 +51,8 @@ def make(
         "score": {
             "n": n, "clean": clean, "robust": robust, "survived": dict.fromkeys(ATTACKS, robust), "ran": list(ATTACKS),
             "disagreements": 0, "batch": 64, "shard": 256,
+            "weak": {"pgd-20": robust}, "curve": [{"eps": "0.2", "robust": robust}],
+            "flags": [{"name": "weak-strong-gap", "value": 0.0, "threshold": 0.1, "sentence": "No gap."}],
         },
         "data": {"name": "digits", "sha256": "d" * 64, "train_sha256": None},
         "official": True,
@@ -61,10 +64,12 @@ def make(
         "env": {"torch": "2.11.0"},
         "notes": {},
         "outcomes": sha256_of(outcomes(n, clean, robust)),
+        "proposals": None,
+        "pairs": None,
     }  # fmt: skip
     for key, change in changes.items():
         values[key] = values[key] | change if isinstance(change, dict) else change
-    return Record.sealed(schema=1, **values)
+    return Record.sealed(schema=2, **values)
 
 
 def refusal(**changes: Any) -> Refusal:
@@ -74,7 +79,7 @@ def refusal(**changes: Any) -> Refusal:
         "protocol": {"name": DIGITS.name, "version": DIGITS.version, "sha256": DIGITS.sha256},
         "job": None, "env": {},
     }  # fmt: skip
-    return Refusal.sealed(schema=1, **(values | changes))
+    return Refusal.sealed(schema=2, **(values | changes))
 
 
 def save(folder: Path, record: Record, name: str | None = None) -> Path:

@@ -14,19 +14,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("bench", "pruners", "leaderboard")
 
-GROUND = frozenset({"errors", "files", "protocol", "record", "seeds", "stats"})
+GROUND = frozenset({"errors", "files", "proposals", "protocol", "record", "seeds", "stats"})
 # From the ground up. A module may import those below it and its own side of its layer ("|"), without cycles.
 LAYERS = (
-    "errors files protocol record seeds stats",
+    "errors files proposals protocol record seeds stats",
     "machine extras",
     "data models mask",
     "checkpoint attacks executor",
-    "train lab stages | referee journal score flags",
-    "verify conformance run show",
+    "train lab stages | referee journal score flags probes",
+    "verify claim conformance run show scaffold ingest",
     "cli pytest_plugin",
 )
 # Who may start pruners, and who may make tables.
-REGISTRY_USERS = frozenset({"verify", "conformance", "run", "cli", "pytest_plugin"})
+REGISTRY_USERS = frozenset({"conformance", "run", "cli", "pytest_plugin"})
 LEADERBOARD_USERS = frozenset({"cli", "pytest_plugin"})
 FOR_PRUNERS = GROUND | {"mask", "lab"}
 TORCH = frozenset({"torch", "torchvision", "pyautoattack", "torchattacks", "robustbench"})

@@ -84,7 +84,7 @@ def test_other_outcomes_are_seen(records):
     write(records)
     path = next(records.rglob("imp*.json"))
     outcomes_path(path).write_bytes(outcomes(100, 81, 50))
-    with pytest.raises(PrunebenchError, match="is not the file that"):
+    with pytest.raises(PrunebenchError, match="is not the outcomes of"):
         check(records)
     outcomes_path(path).unlink()
     with pytest.raises(PrunebenchError, match="No such file"):

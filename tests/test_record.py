@@ -84,7 +84,7 @@ def key(name, value):
         (key("extra", 1), "unknown key 'extra'"),
         (key("score.extra", 1), "unknown key 'score.extra'"),
         (lambda values: values["score"].pop("clean"), "the key 'score.clean' is missing"),
-        (key("schema", 2), "schema = 2"),
+        (key("schema", 1), "schema = 1"),
         (key("score.clean", "80"), "score.clean = '80'"),
         (key("score.clean", 80.0), "score.clean = 80.0"),
         (key("score.clean", True), "score.clean = True"),
@@ -177,7 +177,7 @@ def test_recount_accepts_what_was_scored(tmp_path):
 def test_recount_takes_survivors_of_one_attack_after_the_other(tmp_path):
     labels = np.arange(4)
     bits = {"a": np.array([1, 1, 0, 1], bool), "b": np.array([0, 1, 1, 1], bool)}
-    raw = pack_outcomes(labels, np.array([0, 1, 2, 9]), bits)  # right: 0 1 2; after a: 0 1; after b: 1
+    raw = pack_outcomes(labels, np.array([0, 1, 2, 9]), bits, {}, {})  # right: 0 1 2; after a: 0 1; after b: 1
     score = {"n": 4, "clean": 3, "survived": {"a": 2, "b": 1}, "robust": 1}
     path = save(tmp_path, make(score=score, outcomes=sha256_of(raw)))
     write_bytes(outcomes_path(path), raw)
@@ -207,7 +207,7 @@ def test_recount_sees_counts_changed_with_their_hash(tmp_path, score, rule):
 def test_recount_sees_other_and_missing_outcomes(tmp_path):
     path = save(tmp_path, make())
     write_bytes(outcomes_path(path), outcomes(100, 80, 49))
-    with pytest.raises(PrunebenchError, match="is not the file that"):
+    with pytest.raises(PrunebenchError, match="is not the outcomes of"):
         recount(path, load_record(path))
     outcomes_path(path).unlink()
     with pytest.raises(PrunebenchError, match="No such file"):
@@ -236,10 +236,10 @@ def bomb():
         (lambda: npz(survived__square=np.ones(1, bool)), "survived/square"),
         (lambda: npz(survived__square=np.full(100, 2, np.int8)), "survived/square"),
         (lambda: npz(clean=np.ones(100, bool)), "contradicts itself"),
-        (lambda: npz(labels=np.array([None] * 100)), "is not an outcomes file"),
-        (lambda: outcomes(100, 80, 50)[:-30], "is not an outcomes file"),
-        (lambda: b"", "is not an outcomes file"),
-        (lambda: b"\x80\x04N.", "is not an outcomes file"),
+        (lambda: npz(labels=np.array([None] * 100)), "is not the outcomes of"),
+        (lambda: outcomes(100, 80, 50)[:-30], "is not the outcomes of"),
+        (lambda: b"", "is not the outcomes of"),
+        (lambda: b"\x80\x04N.", "is not the outcomes of"),
         (bomb, "unpacks to more than"),
     ],
 )
