@@ -103,6 +103,27 @@ def square(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, gene
 STANDARD: dict[str, Attack] = {"apgd-ce": apgd_ce, "apgd-t": apgd_t, "fab-t": fab_t, "square": square}
 
 
+def fgsm(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
+    """One step of length eps from the image itself (Goodfellow et al. 2015, arXiv 1412.6572)."""
+    return pgd(
+        model, images, labels, threat, generator=generator, steps=1, step_size=threat.radius, start=images.clone()
+    )
+
+
+def _usual_pgd(steps: int) -> Attack:
+    """PGD on cross-entropy as papers report it: a random start, that many steps of 2.5 eps / steps."""
+
+    def attack(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
+        step_size = 2.5 * threat.radius / steps
+        return pgd(model, images, labels, threat, generator=generator, steps=steps, step_size=step_size)
+
+    return attack
+
+
+# What papers usually claim robustness by; shown beside AutoAttack, never part of it.
+WEAK: dict[str, Attack] = {"fgsm": fgsm, "pgd-20": _usual_pgd(20), "pgd-50": _usual_pgd(50)}
+
+
 def adapted(classes: int) -> tuple[str, ...]:
     """What each attack of STANDARD really runs on `classes` classes, in words for the record."""
     targets = min(9, classes - 1)

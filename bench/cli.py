@@ -31,6 +31,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads a job; results depend on the number.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs a unit, instead of the protocol's: not official.")]
 Examples = Annotated[int | None, typer.Option(min=1, help="Score only the first so many test images.")]
+Keep = Annotated[
+    bool, typer.Option("--keep-proposals", help="Keep what fooled the net, so that a claim can be replayed.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -49,6 +52,7 @@ def run_(
     jobs: Annotated[int, typer.Option(min=1, help="How many jobs are trained and scored side by side.")] = 1,
     examples: Examples = None,
     epochs: Epochs = None,
+    keep_proposals: Keep = False,
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
@@ -70,7 +74,8 @@ def run_(
         watch.line(f"{len(grid)} jobs of {rules.name}, {jobs} side by side, in {out}")
         results = run.run(
             rules, grid, out, store, workers=jobs, threads=threads, device=device, examples=examples,
-            report=watch.report, ended=lambda end: watch.finish(end.task.job.name, f"{end.how}: {end.why}"),
+            keep_proposals=keep_proposals, report=watch.report,
+            ended=lambda end: watch.finish(end.task.job.name, f"{end.how}: {end.why}"),
         )  # fmt: skip
     if any(end.how in ("done", "kept", "refused") for end in results):
         ranking, files = board.write(out / "records")
@@ -118,6 +123,10 @@ def score(
     protocol: Annotated[str | None, typer.Option(help="Rules other than those the net was made for.")] = None,
     examples: Examples = None,
     out: Annotated[Path | None, typer.Option(help="The folder for the record; by default the net's own.")] = None,
+    parent: Annotated[
+        Path | None, typer.Option(help="The dense net; its adversarial images are tried too, for a flag.")
+    ] = None,
+    keep_proposals: Keep = False,
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
@@ -138,7 +147,8 @@ def score(
         raise PrunebenchError(f"There is no file {net}; check the path.")
     with sole_user(folder), show.Watch(quiet=quiet) as watch:
         record = referee(
-            net, rules, examples, out=folder, store=_store(data), device=device,
+            net, rules, examples, out=folder, store=_store(data), device=device, parent=parent,
+            keep_proposals=keep_proposals,
             report=lambda what, done, of: watch.report(str(net), what, done, of),
         )  # fmt: skip
     if as_json:

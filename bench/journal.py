@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from pydantic import Field, ValidationError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from bench.files import canonical_json, sha256_of, write_json
+from bench.files import canonical_json, sha256_of, write_bytes, write_json
 from bench.protocol import Natural, Rules
 from bench.record import Seconds, Sha256
 
 
 class Entry(Rules):
-    """One attack on one shard: a digit per image (1: still classified rightly), and what the attack took."""
+    """One attack on one shard: a digit per image (1: still classified rightly), and what the attack took.
+
+    `images`: the sha256 of a file beside it that holds what fooled the net; None when it was not kept.
+    """
 
     key: Sha256
     standing: Annotated[str, Field(pattern=r"^[01]*$")]
@@ -26,11 +31,26 @@ class Entry(Rules):
     batch: Natural
     passes: Natural
     seconds: Seconds
+    images: Sha256 | None = None
 
     @property
     def bits(self) -> Tensor:
         """The digits as a bool tensor (images,)."""
         return torch.tensor([digit == "1" for digit in self.standing], dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a measurement found: who stands, bool (images,); proposals that fooled nothing; the batch; the passes.
+
+    `images`: float32 (k, c, h, w), what fooled the net, one for each image that fell, in their order.
+    """
+
+    standing: Tensor
+    disagreements: int
+    batch: int
+    passes: int
+    images: Tensor
 
 
 class Journal:
@@ -44,28 +64,36 @@ class Journal:
         self.folder, self.facts = folder, facts
 
     def entry(
-        self, attack: str, shard: slice, seed: int, before: Tensor, measure: Callable[[], tuple[Tensor, int, int, int]]
-    ) -> Entry:
+        self, attack: str, shard: slice, seed: int, before: Tensor, measure: Callable[[], Finding], *,
+        keep_images: bool = False,
+    ) -> tuple[Entry, Tensor | None]:  # fmt: skip
         """The entry of `attack` on `shard`: the kept one, or what `measure` finds now.
 
-        `before`: bool (images,), who was standing. `measure` returns who is standing afterwards, disagreements, batch
-        size and sample passes.
+        `before`: bool (images,), who was standing. With `keep_images` the images of the finding are kept and returned
+        too; an entry that was kept without them is then measured anew.
         """
         facts = [*self.facts, attack, shard.start, shard.stop, seed, _digits(before)]
         key = sha256_of(canonical_json(facts))
-        path = self.folder and self.folder / f"shard-{shard.start:05}-{shard.stop:05}-{attack}.json"
-        kept = path and _read(path, key, before)
-        if kept:
-            return kept
+        name = f"shard-{shard.start:05}-{shard.stop:05}-{attack.replace(' ', '-')}"
+        path = self.folder and self.folder / f"{name}.json"
+        if path and (kept := _read(path, key, before)):
+            images = _read_images(path, kept, before) if keep_images else None
+            if images is not None or not keep_images:
+                return kept, images
         began = time.perf_counter()
-        standing, disagreements, batch, passes = measure()
+        found = measure()
+        seconds = time.perf_counter() - began
+        images = found.images if keep_images else None
+        packed = None if images is None else save({"images": images.contiguous()})
         entry = Entry(
-            key=key, standing=_digits(standing), disagreements=disagreements, batch=batch, passes=passes,
-            seconds=time.perf_counter() - began,
+            key=key, standing=_digits(found.standing), disagreements=found.disagreements, batch=found.batch,
+            passes=found.passes, seconds=seconds, images=None if packed is None else sha256_of(packed),
         )  # fmt: skip
         if path:
+            if packed is not None:
+                write_bytes(_images_path(path), packed)
             write_json(path, entry.model_dump(mode="json"))
-        return entry
+        return entry, images
 
 
 def _read(path: Path, key: str, before: Tensor) -> Entry | None:
@@ -76,6 +104,22 @@ def _read(path: Path, key: str, before: Tensor) -> Entry | None:
         return None
     sound = entry.key == key and len(entry.standing) == len(before) and not (entry.bits & ~before).any()
     return entry if sound else None
+
+
+def _read_images(path: Path, entry: Entry, before: Tensor) -> Tensor | None:
+    """What fooled the net according to `entry`, if it lies there and is whole."""
+    try:
+        packed = _images_path(path).read_bytes()
+    except OSError:
+        return None
+    if sha256_of(packed) != entry.images:
+        return None
+    images = load(packed)["images"]
+    return images if len(images) == int((before & ~entry.bits).sum()) else None
+
+
+def _images_path(path: Path) -> Path:
+    return path.with_suffix(".safetensors")
 
 
 def _digits(bits: Tensor) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench.attacks import Attack, within
 from bench.errors import Refused
-from bench.protocol import Protocol
+from bench.protocol import Protocol, Threat
 
 _BATCH = {("resnet18", "cpu"): 64, ("vgg16-bn", "cpu"): 64}
 
@@ -68,21 +68,26 @@ class Referee:
             )
         return first
 
-    def fooled(self, attack: Attack, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, int]:
+    def fooled(
+        self, attack: Attack, images: Tensor, labels: Tensor, seed: int, threat: Threat | None = None
+    ) -> tuple[Tensor, int, Tensor]:
         """Which images `attack` gets misclassified, by our own measurement, and how many of its successes were none.
 
-        A proposal is brought into the ball and into [0, 1] and measured on the plain net; one that is not finite counts
-        as the image itself. Everything lies on the CPU.
+        A proposal is brought into the ball of `threat` (the protocol's by default) and into [0, 1] and measured on the
+        plain net; one that is not finite counts as the image itself. Returned third: what was measured, one for each
+        image. Everything lies on the CPU.
         """
+        threat = threat or self.rules.threat
         generator = torch.Generator(self.device).manual_seed(seed)
         clean = images.to(self.device)
         lent = clean.clone(), labels.to(self.device, copy=True)  # an attack may write into what it is given
-        proposals = attack(self.attacked, *lent, self.rules.threat, generator=generator)
+        proposals = attack(self.attacked, *lent, threat, generator=generator)
         usable = proposals.flatten(1).isfinite().all(1).view(-1, 1, 1, 1)
         proposals = torch.where(usable, proposals, clean)
         proposed = (proposals != clean).flatten(1).any(1).cpu()
-        fooled = self.logits(within(proposals, clean, self.rules.threat).cpu()).argmax(1) != labels
-        return fooled, int((proposed & ~fooled).sum())
+        measured = within(proposals, clean, threat).cpu()
+        fooled = self.logits(measured).argmax(1) != labels
+        return fooled, int((proposed & ~fooled).sum()), measured
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from bench.errors import PrunebenchError, Refused
 from bench.files import canonical_json, sha256_of, sole_user, write_bytes
 from bench.lab import Lab
 from bench.protocol import Job, Protocol, as_sparsity
-from bench.record import Record, load_record, outcomes_path, recount
+from bench.record import Record, load_record, outcomes_path, pairs_path, proposals_path, recount
 from bench.score import RECORD, REFUSAL, save_times, score
 from bench.train import Report
 from pruners import Chosen, parse
@@ -36,7 +36,11 @@ NET = "net.safetensors"
 
 @dataclass(frozen=True)
 class Task:
-    """One job of a grid, in a form that another process can take: the pruner by its spec, the job, where, on what."""
+    """One job of a grid, in a form that another process can take: the pruner by its spec, the job, where, on what.
+
+    `parent`: the folder of the dense net under the same seed, if that is in the grid; it is trained first, and its
+    adversarial images are tried on this net.
+    """
 
     spec: str
     job: Job
@@ -47,6 +51,13 @@ class Task:
     device: str
     threads: int
     examples: int | None
+    keep_proposals: bool
+    parent: Path | None
+
+    @property
+    def dense(self) -> Path | None:
+        """The parent's net, if there is one."""
+        return self.parent / NET if self.parent is not None and (self.parent / NET).exists() else None
 
 
 @dataclass(frozen=True)
@@ -120,30 +131,28 @@ def _made_for(path: Path, job: Job, protocol: Protocol, source: str, store: Stor
 
 def run(
     protocol: Protocol, jobs: list[tuple[str, Job]], out: Path, store: Store, *, workers: int = 1, threads: int = 1,
-    device: str = "auto", examples: int | None = None, report: Callable[[str, str, float, float], None] | None = None,
-    ended: Callable[[Ended], None] | None = None,
+    device: str = "auto", examples: int | None = None, keep_proposals: bool = False,
+    report: Callable[[str, str, float, float], None] | None = None, ended: Callable[[Ended], None] | None = None,
 ) -> list[Ended]:  # fmt: skip
     """Train and score `jobs`, `workers` side by side, and publish their records below `out/records`.
 
-    What is done already is kept, so a run that was killed goes on where it was. A job that fails is reported once and
-    does not stop the others. `report(job, what, done, of)` and `ended` are called in this process. Raises
-    PrunebenchError when another run is at work in `out`.
+    `keep_proposals`: keep what fooled each net, so that a claim can be replayed. What is done already is kept, so a run
+    that was killed goes on where it was. A job that fails is reported once and does not stop the others. `report(job,
+    what, done, of)` and `ended` are called in this process. Raises PrunebenchError when another run is at work in
+    `out`.
     """
     with sole_user(out):
-        tasks = [
-            Task(
-                spec,
-                job,
-                protocol,
-                out / "jobs" / job_id(protocol, spec, job),
-                out / "stages",
-                store,
-                device,
-                threads,
-                examples,
-            )
-            for spec, job in jobs
-        ]
+        folders = {job.name: out / "jobs" / job_id(protocol, spec, job) for spec, job in jobs}
+        dense = {job.seed: job.name for _, job in jobs if job.pruner == "dense" and not job.options}
+        tasks = []
+        for spec, job in jobs:
+            parent = dense.get(job.seed, job.name)
+            tasks.append(
+                Task(
+                    spec, job, protocol, folders[job.name], out / "stages", store, device, threads, examples,
+                    keep_proposals, None if parent == job.name else folders[parent],
+                )
+            )  # fmt: skip
         results = []
         with closing(_side_by_side(tasks, workers, report)) as ends:  # no worker outlives the lock
             for result in ends:
@@ -161,35 +170,56 @@ def job_id(protocol: Protocol, spec: str, job: Job) -> str:
 
 
 def _publish(result: Ended, records: Path) -> None:
-    """Copy record and outcomes (or the refusal) to where the leaderboard reads them."""
+    """Copy the record and the files beside it (or the refusal) to where the leaderboard reads them."""
     target = records / result.task.protocol.name / f"{result.task.job.name}.json"
     source = result.task.folder / (REFUSAL if result.how == "refused" else RECORD)
     if result.how == "failed" or not source.exists():
         return
     if result.how != "refused":
-        write_bytes(outcomes_path(target), outcomes_path(source).read_bytes())
+        for beside in (outcomes_path, proposals_path, pairs_path):
+            if beside(source).exists():
+                write_bytes(beside(target), beside(source).read_bytes())
+            else:
+                beside(target).unlink(missing_ok=True)
     write_bytes(target, source.read_bytes())
 
 
 def _side_by_side(
     tasks: list[Task], workers: int, report: Callable[[str, str, float, float], None] | None
 ) -> Generator[Ended]:
-    """Work through `tasks` in `workers` processes and yield each as it ends."""
+    """Work through `tasks` in `workers` processes and yield each as it ends; none begins before its parent's end."""
     spawn = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     news = spawn.Queue()
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(news,)) as pool:
-        futures: dict[Future[Ended], Task] = {pool.submit(_work, task): task for task in tasks}
+        folders = {task.folder for task in tasks}
+        begun = [task for task in tasks if task.parent not in folders]
+        waiting = [task for task in tasks if task.parent in folders]
+        futures: dict[Future[Ended], Task] = {pool.submit(_work, task): task for task in begun}
         try:
             while futures:
                 _pass_on(news, report)
                 for future in [future for future in futures if future.done()]:
-                    yield _result(future, futures.pop(future))
+                    ended = futures.pop(future)
+                    for task in [task for task in waiting if task.parent == ended.folder]:
+                        waiting.remove(task)
+                        futures[_submit(pool, task)] = task
+                    yield _result(future, ended)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
             raise
+
+
+def _submit(pool: ProcessPoolExecutor, task: Task) -> Future[Ended]:
+    """The task handed to the pool; when that is broken, a future that says so."""
+    try:
+        return pool.submit(_work, task)
+    except BrokenProcessPool as error:
+        broken: Future[Ended] = Future()
+        broken.set_exception(error)
+        return broken
 
 
 def _pass_on(news: Any, report: Callable[[str, str, float, float], None] | None) -> None:
@@ -259,7 +289,7 @@ def _work(task: Task) -> Ended:
             return Ended(task, "failed", str(refused))
         record = score(
             net, examples=task.examples, out=task.folder, store=task.store, device=task.device, report=report,
-            protocol=task.protocol,
+            protocol=task.protocol, parent=task.dense, keep_proposals=task.keep_proposals,
         )  # fmt: skip
         return Ended(task, "done", f"{record.score.robust} of {record.score.n} robust, {record.score.clean} clean")
     except Refused as refused:
@@ -285,6 +315,14 @@ def _scored(task: Task) -> bool:
         return False
     if not isinstance(record, Record):
         return False
+    if task.dense is not None and record.notes.get("parent") != sha256_of(task.dense.read_bytes()):
+        return False
+    if task.keep_proposals and not _holds(proposals_path(task.folder / RECORD), record.proposals):
+        return False
     test = task.store.testing(rules.data, task.examples or rules.test)
     found = (record.net.sha256, record.protocol.sha256, record.data.sha256, record.score.n)
     return found == (sha256_of(path.read_bytes()), rules.sha256, test.sha256, len(test))
+
+
+def _holds(path: Path, sha256: str | None) -> bool:
+    return path.exists() and sha256_of(path.read_bytes()) == sha256

@@ -3,42 +3,78 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bench import machine
-from bench.attacks import STANDARD, Attack, adapted
+from bench import flags, machine, probes
+from bench.attacks import adapted
 from bench.checkpoint import LARGEST, Header, Net, open_net
 from bench.data import Split, Store, as_float
 from bench.errors import PrunebenchError, Refused
 from bench.files import canonical_json, sha256_of, write_bytes, write_json
-from bench.journal import Entry, Journal
+from bench.journal import Journal
 from bench.mask import distribution
 from bench.models import prunable
+from bench.proposals import Proposals, pack, pack_pairs, rounded
 from bench.protocol import Protocol, load
-from bench.record import Cost, DataId, ProtocolId, Record, Refusal, Score, Stage, outcomes_path, pack_outcomes
+from bench.record import (
+    Cost,
+    DataId,
+    Flag,
+    Point,
+    ProtocolId,
+    Record,
+    Refusal,
+    Score,
+    Stage,
+    outcomes_path,
+    pack_outcomes,
+    pairs_path,
+    proposals_path,
+)
 from bench.referee import Referee, batch_size, exact_float32
 from bench.seeds import derive
-
-Report = Callable[[str, float, float], None]  # what is at work, how much is done, of how much (sample passes)
+from bench.trial import Report, Trial
 
 REFUSAL, RECORD, TIMES = "refusal.json", "record.json", "times.json"
-# Sample passes that an attack costs a point that survives it, for ETAs: forwards + 2 * backwards.
-_PRICE = {"apgd-ce": 102 + 2 * 101, "apgd-t": 910 + 2 * 909, "fab-t": 1800 + 2 * 900, "square": 5000}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A record and the bytes of the files that belong beside it."""
+
+    record: Record
+    outcomes: bytes
+    proposals: bytes | None
+    pairs: bytes
+
+    def save(self, folder: Path) -> None:
+        """Write all of it; the record, which names the others, last."""
+        path = folder / RECORD
+        write_bytes(outcomes_path(path), self.outcomes)
+        write_bytes(pairs_path(path), self.pairs)
+        if self.proposals is None:
+            proposals_path(path).unlink(missing_ok=True)
+        else:
+            write_bytes(proposals_path(path), self.proposals)
+        self.record.save(path)
 
 
 def score(
     net: str | Path, protocol: str | Protocol | None = None, examples: int | None = None, *,
     out: str | Path | None = None, store: Store | None = None, device: str = "auto", report: Report | None = None,
+    parent: str | Path | None = None, keep_proposals: bool = False,
 ) -> Record:  # fmt: skip
     """Attack the net in the file `net` with AutoAttack *standard* and count what survives.
 
     `protocol`: by default the one that the net was made for; another one must be asked for by name. `examples`: only
     the first so many test images. `out`: a folder for record, outcomes and the journal from which a killed run goes on.
-    Raises Refused, and leaves the reason in `out`, for a net that cannot be scored.
+    `parent`: the dense net whose adversarial images are tried as well, for a flag. `keep_proposals`: keep what fooled
+    the net, so that a claim can be replayed. Raises Refused, and leaves the reason in `out`, for a net that cannot be
+    scored.
     """
     path, folder = Path(net), None if out is None else Path(out)
     where = machine.device_named(device)
@@ -46,16 +82,19 @@ def score(
     try:
         opened = open_net(path)
         rules = protocol if isinstance(protocol, Protocol) else load(protocol) if protocol else _made_for(opened, path)
-        record, outcomes = _score(opened, path, rules, examples, folder, store or Store(Path("data")), where, report)
+        test, whole = _test_images(opened, path, rules, examples, store := store or Store(Path("data")))
+        if parent is not None:
+            _test_images(dense := open_net(Path(parent)), Path(parent), rules, examples, store)
+        scoring = _Scoring(opened, path, rules, test, where, folder, report)
+        scored = scoring(dense if parent is not None else None, whole=whole, keep_proposals=keep_proposals)
     except Refused as refused:
         if folder is not None:
             _refusal(path, opened, refused, where).save(folder / REFUSAL)
         raise
     if folder is not None:
         (folder / REFUSAL).unlink(missing_ok=True)
-        write_bytes(outcomes_path(folder / RECORD), outcomes)
-        record.save(folder / RECORD)
-    return record
+        scored.save(folder)
+    return scored.record
 
 
 def _made_for(net: Net, path: Path) -> Protocol:
@@ -74,10 +113,8 @@ def _made_for(net: Net, path: Path) -> Protocol:
     return rules
 
 
-def _score(
-    net: Net, path: Path, rules: Protocol, examples: int | None, out: Path | None, store: Store, device: torch.device,
-    report: Report | None,
-) -> tuple[Record, bytes]:  # fmt: skip
+def _test_images(net: Net, path: Path, rules: Protocol, examples: int | None, store: Store) -> tuple[Split, bool]:
+    """The test images, and whether they are all that the protocol wants; refused when the net takes other ones."""
     header, info = net.header, store.info(rules.data)
     if (header.classes, header.shape) != (info.classes, info.shape):
         raise Refused(
@@ -88,118 +125,131 @@ def _score(
     if examples is not None and rules.test is not None and examples > rules.test:
         raise PrunebenchError(f"{rules.name} has {rules.test} test images, fewer than --examples {examples}.")
     test = store.testing(rules.data, examples or rules.test)
-    referee = Referee(net.module, rules, batch_size(rules, header.arch, device.type), device)
-    facts = [net.id.sha256, test.sha256, rules.sha256, referee.batch, machine.env_key(device)]
-    with exact_float32():
-        predicted = referee.steady_logits(as_float(test.images)).argmax(1)
-        clean_passes = referee.passes
-        journal = Journal(None if out is None else out / "journal", facts)
-        standing, entries = _attack_all(referee, test, predicted == test.labels, journal, report)
-    survived = {attack: int(bits.sum()) for attack, bits in standing.items()}
-    outcomes = pack_outcomes(
-        test.labels.numpy(), predicted.numpy(), {attack: bits.numpy() for attack, bits in standing.items()}, {}, {}
-    )
-    stages, train_seconds = _timed(path, header)
-    whole = len(test) == len(store.testing(rules.data, rules.test))
-    record: Record = Record.sealed(
-        protocol=ProtocolId(name=rules.name, version=rules.version, sha256=rules.sha256),
-        job=header.job,
-        net=net.id,
-        score=Score(
-            n=len(test), clean=int((predicted == test.labels).sum()), robust=list(survived.values())[-1],
-            survived=survived, ran=adapted(header.classes), disagreements=sum(e.disagreements for e in entries),
-            batch=referee.batch, shard=rules.shard, weak={}, curve=(), flags=(),
-        ),
-        data=DataId(name=rules.data, sha256=test.sha256, train_sha256=header.train_sha256),
-        official=whole and rules.official and header.protocol == rules and header.arch == rules.model,
-        cost=Cost(
-            stages=stages, train_passes=sum(stage.passes for stage in stages), train_seconds=train_seconds,
-            score_passes=clean_passes + sum(e.passes for e in entries), score_seconds=sum(e.seconds for e in entries),
-            device=str(machine.env(device)["device"]),
-        ),
-        env=machine.env(device),
-        notes={"source": header.source} | distribution(prunable(net.module).values()),
-        outcomes=sha256_of(outcomes),
-        proposals=None,
-        pairs=None,
-    )  # fmt: skip
-    return record, outcomes
+    return test, len(test) == len(store.testing(rules.data, rules.test))
 
 
-def _attack_all(
-    referee: Referee, test: Split, clean: Tensor, journal: Journal, report: Report | None
-) -> tuple[dict[str, Tensor], list[Entry]]:
-    """Every shard through every attack, each on what survived the ones before; returns who stands after each."""
-    after = {name: torch.zeros(len(test), dtype=torch.bool) for name in STANDARD}
-    entries: list[Entry] = []
-    progress = _Progress(len(test), report)
-    size = referee.rules.shard
-    for number, start in enumerate(range(0, len(test), size)):
-        shard = slice(start, min(start + size, len(test)))
-        seed = derive(referee.rules.attack_seed, "attack", f"shard-{number}")
-        standing = clean[shard]
-        for name, attack in STANDARD.items():
-            referee.listener = progress.listener(name, number)
-            entry = journal.entry(
-                name, shard, seed, standing, _Measurement(referee, attack, test.take(shard), standing, seed)
-            )
-            progress.finished(name, len(standing), int(entry.bits.sum()))
-            standing = after[name][shard] = entry.bits
-            entries.append(entry)
-    return after, entries
+class _Scoring:
+    """One net on its way to a record."""
+
+    def __init__(
+        self, net: Net, path: Path, rules: Protocol, test: Split, device: torch.device, out: Path | None,
+        report: Report | None,
+    ) -> None:  # fmt: skip
+        self.net, self.path, self.rules, self.test, self.device = net, path, rules, test, device
+        self.referee = self._referee(net)
+        facts: list[object] = [net.id.sha256, test.sha256, rules.sha256, self.referee.batch, machine.env_key(device)]
+        self.trial = Trial(self.referee, test, Journal(None if out is None else out / "journal", facts), report)
+
+    def __call__(self, parent: Net | None, *, whole: bool, keep_proposals: bool) -> Scored:
+        """Measure everything and write it down; `whole`: these are all the images that the protocol wants."""
+        test, trial, referee = self.test, self.trial, self.referee
+        images = as_float(test.images)
+        with exact_float32():
+            logits = referee.steady_logits(images)
+            clean = logits.argmax(1) == test.labels
+            before = referee.passes
+            survived = trial.standard(clean, keep_images=keep_proposals)
+            disagreements = sum(entry.disagreements for entry in trial.entries)
+            weak = trial.weak(clean)
+            curve = trial.curve(clean, weak["pgd-20"])
+            attacked = referee.passes - before
+            robust = list(survived.values())[-1]
+            score = Score(
+                n=len(test), clean=int(clean.sum()), robust=int(robust.sum()),
+                survived=_counts(survived), ran=adapted(self.net.header.classes),
+                disagreements=disagreements, batch=referee.batch,
+                shard=self.rules.shard, weak=_counts(weak),
+                curve=tuple(Point(eps=eps, robust=count) for eps, count in _counts(curve).items()), flags=(),
+            )  # fmt: skip
+            flags = self._flags(score, logits, survived, weak, parent)
+            seed = derive(self.rules.attack_seed, "pairs")
+            pairs = pack_pairs(probes.pairs(referee, test, clean, seed))
+            proposals = self._proposals(clean & ~robust) if keep_proposals else None
+        outcomes = pack_outcomes(
+            test.labels.numpy(), logits.argmax(1).numpy(),
+            *({name: bits.numpy() for name, bits in kind.items()} for kind in (survived, weak, curve)),
+        )  # fmt: skip
+        passes = referee.passes - attacked + sum(entry.passes for entry in trial.entries)  # as if nothing had been kept
+        score = score.model_copy(update={"flags": flags})
+        record = self._record(score, passes, whole, parent, outcomes, proposals, pairs)
+        return Scored(record, outcomes, proposals, pairs)
+
+    def _referee(self, net: Net) -> Referee:
+        return Referee(net.module, self.rules, batch_size(self.rules, net.header.arch, self.device.type), self.device)
+
+    def _flags(
+        self, score: Score, logits: Tensor, survived: dict[str, Tensor], weak: dict[str, Tensor], parent: Net | None
+    ) -> tuple[Flag, ...]:
+        referee, test, n = self.referee, self.test, score.n
+        images, seed = as_float(test.images), self.rules.attack_seed
+        fooled = None
+        if parent is not None:
+            dense = self._referee(parent)
+            fooled = probes.transferred(referee, dense, test, survived["fab-t"], derive(seed, "transfer"))
+            referee.passes += dense.passes
+        beaten = survived["square"] & ~torch.stack(list(weak.values())).all(0)
+        return (
+            flags.black_box_wins(score.survived["fab-t"], score.survived["square"], n),
+            flags.zero_gradients(*probes.vanishing(referee, images, test.labels), n),
+            flags.eps_curve(score.curve, n, int(test.labels.bincount().max()) / n),
+            flags.weak_beats_strong(int(beaten.sum()), n),
+            flags.weak_strong_gap(score.weak["pgd-20"], score.robust, n),
+            flags.nondeterministic(0, n),  # else it had been refused
+            flags.quantised_input(probes.unmoved(referee, images, derive(seed, "nudge")), n, probes.NUDGE),
+            flags.softmax_output(probes.probabilities(logits), n),
+            flags.transfer(fooled, n),
+        )
+
+    def _proposals(self, fooled: Tensor) -> bytes:
+        """What fooled the net on the images in `fooled`, bool (n,), for a replay."""
+        assert self.trial.images is not None  # they were asked for
+        radius = self.rules.threat.radius
+        index = fooled.nonzero().squeeze(1)
+        originals, images = as_float(self.test.images)[index].numpy(), self.trial.images[index].numpy()
+        whole = torch.zeros(0, dtype=torch.bool)
+        if len(index):
+            near = torch.from_numpy(rounded(images, originals, radius))
+            whole = self.referee.logits(near).argmax(1) == self.test.labels[index]
+        return pack(Proposals(index.numpy(), images), originals, radius, whole.numpy())
+
+    def _record(
+        self,
+        score: Score,
+        passes: int,
+        whole: bool,
+        parent: Net | None,
+        outcomes: bytes,
+        proposals: bytes | None,
+        pairs: bytes,
+    ) -> Record:
+        header, rules, test, entries = self.net.header, self.rules, self.test, self.trial.entries
+        stages, train_seconds = _timed(self.path, header)
+        notes: dict[str, str | int | float | bool | None] = {"source": header.source}
+        if parent is not None:
+            notes["parent"] = parent.id.sha256
+        record: Record = Record.sealed(
+            protocol=ProtocolId(name=rules.name, version=rules.version, sha256=rules.sha256),
+            job=header.job,
+            net=self.net.id,
+            score=score,
+            data=DataId(name=rules.data, sha256=test.sha256, train_sha256=header.train_sha256),
+            official=whole and rules.official and header.protocol == rules and header.arch == rules.model,
+            cost=Cost(
+                stages=stages, train_passes=sum(stage.passes for stage in stages), train_seconds=train_seconds,
+                score_passes=passes, score_seconds=sum(e.seconds for e in entries),
+                device=str(machine.env(self.device)["device"]),
+            ),
+            env=machine.env(self.device),
+            notes=notes | distribution(prunable(self.net.module).values()),
+            outcomes=sha256_of(outcomes),
+            proposals=None if proposals is None else sha256_of(proposals),
+            pairs=sha256_of(pairs),
+        )  # fmt: skip
+        return record
 
 
-class _Measurement:
-    """One attack on those images of a shard that still stand, to be made when the journal does not know it."""
-
-    def __init__(self, referee: Referee, attack: Attack, shard: Split, standing: Tensor, seed: int) -> None:
-        self.referee, self.attack, self.shard, self.standing, self.seed = referee, attack, shard, standing, seed
-
-    def __call__(self) -> tuple[Tensor, int, int, int]:
-        """Who stands afterwards, disagreements, batch size, sample passes."""
-        before, left, disagreements = self.referee.passes, self.standing.clone(), 0
-        if left.any():
-            part = self.shard.take(left.nonzero().squeeze(1))
-            fooled, disagreements = self.referee.fooled(self.attack, as_float(part.images), part.labels, self.seed)
-            left[self.standing] = ~fooled
-        return left, disagreements, self.referee.batch, self.referee.passes - before
-
-
-class _Progress:
-    """How far a scoring is, in sample passes: what is done, and what is left if images keep falling as they did."""
-
-    def __init__(self, images: int, report: Report | None) -> None:
-        self.images, self.report = images, report
-        self.done = self.current = self.estimate = 0.0
-        self.seen = dict.fromkeys(_PRICE, (0, 0))  # attack -> images it reached, images that survived it
-
-    def listener(self, attack: str, shard: int) -> Callable[[int], None] | None:
-        """What to call with the sample passes of every forward of `attack` on shard number `shard`."""
-        if self.report is None:
-            return None
-        report, self.estimate = self.report, self._left()
-
-        def listen(passes: int) -> None:
-            self.current += passes
-            so_far = self.done + self.current
-            report(f"shard {shard + 1}, {attack}", so_far, so_far + max(self.estimate - self.current, 1.0))
-
-        return listen
-
-    def finished(self, attack: str, reached: int, survived: int) -> None:
-        """Note what an attack left of a shard."""
-        self.done, self.current = self.done + self.current, 0.0
-        before = self.seen[attack]
-        self.seen[attack] = (before[0] + reached, before[1] + survived)
-
-    def _left(self) -> float:
-        """Sample passes still to come."""
-        total, share = 0.0, 1.0
-        for attack, price in _PRICE.items():
-            reached, survived = self.seen[attack]
-            total += (self.images - reached) * share * price
-            share = survived / reached if reached else share
-        return total
+def _counts(bits: dict[str, Tensor]) -> dict[str, int]:
+    return {name: int(alive.sum()) for name, alive in bits.items()}
 
 
 def save_times(net: Path, header: Header, seconds: list[float]) -> None:

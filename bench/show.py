@@ -15,7 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from bench.checkpoint import Net
-    from bench.record import Record
+    from bench.record import Flag, Record
 
 PLAIN_EVERY = 15.0  # seconds between two plain lines about the same job
 
@@ -144,9 +144,22 @@ def score_table(record: Record) -> list[Table | str]:
         return f"{count} of {score.n}", f"{100 * count / score.n:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
     rows = [("clean", *rate(score.clean)), *((f"after {a}", *rate(c)) for a, c in score.survived.items())]
+    rows += [(f"after {attack} alone", *rate(count)) for attack, count in score.weak.items()]
     rules = f"{record.protocol.name} v{record.protocol.version}, {'official' if record.official else 'not official'}"
     return [
         f"{record.job.label}, sparsity {record.net.sparsity:.4f}, {rules}\n",
         table("still right", "images", "% [95 % interval]", rows=rows, right=("images",)),
         "",
+        table(
+            "eps", "still right after pgd-20", rows=[(p.eps, rate(p.robust)[1]) for p in score.curve], right=("eps",)
+        ),
+        "",
+        table("flag", "", "", rows=[_flag_row(flag) for flag in score.flags]),
+        "",
     ]
+
+
+def _flag_row(flag: Flag) -> tuple[str, str, str]:
+    if flag.value is None:
+        return flag.name, "unknown", flag.sentence
+    return flag.name, f"{flag.value:.3g} > {flag.threshold:g}" if flag.up else "down", flag.sentence if flag.up else ""

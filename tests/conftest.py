@@ -44,7 +44,7 @@ def scored(nets: dict[str, Path], shared: Path) -> dict[str, Path]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the referee run four quick attacks under the names of AutoAttack's."""
-    import bench.score
+    import bench.trial
     from tests.nets import quick_attacks
 
-    monkeypatch.setattr(bench.score, "STANDARD", quick_attacks())
+    monkeypatch.setattr(bench.trial, "STANDARD", quick_attacks())

@@ -21,7 +21,7 @@ LAYERS = (
     "machine extras",
     "data models mask",
     "checkpoint attacks executor",
-    "train lab stages | referee journal score flags probes",
+    "train lab stages | referee journal trial score flags probes",
     "verify claim conformance run show scaffold ingest",
     "cli pytest_plugin",
 )

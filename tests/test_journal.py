@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-import bench.score
+import bench.trial
 from bench.attacks import STANDARD
-from bench.journal import Journal
+from bench.journal import Finding, Journal
 from bench.record import outcomes_path
 from bench.score import RECORD, score
 from tests.nets import STORE, changed, quick_attacks
@@ -18,6 +18,7 @@ from tools.kill_and_resume import timeless
 RULES = changed(shard=16)
 BEFORE = torch.tensor([True, True, False])
 AFTER = torch.tensor([True, False, False])
+FOOLING = torch.full((1, 1, 2, 2), 0.25)  # for the one image that fell
 KEY = dict(attack="square", shard=slice(0, 3), seed=7, before=BEFORE)
 
 
@@ -29,13 +30,14 @@ class Counted:
 
     def __call__(self):
         self.calls += 1
-        return AFTER, 2, 256, 1000
+        return Finding(AFTER, 2, 256, 1000, FOOLING)
 
 
 def test_an_entry_is_measured_once_and_read_afterwards(tmp_path):
     measure = Counted()
-    first = Journal(tmp_path, ["net", 1]).entry(**KEY, measure=measure)
-    second = Journal(tmp_path, ["net", 1]).entry(**KEY, measure=measure)
+    first, _ = Journal(tmp_path, ["net", 1]).entry(**KEY, measure=measure)
+    second, images = Journal(tmp_path, ["net", 1]).entry(**KEY, measure=measure)
+    assert images is None
     assert measure.calls == 1 and first == second
     assert torch.equal(second.bits, AFTER) and (second.disagreements, second.batch, second.passes) == (2, 256, 1000)
     assert [path.name for path in tmp_path.iterdir()] == ["shard-00000-00003-square.json"]
@@ -85,11 +87,24 @@ def test_attacks_and_shards_have_files_of_their_own(change, tmp_path):
 )
 def test_a_spoilt_entry_is_measured_anew(spoil, tmp_path):
     measure = Counted()
-    entry = Journal(tmp_path, []).entry(**KEY, measure=measure)
+    entry, _ = Journal(tmp_path, []).entry(**KEY, measure=measure)
     (path,) = tmp_path.iterdir()
     path.write_text(spoil(path.read_text()))
-    again = Journal(tmp_path, []).entry(**KEY, measure=measure)
+    again, _ = Journal(tmp_path, []).entry(**KEY, measure=measure)
     assert measure.calls == 2 and torch.equal(again.bits, entry.bits)
+
+
+def test_images_are_kept_when_they_are_asked_for(tmp_path):
+    measure = Counted()
+    Journal(tmp_path, []).entry(**KEY, measure=measure)
+    for _ in range(2):  # the entry that was kept without them is measured anew, once
+        entry, images = Journal(tmp_path, []).entry(**KEY, measure=measure, keep_images=True)
+        assert torch.equal(images, FOOLING) and measure.calls == 2
+    assert Journal(tmp_path, []).entry(**KEY, measure=measure)[0] == entry and measure.calls == 2
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"\0\1")
+    assert torch.equal(Journal(tmp_path, []).entry(**KEY, measure=measure, keep_images=True)[1], FOOLING)
+    assert measure.calls == 3  # a file that is not the one of the entry does not count
 
 
 def test_without_a_folder_nothing_is_kept():
@@ -116,7 +131,7 @@ def scoring(net, out, monkeypatch, *, fail_at=None, attacks=None):
 
         return run
 
-    monkeypatch.setattr(bench.score, "STANDARD", {n: counted(n, a) for n, a in (attacks or quick_attacks()).items()})
+    monkeypatch.setattr(bench.trial, "STANDARD", {n: counted(n, a) for n, a in (attacks or quick_attacks()).items()})
     return score(net, RULES, out=out, store=STORE, device="cpu"), calls
 
 

@@ -44,7 +44,7 @@ def test_the_premise():
 def test_a_proposal_from_outside_is_brought_into_the_ball():
     white = grey(1.0, 1.0)
     assert referee().logits(white).argmax(1).tolist() == [1, 1]  # taken at its word it would have fooled both
-    fooled, disagreements = referee().fooled(answers(white), DARK, LABELS, 0)
+    fooled, disagreements, _ = referee().fooled(answers(white), DARK, LABELS, 0)
     assert fooled.tolist() == [True, False] and disagreements == 1
     assert referee().fooled(answers(white * 1000), DARK, LABELS, 0)[0].tolist() == [True, False]
 
@@ -66,7 +66,7 @@ def test_a_proposal_is_brought_into_the_range_of_pixels():
 def test_an_l2_proposal_is_scaled_back():
     rules = changed(threat=Threat(norm="L2", eps="0.1"))
     images = grey(0.45)  # four pixels moved by 0.05 are 0.1 in L2: 0.5 and a hair, 0.06 each would be outside
-    fooled, _ = referee(rules=rules).fooled(answers(grey(0.9)), images, torch.tensor([0]), 0)
+    fooled, _, _ = referee(rules=rules).fooled(answers(grey(0.9)), images, torch.tensor([0]), 0)
     moved = within(grey(0.9), images, rules.threat)
     assert (moved - images).norm().item() == pytest.approx(0.1, rel=1e-5)
     assert fooled.tolist() == (referee().logits(moved).argmax(1) != 0).tolist()
@@ -76,14 +76,14 @@ def test_an_l2_proposal_is_scaled_back():
 def test_a_proposal_that_is_no_number_counts_as_the_image(nonsense):
     proposals = grey(0.55, 0.36)
     proposals[0, 0, 1, 1] = nonsense
-    fooled, disagreements = referee().fooled(answers(proposals), DARK, LABELS, 0)
+    fooled, disagreements, _ = referee().fooled(answers(proposals), DARK, LABELS, 0)
     assert fooled.tolist() == [False, False] and disagreements == 1  # the second was proposed and fools nobody
-    sound, _ = referee().fooled(answers(grey(0.55, 0.36)), DARK, LABELS, 0)
+    sound, _, _ = referee().fooled(answers(grey(0.55, 0.36)), DARK, LABELS, 0)
     assert sound.tolist() == [True, False]
 
 
 def test_no_proposal_is_no_disagreement():
-    fooled, disagreements = referee().fooled(answers(DARK), DARK, LABELS, 0)
+    fooled, disagreements, _ = referee().fooled(answers(DARK), DARK, LABELS, 0)
     assert fooled.tolist() == [False, False] and disagreements == 0
 
 
@@ -93,7 +93,7 @@ def test_an_attack_cannot_touch_the_net_or_the_images():
         return torch.ones_like(images)
 
     images = DARK.clone()
-    fooled, _ = referee().fooled(vandal, images, LABELS, 0)
+    fooled, _, _ = referee().fooled(vandal, images, LABELS, 0)
     assert torch.equal(images, DARK)
     assert fooled.tolist() == [True, False]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import bench.score
-from bench.attacks import STANDARD, pgd, within
+from bench.attacks import STANDARD, WEAK, pgd, within
 from bench.checkpoint import Net, open_net
 from bench.data import Store, as_float
 from bench.errors import PrunebenchError, Refused
@@ -107,13 +107,13 @@ def test_a_lying_attack_changes_disagreements_alone(nets, quick, monkeypatch):
     honest = scoring(nets["dense"]).score
     assert 0 < honest.robust < honest.clean
     liar = {"apgd-ce": liars()["harmless"], **{n: a for n, a in quick_attacks().items() if n != "apgd-ce"}}
-    monkeypatch.setattr(bench.score, "STANDARD", liar)
+    monkeypatch.setattr(bench.trial, "STANDARD", liar)
     lied = scoring(nets["dense"]).score
     assert lied.survived["apgd-ce"] == lied.clean == honest.clean
     assert (lied.robust, lied.survived["square"]) == (honest.robust, honest.survived["square"])
     assert lied.disagreements >= lied.clean  # all that it was shown, for it proposed all and fooled none
 
-    monkeypatch.setattr(bench.score, "STANDARD", dict.fromkeys(STANDARD, liars()["far"]))
+    monkeypatch.setattr(bench.trial, "STANDARD", dict.fromkeys(STANDARD, liars()["far"]))
     lied = scoring(nets["dense"]).score
     test = STORE.testing("digits", TINY.test)
     images, net = as_float(test.images), open_net(nets["dense"]).module
@@ -220,7 +220,7 @@ def test_only_what_is_classified_rightly_is_attacked(tmp_path, monkeypatch):
         calls.append(len(images))
         return images
 
-    monkeypatch.setattr(bench.score, "STANDARD", dict.fromkeys(STANDARD, attack))
+    monkeypatch.setattr(bench.trial, "STANDARD", dict.fromkeys(STANDARD, attack))
     result = scoring(seal_state(tmp_path / "net", net), None, None, 10).score
     assert result.clean == result.robust == nines
     assert calls == [nines] * 4 * (nines > 0)
@@ -229,7 +229,8 @@ def test_only_what_is_classified_rightly_is_attacked(tmp_path, monkeypatch):
 def test_progress_tells_how_much_is_left(nets, quick):
     told = []
     scoring(nets["dense"], None, changed(shard=32), report=lambda *news: told.append(news))
-    assert {what for what, _, _ in told} == {f"shard {k}, {name}" for k in (1, 2) for name in STANDARD}
+    beside = [*WEAK, *(f"pgd-20 eps {eps}" for eps in ("3:80", "3:40", "9:80", "9:40", "3:10", "9:20", "1:2"))]
+    assert {what for what, _, _ in told} == {f"shard {k}, {name}" for k in (1, 2) for name in [*STANDARD, *beside]}
     done = [value for _, value, _ in told]
     assert done == sorted(done) and all(value <= total for _, value, total in told)
 
@@ -279,7 +280,11 @@ def test_ten_classes_run_the_standard(scored):
 def test_outcomes_lie_beside_the_record(nets, quick, tmp_path):
     record = scoring(nets["dense"], tmp_path)
     raw = outcomes(tmp_path)
-    survived = {attack: raw[f"survived/{attack}"] for attack in STANDARD}
-    assert outcomes_path(tmp_path / RECORD).read_bytes() == pack_outcomes(raw["labels"], raw["predicted"], survived)
+    kinds = [
+        {name.removeprefix(f"{kind}/"): bits for name, bits in raw.items() if name.startswith(f"{kind}/")}
+        for kind in ("survived", "weak", "curve")
+    ]
+    assert [list(kind) for kind in kinds[:2]] == [list(STANDARD), list(WEAK)]
+    assert outcomes_path(tmp_path / RECORD).read_bytes() == pack_outcomes(raw["labels"], raw["predicted"], *kinds)
     assert load_record(tmp_path / RECORD) == record
     assert isinstance(quick_attacks()["square"], partial) and quick_attacks()["square"].func is pgd

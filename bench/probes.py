@@ -1,0 +1,100 @@
+"""What the flags rest on beside the attacks' outcomes: small measurements of a net through its referee."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.attacks import WEAK, within
+from bench.data import Split, as_float
+from bench.proposals import Pairs
+from bench.referee import Referee
+from bench.seeds import derive
+
+VANISHED = 1e-12  # the largest entry of a gradient below which it counts as none
+NUDGE = 1e-5
+SHOWN, TRIED = 12, 48  # pairs that are kept, and images that are tried for them
+
+
+def vanishing(referee: Referee, images: Tensor, labels: Tensor) -> tuple[int, int]:
+    """On how many images the input gradient of cross-entropy, and of the DLR loss, is zero or vanishes."""
+    return _vanishing(referee, images, labels, _cross_entropy), _vanishing(referee, images, labels, _dlr)
+
+
+def _vanishing(referee: Referee, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> int:
+    count = 0
+    for part, right in zip(images.split(referee.batch), labels.split(referee.batch), strict=True):
+        at = part.to(referee.device).requires_grad_()
+        with torch.enable_grad():
+            value = loss(referee.attacked(at), right.to(referee.device)).sum()
+            (found,) = torch.autograd.grad(value, at, allow_unused=True) if value.requires_grad else (None,)
+        largest = torch.zeros(len(part)) if found is None else found.abs().flatten(1).amax(1)
+        count += int((~(largest > VANISHED)).sum())  # NaN is no direction either
+    return count
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def _dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """The margin over the spread of the logits (Croce & Hein 2020, arXiv 2003.01690, equation 6); 3 classes at least.
+
+    With two classes, where the spread is the margin itself, the margin alone.
+    """
+    ordered = logits.sort(dim=1, descending=True).values
+    right = logits.gather(1, labels[:, None]).squeeze(1)
+    other = torch.where(right == ordered[:, 0], ordered[:, 1], ordered[:, 0])
+    spread = ordered[:, 0] - ordered[:, 2] + 1e-12 if logits.shape[1] > 2 else 1.0
+    return (other - right) / spread
+
+
+def unmoved(referee: Referee, images: Tensor, seed: int) -> int:
+    """How many images' logits stay the same, bit for bit, when all pixels move by up to NUDGE.
+
+    The images are first moved at random inside the ball: pixels of data sets sit at round numbers.
+    """
+    noise = torch.Generator().manual_seed(seed)
+    radius = referee.rules.threat.radius if referee.rules.threat.norm == "Linf" else 0.1
+    start = (images + torch.empty_like(images).uniform_(-radius, radius, generator=noise)).clamp(0, 1)
+    moved = (start + torch.empty_like(images).uniform_(-NUDGE, NUDGE, generator=noise)).clamp(0, 1)
+    return int((referee.logits(start) == referee.logits(moved)).all(1).sum())
+
+
+def probabilities(logits: Tensor) -> int:
+    """On how many images the outputs (n, classes) are none below 0 and sum to 1."""
+    return int(((logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)).sum())
+
+
+def transferred(referee: Referee, parent: Referee, test: Split, standing: Tensor, seed: int) -> int:
+    """On how many of the images in `standing`, bool (n,), PGD-50 on `parent` fools the referee's net."""
+    count = 0
+    for number, start in enumerate(range(0, len(test), referee.rules.shard)):
+        shard = slice(start, min(start + referee.rules.shard, len(test)))
+        if not standing[shard].any():
+            continue
+        part = test.take(shard).take(standing[shard].nonzero().squeeze(1))
+        images = as_float(part.images)
+        generator = torch.Generator(referee.device).manual_seed(derive(seed, f"shard-{number}"))
+        at, right = images.to(referee.device), part.labels.to(referee.device)
+        proposals = WEAK["pgd-50"](parent.attacked, at, right, referee.rules.threat, generator=generator)
+        lent = within(proposals, at, referee.rules.threat).cpu()
+        count += int((referee.logits(lent).argmax(1) != part.labels).sum())
+    return count
+
+
+def pairs(referee: Referee, test: Split, clean: Tensor, seed: int) -> Pairs:
+    """Up to SHOWN of the first test images that PGD-50 fools the net on, with what fools it."""
+    index = clean.nonzero().squeeze(1)[:TRIED]
+    part = test.take(index)
+    if not len(index):
+        fooled, lent = torch.zeros(0, dtype=torch.bool), as_float(part.images)
+    else:
+        fooled, _, lent = referee.fooled(WEAK["pgd-50"], as_float(part.images), part.labels, seed)
+    shown = fooled.nonzero().squeeze(1)[:SHOWN]
+    predicted = referee.logits(lent[shown]).argmax(1) if len(shown) else shown
+    eight_bits = [(images[shown] * 255).round().to(torch.uint8).numpy() for images in (as_float(part.images), lent)]
+    return Pairs(index[shown].numpy(), part.labels[shown].numpy(), predicted.numpy(), *eight_bits)

@@ -1,0 +1,162 @@
+"""Attack after attack on a net's test images, shard by shard, through the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from bench.attacks import STANDARD, WEAK, Attack
+from bench.data import Split, as_float
+from bench.journal import Entry, Finding, Journal
+from bench.protocol import Threat, exact
+from bench.referee import Referee
+from bench.seeds import derive
+
+Report = Callable[[str, float, float], None]  # what is at work, how much is done, of how much (sample passes)
+
+# Sample passes that an attack costs a point that survives it, for ETAs: forwards + 2 * backwards.
+_PRICE = {"apgd-ce": 102 + 2 * 101, "apgd-t": 910 + 2 * 909, "fab-t": 1800 + 2 * 900, "square": 5000,
+          "fgsm": 4, "pgd-20": 61, "pgd-50": 151}  # fmt: skip
+
+
+@dataclass
+class Trial:
+    """One net before all attacks. Every measurement is kept in the journal, so that a killed one goes on.
+
+    `entries` are the journal's, in order. `images`: float32 (n, c, h, w), zero but where `keep_images` and AutoAttack
+    fooled the net: there, what fooled it.
+    """
+
+    referee: Referee
+    test: Split
+    journal: Journal
+    report: Report | None = None
+    entries: list[Entry] = field(default_factory=list)
+    images: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self._progress = _Progress(len(self.test), len(self._radii()), self.report)
+
+    def standard(self, clean: Tensor, *, keep_images: bool = False) -> dict[str, Tensor]:
+        """AutoAttack *standard* on the images in `clean`, bool (n,): who still stands after each attack."""
+        after = {name: torch.zeros(len(self.test), dtype=torch.bool) for name in STANDARD}
+        if keep_images:
+            self.images = torch.zeros_like(as_float(self.test.images))
+        for number, shard in enumerate(self._shards()):
+            seed = derive(self.referee.rules.attack_seed, "attack", f"shard-{number}")
+            standing = clean[shard]
+            for name, attack in STANDARD.items():
+                standing = after[name][shard] = self._run(name, attack, shard, number, seed, standing, self.images)
+        return after
+
+    def weak(self, clean: Tensor) -> dict[str, Tensor]:
+        """Each weak attack alone on the images in `clean`: who stands after it."""
+        return {name: self._alone(name, attack, clean) for name, attack in WEAK.items()}
+
+    def curve(self, clean: Tensor, at_eps: Tensor) -> dict[str, Tensor]:
+        """PGD-20 at growing eps, each alone on the images in `clean`: who stands; `at_eps`: at the threat's."""
+        threat = self.referee.rules.threat
+        bits = {}
+        for eps in self._radii():
+            if exact(eps) == exact(threat.eps):
+                bits[eps] = at_eps
+            else:
+                bits[eps] = self._alone("pgd-20", WEAK["pgd-20"], clean, threat.model_copy(update={"eps": eps}))
+        return bits
+
+    def _radii(self) -> tuple[str, ...]:
+        return radii(self.referee.rules.threat, self.test.images[0].numel())
+
+    def _shards(self) -> list[slice]:
+        size = self.referee.rules.shard
+        return [slice(start, min(start + size, len(self.test))) for start in range(0, len(self.test), size)]
+
+    def _alone(self, name: str, attack: Attack, clean: Tensor, threat: Threat | None = None) -> Tensor:
+        after = torch.zeros(len(self.test), dtype=torch.bool)
+        for number, shard in enumerate(self._shards()):
+            seed = derive(self.referee.rules.attack_seed, "weak", f"shard-{number}")
+            after[shard] = self._run(name, attack, shard, number, seed, clean[shard], None, threat)
+        return after
+
+    def _run(
+        self, name: str, attack: Attack, shard: slice, number: int, seed: int, standing: Tensor, images: Tensor | None,
+        threat: Threat | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Who of `standing` still stands after `attack` on this shard; what fooled the others goes into `images`."""
+        label = name if threat is None else f"{name} eps {threat.eps.replace('/', ':')}"
+        self.referee.listener = self._progress.listener(name, label, number)
+
+        def measure() -> Finding:
+            before, left = self.referee.passes, standing.clone()
+            disagreements, found = 0, as_float(self.test.images[:0])
+            if left.any():
+                part = self.test.take(shard).take(left.nonzero().squeeze(1))
+                originals = as_float(part.images)
+                fooled, disagreements, measured = self.referee.fooled(attack, originals, part.labels, seed, threat)
+                left[standing] = ~fooled
+                found = measured[fooled]
+            return Finding(left, disagreements, self.referee.batch, self.referee.passes - before, found)
+
+        entry, found = self.journal.entry(label, shard, seed, standing, measure, keep_images=images is not None)
+        self._progress.finished(name, len(standing), int(entry.bits.sum()))
+        self.entries.append(entry)
+        if images is not None and found is not None:
+            images[shard][standing & ~entry.bits] = found
+        return entry.bits
+
+
+_FACTORS = ("1/4", "1/2", "3/4", "1", "3/2", "2", "3")  # of the threat's eps
+
+
+def radii(threat: Threat, pixels: int) -> tuple[str, ...]:
+    """The eps of the security curve, exact and growing; at the last one every image of `pixels` values can be grey."""
+    if threat.norm == "Linf":
+        grey = Fraction(1, 2)
+    else:  # half the square root of `pixels`, or the next multiple of a hundredth above it
+        grey = Fraction(next(k for k in range(int(50 * pixels**0.5), 2**62) if k * k >= 2500 * pixels), 100)
+    return (*(str(r) for f in _FACTORS if (r := exact(threat.eps) * Fraction(f)) < grey), str(grey))
+
+
+class _Progress:
+    """How far a scoring is, in sample passes: what is done, and what is left if images keep falling as they did."""
+
+    def __init__(self, images: int, points: int, report: Report | None) -> None:
+        """`points`: how often PGD-20 runs, on all images each time."""
+        self.images, self.report = images, report
+        self.done = self.current = self.estimate = 0.0
+        self.seen = dict.fromkeys(_PRICE, (0, 0))  # attack -> images it reached, images that survived it
+        self.runs = {name: points if name == "pgd-20" else 1 for name in _PRICE}
+
+    def listener(self, attack: str, label: str, shard: int) -> Callable[[int], None] | None:
+        """What to call with the sample passes of every forward of `attack` on shard number `shard`."""
+        if self.report is None:
+            return None
+        report, self.estimate = self.report, self._left()
+
+        def listen(passes: int) -> None:
+            self.current += passes
+            so_far = self.done + self.current
+            report(f"shard {shard + 1}, {label}", so_far, so_far + max(self.estimate - self.current, 1.0))
+
+        return listen
+
+    def finished(self, attack: str, reached: int, survived: int) -> None:
+        """Note what an attack left of a shard."""
+        self.done, self.current = self.done + self.current, 0.0
+        before = self.seen[attack]
+        self.seen[attack] = (before[0] + reached, before[1] + survived)
+
+    def _left(self) -> float:
+        """Sample passes still to come."""
+        total, share = 0.0, 1.0
+        for attack, price in _PRICE.items():
+            reached, survived = self.seen[attack]
+            cascade = attack in STANDARD
+            total += (self.images * self.runs[attack] - reached) * (share if cascade else 1.0) * price
+            if cascade and reached:
+                share = survived / reached
+        return total
