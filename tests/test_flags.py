@@ -152,9 +152,7 @@ def test_random_noise_is_refused_and_its_flag_is_up(net):
 @pytest.mark.parametrize("victim", ["shattered", "winners"])
 def test_gradients_that_mislead(victim, nets, monkeypatch):
     sound = open_net(nets["dense"]).module
-    found = attacked(
-        {"shattered": lambda: Before(sound, shattered), "winners": lambda: winners(sound)}[victim](), monkeypatch
-    )
+    found = attacked(Before(sound, shattered) if victim == "shattered" else winners(sound), monkeypatch)
     assert {"black-box-wins", "weak-strong-gap"} <= found
     if victim == "shattered":
         assert "eps-curve" in found
