@@ -55,7 +55,7 @@ def counts(records: Sequence[Record]) -> Grid:
     rows = {"clean": [record.score.clean for record in records]}
     for attack in records[0].score.survived:
         rows[f"after {attack}"] = [record.score.survived[attack] for record in records]
-    return _counted("Right after AutoAttack, one attack after the other", records, rows)
+    return _counted("AutoAttack, attack after attack", records, rows)
 
 
 def beside(records: Sequence[Record]) -> Grid:

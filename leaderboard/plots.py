@@ -23,18 +23,19 @@ APART = 0.012  # decades of weights between two pruners at the same sparsity, so
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure of plotly, and what it shows: a title, and a sentence for those who do not see it."""
+    """A figure of plotly, what it shows (a title, and a sentence for those who do not see it), and if it needs room."""
 
     title: str
     sentence: str
     figure: Mapping[str, Any]
+    wide: bool = False
 
 
 def of_board(board: Board) -> list[Plot]:
     """What the page of all the rows draws of a board."""
     looks = _looks(board)
-    plots = [_sparsity(board, looks), _clean_robust(board, looks), _cost(board, looks), _attacks(board)]
-    return plots + _curves(board, looks)
+    plots = [_sparsity(board, looks), _clean_robust(board, looks), _cost(board, looks)]
+    return [*plots, *_curves(board, looks), _attacks(board)]
 
 
 def of_entry(board: Board, row: Row, records: Sequence[Record]) -> Plot | None:
@@ -48,6 +49,12 @@ def of_entry(board: Board, row: Row, records: Sequence[Record]) -> Plot | None:
         return None
     sentence = f"Images still right at growing eps, in per cent, for each seed of {row.pruner} at {row.sparsity:f}."
     return Plot("Security curve", sentence, _curve_figure(board, traces))
+
+
+def _short(text: str) -> str:
+    """A name for a legend or an axis."""
+    shown = clean(text)
+    return html.escape(shown if len(shown) <= 24 else f"{shown[:23]}\N{HORIZONTAL ELLIPSIS}", quote=False)
 
 
 def _text(text: str) -> str:
@@ -77,7 +84,7 @@ def _trace(rows: Sequence[Row], x: Sequence[float], look: int, *, mode: str = "l
     """The robust accuracy of the rows of one pruner over `x`."""
     return go.Scatter(
         x=list(x), y=[100 * row.robust.mean for row in rows], error_y=_error([row.robust for row in rows]), mode=mode,
-        name=_text(rows[0].pruner), hovertext=[_hover(row) for row in rows], hoverinfo="text", line={"width": 1.4},
+        name=_short(rows[0].pruner), hovertext=[_hover(row) for row in rows], hoverinfo="text", line={"width": 1.4},
         marker={"size": 8, "symbol": SYMBOLS[look % len(SYMBOLS)]}, meta={"series": look % SERIES},
     )  # fmt: skip
 
@@ -94,7 +101,7 @@ def _sparsity(board: Board, looks: Mapping[str, int]) -> Plot:
     sparsities = sorted({row.sparsity for row in board.rows})
     traces = [_trace(rows, [place(row, look) for row in rows], look) for look, rows in _by_pruner(board, looks)]
     axis = {
-        "title": "Sparsity (even steps: the same factor fewer weights)",
+        "title": "Sparsity, log scale of the weights left",
         "tickvals": [-math.log10(1 - sparsity) for sparsity in sparsities],
         "ticktext": [f"{sparsity:f}" for sparsity in sparsities],
     }
@@ -129,7 +136,7 @@ def _cost(board: Board, looks: Mapping[str, int]) -> Plot:
 
 
 def _attacks(board: Board) -> Plot:
-    names = [f"{_text(row.pruner)} {row.sparsity:f}" for row in board.rows]
+    names = [f"{_short(row.pruner)} {row.sparsity:f}" for row in board.rows]
     counts = [{"clean": row.clean.mean * board.n} | row.survived for row in board.rows]
     traces = []
     for i, attack in enumerate(("clean", *board.attacks)):
@@ -144,9 +151,9 @@ def _attacks(board: Board) -> Plot:
         )  # fmt: skip
     rows = {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed", "automargin": True}
     figure = _figure(traces, {"title": "Images still right, %"}, rows)
-    figure.update_layout(height=max(380, 150 + 24 * len(names)))
+    figure.update_layout(height=max(340, 80 + 22 * len(names)))
     sentence = "How many images are still right, one attack after the other, in per cent, a line for each row."
-    return Plot("Survivors, attack by attack", sentence, _plain(figure))
+    return Plot("Survivors, attack by attack", sentence, _plain(figure), wide=True)
 
 
 def _curves(board: Board, looks: Mapping[str, int]) -> list[Plot]:
@@ -172,7 +179,7 @@ def _curve(name: str, points: Mapping[str, float], n: int, look: int) -> go.Scat
     hover = [f"<b>{_text(name)}</b><br>eps {_text(eps)}: {share:.1f} %" for eps, (_, share) in drawn.items()]
     return go.Scatter(
         x=[size for size, _ in drawn.values()], y=[share for _, share in drawn.values()], mode="lines+markers",
-        name=_text(name), hovertext=hover, hoverinfo="text", line={"width": 1.6},
+        name=_short(name), hovertext=hover, hoverinfo="text", line={"width": 1.6},
         marker={"size": 7, "symbol": SYMBOLS[look % len(SYMBOLS)]}, meta={"series": look % SERIES},
     )  # fmt: skip
 
@@ -195,8 +202,8 @@ def _drawable(points: Mapping[str, float]) -> dict[str, tuple[float, float]]:
 def _figure(traces: Sequence[go.Scatter], x: Mapping[str, Any], y: Mapping[str, Any]) -> go.Figure:
     figure = go.Figure(data=list(traces))
     figure.update_layout(
-        template="none", height=380, margin={"l": 56, "r": 12, "t": 12, "b": 48}, hovermode="closest",
-        legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"}, showlegend=True, dragmode=False,
+        template="none", height=340, margin={"l": 56, "r": 12, "t": 12, "b": 48}, hovermode="closest",
+        showlegend=True, dragmode=False,
         xaxis={"zeroline": False, **x}, yaxis={"zeroline": False, **y},
     )  # fmt: skip
     return figure

@@ -17,10 +17,15 @@ from bench.errors import PrunebenchError
 from bench.files import replace_folder
 from bench.record import LARGEST, Record
 from leaderboard import entry, plots
-from leaderboard.render import SIGN, cells, clean, doubts
+from leaderboard.render import SIGN, cells, clean, doubts, percent
 from leaderboard.table import Board, Ranking, Results, Row, rank, read
 
 MANIFEST = "site.json"  # names every file of a site, so that a new one replaces nothing else
+_BOARD = {  # the columns of a board by their titles, the most telling first: a phone shows no more than those
+    "Place": "Place", "Pruner": "Pruner", "Sparsity": "Sparsity", "Robust %": "Robust %", "Clean %": "Clean %",
+    "Seeds": "Seeds", "M passes": "Training, M passes", "Seconds": "Training, s", "Counted": "Counted",
+    "Device": "Device", "Rules": "Rules",
+}  # fmt: skip
 _OWN = ("site.css", "site.js")
 _EXPORT = re.compile(r"\bexport\s*\{([^{}]*)\}\s*;?")
 _DEFAULT = re.compile(r"\b([\w$]+) as default\b")
@@ -28,11 +33,15 @@ _DEFAULT = re.compile(r"\b([\w$]+) as default\b")
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the sortable tables: its text, what it is sorted by (None: the text), where it leads."""
+    """A cell of the sortable tables: its text, what it is sorted by (None: the text), where it leads.
+
+    `doubt`: what the flags say that are up, shown behind a sign.
+    """
 
     text: str
     order: float | None = None
     href: str | None = None
+    doubt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,7 @@ def _entry(
     flags.sort(key=lambda pair: (not pair[0].up, pair[0].name, pair[1]))
     page = environment.get_template("entry.html").render(
         root="../", board=board, board_id=board_id, row=row, facts=cells(row), flags=flags,
+        robust=percent(row.robust), clean=percent(row.clean),
         counts=entry.counts(records), beside=entry.beside(records), curve=entry.curve(records),
         plot=plots.of_entry(board, row, records),
         pictures=[entry.pictures(record, source / path) for record, path in zip(records, paths, strict=True)],
@@ -115,18 +125,18 @@ def _entry(
 def _board_table(board: Board, hrefs: Sequence[str]) -> Sortable:
     rows = []
     for href, row in zip(hrefs, board.rows, strict=True):
+        shown = {**cells(row), "Rules": "official" if row.official else "not official"}
         order = {
-            "Place": row.place, "Sparsity": float(row.sparsity), "Counted": row.true_sparsity,
-            "Robust %": row.robust.mean, "Clean %": row.clean.mean, "Seeds": len(row.seeds),
-            "Training, M passes": row.train_passes,
-            "Training, s": -1.0 if row.train_seconds is None else row.train_seconds,
+            "Place": row.place, "Sparsity": float(row.sparsity), "Robust %": row.robust.mean,
+            "Clean %": row.clean.mean, "Seeds": len(row.seeds), "Training, M passes": row.train_passes,
+            "Training, s": -1.0 if row.train_seconds is None else row.train_seconds, "Counted": row.true_sparsity,
         }  # fmt: skip
-        texts = cells(row) | {"Rules": "official" if row.official else "not official"}
-        rows.append(
-            tuple(Cell(text, order.get(title), href if title == "Pruner" else None) for title, text in texts.items())
-        )
-    titles = (*cells(board.rows[0]), "Rules")
-    return Sortable(f"{board.protocol}, version {board.version}: the board", titles, tuple(rows))
+        line = {title: Cell(shown[name], order.get(name)) for title, name in _BOARD.items()}
+        line["Pruner"] = Cell(row.pruner, href=href)
+        doubt = " ".join(dict.fromkeys(doubt.sentence for doubt in row.flags))
+        line["Robust %"] = Cell(percent(row.robust), row.robust.mean, f"{href}#flags", doubt or None)
+        rows.append(tuple(line.values()))
+    return Sortable(f"{board.protocol}, version {board.version}: the board", tuple(_BOARD), tuple(rows))
 
 
 def _survivors_table(board: Board, hrefs: Sequence[str]) -> Sortable:
@@ -138,10 +148,7 @@ def _survivors_table(board: Board, hrefs: Sequence[str]) -> Sortable:
         shares = [None if count is None else 100 * count / board.n for count in counts]
         percents = [Cell("" if share is None else f"{share:.1f}", -1.0 if share is None else share) for share in shares]
         rows.append((Cell(row.pruner, None, href), Cell(f"{row.sparsity:f}", float(row.sparsity)), *percents))
-    caption = (
-        f"{board.protocol}, version {board.version}: images still right, in per cent of {board.n}, mean over seeds. "
-        "AutoAttack's attacks run one after the other; weak attacks run alone and count for nothing."
-    )
+    caption = f"{board.protocol}, version {board.version}: images still right, %"
     return Sortable(caption, titles, tuple(rows))
 
 

@@ -6,18 +6,24 @@
 
   const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
 
-  function themed(drawn) {
+  function themed(drawn, width) {
     const figure = structuredClone(drawn);
     for (const trace of figure.data) {
       const own = colour(`series-${trace.meta.series}`);
       trace.marker = { ...trace.marker, color: own };
       trace.line = { ...trace.line, color: own };
-      for (const error of ["error_x", "error_y"]) if (trace[error]) trace[error].color = own;
+      for (const error of ["error_x", "error_y"]) if (trace[error]) trace[error].color = `${own}99`;
     }
     const layout = figure.layout;
     Object.assign(layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" });
     layout.font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("text") };
     layout.hoverlabel = { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("text") }, align: "left" };
+    // The legend stands below, in as many columns as fit, and the plot keeps its height.
+    const entry = 170;
+    const lines = Math.ceil(figure.data.length / Math.max(1, Math.floor((width - 24) / (entry + 40))));
+    layout.legend = { orientation: "h", x: 0, xref: "container", y: 0, yref: "container", yanchor: "bottom", entrywidth: entry };
+    layout.height += 19 * lines;
+    layout.margin.b += 10 + 19 * lines;
     for (const axis of ["xaxis", "yaxis"]) Object.assign(layout[axis], { gridcolor: colour("grid"), linecolor: colour("line") });
     for (const shape of layout.shapes ?? []) shape.line.color = colour("muted");
     return figure;
@@ -26,9 +32,10 @@
   function draw() {
     root.classList.toggle("dark", dark.matches);
     for (const plot of document.querySelectorAll(".plot")) {
-      const figure = themed(JSON.parse(plot.querySelector("script").textContent));
+      const canvas = plot.querySelector(".canvas");
+      const figure = themed(JSON.parse(plot.querySelector("script").textContent), canvas.clientWidth);
       const options = { responsive: true, displaylogo: false, displayModeBar: false };
-      Plotly.react(plot.querySelector(".canvas"), figure.data, figure.layout, options);
+      Plotly.react(canvas, figure.data, figure.layout, options);
     }
   }
 
