@@ -206,6 +206,7 @@ def _figure(traces: Sequence[go.Scatter], x: Mapping[str, Any], y: Mapping[str, 
         showlegend=True, dragmode=False,
         xaxis={"zeroline": False, **x}, yaxis={"zeroline": False, **y},
     )  # fmt: skip
+    figure.update_xaxes(title_standoff=10)
     return figure
 
 

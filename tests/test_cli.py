@@ -21,7 +21,7 @@ from bench.models import MODELS, build, prunable
 from bench.protocol import PROTOCOLS, Job
 from bench.record import Stage
 
-VERBS = ("run", "train", "score", "inspect", "rank", "list", "doctor")
+VERBS = ("run", "train", "score", "inspect", "rank", "site", "list", "doctor")
 
 TINY = """
 base = "digits-linf"
@@ -227,6 +227,7 @@ def training(*changes, protocol="digits-linf", pruner="imp", sparsity="0.9"):
         (("inspect", "none.safetensors"), "Cannot read none.safetensors (No such file or directory)"),
         (("score", "none.safetensors"), "There is no file none.safetensors"),
         (("rank", "none"), "none"),
+        (("site", "none", "--out", "site"), "There is no folder none"),
     ],
 )  # fmt: skip
 def test_mistakes(prunebench, tmp_path, arguments, said):
