@@ -45,7 +45,7 @@
       info: true,
       order: [],
       autoWidth: false,
-      columnDefs: [{ targets: "pick", columnControl: [["searchList"]] }],
+      columnDefs: [{ targets: "pick", columnControl: [{ extend: "dropdown", content: ["search"], text: "Filter by this column", icon: "search" }] }],
       layout: { topStart: "info", topEnd: "search", bottomStart: null, bottomEnd: null },
       language: { search: "Filter", info: "_TOTAL_ rows", infoFiltered: "of _MAX_", infoEmpty: "No rows", zeroRecords: "No row fits the filter" },
     });
