@@ -195,13 +195,13 @@ def site_(
     records: Annotated[Path, typer.Argument(metavar="RECORDS", help="A folder of records, or of a run.")],
     out: Annotated[Path, typer.Option(help="The folder for the site; replaced if it is one already.")],
 ) -> None:
-    """Make web pages of the records, to be opened from the disk or put on any server."""
+    """Make web pages of the records; they open from the disk."""
     from bench import show
     from leaderboard import site
 
     ranking, first = site.write(_records(records), out)
     rows = sum(len(board.rows) for board in ranking.boards)
-    show.out(show.written(f"A site of {len(ranking.boards)} boards and {rows} entries", [first]))
+    show.out(show.written(f"Written, {len(ranking.boards)} boards and {rows} entries", [first]))
 
 
 class Kind(StrEnum):

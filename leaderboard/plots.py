@@ -51,10 +51,12 @@ def of_entry(board: Board, row: Row, records: Sequence[Record]) -> Plot | None:
     return Plot("Security curve", sentence, _curve_figure(board, traces))
 
 
-def _short(text: str) -> str:
+def _short(text: str, longest: int = 24) -> str:
     """A name for a legend or an axis."""
     shown = clean(text)
-    return html.escape(shown if len(shown) <= 24 else f"{shown[:23]}\N{HORIZONTAL ELLIPSIS}", quote=False)
+    return html.escape(
+        shown if len(shown) <= longest else f"{shown[: longest - 1]}\N{HORIZONTAL ELLIPSIS}", quote=False
+    )
 
 
 def _text(text: str) -> str:
@@ -136,7 +138,7 @@ def _cost(board: Board, looks: Mapping[str, int]) -> Plot:
 
 
 def _attacks(board: Board) -> Plot:
-    names = [f"{_short(row.pruner)} {row.sparsity:f}" for row in board.rows]
+    names = [f"{_short(row.pruner, 16)} {row.sparsity:f}" for row in board.rows]
     counts = [{"clean": row.clean.mean * board.n} | row.survived for row in board.rows]
     traces = []
     for i, attack in enumerate(("clean", *board.attacks)):

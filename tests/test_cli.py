@@ -20,6 +20,7 @@ from bench.mask import keep_largest, masked
 from bench.models import MODELS, build, prunable
 from bench.protocol import PROTOCOLS, Job
 from bench.record import Stage
+from tests.records import make, save
 
 VERBS = ("run", "train", "score", "inspect", "rank", "site", "list", "doctor")
 
@@ -300,6 +301,13 @@ def test_a_command_that_cannot_be_parsed_ends_in_2_and_says_how_it_is_used(prune
     code, out, err = prunebench(*arguments)
     assert (code, out) == (2, "")
     assert "Usage: prunebench" in err and said in err and "Traceback" not in err
+
+
+def test_site_takes_the_folder_of_a_run(prunebench, tmp_path):
+    save(tmp_path / "runs" / "records", make())
+    code, out, _ = prunebench("site", "runs", "--out", "web")
+    assert (code, out) == (0, "Written, 1 boards and 1 entries: web/index.html\n")
+    assert (tmp_path / "web" / "index.html").is_file()
 
 
 def test_rank_refuses_an_unknown_format(prunebench, tmp_path):

@@ -18,6 +18,7 @@
     Object.assign(layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" });
     layout.font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("text") };
     layout.hoverlabel = { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("text") }, align: "left" };
+    if (width < 480) layout.yaxis.tickfont = { size: 10 };
     // The legend stands below, in as many columns as fit, and the plot keeps its height.
     const entry = 170;
     const lines = Math.ceil(figure.data.length / Math.max(1, Math.floor((width - 24) / (entry + 40))));
