@@ -17,7 +17,7 @@ from bench.record import Record, pairs_path
 
 MOST_PAIRS = 12  # of a record, on its page
 MISSING = "not recorded"
-_MODES = {1: "L", 3: "RGB"}  # channels -> pillow's name for such images
+_CHANNELS = (1, 3)  # of images that can be shown: grey, and red, green, blue
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def pictures(record: Record, path: Path) -> Pictures:
         return Pictures(seed, (), f"{pairs_path(path).name} does not lie beside the record.")
     pairs = load_pairs(pairs_path(path), record.pairs)
     channels, *size = pairs.originals.shape[1:]
-    if channels not in _MODES or 0 in size:
+    if channels not in _CHANNELS or 0 in size:
         return Pictures(seed, (), f"Images of shape {pairs.originals.shape[1:]} cannot be shown.")
     shown = [
         Picture(int(index), int(label), int(predicted), _png(original), _png(adversarial))

@@ -89,7 +89,8 @@ def pages(ranking: Ranking, results: Results, source: Path) -> dict[str, bytes]:
     for number, board in enumerate(ranking.boards, 1):
         hrefs = [addresses[board.protocol, row.pruner, str(row.sparsity)] for row in board.rows]
         tables = (_board_table(board, hrefs), _survivors_table(board, hrefs))
-        lines = zip(hrefs_of_doubts(board, hrefs), doubts(board), strict=True)
+        leads = [href for href, row in zip(hrefs, board.rows, strict=True) for _ in row.flags]
+        lines = zip(leads, doubts(board), strict=True)
         drawn = plots.of_board(board)
         sections.append({"board": board, "id": f"b{number}", "tables": tables, "doubts": list(lines), "plots": drawn})
         for href, row in zip(hrefs, board.rows, strict=True):
@@ -97,11 +98,6 @@ def pages(ranking: Ranking, results: Results, source: Path) -> dict[str, bytes]:
     page = environment.get_template("index.html").render(root="", sections=sections, refused=ranking.refused)
     made["index.html"] = page.encode()
     return dict(sorted(made.items()))
-
-
-def hrefs_of_doubts(board: Board, hrefs: Sequence[str]) -> list[str]:
-    """Where each line of `doubts(board)` leads to."""
-    return [href for href, row in zip(hrefs, board.rows, strict=True) for _ in row.flags]
 
 
 def _entry(
