@@ -186,10 +186,22 @@ def rank(
     from leaderboard import render
 
     chosen = [name.strip() for name in formats.split(",") if name.strip()]
-    if (records / "records").is_dir():  # the folder of a run
-        records = records / "records"
-    ranking, files = (board.check if check else board.write)(records, out, chosen)
+    ranking, files = (board.check if check else board.write)(_records(records), out, chosen)
     show.out(*render.terminal(ranking), show.written("Up to date" if check else "Written", files))
+
+
+@app.command("site")
+def site_(
+    records: Annotated[Path, typer.Argument(metavar="RECORDS", help="A folder of records, or of a run.")],
+    out: Annotated[Path, typer.Option(help="The folder for the site; replaced if it is one already.")],
+) -> None:
+    """Make web pages of the records; they open from the disk."""
+    from bench import show
+    from leaderboard import site
+
+    ranking, first = site.write(_records(records), out)
+    rows = sum(len(board.rows) for board in ranking.boards)
+    show.out(show.written(f"Written, {len(ranking.boards)} boards and {rows} entries", [first]))
 
 
 class Kind(StrEnum):
@@ -254,6 +266,11 @@ def _share(text: str | float) -> float:
     """The sparsity that `text` names, checked as it will be stored: so many nines are a float of 1."""
     value = float(as_sparsity(text))
     return float(as_sparsity(value))
+
+
+def _records(folder: Path) -> Path:
+    """The folder of records that `folder` is, or has when it is the folder of a run."""
+    return folder / "records" if (folder / "records").is_dir() else folder
 
 
 def _store(data: Path) -> Store:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,6 +66,37 @@ def _fill(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON to `path`, whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` fill a new folder next to `folder`, then rename it into place; what was in `folder` is removed.
+
+    When `fill` fails, the old folder stays and the new one is removed. Raises PrunebenchError when the disk cannot
+    take the files.
+    """
+    folder = folder.resolve()
+    aside = old = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".aside"))
+        aside.chmod(0o755)
+        fill(aside)
+        if folder.exists():
+            old = aside.with_suffix(".old")
+            folder.rename(old)
+        aside.rename(folder)
+    except OSError as error:
+        if old is not None and not folder.exists():
+            old.rename(folder)
+        raise PrunebenchError(
+            f"Could not write {folder} ({error.strerror or error}); what was there before is kept: make room or "
+            "choose another folder, then run the same command again."
+        ) from error
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+        if old is not None and folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

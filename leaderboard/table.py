@@ -35,12 +35,22 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """A flag that is up, what it says, and for which seeds it says so."""
+
+    name: str
+    sentence: str
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Row:
     """One pruner at one sparsity, its seeds taken together; costs are means over the seeds.
 
     `sparsity` was asked for, `true_sparsity` counted in the net. `place` is among the rows of the same asked
-    sparsity; `tied` when another of them shares it. `survived` holds mean counts, in the order of the attacks.
-    `train_seconds` is None when it is unknown for a seed.
+    sparsity; `tied` when another of them shares it. `survived` holds mean counts, in the order of the attacks; so do
+    `weak`, by attack, and `curve`, by eps, as far as every seed has them. `train_seconds` is None when it is unknown
+    for a seed.
     """
 
     pruner: str
@@ -51,6 +61,9 @@ class Row:
     robust: Rate
     clean: Rate
     survived: dict[str, float]
+    weak: dict[str, float]
+    curve: dict[str, float]
+    flags: tuple[Doubt, ...]
     disagreements: int
     seeds: tuple[int, ...]
     train_passes: float
@@ -205,9 +218,6 @@ def _row(key: Key, group: Group, standing: tuple[int, bool], robust: stats.Sprea
     records = [record for _, record in group]
     seconds = [record.cost.train_seconds for record in records]
     known = [value for value in seconds if value is not None]
-    survived = {
-        attack: _mean(record.score.survived[attack] for record in records) for attack in records[0].score.survived
-    }
     return Row(
         pruner=key[1],
         sparsity=key[0],
@@ -216,7 +226,10 @@ def _row(key: Key, group: Group, standing: tuple[int, bool], robust: stats.Sprea
         tied=standing[1],
         robust=_rate([record.score.robust for record in records], records[0].score.n, robust),
         clean=_rate([record.score.clean for record in records], records[0].score.n, clean),
-        survived=survived,
+        survived=_means([record.score.survived for record in records]),
+        weak=_means([record.score.weak for record in records]),
+        curve=_means([{point.eps: point.robust for point in record.score.curve} for record in records]),
+        flags=_doubts(records),
         disagreements=sum(record.score.disagreements for record in records),
         seeds=tuple(record.job.seed for record in records),
         train_passes=_mean(record.cost.train_passes for record in records),
@@ -236,6 +249,19 @@ def _rate(counts: Sequence[int], n: int, spread: stats.Spread) -> Rate:
         return Rate(tuple(counts), mean, low, high, None)
     half = spread.half_width(seeds, 1 - ALPHA)
     return Rate(tuple(counts), mean, max(0.0, mean - half), min(1.0, mean + half), half)
+
+
+def _means(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:
+    return {name: _mean(of[name] for of in counts) for name in counts[0] if all(name in of for of in counts)}
+
+
+def _doubts(records: Sequence[Record]) -> tuple[Doubt, ...]:
+    seeds: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for record in records:
+        for flag in record.score.flags:
+            if flag.up:
+                seeds[flag.name, flag.sentence].append(record.job.seed)
+    return tuple(Doubt(name, sentence, tuple(those)) for (name, sentence), those in sorted(seeds.items()))
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -20,8 +20,9 @@ from bench.mask import keep_largest, masked
 from bench.models import MODELS, build, prunable
 from bench.protocol import PROTOCOLS, Job
 from bench.record import Stage
+from tests.records import make, save
 
-VERBS = ("run", "train", "score", "inspect", "rank", "list", "doctor")
+VERBS = ("run", "train", "score", "inspect", "rank", "site", "list", "doctor")
 
 TINY = """
 base = "digits-linf"
@@ -227,6 +228,7 @@ def training(*changes, protocol="digits-linf", pruner="imp", sparsity="0.9"):
         (("inspect", "none.safetensors"), "Cannot read none.safetensors (No such file or directory)"),
         (("score", "none.safetensors"), "There is no file none.safetensors"),
         (("rank", "none"), "none"),
+        (("site", "none", "--out", "site"), "There is no folder none"),
     ],
 )  # fmt: skip
 def test_mistakes(prunebench, tmp_path, arguments, said):
@@ -299,6 +301,13 @@ def test_a_command_that_cannot_be_parsed_ends_in_2_and_says_how_it_is_used(prune
     code, out, err = prunebench(*arguments)
     assert (code, out) == (2, "")
     assert "Usage: prunebench" in err and said in err and "Traceback" not in err
+
+
+def test_site_takes_the_folder_of_a_run(prunebench, tmp_path):
+    save(tmp_path / "runs" / "records", make())
+    code, out, _ = prunebench("site", "runs", "--out", "web")
+    assert (code, out) == (0, "Written, 1 boards and 1 entries: web/index.html\n")
+    assert (tmp_path / "web" / "index.html").is_file()
 
 
 def test_rank_refuses_an_unknown_format(prunebench, tmp_path):

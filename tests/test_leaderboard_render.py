@@ -74,6 +74,24 @@ def test_markdown_shows_each_row_once_and_the_evidence_beside_it():
     assert text.index("## digits-linf") < text.index("## Not scored")
 
 
+FLAG = {"name": "black-box-wins", "value": 7.0, "threshold": 1.0, "sentence": "Square fools 7 | of them."}
+
+
+@pytest.mark.parametrize(("value", "up"), [(7.0, True), (1.0, False), (None, False)])
+def test_a_flag_that_is_up_stands_beside_the_number_with_its_sentence(value, up):
+    made = ranking(score={"flags": [FLAG | {"value": value}]})
+    text = markdown(made)
+    assert ("51.0 ± 1.6 \u26a0" in text) == up
+    assert ("- \u26a0 imp at 0.9, seeds 0, 1, 2: Square fools 7 &#124; of them. (black-box-wins)" in text) == up
+    assert ("\u26a0" in text) == ("\u26a0" in shown(made)) == up
+    assert (r"51.0 \ensuremath{\pm} 1.6 \textbf{!}" in latex(made)) == up
+    assert ("Square fools 7" in latex(made)) == ("Square fools 7" in shown(made, width=200)) == up
+    (_, imp, _) = csv.DictReader(io.StringIO(comma_separated(made)))
+    assert imp["flags"] == ("black-box-wins" if up else "")
+    flags = json.loads(as_json(made))["boards"][0]["rows"][1]["flags"]
+    assert [(flag["name"], flag["seeds"]) for flag in flags] == [("black-box-wins", [0, 1, 2])] * up
+
+
 def test_csv_and_json_carry_counts_and_full_precision():
     made = ranking()
     (dense, imp, refused) = csv.DictReader(io.StringIO(comma_separated(made)))
@@ -124,17 +142,21 @@ def test_every_file_begins_as_its_format_says(form):
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_a_record_cannot_break_out_of_a_table(hostile):
-    made = ranking(hostile, data={"name": hostile}, protocol={"name": hostile}, cost={"device": hostile})
+    flag = FLAG | {"name": hostile, "sentence": hostile}
+    made = ranking(
+        hostile, data={"name": hostile}, protocol={"name": hostile}, cost={"device": hostile}, score={"flags": [flag]}
+    )
+    flagged = ranking(score={"flags": [FLAG]})
     text = markdown(made)
     assert {len(row) for row in markdown_rows(text)} == {11, 6, 5}  # columns of the board, the survivors, the refusals
-    assert len(text.splitlines()) == len(markdown(ranking()).splitlines())
+    assert len(text.splitlines()) == len(markdown(flagged).splitlines())
     assert not re.search(r"[<`*\[\]~$\\@]|://|www\.", text.replace(text.splitlines()[0], ""))
     rows = list(csv.reader(io.StringIO(comma_separated(made))))
     assert {len(row) for row in rows} == {len(rows[0])}
     assert not [cell for row in rows for cell in row if cell[:1] in tuple("=+-@\uff1d")]
     assert {row["pruner"] for row in json.loads(as_json(made))["boards"][0]["rows"]} == {hostile, "dense"}
     tex = latex(made)
-    assert tex.count("\n") == latex(ranking()).count("\n")
+    assert tex.count("\n") == latex(flagged).count("\n")
     assert tex.count("{") - tex.count(r"\{") == tex.count("}") - tex.count(r"\}")
     assert "\\input{x}" not in tex
     assert tex.isascii()

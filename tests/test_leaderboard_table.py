@@ -207,3 +207,20 @@ def test_the_order_of_the_files_does_not_matter_to_the_numbers(order):
             same.clean,
             same.standing,
         )
+
+
+def test_weak_attacks_and_curves_are_means_as_far_as_every_seed_has_them():
+    point = {"eps": "8/255", "robust": 40}
+    first = make(robust=50, score={"weak": {"fgsm": 60, "pgd-20": 55}, "curve": [point, {"eps": "0.2", "robust": 30}]})
+    second = make(seed=1, robust=50, score={"weak": {"fgsm": 63}, "curve": [{"eps": "8/255", "robust": 41}]})
+    (row,) = only_board(first, second).rows
+    assert (row.weak, row.curve) == ({"fgsm": 61.5}, {"8/255": 40.5})
+
+
+def test_doubts_name_the_seeds_whose_flags_are_up():
+    def flag(value, sentence="Gap."):
+        return {"name": "gap", "value": value, "threshold": 0.1, "sentence": sentence}
+
+    said = [flag(0.2), flag(0.1), flag(0.3), flag(0.4, "Wide gap.")]
+    (row,) = only_board(*(make(seed=seed, score={"flags": [one]}) for seed, one in enumerate(said))).rows
+    assert [(doubt.sentence, doubt.seeds) for doubt in row.flags] == [("Gap.", (0, 2)), ("Wide gap.", (3,))]

@@ -1,0 +1,218 @@
+"""Rows -> plotly figures: what is drawn where; colours are numbers of a series, given by the page's theme."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import plotly.graph_objects as go
+
+from bench.protocol import PROTOCOLS, exact
+from bench.record import Record
+from leaderboard.render import clean, percent
+from leaderboard.table import Board, Rate, Row
+
+SERIES = 8  # colours that a theme has
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "hexagon", "pentagon", "x")
+APART = 0.012  # decades of weights between two pruners at the same sparsity, so that their intervals can be seen
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of plotly, what it shows (a title, and a sentence for those who do not see it), and if it needs room."""
+
+    title: str
+    sentence: str
+    figure: Mapping[str, Any]
+    wide: bool = False
+
+
+def of_board(board: Board) -> list[Plot]:
+    """What the page of all the rows draws of a board."""
+    looks = _looks(board)
+    plots = [_sparsity(board, looks), _clean_robust(board, looks), _cost(board, looks)]
+    return [*plots, *_curves(board, looks), _attacks(board)]
+
+
+def of_entry(board: Board, row: Row, records: Sequence[Record]) -> Plot | None:
+    """The security curve of each seed of `row`; None when no seed has one."""
+    traces = []
+    for i, record in enumerate(records):
+        points = {"0": record.score.clean} | {point.eps: point.robust for point in record.score.curve}
+        if len(points) > 1:
+            traces.append(_curve(f"seed {record.job.seed}", points, record.score.n, i))
+    if not traces:
+        return None
+    sentence = f"Images still right at growing eps, in per cent, for each seed of {row.pruner} at {row.sparsity:f}."
+    return Plot("Security curve", sentence, _curve_figure(board, traces))
+
+
+def _short(text: str, longest: int = 24) -> str:
+    """A name for a legend or an axis."""
+    shown = clean(text)
+    return html.escape(
+        shown if len(shown) <= longest else f"{shown[: longest - 1]}\N{HORIZONTAL ELLIPSIS}", quote=False
+    )
+
+
+def _text(text: str) -> str:
+    """`text` as nothing but text: plotly reads a little HTML."""
+    return html.escape(clean(text), quote=False)
+
+
+def _looks(board: Board) -> dict[str, int]:
+    return {pruner: i for i, pruner in enumerate(sorted({row.pruner for row in board.rows}))}
+
+
+def _hover(row: Row) -> str:
+    return (
+        f"<b>{_text(row.pruner)}</b> at {row.sparsity:f}<br>robust {percent(row.robust)} %<br>"
+        f"clean {percent(row.clean)} %<br>{row.train_passes / 1e6:.1f} M passes, seeds: {len(row.seeds)}"
+    )
+
+
+def _error(rates: Sequence[Rate]) -> dict[str, Any]:
+    return {
+        "type": "data", "symmetric": False, "array": [max(0.0, 100 * (rate.high - rate.mean)) for rate in rates],
+        "arrayminus": [max(0.0, 100 * (rate.mean - rate.low)) for rate in rates], "thickness": 1.2, "width": 3,
+    }  # fmt: skip
+
+
+def _trace(rows: Sequence[Row], x: Sequence[float], look: int, *, mode: str = "lines+markers") -> go.Scatter:
+    """The robust accuracy of the rows of one pruner over `x`."""
+    return go.Scatter(
+        x=list(x), y=[100 * row.robust.mean for row in rows], error_y=_error([row.robust for row in rows]), mode=mode,
+        name=_short(rows[0].pruner), hovertext=[_hover(row) for row in rows], hoverinfo="text", line={"width": 1.4},
+        marker={"size": 8, "symbol": SYMBOLS[look % len(SYMBOLS)]}, meta={"series": look % SERIES},
+    )  # fmt: skip
+
+
+def _by_pruner(board: Board, looks: Mapping[str, int]) -> list[tuple[int, list[Row]]]:
+    return [(look, [row for row in board.rows if row.pruner == pruner]) for pruner, look in looks.items()]
+
+
+def _sparsity(board: Board, looks: Mapping[str, int]) -> Plot:
+    def place(row: Row, look: int) -> float:
+        beside = (look - (len(looks) - 1) / 2) * APART if row.sparsity else 0.0
+        return -math.log10(1 - row.sparsity) + beside
+
+    sparsities = sorted({row.sparsity for row in board.rows})
+    traces = [_trace(rows, [place(row, look) for row in rows], look) for look, rows in _by_pruner(board, looks)]
+    axis = {
+        "title": "Sparsity, log scale of the weights left",
+        "tickvals": [-math.log10(1 - sparsity) for sparsity in sparsities],
+        "ticktext": [f"{sparsity:f}" for sparsity in sparsities],
+    }
+    figure = _figure(traces, axis, {"title": "Robust accuracy, %"})
+    references = [row for row in board.rows if row.standing == "ref"]
+    if len(sparsities) > 1:
+        for row in references:  # the unpruned net, all the way across
+            figure.add_hline(y=100 * row.robust.mean, line={"dash": "dot", "width": 1}, name="reference")
+    sentence = "Robust accuracy against sparsity, with 95 % intervals, a line for each pruner."
+    if references and len(sparsities) > 1:
+        sentence += " The dotted line is the unpruned net."
+    return Plot("Robust accuracy against sparsity", sentence, _plain(figure))
+
+
+def _clean_robust(board: Board, looks: Mapping[str, int]) -> Plot:
+    traces = [_trace(rows, [100 * row.clean.mean for row in rows], look) for look, rows in _by_pruner(board, looks)]
+    for trace, (_, rows) in zip(traces, _by_pruner(board, looks), strict=True):
+        trace.error_x = _error([row.clean for row in rows])
+    figure = _figure(traces, {"title": "Clean accuracy, %"}, {"title": "Robust accuracy, %"})
+    sentence = "Clean against robust accuracy with 95 % intervals; a line leads from the densest net to the sparsest."
+    return Plot("Clean against robust", sentence, _plain(figure))
+
+
+def _cost(board: Board, looks: Mapping[str, int]) -> Plot:
+    traces = [
+        _trace(rows, [row.train_passes / 1e6 for row in rows], look, mode="markers")
+        for look, rows in _by_pruner(board, looks)
+    ]
+    figure = _figure(traces, {"title": "Training, million sample passes"}, {"title": "Robust accuracy, %"})
+    sentence = "What the training cost, in sample passes (forward 1, backward 2), against robust accuracy."
+    return Plot("Cost against robustness", sentence, _plain(figure))
+
+
+def _attacks(board: Board) -> Plot:
+    names = [f"{_short(row.pruner, 16)} {row.sparsity:f}" for row in board.rows]
+    counts = [{"clean": row.clean.mean * board.n} | row.survived for row in board.rows]
+    traces = []
+    for i, attack in enumerate(("clean", *board.attacks)):
+        shares = [100 * count[attack] / board.n for count in counts]
+        label = attack if attack == "clean" else f"after {attack}"
+        hover = [f"{name}<br>{_text(label)}: {share:.1f} %" for name, share in zip(names, shares, strict=True)]
+        traces.append(
+            go.Scatter(
+                x=shares, y=list(range(len(names))), mode="markers", name=_text(label), hovertext=hover,
+                hoverinfo="text", marker={"size": 9, "symbol": SYMBOLS[i % len(SYMBOLS)]}, meta={"series": i % SERIES},
+            )
+        )  # fmt: skip
+    rows = {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed", "automargin": True}
+    figure = _figure(traces, {"title": "Images still right, %"}, rows)
+    figure.update_layout(height=max(340, 80 + 22 * len(names)))
+    sentence = "How many images are still right, one attack after the other, in per cent, a line for each row."
+    return Plot("Survivors, attack by attack", sentence, _plain(figure), wide=True)
+
+
+def _curves(board: Board, looks: Mapping[str, int]) -> list[Plot]:
+    """A plot for each sparsity, each with the unpruned net beside it."""
+    plots = []
+    sparsities = sorted({row.sparsity for row in board.rows if row.curve})
+    for sparsity in [s for s in sparsities if s] or sparsities:
+        rows = [row for row in board.rows if row.curve and row.sparsity in (sparsity, Decimal(0))]
+        traces = []
+        for row in rows:
+            points = {"0": row.clean.mean * board.n} | row.curve
+            name = row.pruner if row.sparsity == sparsity else f"{row.pruner}, {row.sparsity:f}"
+            trace = _curve(name, points, board.n, looks[row.pruner])
+            trace.line.dash = "solid" if row.sparsity == sparsity else "dot"
+            traces.append(trace)
+        sentence = f"Images still right at growing eps, in per cent, for the pruners at sparsity {sparsity:f}."
+        plots.append(Plot(f"Security curves at sparsity {sparsity:f}", sentence, _curve_figure(board, traces)))
+    return plots
+
+
+def _curve(name: str, points: Mapping[str, float], n: int, look: int) -> go.Scatter:
+    drawn = {eps: (size, 100 * count / n) for eps, (size, count) in _drawable(points).items()}
+    hover = [f"<b>{_text(name)}</b><br>eps {_text(eps)}: {share:.1f} %" for eps, (_, share) in drawn.items()]
+    return go.Scatter(
+        x=[size for size, _ in drawn.values()], y=[share for _, share in drawn.values()], mode="lines+markers",
+        name=_short(name), hovertext=hover, hoverinfo="text", line={"width": 1.6},
+        marker={"size": 7, "symbol": SYMBOLS[look % len(SYMBOLS)]}, meta={"series": look % SERIES},
+    )  # fmt: skip
+
+
+def _curve_figure(board: Board, traces: Sequence[go.Scatter]) -> Mapping[str, Any]:
+    figure = _figure(traces, {"title": "eps"}, {"title": "Images still right, %", "rangemode": "tozero"})
+    rules = PROTOCOLS.get(board.protocol)
+    if rules is not None and rules.sha256 == board.sha256:
+        threat = rules.threat
+        figure.add_vline(x=threat.radius, line={"dash": "dot", "width": 1}, name="reference")
+        figure.update_xaxes(title=f"eps ({threat.norm}; dotted: the protocol's {threat.eps})")
+    return _plain(figure)
+
+
+def _drawable(points: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """The points whose eps a float can hold, by eps: its size and the count."""
+    return {eps: (float(exact(eps)), count) for eps, count in points.items() if exact(eps) < 1e9}
+
+
+def _figure(traces: Sequence[go.Scatter], x: Mapping[str, Any], y: Mapping[str, Any]) -> go.Figure:
+    figure = go.Figure(data=list(traces))
+    figure.update_layout(
+        template="none", height=340, margin={"l": 56, "r": 12, "t": 12, "b": 48}, hovermode="closest",
+        showlegend=True, dragmode=False,
+        xaxis={"zeroline": False, **x}, yaxis={"zeroline": False, **y},
+    )  # fmt: skip
+    figure.update_xaxes(title_standoff=10)
+    return figure
+
+
+def _plain(figure: go.Figure) -> Mapping[str, Any]:
+    values: dict[str, Any] = figure.to_plotly_json()
+    values["layout"].pop("template", None)
+    return values
