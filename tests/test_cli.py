@@ -21,7 +21,7 @@ from bench.models import MODELS, build, prunable
 from bench.protocol import PROTOCOLS, Job
 from bench.record import Stage
 
-VERBS = ("run", "train", "score", "inspect", "rank", "list", "doctor")
+VERBS = ("run", "train", "score", "inspect", "rank", "compare", "claim", "verify", "list", "doctor")
 
 TINY = """
 base = "digits-linf"
