@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.errors import PrunebenchError
+from bench.errors import PrunebenchError, printable
 from bench.protocol import PROTOCOLS, Protocol, as_sparsity, from_values, load
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def compare(
         facts = [vars(one) | {"significant": one.significant, "sentence": one.sentence} for one in found]
         print(json.dumps(facts, indent=1))
     else:
-        show.out(f"A: {first}\nB: {second}", *(one.sentence for one in found))
+        show.out(f"A: {printable(str(first))}\nB: {printable(str(second))}", *(one.sentence for one in found))
 
 
 @app.command()
@@ -265,7 +265,7 @@ def verify(
     store, found = _store(data), dict[Path, Verdict]()
     with show.Watch(quiet=quiet) as watch:
         for number, path in enumerate(claims):
-            name, folder = _plain(path), out and (out if len(claims) == 1 else out / f"{number}")
+            name, folder = printable(str(path)), out and (out if len(claims) == 1 else out / f"{number}")
             try:
                 found[path] = check(
                     path, level.value, store=store, device=device, seed=seed, out=folder,
@@ -279,7 +279,7 @@ def verify(
         facts = [{"claim": str(path), "level": level.value} | vars(verdict) for path, verdict in found.items()]
         print(json.dumps(facts, indent=1))
     else:
-        show.out(*(f"{_plain(path)}: {verdict.line}" for path, verdict in found.items()))
+        show.out(*(f"{printable(str(path))}: {verdict.line}" for path, verdict in found.items()))
     if not all(verdict.good for verdict in found.values()):
         raise typer.Exit(1)
 
@@ -362,11 +362,6 @@ def _summary(rules: Protocol) -> str:
         f"{rules.model} on {rules.data}, {threat.norm} {threat.eps}, sparsities {sparsities}, "
         f"{rules.units:g} units of {training.epochs} epochs"
     )
-
-
-def _plain(path: Path) -> str:
-    """The path as it is safe to show: a folder from elsewhere may have a name that steers terminals."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(path))
 
 
 def _first_line(text: str | None) -> str:
