@@ -133,7 +133,7 @@ def _locate(path: Path, name: str, what: str) -> Path:
 def rules_of(path: Path, claim: Claim) -> Protocol:
     """The rules that the claim at `path` was made under. Raises PrunebenchError when they are others today."""
     name = claim.protocol.name
-    rules = PROTOCOLS[name] if name in PROTOCOLS else load(_locate(path, _toml(path, name), "its rules"))
+    rules = PROTOCOLS[name] if name in PROTOCOLS else load(_locate(path, _own(path, name), "its rules"))
     if rules.sha256 != claim.protocol.sha256:
         raise Refused(
             "protocol",
@@ -148,7 +148,7 @@ def rules_of(path: Path, claim: Claim) -> Protocol:
     return rules
 
 
-def _toml(path: Path, name: str) -> str:
+def _own(path: Path, name: str) -> str:
     if not name.endswith(".toml"):
         choices = ", ".join(sorted(PROTOCOLS))
         raise PrunebenchError(
@@ -190,27 +190,25 @@ def make(record: Path, net: Path, out: Path) -> Path:
     if not isinstance(scored, Record):
         raise PrunebenchError(f"{record} is a refusal, of which there is nothing to claim; name a record with a score.")
     recount(record, scored)
-    rules = _rules(scored, net)
     files = {"net": _copy(net, scored.net.sha256, f"the net of {record}", "net.safetensors")}
     files["outcomes"] = _copy(outcomes_path(record), scored.outcomes, f"the outcomes of {record}", "outcomes.npz")
     if scored.proposals is not None:
         kept = proposals_path(record)
         files["proposals"] = _copy(kept, scored.proposals, f"the adversarial images of {record}", "proposals.npz")
-    name = rules.name
-    if rules.official:
-        under = None
-    else:
-        name = "protocol.toml"
-        under = tomli_w.dumps(rules.model_dump(mode="json", exclude_none=True)).encode()
+    rules = _rules(scored, net)
+    name, beside = (rules.name, []) if rules.official else ("protocol.toml", [("protocol.toml", _toml_of(rules))])
     claim = Claim(
         schema=1, n=scored.score.n, robust=scored.score.robust, data=scored.data.sha256,
         protocol=Under(name=name, sha256=rules.sha256),
         **{what: Asset(path=file, sha256=sha256_of(data)) for what, (file, data) in files.items()},
     )  # fmt: skip
-    for file, data in [*files.values(), *([(name, under)] if under else [])]:
+    for file, data in [*files.values(), *beside, (NAME, _toml_of(claim))]:
         write_bytes(out / file, data)
-    write_bytes(out / NAME, tomli_w.dumps(claim.model_dump(mode="json", by_alias=True, exclude_none=True)).encode())
     return out / NAME
+
+
+def _toml_of(values: Rules) -> bytes:
+    return tomli_w.dumps(values.model_dump(mode="json", by_alias=True, exclude_none=True)).encode()
 
 
 def _rules(record: Record, net: Path) -> Protocol:

@@ -30,8 +30,8 @@ CASES = {"records": 500, "claims": 600, "arrays": 400, "nets": 500}
 # What no value of ours is, and what others have tripped over.
 ODD = (
     None, True, -1, 0, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308, float("inf"), float("nan"), "", "0", "1e9", "\0",
-    "\x1b[2J", "<script>alert(1)</script>", "../../etc/passwd", "/etc/passwd", "a" * 5000, "\ud800", "8/0", "\u202e", [],
-    {}, [[]], [None], {"": ""}, [2**62] * 3, "digits-linf", "folder:/", "__proto__",
+    "\x1b[2J", "<script>alert(1)</script>", "../../etc/passwd", "/etc/passwd", "a" * 5000, "\ud800", "8/0", "\u202e",
+    [], {}, [[]], [None], {"": ""}, [2**62] * 3, "digits-linf", "folder:/", "__proto__",
 )  # fmt: skip
 
 
