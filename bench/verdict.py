@@ -71,7 +71,7 @@ def sampled(claimed: np.ndarray, index: np.ndarray, stands: np.ndarray) -> Verdi
     """
     fallen = claimed[index] & ~stands
     k, count = len(index), int(fallen.sum())
-    told = f"{count} of {k} images are now fooled though claimed robust ({int(claimed[index].sum())} of them are)"
+    told = f"of {k} images drawn {int(claimed[index].sum())} are claimed robust, {count} of these are now fooled"
     return _decide(
         told, noise(count, k, NOISE), noise(_points(k), k, NOISE), count, tuple(sorted(index[fallen].tolist()))
     )
