@@ -238,11 +238,9 @@ class Level(StrEnum):
 @app.command()
 def verify(
     place: Annotated[Path, typer.Argument(metavar="CLAIM", help="A claim, or a folder that holds some.")],
-    level: Annotated[
-        Level, typer.Option(help="Replay stored images, attack a tenth of all, or the whole protocol.")
-    ] = Level.replay,
+    level: Annotated[Level, typer.Option(help="Replay stored images, attack a tenth of all, or all.")] = Level.replay,
     seed: Annotated[int, typer.Option(min=0, help="Draws the images of level quick.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Keep the scores of level full here, to go on there.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep what level full has measured here, to go on.")] = None,
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,

@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("prunebench", "claims of robust accuracy (CLAIM.toml, *.claim.toml)")
     group.addoption(
         "--claim-level", choices=("replay", "quick", "full"), default="replay",
-        help="how claims are checked: replay the stored images, attack a tenth of them, or the whole protocol",
+        help="how claims are checked: replay the stored images, attack a tenth of all, or all",
     )  # fmt: skip
     group.addoption(
         "--claim-data", metavar="DIR", default=None, help="where data sets lie; $PRUNEBENCH_DATA or ./data by default"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,11 +16,12 @@ from bench.checkpoint import Net, open_net
 from bench.claim import Claim, load_claim, outcomes_of, rules_of, sound
 from bench.data import Split, Store, as_float
 from bench.errors import PrunebenchError, Refused
+from bench.journal import Journal
 from bench.protocol import Protocol, Threat
-from bench.record import recount, standing
+from bench.record import standing
 from bench.referee import Referee, batch_size, exact_float32
-from bench.score import RECORD, Report, score
 from bench.seeds import derive, order
+from bench.trial import Report, Trial
 from bench.verdict import Verdict
 
 Level = Literal["replay", "quick", "full"]
@@ -38,17 +37,21 @@ def verify(
     """Check the claim in the file `claim` against a new measurement.
 
     `replay` measures the stored adversarial images again; `quick` runs APGD-CE and APGD-T on a tenth of the images,
-    drawn by the claim's hash and `seed`; `full` runs the whole protocol, in `out` if a killed run is to go on there.
-    Raises PrunebenchError, before anything is measured, for a claim that breaks its format, whose net or other files
-    are not those that it names, or that lacks what the level needs.
+    drawn by the claim's hash and `seed`; `full` runs all of AutoAttack on all of them, and keeps a journal in `out`,
+    from which a killed run goes on. Raises PrunebenchError, before anything is measured, for a claim that breaks its
+    format, whose net or other files are not those that it names, or that lacks what the level needs.
     """
     path = Path(claim)
     check = _prepare(path, store or Store(Path("data")))
-    if level == "full":
-        return _full(check, device, out, report)
     where = machine.device_named(device)
     with exact_float32():
-        return _replay(check, where) if level == "replay" else _quick(check, where, seed, report)
+        match level:
+            case "replay":
+                return _replay(check, where)
+            case "quick":
+                return _quick(check, where, seed, report)
+            case "full":
+                return _full(check, where, out, report)
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,6 @@ class _Check:
     claim: Claim
     rules: Protocol
     net: Net
-    weights: Path
-    store: Store
     test: Split
     outcomes: dict[str, np.ndarray] | None
 
@@ -100,7 +101,7 @@ def _prepare(path: Path, store: Store) -> _Check:
         raise Refused(
             "images", f"{path} speaks of other images of {rules.data} than those that are here; check --data."
         )
-    return _Check(path, claim, rules, net, weights, store, test, outcomes)
+    return _Check(path, claim, rules, net, test, outcomes)
 
 
 def _replay(check: _Check, device: torch.device) -> Verdict:
@@ -125,7 +126,7 @@ def _replay(check: _Check, device: torch.device) -> Verdict:
         ) -> Tensor:
             return stored.to(images.device)
 
-        fooled, _ = referee.fooled(proposing, images[index], labels[index], 0)
+        fooled, *_ = referee.fooled(proposing, images[index], labels[index], 0)
         stands[index] &= ~fooled
     both = None if check.outcomes is None else (check.outcomes["predicted"], predicted.numpy())
     claimed = claim.robust if check.claimed is None else check.claimed
@@ -158,20 +159,18 @@ def _attacked(
     after = stands.clone()
     for number, part in enumerate(stands.nonzero().squeeze(1).split(referee.rules.shard)):
         stream = derive(seed, "claim", name, number)
-        fooled, _ = referee.fooled(attack, images[part], labels[part], stream)
+        fooled, *_ = referee.fooled(attack, images[part], labels[part], stream)
         after[part] = ~fooled
     return after
 
 
-def _full(check: _Check, device: str, out: Path | None, report: Report | None) -> Verdict:
-    """Score the net under the claim's rules as if for the first time."""
-    claim = check.claim
-    with tempfile.TemporaryDirectory() if out is None else nullcontext(out) as place:
-        folder = Path(place)
-        record = score(
-            check.weights, check.rules, claim.n, out=folder, store=check.store, device=device, report=report
-        )  # fmt: skip
-        measured = standing(recount(folder / RECORD, record))
+def _full(check: _Check, device: torch.device, out: Path | None, report: Report | None) -> Verdict:
+    """Run all of AutoAttack on all of the images, with the seeds of the protocol."""
+    claim, referee, test = check.claim, check.referee(device), check.test
+    facts: list[object] = [claim.net.sha256, test.sha256, check.rules.sha256, referee.batch, machine.env_key(device)]
+    trial = Trial(referee, test, Journal(None if out is None else out / "journal", facts), report)
+    clean = referee.steady_logits(as_float(test.images)).argmax(1) == test.labels
+    measured = list(trial.standard(clean).values())[-1].numpy()
     if check.claimed is None:
         return verdict.counted(claim.robust, int(measured.sum()), claim.n)
     return verdict.whole(check.claimed, measured)

@@ -10,16 +10,11 @@ import numpy as np
 import tomli_w
 import torch
 
-import bench.score
-from bench import proposals
-from bench.attacks import within
+import bench.trial
 from bench.checkpoint import open_net
 from bench.claim import Claim, load_claim, make
-from bench.data import as_float
 from bench.files import sha256_of, write_bytes
-from bench.protocol import Protocol
-from bench.record import Record, load_arrays, load_record, outcomes_path, pack_outcomes, proposals_path, standing
-from bench.referee import Referee
+from bench.record import load_arrays, pack_outcomes, standing
 from bench.score import RECORD, score
 from tests.nets import STORE, changed, quick_attacks, seal_state
 
@@ -27,47 +22,13 @@ N = 400
 RULES = changed(name="tiny-400", test=N, shard=128)
 
 
-def scored_with_proposals(net: Path, folder: Path, rules: Protocol = RULES) -> Path:
-    """Score `net` with quick attacks into `folder`, keep the images that fooled it, and return the record."""
-    last: dict[bytes, torch.Tensor] = {}
-
-    def remembering(attack):
-        def run(model, images, labels, threat, *, generator):
-            found = attack(model, images, labels, threat, generator=generator)
-            near = within(found, images, threat)
-            last.update({image.numpy().tobytes(): one for image, one in zip(images, near, strict=True)})
-            return found
-
-        return run
-
-    with patch.object(bench.score, "STANDARD", {name: remembering(a) for name, a in quick_attacks().items()}):
-        score(net, out=folder, store=STORE, device="cpu")
-    record = load_record(folder / RECORD)
-    arrays = load_arrays(outcomes_path(folder / RECORD), record.outcomes, "outcomes")
-    test = STORE.testing(rules.data, rules.test)
-    fooled = np.flatnonzero(arrays["clean"] & ~standing(arrays))
-    originals = as_float(test.images).numpy()[fooled]
-    images = np.stack([last[image.tobytes()].numpy() for image in originals])
-    referee = Referee(open_net(net).module, rules, rules.shard, torch.device("cpu"))
-    near = proposals.rounded(images, originals, rules.threat.radius)
-    whole = referee.logits(torch.from_numpy(near)).argmax(1).numpy() == arrays["labels"][fooled]
-    data = proposals.pack(proposals.Proposals(fooled, images), originals, rules.threat.radius, whole)
-    write_bytes(proposals_path(folder / RECORD), data)
-    resealed(record, proposals=sha256_of(data)).save(folder / RECORD)
-    return folder / RECORD
-
-
-def resealed(record: Record, **changes) -> Record:
-    """`record` with other values and the hash that belongs to them."""
-    facts = {key: getattr(record, key) for key in type(record).model_fields if key not in ("sha256", "schema_")}
-    return Record.sealed(**facts | changes)
-
-
 def make_claim(dense: Path, folder: Path) -> Path:
     """The claim of the weights in the file `dense`, scored on N images; the record lies in `folder`/scored."""
     net = folder / "scored" / "net.safetensors"
     seal_state(net, open_net(dense).module, RULES)
-    return make(scored_with_proposals(net, net.parent), net, folder / "claim")
+    with patch.object(bench.trial, "STANDARD", quick_attacks()):
+        score(net, out=net.parent, store=STORE, device="cpu", keep_proposals=True)
+    return make(net.with_name(RECORD), net, folder / "claim")
 
 
 def weakened(net: Path, path: Path, spread: float = 0.1) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import bench.score
+import bench.trial
 import bench.verify
 from bench.attacks import STANDARD
 from bench.claim import load_claim
@@ -29,7 +29,7 @@ def claim(honest, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    for module in (bench.score, bench.verify):
+    for module in (bench.trial, bench.verify):
         monkeypatch.setattr(module, "STANDARD", quick_attacks())
 
 
@@ -42,7 +42,6 @@ def unmeasured(monkeypatch):
             raise AssertionError("something was measured")
 
     monkeypatch.setattr(bench.verify, "Referee", Never)
-    monkeypatch.setattr(bench.score, "Referee", Never)
 
 
 def check(claim, level="replay", **options):
@@ -175,19 +174,19 @@ def test_the_real_attacks_run_at_level_quick(claim, monkeypatch):
 
 def test_a_full_check_goes_on_where_it_was_killed(claim, tmp_path, monkeypatch):
     out, runs = tmp_path / "out", []
-    attacks = dict(bench.score.STANDARD)
+    attacks = dict(bench.trial.STANDARD)
 
     def dies(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench.score, "STANDARD", attacks | {"square": dies})
+    monkeypatch.setattr(bench.trial, "STANDARD", attacks | {"square": dies})
     with pytest.raises(KeyboardInterrupt):
         check(claim, "full", out=out)
 
     def counting(name):
         return lambda *a, **k: (runs.append(name), attacks[name](*a, **k))[1]
 
-    monkeypatch.setattr(bench.score, "STANDARD", {name: counting(name) for name in attacks})
+    monkeypatch.setattr(bench.trial, "STANDARD", {name: counting(name) for name in attacks})
     assert check(claim, "full", out=out).good
     assert runs.count("square") == 4 and runs.count("apgd-ce") == 3  # the first shard of four was attacked before
 
