@@ -7,12 +7,13 @@ import os
 import shutil
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.errors import PrunebenchError
+from bench.errors import PrunebenchError, printable
 from bench.protocol import PROTOCOLS, Protocol, as_sparsity, from_values, load
 
 if TYPE_CHECKING:
@@ -202,6 +203,95 @@ def site_(
     ranking, first = site.write(_records(records), out)
     rows = sum(len(board.rows) for board in ranking.boards)
     show.out(show.written(f"Written, {len(ranking.boards)} boards and {rows} entries", [first]))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A record with its outcomes beside it.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same rules and images.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say whether two scored nets differ, by McNemar's test."""
+    from bench import show
+    from bench.compare import compare as differences
+
+    found = differences(first, second)
+    if as_json:
+        facts = [vars(one) | {"significant": one.significant, "sentence": one.sentence} for one in found]
+        print(json.dumps(facts, indent=1))
+    else:
+        show.out(f"A: {printable(str(first))}\nB: {printable(str(second))}", *(one.sentence for one in found))
+
+
+@app.command()
+def claim(
+    record: Annotated[Path, typer.Argument(metavar="RECORD", help="The record of a score.")],
+    out: Annotated[Path, typer.Option(help="The folder for the claim and its files.")],
+    net: Annotated[
+        Path | None, typer.Option(help="The net that was scored; by default the one beside the record.")
+    ] = None,
+) -> None:
+    """Make a claim that others can verify: CLAIM.toml and its files."""
+    from bench import show
+    from bench.claim import make
+
+    path = make(record, record.with_name("net.safetensors") if net is None else net, out)
+    show.out(show.written("Written", [path]))
+
+
+class Level(StrEnum):
+    """How a claim is verified."""
+
+    replay = "replay"
+    quick = "quick"
+    full = "full"
+
+
+@app.command()
+def verify(
+    place: Annotated[Path, typer.Argument(metavar="CLAIM", help="A claim, or a folder that holds some.")],
+    level: Annotated[Level, typer.Option(help="Replay stored images, attack a tenth of all, or all.")] = Level.replay,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the images of level quick.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Keep what level full has measured here, to go on.")] = None,
+    data: DataRoot = Path("data"),
+    device: Device = "auto",
+    threads: Threads = 1,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure claims again; exit code 0 when all of them stand."""
+    from bench.claim import find
+
+    claims = find(place)
+
+    import torch
+
+    from bench import machine, show
+    from bench.verdict import Verdict
+    from bench.verify import verify as check
+
+    machine.device_named(device)
+    torch.set_num_threads(threads)
+    store, found = _store(data), dict[Path, Verdict]()
+    with show.Watch(quiet=quiet) as watch:
+        for number, path in enumerate(claims):
+            name, folder = printable(str(path)), out and (out if len(claims) == 1 else out / f"{number}")
+            try:
+                found[path] = check(
+                    path, level.value, store=store, device=device, seed=seed, out=folder,
+                    report=partial(watch.report, name),
+                )  # fmt: skip
+            except PrunebenchError as error:
+                if len(claims) == 1:
+                    raise
+                found[path] = Verdict("refused", str(error))
+    if as_json:
+        facts = [{"claim": str(path), "level": level.value} | vars(verdict) for path, verdict in found.items()]
+        print(json.dumps(facts, indent=1))
+    else:
+        show.out(*(f"{printable(str(path))}: {verdict.line}" for path, verdict in found.items()))
+    if not all(verdict.good for verdict in found.values()):
+        raise typer.Exit(1)
 
 
 class Kind(StrEnum):

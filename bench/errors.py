@@ -5,9 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 2000  # letters of an error
+
+
+def printable(text: str) -> str:
+    """`text` on one line, whatever file it came from: what could steer a terminal is written as its escape."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
+
 
 class PrunebenchError(Exception):
-    """A mistake the user can mend: one sentence with the value, the rule and the way out."""
+    """A mistake the user can mend: one sentence with the value, the rule and the way out.
+
+    As text it is printable and of bounded length, though it may quote what others wrote.
+    """
+
+    def __str__(self) -> str:
+        text = printable(super().__str__())
+        half = LONGEST // 2
+        return text if len(text) <= LONGEST else f"{text[: half - 3]} ... {text[-half + 2 :]}"
 
 
 class Refused(PrunebenchError):

@@ -57,8 +57,8 @@ def load(path: Path, sha256: str, images: np.ndarray, radius: float) -> Proposal
     shape, n = images.shape[1:], len(images)
     kinds = {"index": (np.int64, ()), "offset": (np.int8, shape), "whole_index": (np.int64, ()),
              "whole": (np.float32, shape)}  # fmt: skip
-    found = {name: (array.dtype, array.shape[1:]) for name, array in arrays.items()}
-    if found != {name: (np.dtype(kind), rest) for name, (kind, rest) in kinds.items()}:
+    found = {name: (array.dtype, array.shape[1:]) for name, array in arrays.items() if array.ndim}
+    if len(found) < len(arrays) or found != {name: (np.dtype(kind), rest) for name, (kind, rest) in kinds.items()}:
         raise PrunebenchError(f"{path} does not hold proposals for images of shape {shape}; score the net again.")
     index = np.concatenate([arrays["index"], arrays["whole_index"]])
     lengths = len(arrays["index"]) == len(arrays["offset"]) and len(arrays["whole_index"]) == len(arrays["whole"])

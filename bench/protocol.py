@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from bench.errors import PrunebenchError, unknown
 from bench.files import canonical_json, sha256_of
 
+LARGEST_TOML = 2**16  # bytes of a protocol or a claim
+
 
 class Rules(BaseModel):
     """A frozen set of rules: unknown keys are refused and numbers are numbers."""
@@ -207,19 +209,25 @@ def load(spec: str | Path) -> Protocol:
     if not text.endswith(".toml"):
         raise unknown("protocol", text, PROTOCOLS, "Or name a TOML file (*.toml) with rules of your own.")
     path = Path(text)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PrunebenchError(f"Cannot read the protocol {path} ({error.strerror}); check the path.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PrunebenchError(f"The protocol {path} is not valid TOML ({error}); mend the file.") from error
-    protocol = from_values(values, str(path))
+    protocol = from_values(read_toml(path, "protocol"), str(path))
     if protocol.name in PROTOCOLS and not protocol.official:
         raise PrunebenchError(
             f"The protocol {path} calls itself {protocol.name!r} but has other rules than the built-in one; "
             "give it a name of its own."
         )
     return protocol
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The values in the TOML file `path`, a `what`. Raises PrunebenchError when it is too large or not TOML."""
+    try:
+        if path.stat().st_size > LARGEST_TOML:
+            raise PrunebenchError(f"{path} is larger than {LARGEST_TOML} bytes, so it is not a {what} of prunebench.")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PrunebenchError(f"Cannot read the {what} {path} ({error.strerror}); check the path.") from error
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, or of a number with thousands of digits
+        raise PrunebenchError(f"The {what} {path} is not valid TOML ({error}); mend the file.") from error
 
 
 def from_values(values: dict[str, Any], source: str) -> Protocol:
@@ -245,12 +253,23 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def explain(error: ValidationError) -> str:
     """The first broken rule of `error` as a sentence: key, value, rule, way out."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "the whole"
+    key = _cut(".".join(str(part) for part in first["loc"])) or "the whole"
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}; remove it or correct its spelling."
     if first["type"] == "missing":
         return f"the key {key!r} is missing; add it."
-    rule = first["msg"].removeprefix("Value error, ")
+    rule = _cut(first["msg"].removeprefix("Value error, "))
     value = first["input"]
-    shown = "" if isinstance(value, (dict, BaseModel)) else f" = {value!r}"
+    shown = "" if isinstance(value, (dict, BaseModel)) else f" = {_shown(value)}"
     return f"{key}{shown}: {rule[:1].lower()}{rule[1:].rstrip('.')}; correct it."
+
+
+def _shown(value: object) -> str:
+    try:
+        return _cut(repr(value))
+    except ValueError:  # an int of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
+def _cut(text: str, longest: int = 400) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}..."

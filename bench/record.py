@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -21,6 +24,11 @@ from bench.protocol import Count, Exact, Job, Natural, Rules, exact, explain
 SCHEMA: Literal[2] = 2
 LARGEST = 8 * 2**20  # bytes; no record or outcomes file of ours comes near
 _LABEL = np.dtype("<i2")
+# What numpy and zipfile raise on a file that is damaged, encrypted, compressed in an odd way or made to mislead.
+_UNREADABLE = (
+    OSError, ValueError, EOFError, MemoryError, RuntimeError, LookupError, TypeError, OverflowError, SyntaxError,
+    struct.error, tokenize.TokenError, lzma.LZMAError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
@@ -324,6 +332,12 @@ def recount(path: Path, record: Record) -> dict[str, np.ndarray]:
     return arrays
 
 
+def standing(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which images of an outcomes file are right when clean and after every attack of AutoAttack: bool, shape (n,)."""
+    survived = [bits for name, bits in arrays.items() if name.startswith("survived/")]
+    return np.logical_and.reduce([arrays["labels"] == arrays["predicted"], *survived])
+
+
 def load_arrays(path: Path, sha256: str, what: str, largest: int = LARGEST) -> dict[str, np.ndarray]:
     """The arrays in the file `path`, which is `what`, has this sha256 and takes at most `largest` bytes unpacked.
 
@@ -343,7 +357,7 @@ def load_arrays(path: Path, sha256: str, what: str, largest: int = LARGEST) -> d
                 raise ValueError(f"it unpacks to more than {largest} bytes")
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return {name: np.asarray(file[name]) for name in file.files}
-    except (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         raise PrunebenchError(f"{path} is not {what} ({error}); restore it or score the net again.") from None
 
 

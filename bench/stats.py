@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 from scipy import stats
 
 
@@ -81,3 +82,46 @@ def places(groups: Mapping[str, Sequence[float]], spread: Spread, alpha: float =
         if p < alpha:
             place[a if means[a] < means[b] else b] += 1
     return place
+
+
+def mcnemar(b: int, c: int) -> float:
+    """The exact two-sided p-value that two nets are right equally often on the same images.
+
+    `b`, `c`: how many images the one and the other alone gets right; under the null hypothesis each of the b + c is a
+    fair coin (McNemar 1947, Psychometrika 12, p. 153, with the binomial distribution instead of chi-squared).
+    """
+    return min(1.0, 2 * paired(max(b, c), min(b, c)))
+
+
+def paired(b: int, c: int) -> float:
+    """The exact one-sided p-value of `b` or more of b + c discordant pairs, each a fair coin: the sign test.
+
+    For claims, `b` images are claimed robust and now fooled, `c` the other way round. Raises ValueError below 0.
+    """
+    if b < 0 or c < 0:
+        raise ValueError(f"{b} and {c} are not counts")
+    return float(stats.binom.sf(b - 1, b + c, 0.5))
+
+
+def noise(count: int, n: int, rate: float) -> float:
+    """The probability that an attack's own noise changes `count` or more of `n` images, each with probability `rate`.
+
+    A negative count, as where more is found than was claimed, has probability 1. Raises ValueError when count > n.
+    """
+    if count > n:
+        raise ValueError(f"{count} of {n} images is not possible")
+    return float(stats.binom.sf(count - 1, n, rate))
+
+
+def sampled_noise(standing: int, sample: int, robust: int, n: int, rate: float) -> float:
+    """The probability that `standing` or fewer of a random `sample` stand when `robust` of all `n` images are robust.
+
+    How many of the sample are robust is hypergeometric; the attack's noise then fools some of the sample, each with
+    probability `rate`. For the whole (sample = n) this is `noise(robust - standing, n, rate)`. Raises ValueError for
+    counts that are not within each other.
+    """
+    if not (0 <= standing <= sample <= n and 0 <= robust <= n):
+        raise ValueError(f"{standing} of {sample} and {robust} of {n} are not counts of one sample")
+    drawn = np.arange(max(0, sample - (n - robust)), min(sample, robust) + 1)
+    chance = stats.hypergeom.pmf(drawn, n, robust, sample) * stats.binom.sf(drawn - standing - 1, sample, rate)
+    return min(1.0, float(chance.sum()))

@@ -14,10 +14,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("bench", "pruners", "leaderboard")
 
-GROUND = frozenset({"errors", "files", "proposals", "protocol", "record", "seeds", "stats"})
+GROUND = frozenset({"compare", "errors", "files", "proposals", "protocol", "record", "seeds", "stats", "verdict"})
 # From the ground up. A module may import those below it and its own side of its layer ("|"), without cycles.
 LAYERS = (
-    "errors files proposals protocol record seeds stats",
+    "compare errors files proposals protocol record seeds stats verdict",
     "machine extras",
     "data models mask",
     "checkpoint attacks executor",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -20,9 +21,10 @@ from bench.mask import keep_largest, masked
 from bench.models import MODELS, build, prunable
 from bench.protocol import PROTOCOLS, Job
 from bench.record import Stage
+from tests.claims import copied, make_claim, overstated
 from tests.records import make, save
 
-VERBS = ("run", "train", "score", "inspect", "rank", "site", "list", "doctor")
+VERBS = ("run", "train", "score", "inspect", "rank", "site", "compare", "claim", "verify", "list", "doctor")
 
 TINY = """
 base = "digits-linf"
@@ -183,6 +185,66 @@ def test_train_writes_a_net_that_inspect_reads_and_does_not_train_it_twice(prune
     facts = json.loads(prunebench("inspect", path, "--json")[1])
     assert facts["header"]["protocol"]["name"] == "tiny"
     assert facts["header"]["job"]["sparsity"] == 0.9
+
+
+# Claims and comparisons
+
+
+@pytest.fixture(scope="module")
+def honest(nets, tmp_path_factory):
+    return make_claim(nets["dense"], tmp_path_factory.mktemp("claims"))
+
+
+def test_a_claim_from_a_record_to_its_verdicts(prunebench, honest, tmp_path):
+    scored = honest.parent.parent / "scored" / "record.json"
+    code, out, err = prunebench("claim", scored, "--out", "mine")
+    assert (code, out, err) == (0, "Written: mine/CLAIM.toml\n", "")
+    assert (tmp_path / "mine" / "CLAIM.toml").read_bytes() == honest.read_bytes()
+    code, out, err = prunebench("verify", "mine", "--quiet")
+    assert (code, err) == (0, "") and out.startswith("mine/CLAIM.toml: reproduced: The stored images leave ")
+    (found,) = json.loads(prunebench("verify", "mine/CLAIM.toml", "--quiet", "--json")[1])
+    assert (found["claim"], found["level"], found["word"], found["images"]) == (
+        "mine/CLAIM.toml", "replay", "reproduced", [],
+    )  # fmt: skip
+
+    overstated(copied(honest, tmp_path / "over"), 5)
+    code, out, err = prunebench("verify", "over", "--quiet")
+    assert (code, err) == (1, "") and "not reproduced: Of 400 images 20 are claimed robust and are wrong here: " in out
+
+    (tmp_path / "mine" / "net.safetensors").write_bytes(b"another")
+    assert "is of a net with the sha256 " in mistake(prunebench, "verify", "mine", "--quiet")
+    copied(honest, tmp_path / "good \x1b[31m")
+    code, out, err = prunebench("verify", ".", "--quiet")  # one stands, one does not, one is refused
+    lines = out.splitlines()
+    assert (code, err) == (1, "") and len(lines) == 3 and "\x1b" not in out
+    assert [line.split(": ")[1] for line in lines] == ["reproduced", "refused", "not reproduced"]
+    shutil.rmtree(tmp_path / "mine")
+    shutil.rmtree(tmp_path / "over")
+    assert prunebench("verify", ".", "--quiet")[0] == 0
+
+
+def test_what_cannot_be_claimed_or_verified(prunebench, honest, tmp_path):
+    scored = honest.parent.parent / "scored" / "record.json"
+    assert "is not the net of" in mistake(prunebench, "claim", scored, "--net", scored, "--out", "mine")
+    assert "Cannot read none.json" in mistake(prunebench, "claim", "none.json", "--out", "mine")
+    assert not (tmp_path / "mine").exists()
+    assert "There is no claim in none" in mistake(prunebench, "verify", "none")
+    (tmp_path / "CLAIM.toml").write_text("n = 1\nn = 2\n")
+    assert "not valid TOML" in mistake(prunebench, "verify", "CLAIM.toml")
+
+
+def test_compare_says_whether_two_nets_differ(prunebench, tmp_path):
+    save(tmp_path, make(robust=50), "a"), save(tmp_path, make(seed=1, robust=40), "b")
+    a, b = "digits-linf/a.json", "digits-linf/b.json"
+    code, out, _ = prunebench("compare", a, b)
+    assert code == 0
+    assert "Robust accuracy of A is higher: 50 against 40 of 100 images, 10 right under A alone" in out
+    assert "Clean accuracy of A and B cannot be told apart" in out
+    robust, clean = json.loads(prunebench("compare", b, a, "--json")[1])
+    assert (robust["a"], robust["only_b"], robust["p"], robust["significant"]) == (40, 10, 2 / 2**10, True)
+    assert (clean["p"], clean["significant"]) == (1.0, False)
+    save(tmp_path, make(seed=2, n=90), "c")
+    assert "different numbers of images, 100 and 90" in mistake(prunebench, "compare", a, "digits-linf/c.json")
 
 
 # Bad input

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bench.errors import PrunebenchError
+from bench.errors import LONGEST, PrunebenchError
 from bench.files import canonical_json, sha256_of, sole_user, write_aside, write_bytes, write_json
 
 
@@ -74,7 +74,7 @@ def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from bench.errors import PrunebenchError
+from bench.errors import LONGEST, PrunebenchError
 from bench.files import write_bytes
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails, as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -142,3 +142,12 @@ def test_an_error_inside_is_not_taken_for_one_of_the_lock(tmp_path):
         raise PermissionError
     with sole_user(tmp_path):  # and the folder is free again
         pass
+
+
+def test_errors_are_one_printable_line_of_bounded_length():
+    said = str(PrunebenchError("a\x1b[2J\nb\u202ec\ud800 \u00e9"))
+    assert said == r"a\x1b[2J\nb\u202ec\ud800 é" and said.isprintable()
+    for length in (LONGEST, LONGEST + 1, 10**6):
+        said = str(PrunebenchError("value " + "x" * (length - 12) + " rule."))
+        assert len(said) <= LONGEST and said.startswith("value ") and said.endswith(" rule.")
+    assert said[:1100].count(" ... ") == 1

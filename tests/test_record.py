@@ -178,7 +178,7 @@ def test_recount_takes_survivors_of_one_attack_after_the_other(tmp_path):
     labels = np.arange(4)
     bits = {"a": np.array([1, 1, 0, 1], bool), "b": np.array([0, 1, 1, 1], bool)}
     raw = pack_outcomes(labels, np.array([0, 1, 2, 9]), bits, {}, {})  # right: 0 1 2; after a: 0 1; after b: 1
-    score = {"n": 4, "clean": 3, "survived": {"a": 2, "b": 1}, "robust": 1}
+    score = {"n": 4, "clean": 3, "survived": {"a": 2, "b": 1}, "robust": 1, "weak": {}, "curve": []}
     path = save(tmp_path, make(score=score, outcomes=sha256_of(raw)))
     write_bytes(outcomes_path(path), raw)
     recount(path, load_record(path))

@@ -7,8 +7,9 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from bench.stats import Spread, holm, places, pooled, wilson
+from bench.stats import Spread, holm, mcnemar, noise, paired, places, pooled, sampled_noise, wilson
 
 Z = 1.959963984540054  # 97.5 % quantile of the normal
 
@@ -119,3 +120,66 @@ def test_places_do_not_depend_on_the_order_of_rows(values, random):
     found = places(groups, spread)
     assert places(dict(shuffled), spread) == found
     assert 1 in found.values()
+
+
+# Paired outcomes: fair coins, so every answer is a sum of binomial coefficients over a power of two.
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "p"),
+    [
+        (0, 0, 1.0),
+        (1, 0, 1.0),  # 2 * 1/2
+        (5, 0, 2 / 2**5),
+        (5, 1, 2 * (6 + 1) / 2**6),
+        (8, 2, 2 * (45 + 10 + 1) / 2**10),
+        (3, 3, 1.0),
+    ],
+)
+def test_mcnemar_on_paper(b, c, p):
+    assert mcnemar(b, c) == pytest.approx(p, rel=1e-12)
+    assert mcnemar(c, b) == mcnemar(b, c)
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "p"),
+    [(0, 0, 1.0), (0, 5, 1.0), (10, 0, 1 / 2**10), (5, 1, 7 / 2**6), (1, 5, 63 / 2**6)],
+)
+def test_the_paired_test_looks_to_one_side(b, c, p):
+    assert paired(b, c) == pytest.approx(p, rel=1e-12)
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_mcnemar_is_scipys_binomial_test(b, c):
+    assert mcnemar(b, c) == pytest.approx(stats.binomtest(b, b + c).pvalue if b + c else 1.0, rel=1e-9)
+
+
+def test_counts_below_zero_are_refused():
+    with pytest.raises(ValueError, match="not counts"):
+        paired(-1, 3)
+
+
+def test_noise_on_paper():
+    # Of 3 images, each changed with probability 1/4: none 27/64, one 27/64, two 9/64, three 1/64.
+    assert [noise(k, 3, 1 / 4) for k in (-2, 0, 1, 2, 3)] == pytest.approx([1, 1, 37 / 64, 10 / 64, 1 / 64], rel=1e-12)
+    with pytest.raises(ValueError, match="not possible"):
+        noise(4, 3, 1 / 4)
+
+
+def test_sampled_noise_on_paper():
+    # Of 4 images 2 are robust, 2 are drawn: 0, 1, 2 robust ones with 1/6, 4/6, 1/6. Without noise that is all.
+    assert [sampled_noise(k, 2, 2, 4, 0) for k in (0, 1, 2)] == pytest.approx([1 / 6, 5 / 6, 1])
+    # Each of the 2 is fooled with 1/2, so 0, 1, 2 fall with 1/4, 2/4, 1/4. None stands: all of what was robust fell.
+    assert sampled_noise(0, 2, 2, 4, 1 / 2) == pytest.approx(1 / 6 + 4 / 6 * 3 / 4 + 1 / 6 * 1 / 4)
+
+
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.integers(0, n), st.just(n))))
+def test_a_sample_of_all_is_the_noise_alone(case):
+    standing, robust, n = case
+    assert sampled_noise(standing, n, robust, n, 1 / 256) == pytest.approx(noise(robust - standing, n, 1 / 256))
+
+
+@pytest.mark.parametrize("case", [(3, 2, 2, 4), (0, 5, 2, 4), (0, 2, 5, 4), (-1, 2, 2, 4)])
+def test_a_sample_that_is_none_is_refused(case):
+    with pytest.raises(ValueError, match="not counts of one sample"):
+        sampled_noise(*case, 1 / 256)

@@ -1,0 +1,241 @@
+"""Claims: a published robustness number with the files that it can be checked against, as CLAIM.toml beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tomli_w
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from bench.errors import PrunebenchError, Refused
+from bench.files import canonical_json, sha256_of, write_bytes
+from bench.protocol import PROTOCOLS, Count, Natural, Protocol, Rules, explain, load, read_toml
+from bench.record import Record, Sha256, load_arrays, load_record, outcomes_path, proposals_path, recount, standing
+
+NAME, SUFFIX = "CLAIM.toml", ".claim.toml"
+LARGEST = 2**30  # bytes of a file that a claim names
+
+
+def _inside(text: str) -> str:
+    parts = text.split("/")
+    if any(part in (".", "..") or not re.fullmatch(r"[A-Za-z0-9._=+@-]{1,200}", part) for part in parts):
+        raise ValueError(
+            f"{text!r} does not name a file below the claim's folder; write a relative path of letters, digits and "
+            "._=+@- without '..'"
+        )
+    return text
+
+
+Inside = Annotated[str, AfterValidator(_inside)]
+
+
+class Asset(Rules):
+    """A file below the folder of the claim."""
+
+    path: Inside
+    sha256: Sha256
+
+
+class Under(Rules):
+    """The rules of a claim: a built-in protocol, or a TOML file below the claim's folder, and the hash of the rules."""
+
+    name: Inside
+    sha256: Sha256
+
+
+class Claim(Rules):
+    """That `robust` of the first `n` test images stand under AutoAttack by these rules.
+
+    `data`: the sha256 over those images. `outcomes` say which images stand, `proposals` hold what fools the others.
+    """
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    n: Count
+    robust: Natural
+    data: Sha256 | None = None
+    protocol: Under
+    net: Asset
+    outcomes: Asset | None = None
+    proposals: Asset | None = None
+
+    @model_validator(mode="after")
+    def _within_n(self) -> Claim:
+        if self.robust > self.n:
+            raise ValueError(f"robust = {self.robust} is more than n = {self.n}")
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """The hash of all that is claimed."""
+        return sha256_of(canonical_json(self.model_dump(mode="json", by_alias=True)))
+
+
+def load_claim(path: Path) -> Claim:
+    """The claim in the file `path`. Raises PrunebenchError for one that breaks the rules of its format."""
+    values = read_toml(path, "claim")
+    try:
+        return Claim.model_validate(values)
+    except ValidationError as error:
+        raise PrunebenchError(f"The claim {path} breaks the rules: {explain(error)}") from None
+
+
+def is_claim(path: Path) -> bool:
+    """Whether a file of this name is a claim."""
+    return path.name == NAME or path.name.endswith(SUFFIX)
+
+
+def find(place: Path) -> list[Path]:
+    """The claims below the folder `place`, or the file itself. Raises PrunebenchError when there is none."""
+    if place.is_file():
+        return [place]
+    found = sorted(path for path in place.rglob("*.toml") if is_claim(path) and path.is_file())
+    if not found:
+        raise PrunebenchError(f"There is no claim in {place}; name a {NAME}, a *{SUFFIX}, or a folder that holds some.")
+    return found
+
+
+def sound(path: Path, asset: Asset, what: str) -> Path:
+    """Where the file `asset` of the claim at `path` lies, after its hash was checked.
+
+    Raises Refused when it is not a file below the claim's folder (links are followed first), too large, or another
+    file than the claim speaks of.
+    """
+    where = _locate(path, asset.path, what)
+    with where.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != asset.sha256:
+        raise Refused(
+            "hash",
+            f"{path} is of {what} with the sha256 {asset.sha256[:12]}..., and {where} has {found[:12]}...; restore the "
+            "file, or make a claim of the one that is there.",
+        )
+    return where
+
+
+def _locate(path: Path, name: str, what: str) -> Path:
+    try:
+        home, where = path.parent.resolve(strict=True), (path.parent / name).resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise Refused("file", f"{path} names {name} as {what}, which is not there; restore the file.") from None
+    if not where.is_relative_to(home) or not where.is_file() or where.stat().st_size > LARGEST:
+        raise Refused(
+            "file",
+            f"{path} names {name} as {what}, which is not a file below {path.parent} of at most {LARGEST} bytes; "
+            "copy it there.",
+        )
+    return path.parent / name
+
+
+def rules_of(path: Path, claim: Claim) -> Protocol:
+    """The rules that the claim at `path` was made under. Raises PrunebenchError when they are others today."""
+    name = claim.protocol.name
+    rules = PROTOCOLS[name] if name in PROTOCOLS else load(_locate(path, _own(path, name), "its rules"))
+    if rules.sha256 != claim.protocol.sha256:
+        raise Refused(
+            "protocol",
+            f"{path} was made under {name} with the sha256 {claim.protocol.sha256[:12]}..., which has "
+            f"{rules.sha256[:12]}... today; score the net again and claim that.",
+        )
+    folder = rules.data.removeprefix("folder:")
+    if folder != rules.data and (Path(folder).is_absolute() or ".." in Path(folder).parts):
+        raise Refused(
+            "protocol", f"{path} wants images from {rules.data!r}, outside the data folder; put them below it."
+        )
+    return rules
+
+
+def _own(path: Path, name: str) -> str:
+    if not name.endswith(".toml"):
+        choices = ", ".join(sorted(PROTOCOLS))
+        raise PrunebenchError(
+            f"{path} names the protocol {name!r}, which is neither built in ({choices}) nor a TOML file (*.toml)."
+        )
+    return name
+
+
+def outcomes_of(path: Path, claim: Claim) -> dict[str, np.ndarray] | None:
+    """The stored outcomes of the claim at `path`, None where it is a mere count.
+
+    Raises PrunebenchError for outcomes of other images or with another count than the claim's.
+    """
+    if claim.outcomes is None:
+        return None
+    where = sound(path, claim.outcomes, "outcomes")
+    arrays = load_arrays(where, claim.outcomes.sha256, f"the outcomes of {path}")
+    kinds = {name: (array.dtype.kind, array.shape) for name, array in arrays.items()}
+    wanted = {name: ("i" if name in ("labels", "predicted") else "b", (claim.n,)) for name in kinds}
+    bits = [name for name in kinds if name.startswith("survived/")]
+    if kinds != wanted or not bits or not {"labels", "predicted", "clean"} <= kinds.keys():
+        raise Refused("outcomes", f"{where} does not hold outcomes of {claim.n} images; claim the score again.")
+    count = int(standing(arrays).sum())
+    if count != claim.robust:
+        raise Refused(
+            "outcomes",
+            f"{path} claims {claim.robust} robust images, its outcomes show {count}; claim what they show.",
+        )
+    return arrays
+
+
+def make(record: Path, net: Path, out: Path) -> Path:
+    """Write a claim of the score in the file `record` below `out`, and copy there what it can be checked against.
+
+    `net`: the net file that was scored. Returns the path of the claim. Raises PrunebenchError when record, net,
+    outcomes and proposals do not belong together.
+    """
+    scored = load_record(record)
+    if not isinstance(scored, Record):
+        raise PrunebenchError(f"{record} is a refusal, of which there is nothing to claim; name a record with a score.")
+    recount(record, scored)
+    files = {"net": _copy(net, scored.net.sha256, f"the net of {record}", "net.safetensors")}
+    files["outcomes"] = _copy(outcomes_path(record), scored.outcomes, f"the outcomes of {record}", "outcomes.npz")
+    if scored.proposals is not None:
+        kept = proposals_path(record)
+        files["proposals"] = _copy(kept, scored.proposals, f"the adversarial images of {record}", "proposals.npz")
+    rules = _rules(scored, net)
+    name, beside = (rules.name, []) if rules.official else ("protocol.toml", [("protocol.toml", _toml_of(rules))])
+    claim = Claim(
+        schema=1, n=scored.score.n, robust=scored.score.robust, data=scored.data.sha256,
+        protocol=Under(name=name, sha256=rules.sha256),
+        **{what: Asset(path=file, sha256=sha256_of(data)) for what, (file, data) in files.items()},
+    )  # fmt: skip
+    for file, data in [*files.values(), *beside, (NAME, _toml_of(claim))]:
+        write_bytes(out / file, data)
+    return out / NAME
+
+
+def _toml_of(values: Rules) -> bytes:
+    return tomli_w.dumps(values.model_dump(mode="json", by_alias=True, exclude_none=True)).encode()
+
+
+def _rules(record: Record, net: Path) -> Protocol:
+    """The rules that a record was made under: built in, or from the header of the net."""
+    wanted = record.protocol.sha256
+    for rules in PROTOCOLS.values():
+        if rules.sha256 == wanted:
+            return rules
+    from bench.checkpoint import open_net  # waits for torch, which reading a claim does not need
+
+    rules = open_net(net).header.protocol
+    if rules.sha256 == wanted:
+        return rules
+    raise PrunebenchError(
+        f"The record was made under {record.protocol.name} with the sha256 {wanted[:12]}..., which is neither built in "
+        f"nor in the header of {net}; score the net under today's rules."
+    )
+
+
+def _copy(path: Path, sha256: str, what: str, name: str) -> tuple[str, bytes]:
+    """What is to be written under `name`: the bytes of the file `path`, which is `what` and must have that hash."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise PrunebenchError(f"{path} is larger than {LARGEST} bytes, so it is not {what}; check the path.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise PrunebenchError(f"Cannot read {path}, {what} ({error.strerror}); check the path.") from None
+    if sha256_of(data) != sha256:
+        raise PrunebenchError(f"{path} is not {what}: its sha256 is another; name the file that was scored.")
+    return name, data

@@ -1,0 +1,176 @@
+"""Claims measured again: replay the stored adversarial images, attack a tenth of the images, or all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench import machine, proposals, verdict
+from bench.attacks import STANDARD, Attack, Model
+from bench.checkpoint import Net, open_net
+from bench.claim import Claim, load_claim, outcomes_of, rules_of, sound
+from bench.data import Split, Store, as_float
+from bench.errors import PrunebenchError, Refused
+from bench.journal import Journal
+from bench.protocol import Protocol, Threat
+from bench.record import standing
+from bench.referee import Referee, batch_size, exact_float32
+from bench.seeds import derive, order
+from bench.trial import Report, Trial
+from bench.verdict import Verdict
+
+Level = Literal["replay", "quick", "full"]
+
+SHARE, FEWEST = 10, 100  # quick attacks one image in SHARE, and at least FEWEST where there are so many
+QUICK = ("apgd-ce", "apgd-t")
+
+
+def verify(
+    claim: str | Path, level: Level = "replay", *, store: Store | None = None, device: str = "auto", seed: int = 0,
+    out: Path | None = None, report: Report | None = None,
+) -> Verdict:  # fmt: skip
+    """Check the claim in the file `claim` against a new measurement.
+
+    `replay` measures the stored adversarial images again; `quick` runs APGD-CE and APGD-T on a tenth of the images,
+    drawn by the claim's hash and `seed`; `full` runs all of AutoAttack on all of them, and keeps a journal in `out`,
+    from which a killed run goes on. Raises PrunebenchError, before anything is measured, for a claim that breaks its
+    format, whose net or other files are not those that it names, or that lacks what the level needs.
+    """
+    path = Path(claim)
+    check = _prepare(path, store or Store(Path("data")))
+    where = machine.device_named(device)
+    with exact_float32():
+        match level:
+            case "replay":
+                return _replay(check, where)
+            case "quick":
+                return _quick(check, where, seed, report)
+            case "full":
+                return _full(check, where, out, report)
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A claim whose files are the ones that it names: what is claimed, the opened net, the images."""
+
+    path: Path
+    claim: Claim
+    rules: Protocol
+    net: Net
+    test: Split
+    outcomes: dict[str, np.ndarray] | None
+
+    @property
+    def claimed(self) -> np.ndarray | None:
+        """Which images are claimed to stand, bool (n,); None when only a count is."""
+        return None if self.outcomes is None else standing(self.outcomes)
+
+    def referee(self, device: torch.device) -> Referee:
+        """The net under measurement."""
+        batch = batch_size(self.rules, self.net.header.arch, device.type)
+        return Referee(self.net.module, self.rules, batch, device)
+
+
+def _prepare(path: Path, store: Store) -> _Check:
+    claim = load_claim(path)
+    weights = sound(path, claim.net, "a net")
+    rules = rules_of(path, claim)
+    outcomes = outcomes_of(path, claim)
+    if claim.proposals is not None:
+        sound(path, claim.proposals, "adversarial images")
+    net = open_net(weights)
+    if net.id.sha256 != claim.net.sha256:
+        raise Refused("hash", f"{weights} changed while it was read; verify {path} again.")
+    info, header = store.info(rules.data), net.header
+    if (header.classes, header.shape) != (info.classes, info.shape):
+        raise Refused(
+            "protocol",
+            f"{weights} takes {header.shape} images of {header.classes} classes, {rules.name} has {info.shape} of "
+            f"{info.classes}; claim it under a protocol that fits.",
+        )
+    if rules.test is not None and claim.n > rules.test:
+        raise Refused("images", f"{path} claims {claim.n} images, {rules.name} has {rules.test}; claim no more.")
+    test = store.testing(rules.data, claim.n)
+    same = claim.data in (None, test.sha256)
+    if not same or (outcomes is not None and not np.array_equal(outcomes["labels"], test.labels.numpy())):
+        raise Refused(
+            "images", f"{path} speaks of other images of {rules.data} than those that are here; check --data."
+        )
+    return _Check(path, claim, rules, net, test, outcomes)
+
+
+def _replay(check: _Check, device: torch.device) -> Verdict:
+    """Measure the stored adversarial images as if an attack had just proposed them."""
+    claim, referee = check.claim, check.referee(device)
+    if claim.proposals is None:
+        raise PrunebenchError(
+            f"{check.path} stores no adversarial images to replay; verify it at level quick or full, or score the net "
+            "anew with proposals kept."
+        )
+    images, labels = as_float(check.test.images), check.test.labels
+    where = sound(check.path, claim.proposals, "adversarial images")
+    kept = proposals.load(where, claim.proposals.sha256, images.numpy(), check.rules.threat.radius)
+    predicted = referee.steady_logits(images).argmax(1)
+    stands = predicted == labels
+    index = torch.from_numpy(kept.index)
+    if len(index):
+        stored = torch.from_numpy(kept.images)
+
+        def proposing(
+            model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator
+        ) -> Tensor:
+            return stored.to(images.device)
+
+        fooled, *_ = referee.fooled(proposing, images[index], labels[index], 0)
+        stands[index] &= ~fooled
+    both = None if check.outcomes is None else (check.outcomes["predicted"], predicted.numpy())
+    claimed = claim.robust if check.claimed is None else check.claimed
+    return verdict.replayed(claimed, kept.index, stands.numpy(), both)
+
+
+def _quick(check: _Check, device: torch.device, seed: int, report: Report | None) -> Verdict:
+    """Attack a random part of the images; what is claimed to be fooled anyway is left out."""
+    n, referee = check.claim.n, check.referee(device)
+    size = min(n, max(FEWEST, -(-n // SHARE)))
+    drawn = sorted(order(n, "claim", check.claim.sha256, seed)[:size])
+    index, claimed = torch.tensor(drawn), check.claimed
+    images, labels = as_float(check.test.images[index]), check.test.labels[index]
+    stands = referee.steady_logits(images).argmax(1) == labels
+    if claimed is not None:
+        stands &= torch.from_numpy(claimed)[index]
+    for number, name in enumerate(QUICK):
+        stands = _attacked(referee, name, STANDARD[name], images, labels, stands, seed)
+        if report is not None:
+            report(name, number + 1, len(QUICK))
+    if claimed is None:
+        return verdict.sampled_count(check.claim.robust, n, size, int(stands.sum()))
+    return verdict.sampled(claimed, index.numpy(), stands.numpy())
+
+
+def _attacked(
+    referee: Referee, name: str, attack: Attack, images: Tensor, labels: Tensor, stands: Tensor, seed: int
+) -> Tensor:
+    """Which of the images that stand still do after `attack`, shard by shard: bool (k,)."""
+    after = stands.clone()
+    for number, part in enumerate(stands.nonzero().squeeze(1).split(referee.rules.shard)):
+        stream = derive(seed, "claim", name, number)
+        fooled, *_ = referee.fooled(attack, images[part], labels[part], stream)
+        after[part] = ~fooled
+    return after
+
+
+def _full(check: _Check, device: torch.device, out: Path | None, report: Report | None) -> Verdict:
+    """Run all of AutoAttack on all of the images, with the seeds of the protocol."""
+    claim, referee, test = check.claim, check.referee(device), check.test
+    facts: list[object] = [claim.net.sha256, test.sha256, check.rules.sha256, referee.batch, machine.env_key(device)]
+    trial = Trial(referee, test, Journal(None if out is None else out / "journal", facts), report)
+    clean = referee.steady_logits(as_float(test.images)).argmax(1) == test.labels
+    measured = list(trial.standard(clean).values())[-1].numpy()
+    if check.claimed is None:
+        return verdict.counted(claim.robust, int(measured.sum()), claim.n)
+    return verdict.whole(check.claimed, measured)
