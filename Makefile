@@ -26,8 +26,9 @@ help: ## show this list
 
 setup: $(READY) ## install everything into .venv (the other targets do it too)
 
-demo: $(READY) ## train, prune, attack and rank four pruners on the digits
-	$(BIN)/prunebench run digits-linf --pruner dense --pruner random --pruner magnitude --pruner imp --sparsity 0.95 --seed 0 --examples 200 --jobs $(JOBS) --out runs/demo
+DEMO := dense random magnitude imp hydra awt iwi
+demo: $(READY) ## train, prune, attack and rank seven pruners on the digits
+	$(BIN)/prunebench run digits-linf $(DEMO:%=--pruner %) --sparsity 0.95 --seed 0 --examples 200 --jobs $(JOBS) --out runs/demo
 
 test: $(READY) ## run the tests that need neither minutes nor a GPU
 	$(BIN)/pytest -n $(JOBS) --dist worksteal

@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -187,24 +188,37 @@ def _publish(result: Ended, records: Path) -> None:
 def _side_by_side(
     tasks: list[Task], workers: int, report: Callable[[str, str, float, float], None] | None
 ) -> Generator[Ended]:
-    """Work through `tasks` in `workers` processes and yield each as it ends; none begins before its parent's end."""
+    """Work through `tasks` in `workers` processes and yield each as it ends.
+
+    A net is scored as soon as it and its parent have been trained; until then the workers train the next ones.
+    """
     spawn = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     news = spawn.Queue()
+    folders = {task.folder for task in tasks}
+    untrained, trained, settled = deque(tasks), list[Task](), set[Path]()
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(news,)) as pool:
-        folders = {task.folder for task in tasks}
-        begun = [task for task in tasks if task.parent not in folders]
-        waiting = [task for task in tasks if task.parent in folders]
-        futures: dict[Future[Ended], Task] = {pool.submit(_work, task): task for task in begun}
+        futures: dict[Future[Ended | None], Task] = {}
         try:
-            while futures:
+            while untrained or trained or futures:
+                while len(futures) < workers:
+                    free = (task for task in trained if task.parent not in folders or task.parent in settled)
+                    if (task := next(free, None)) is not None:
+                        trained.remove(task)
+                        futures[_submit(pool, _score, task)] = task
+                    elif untrained:
+                        task = untrained.popleft()
+                        futures[_submit(pool, _train, task)] = task
+                    else:
+                        break
                 _pass_on(news, report)
                 for future in [future for future in futures if future.done()]:
-                    ended = futures.pop(future)
-                    for task in [task for task in waiting if task.parent == ended.folder]:
-                        waiting.remove(task)
-                        futures[_submit(pool, task)] = task
-                    yield _result(future, ended)
+                    task = futures.pop(future)
+                    settled.add(task.folder)
+                    if (ended := _result(future, task)) is None:
+                        trained.append(task)
+                    else:
+                        yield ended
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - others:
@@ -212,12 +226,12 @@ def _side_by_side(
             raise
 
 
-def _submit(pool: ProcessPoolExecutor, task: Task) -> Future[Ended]:
-    """The task handed to the pool; when that is broken, a future that says so."""
+def _submit(pool: ProcessPoolExecutor, step: Callable[[Task], Ended | None], task: Task) -> Future[Ended | None]:
+    """The step handed to the pool; when that is broken, a future that says so."""
     try:
-        return pool.submit(_work, task)
+        return pool.submit(step, task)
     except BrokenProcessPool as error:
-        broken: Future[Ended] = Future()
+        broken: Future[Ended | None] = Future()
         broken.set_exception(error)
         return broken
 
@@ -234,7 +248,7 @@ def _pass_on(news: Any, report: Callable[[str, str, float, float], None] | None)
         return
 
 
-def _result(future: Future[Ended], task: Task) -> Ended:
+def _result(future: Future[Ended | None], task: Task) -> Ended | None:
     try:
         return future.result()
     except BrokenProcessPool:
@@ -260,9 +274,38 @@ def _begin(news: Any) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(task: Task) -> Ended:
-    """Train and score one task, in a worker process."""
-    torch.set_num_threads(task.threads)
+def _train(task: Task) -> Ended | None:
+    """In a worker process: see to it that the net is there; None when it is still to be scored."""
+
+    def step() -> Ended | None:
+        if _scored(task):
+            return Ended(task, "kept", "done before")
+        try:
+            train(
+                task.spec, task.job, task.protocol, task.folder, task.stages, task.store, device=task.device,
+                report=_reporter(task),
+            )  # fmt: skip
+        except Refused as refused:  # by the checks of the net file: there is no net to refuse a score
+            return Ended(task, "failed", str(refused))
+        return None
+
+    return _kept_from_raising(task, step)
+
+
+def _score(task: Task) -> Ended | None:
+    """In a worker process: score the net that is there."""
+
+    def step() -> Ended:
+        record = score(
+            task.folder / NET, examples=task.examples, out=task.folder, store=task.store, device=task.device,
+            report=_reporter(task), protocol=task.protocol, parent=task.dense, keep_proposals=task.keep_proposals,
+        )  # fmt: skip
+        return Ended(task, "done", f"{record.score.robust} of {record.score.n} robust, {record.score.clean} clean")
+
+    return _kept_from_raising(task, step)
+
+
+def _reporter(task: Task) -> Report:
     last = 0.0
 
     def report(what: str, done: float, total: float) -> None:
@@ -271,27 +314,14 @@ def _work(task: Task) -> Ended:
             last = time.monotonic()
             _news.put((task.job.name, what, done, total))
 
+    return report
+
+
+def _kept_from_raising(task: Task, step: Callable[[], Ended | None]) -> Ended | None:
+    """What `step` says; an error ends this task with its reason and no other."""
+    torch.set_num_threads(task.threads)
     try:
-        if _scored(task):
-            return Ended(task, "kept", "done before")
-        try:
-            net = train(
-                task.spec,
-                task.job,
-                task.protocol,
-                task.folder,
-                task.stages,
-                task.store,
-                device=task.device,
-                report=report,
-            )
-        except Refused as refused:  # by the checks of the net file: there is no net to refuse a score
-            return Ended(task, "failed", str(refused))
-        record = score(
-            net, examples=task.examples, out=task.folder, store=task.store, device=task.device, report=report,
-            protocol=task.protocol, parent=task.dense, keep_proposals=task.keep_proposals,
-        )  # fmt: skip
-        return Ended(task, "done", f"{record.score.robust} of {record.score.n} robust, {record.score.clean} clean")
+        return step()
     except Refused as refused:
         return Ended(task, "refused", str(refused))
     except PrunebenchError as error:

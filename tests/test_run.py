@@ -15,11 +15,12 @@ import pytest
 import torch
 
 import bench.run
+from bench.checkpoint import open_net
 from bench.data import Store
 from bench.errors import PrunebenchError
-from bench.files import sole_user
+from bench.files import sha256_of, sole_user
 from bench.protocol import Threat
-from bench.record import Record, Refusal, load_record, outcomes_path, recount
+from bench.record import Record, Refusal, load_record, outcomes_path, pairs_path, proposals_path, recount
 from bench.run import NET, Ended, grid, job_id, job_of, run, train
 from pruners import parse
 from tests.nets import STORE, changed, job, toml
@@ -67,7 +68,7 @@ def here(monkeypatch):
     """Let `run` work through its tasks in this process, one after the other, which takes no start of processes."""
 
     def one_by_one(tasks, workers, report):
-        yield from (bench.run._work(task) for task in tasks)
+        yield from (bench.run._train(task) or bench.run._score(task) for task in tasks)
 
     monkeypatch.setattr(bench.run, "_side_by_side", one_by_one)
 
@@ -118,6 +119,35 @@ def test_a_grid_is_trained_scored_and_published(here, tmp_path):
         assert end.why == f"{record.score.robust} of 16 robust, {record.score.clean} clean"
         assert end.task.folder == tmp_path / "jobs" / job_id(RULES, end.task.spec, end.task.job)
     assert record.net.nonzero == 3816
+
+
+def test_the_dense_net_is_tried_on_the_others_of_its_seed(here, tmp_path):
+    (alone,) = run(RULES, jobs("random"), tmp_path, STORE, device="cpu")
+    assert "parent" not in load_record(alone.task.folder / "record.json").notes
+    dense, pruned = run(RULES, jobs("dense", "random"), tmp_path, STORE, device="cpu")
+    assert (dense.how, pruned.how) == ("done", "done")  # scored again: the dense net was not there before
+    notes = [load_record(end.task.folder / "record.json").notes for end in (dense, pruned)]
+    assert notes[1]["parent"] == open_net(dense.task.folder / NET).id.sha256 and "parent" not in notes[0]
+    assert ends(run(RULES, jobs("dense", "random"), tmp_path, STORE, device="cpu")) == [
+        ("dense", "kept"), ("random", "kept"),
+    ]  # fmt: skip
+
+
+def test_a_net_is_scored_after_its_parent_though_it_was_trained_first(tmp_path):
+    results = run(RULES, jobs("random", "dense"), tmp_path, STORE, device="cpu")
+    found = {end.task.job.pruner: load_record(end.task.folder / "record.json") for end in results}
+    assert [end.how for end in results] == ["done", "done"] and "parent" in found["random"].notes
+
+
+def test_what_fooled_the_nets_is_kept_when_it_is_asked_for(here, tmp_path):
+    (end,) = run(RULES, jobs("random"), tmp_path, STORE, device="cpu")
+    path = tmp_path / "records" / "tiny" / "random-s0.9-seed0.json"
+    assert load_record(path).proposals is None and not proposals_path(path).exists()
+    (end,) = run(RULES, jobs("random"), tmp_path, STORE, device="cpu", keep_proposals=True)
+    assert end.how == "done" and load_record(path).proposals == sha256_of(proposals_path(path).read_bytes())
+    assert load_record(path).pairs == sha256_of(pairs_path(path).read_bytes())
+    (end,) = run(RULES, jobs("random"), tmp_path, STORE, device="cpu", keep_proposals=True)
+    assert end.how == "kept"
 
 
 def stamps(folder):
