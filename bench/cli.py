@@ -204,6 +204,37 @@ def site_(
     show.out(show.written(f"Written, {len(ranking.boards)} boards and {rows} entries", [first]))
 
 
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and underscores.")],
+    out: Annotated[Path, typer.Option(help="Where the folder NAME goes.")] = Path(),
+) -> None:
+    """Write a pruner of your own, its test and its registration."""
+    import pruners
+    from bench import scaffold, show
+
+    files = scaffold.new(name, out, taken=pruners.PRUNERS)
+    show.out(show.written("Written", files), f"Next: prunebench check {scaffold.spec(files[0])}")
+
+
+@app.command("check")
+def check_(
+    pruner: Annotated[str, typer.Argument(metavar="PRUNER", help="A name, module:Class or file.py:Class.")],
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Run a pruner through the conformance suite: seconds."""
+    import torch
+
+    from bench import conformance, show
+
+    torch.set_num_threads(threads)
+    report = conformance.check(pruner)
+    show.out(json.dumps(report.as_json(), indent=1) if as_json else str(report))
+    if not report.holds:
+        raise PrunebenchError("Not every check holds; the report says what was found and how to mend it.")
+
+
 class Kind(StrEnum):
     """What can be listed."""
 
