@@ -22,7 +22,7 @@ from bench.protocol import PROTOCOLS, Job
 from bench.record import Stage
 from tests.records import make, save
 
-VERBS = ("run", "train", "score", "inspect", "rank", "site", "new", "check", "list", "doctor")
+VERBS = ("run", "train", "score", "import", "inspect", "rank", "site", "new", "check", "list", "doctor")
 
 TINY = """
 base = "digits-linf"
