@@ -4,8 +4,9 @@
     report = check("my_module:MyPruner")  # or a registered name, or "path/to/file.py:MyPruner"
     assert report.holds, report
 
-What is watched is what one process of Python can see. Work that a pruner does in another process or another thread is
-not counted, and a file that compiled code opens by itself is seen in the working and the temporary folder alone.
+What is watched is what one process of Python can see, while the pruner's module is first imported and while it works.
+Work that a pruner does in another process or another thread is not counted, and a file that compiled code opens by
+itself is seen in the working and the temporary folder alone.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ TASK = Protocol(
     training=Training(objective="pgd", steps=2, step_size="0.1", epochs=4, batch=64, lr=0.1, validate_every=100),
 )  # fmt: skip
 LOST = 0.1  # share of the weights that shuffling may leave at zero
+WORLDS = (86_028_121, 86_028_157, 86_028_159)  # global seeds, apart from any that a pruner may set
 SLACK = 1.05  # work over the price paid for it; a forward of a net is a little more than its multiplications
 
 # What each check asks for, and how to mend a pruner that does not hold it.
@@ -133,25 +135,34 @@ def check(pruner: str, task: Protocol = TASK) -> Report:
     `pruner`: as on the command line. `task`: a protocol on the digits. Raises PrunebenchError when there is no such
     pruner, or when it cannot be imported.
     """
-    chosen = parse(pruner)
     machine.env(torch.device("cpu"))  # asks git once, in a process of its own
-    found = {"options": _options(pruner, chosen)}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place).resolve()
-        first = _run(chosen, task, folder / "first", 1)
-        second = _run(chosen, task, folder / "second", 2)
+        loading = _Seen(folder / "import")
+        with _generators(WORLDS[0], loading), _watched(loading):
+            chosen = parse(pruner)
+        found = {"options": _options(chosen)}
+        first = _run(chosen, task, folder / "first", WORLDS[1])
+        second = _run(chosen, task, folder / "second", WORLDS[2])
         found |= {"runs": _runs(first), "loads": _loads(first, chosen, folder / "net.safetensors")}
         names = list(first.lab.shapes) if found["loads"][0] or _whole(first) else []
         found |= {
             "sparsity": _sparsity(first, chosen, names),
             "budget": _budget(first),
             "deterministic": _deterministic(first, second),
-            "random-state": _said(first.seen.random, "the generators of torch, numpy and random are as they were"),
-            "test-split": _said(first.seen.data, "no data set was opened while it was at work"),
+            "random-state": _said(
+                loading.random + first.seen.random, "the generators of torch, numpy and random are as they were"
+            ),
+            "test-split": _said(loading.data + first.seen.data, "no data set was opened while it was at work"),
         }
         other = _other(chosen.pruner)
-        third = None if other is None else _run(dataclasses.replace(chosen, pruner=other), task, folder / "first", 1)
-        seen = [line for run in (first, second, third) if run is not None for line in run.seen.outside]
+        third = (
+            None
+            if other is None
+            else _run(dataclasses.replace(chosen, pruner=other), task, folder / "first", WORLDS[1])
+        )
+        runs = [run.seen for run in (first, second, third) if run is not None]
+        seen = [line for seen in (loading, *runs) for line in seen.outside]
         found["files"] = _said(seen, "nothing was written, started or connected to outside its folder")
         found["shuffle"] = _shuffle(first, third, names, chosen)
     return Report(pruner, tuple(Check(name, *found[name]) for name in CHECKS))
@@ -168,7 +179,7 @@ def _said(offences: list[str], good: str) -> Found:
 # The options of the class
 
 
-def _options(spec: str, chosen: Chosen) -> Found:
+def _options(chosen: Chosen) -> Found:
     cls: Any = type(chosen.pruner)
     faults = []
     if not cls.__dataclass_params__.frozen:
@@ -425,7 +436,7 @@ _BEYOND = {
     "subprocess.Popen": "started a process", "os.system": "started a process", "os.fork": "started a process",
     "os.posix_spawn": "started a process", "os.exec": "started a process", "socket.connect": "opened a connection",
 }  # fmt: skip
-_DATA = ("digits.csv", "-ubyte", "_batch", "cifar-100-python", "train_32x32.mat", "test_32x32.mat")
+_DATA = ("digits.csv", "-ubyte", "/data_batch_", "/test_batch", "cifar-100-python/", "_32x32.mat")
 
 _watching: list[_Seen] = []  # the run under watch; an audit hook cannot be taken out again, so it looks here
 
@@ -442,10 +453,12 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
     for path in paths:
         if not isinstance(path, str | bytes | os.PathLike):
             continue  # a file that is open already
-        place = os.path.abspath(os.fsdecode(path))  # noqa: PTH100  resolve() would open files itself
+        place = os.path.abspath(os.fsdecode(path))  # noqa: PTH100  resolve() would look at the disk
         if event == "open" and not _writes(*args[1:3]):
             if any(part in place for part in _DATA):
                 seen.data.append(f"opened the data set file {os.path.basename(place)}")  # noqa: PTH119
+        elif f"{os.sep}__pycache__" in place:
+            continue  # compiled code, written by an import
         elif not place.startswith((f"{seen.folder}{os.sep}", os.devnull)) and place != str(seen.folder):
             seen.outside.append(f"wrote or changed {place}")
 
