@@ -158,6 +158,40 @@ def score(
         show.out(*show.score_table(record), show.written("Written", [folder / "record.json"]))
 
 
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="CKPT", help="A .safetensors, or a .pt of tensors alone.")],
+    arch: Annotated[str, typer.Option(help="The architecture; see `list models`.")],
+    protocol: Annotated[str, typer.Option(help="The rules to score by; see `list protocols`.")],
+    out: Annotated[Path, typer.Option(help="The folder for net.safetensors.")],
+    sparsity: Annotated[
+        str | None, typer.Option(help="What it claims, in [0, 1); scores need it. By default what is counted.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="How the net is called in records, in place of 'import'.")] = None,
+    normalisation: Annotated[
+        str | None, typer.Option(help="MEAN/STD, as 0.5/0.25 or 0.49,0.48,0.45/0.2,0.2,0.2, or none.")
+    ] = None,
+    data: DataRoot = Path("data"),
+    as_json: AsJson = False,
+) -> None:
+    """Make a net file of a checkpoint that was trained elsewhere.
+
+    Nets here take pixels in [0, 1] and normalise them inside. A checkpoint that has no such step gets the mean and the
+    deviation of the protocol's data; name others, or none, if it was trained with others. Code in a pickle is never
+    run. The net counts as not trained under the protocol, and no record of it is official.
+    """
+    from bench import ingest, show
+
+    share = None if sparsity is None else _share(sparsity)
+    made = ingest.ingest(
+        file, arch, load(protocol), out, _store(data), sparsity=share, label=label, normalisation=normalisation
+    )
+    if as_json:
+        print(json.dumps(made.as_json(), indent=1))
+    else:
+        show.out(show.table("theirs", "ours", "how", rows=made.matches), "", *show.net_tables(made.net, str(made.path)))
+
+
 @app.command()
 def inspect(net: Annotated[Path, typer.Argument(metavar="NET")], as_json: AsJson = False) -> None:
     """Show what a net file holds: header, hash, sparsity by layer."""
@@ -292,6 +326,36 @@ def verify(
         show.out(*(f"{printable(str(path))}: {verdict.line}" for path, verdict in found.items()))
     if not all(verdict.good for verdict in found.values()):
         raise typer.Exit(1)
+
+
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and underscores.")],
+    out: Annotated[Path, typer.Option(help="Where the folder NAME goes.")] = Path(),
+) -> None:
+    """Write a pruner of your own, its test and its registration."""
+    import pruners
+    from bench import scaffold, show
+
+    files = scaffold.new(name, out, taken=pruners.PRUNERS)
+    show.out(show.written("Written", files), f"Next: prunebench check {scaffold.spec(files[0])}")
+
+
+@app.command("check")
+def check_(
+    pruner: Annotated[str, typer.Argument(metavar="PRUNER", help="A name, module:Class or file.py:Class.")],
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Run a pruner through the conformance suite: seconds."""
+    import torch
+
+    from bench import conformance, show
+
+    torch.set_num_threads(threads)
+    report = conformance.check(pruner)
+    show.out(json.dumps(report.as_json(), indent=1) if as_json else str(report))
+    if not report.holds:
+        raise PrunebenchError("Not every check holds; the report says what was found and how to mend it.")
 
 
 class Kind(StrEnum):

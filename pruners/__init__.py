@@ -90,7 +90,7 @@ def parse(spec: str) -> Chosen:
         given[key] = _value(head, fields[key], text, cls)
     try:
         pruner = cls(**given)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # TypeError: an option without a default
         raise PrunebenchError(f"Pruner {spec!r} refuses its options: {error}") from None
     changed = {key: value for key, value in given.items() if value != fields[key].default}
     return Chosen(_label(head), changed, pruner, source_of(pruner))

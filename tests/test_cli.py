@@ -24,7 +24,10 @@ from bench.record import Stage
 from tests.claims import copied, make_claim, overstated
 from tests.records import make, save
 
-VERBS = ("run", "train", "score", "inspect", "rank", "site", "compare", "claim", "verify", "list", "doctor")
+VERBS = (
+    "run", "train", "score", "import", "inspect", "rank", "site", "compare", "claim", "verify", "new", "check", "list",
+    "doctor",
+)  # fmt: skip
 
 TINY = """
 base = "digits-linf"
@@ -291,6 +294,12 @@ def training(*changes, protocol="digits-linf", pruner="imp", sparsity="0.9"):
         (("score", "none.safetensors"), "There is no file none.safetensors"),
         (("rank", "none"), "none"),
         (("site", "none", "--out", "site"), "There is no folder none"),
+        (("new", "../mine"), "Cannot call a pruner '../mine'"),
+        (("new", "imp"), "There is a pruner 'imp' already"),
+        (("check", "impp"), "Unknown pruner 'impp'; did you mean 'imp'?"),
+        (("import", "none.pt", "--arch", "digits-cnn", "--protocol", "digits-linf", "--out", "o"), "no file 'none.pt'"),
+        (("import", "x.pt", "--arch", "digitscnn", "--protocol", "digits-linf", "--out", "o"), "'digits-cnn'?"),
+        (("import", "x.pt", "--arch", "resnet18", "--protocol", "cifar10", "--out", "o"), "'cifar10-linf'?"),
     ],
 )  # fmt: skip
 def test_mistakes(prunebench, tmp_path, arguments, said):
