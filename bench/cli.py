@@ -328,6 +328,7 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and underscores.")],
     out: Annotated[Path, typer.Option(help="Where the folder NAME goes.")] = Path(),
