@@ -32,7 +32,7 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-def open_zoo(name: str, rules: Protocol, store: Store, *, mirror: str | None = None) -> Net:
+def open_zoo(name: str, rules: Protocol | None, store: Store, *, mirror: str | None = None) -> Net:
     """The zoo's net `name` ("robustbench:" before it or not) for the data and norm of `rules`, its weights counted.
 
     The weights lie in `robustbench/DATA/NORM/NAME.pt` below the store's root, where the zoo itself keeps them; what is
@@ -42,6 +42,8 @@ def open_zoo(name: str, rules: Protocol, store: Store, *, mirror: str | None = N
     rules and when a download fails, Refused for weights that are no checkpoint or another net's.
     """
     name = name.removeprefix(PREFIX)
+    if rules is None:
+        raise PrunebenchError(f"{name} was made for no protocol of ours; name one (--protocol cifar10-linf).")
     data, norm = rules.data, rules.threat.norm
     if data not in _DATA or norm not in _NORMS:
         raise PrunebenchError(
