@@ -1,10 +1,12 @@
 """How near does AWT's search bring the sparse net to the dense one, and what of it outlives training?
 
 The relative squared distance |(K_s - K_t) v|^2 / |K_t v|^2 of the mixed tangent kernels (see pruners/awt.py) of student
-and dense teacher, and their alignment, the cosine of the angle between K_s v and K_t v: over random v on validation
-images, for AWT and for the same search with a fixed magnitude and with a fixed random mask of the same layer densities.
-In the search the teacher is the dense net at initialisation; in training it is the dense net trained adversarially from
-that initialisation for the same number of epochs of the same schedule, under the attack on itself.
+and dense teacher, over random v on validation images, for AWT and for the same search with a fixed magnitude and with a
+fixed random mask of the same layer densities. The student's kernel is taken in two ways: over all weights, pruned ones
+too, as the search takes it; and over the weights that are kept, the only ones that its training moves. The alignment is
+the cosine of the angle between K_s v and K_t v, kept weights. In the search the teacher is the dense net at
+initialisation; in training it is the dense net trained adversarially from that initialisation for the same number of
+epochs of the same schedule, and the adversarial images are those of the teacher.
 
     python tools/kernel_distance.py digits-linf mine.toml --sparsity 0.95 --seed 0 --seed 1 --out runs/kernel
 
@@ -22,9 +24,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass, field, fields
 from itertools import product
 from pathlib import Path
-from statistics import mean
+from statistics import geometric_mean, mean
 
 import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import pruners.awt
 from bench import machine
@@ -32,7 +36,7 @@ from bench.data import Store, as_float
 from bench.errors import PrunebenchError
 from bench.files import canonical_json, sha256_of, write_bytes
 from bench.lab import Lab
-from bench.mask import Masks, State, draw, erk, keep_largest_by_layer
+from bench.mask import Masks, State, draw, erk, keep_largest_by_layer, masked
 from bench.protocol import Job, Protocol, load
 from bench.train import Plan, fit
 from pruners.awt import AWT, kernel_product
@@ -47,7 +51,8 @@ KINDS = {"awt": "AWT's moving mask", "magnitude": "fixed magnitude mask", "rando
 class Row:
     """One measurement: `at` is a share of the phase, `done` the search's steps or the training's epochs until then.
 
-    `code`: what must be equal for a measurement to be this one.
+    `distance_all`: over all weights; `distance`, `alignment`: over those that are kept. `code`: what must be equal for
+    a measurement to be this one.
     """
 
     protocol: str
@@ -57,6 +62,7 @@ class Row:
     phase: str
     at: float
     done: int
+    distance_all: float
     distance: float
     alignment: float
     code: str
@@ -80,26 +86,42 @@ class Watching(Lab):
         return self.seen[1.0]
 
 
-def compare(lab: Lab, dense: State, student: State) -> tuple[float, float]:
-    """Relative squared kernel distance and alignment of `student` to `dense` on validation images and images near them.
+class Kept(nn.Module):
+    """A parametrisation: a weight of which only the part under the mask is there to be moved."""
 
-    Each net has its own statistics; both see the images that fool `dense`.
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """`weight`: of the shape of the mask."""
+        return torch.where(self.mask, weight, 0.0)
+
+
+def compare(lab: Lab, dense: State, student: State, masks: Masks) -> tuple[float, float, float]:
+    """Distances (all weights, kept weights) and alignment of `student` to `dense`.
+
+    On validation images and images near them that fool `dense`; each net has its own statistics.
     """
-    nets = [lab.model(state).eval().requires_grad_(False) for state in (dense, student)]
+    teacher, whole, kept = (lab.model(state).eval() for state in (dense, student, student))
+    for name, mask in masks.items():
+        parametrize.register_parametrization(kept.get_submodule(name.removesuffix(".weight")), "weight", Kept(mask))
+    nets = [net.requires_grad_(False) for net in (teacher, whole, kept)]
     generator = torch.Generator().manual_seed(0)
-    difference = both = teachers = students = 0.0
+    products: list[list[Tensor]] = [[], [], []]
     for number in range(BATCHES):
         part = lab.validation.take(slice(number * BATCH, (number + 1) * BATCH))
         images = as_float(part.images)
-        near = lab.attack(nets[0], images, part.labels, name=f"measure {number}")
+        near = lab.attack(teacher, images, part.labels, name=f"measure {number}")
         for _ in range(VECTORS):
             v = torch.randn(len(images), lab.info.classes, generator=generator)
-            k_t, k_s = (kernel_product(net, dict(net.named_parameters()), images, near, v)[1].double() for net in nets)
-            difference += float((k_s - k_t).square().sum())
-            both += float((k_s * k_t).sum())
-            teachers += float(k_t.square().sum())
-            students += float(k_s.square().sum())
-    return difference / teachers, both / (teachers * students) ** 0.5
+            for net, found in zip(nets, products, strict=True):
+                found.append(kernel_product(net, dict(net.named_parameters()), images, near, v)[1].double().flatten())
+    k_t, k_whole, k_kept = (torch.cat(found) for found in products)
+    far_whole, far_kept = (float((k_s - k_t).square().sum() / k_t.square().sum()) for k_s in (k_whole, k_kept))
+    return far_whole, far_kept, float(nn.functional.cosine_similarity(k_kept, k_t, dim=0))
 
 
 def search(lab: Watching, pruner: AWT, kind: str) -> tuple[State, State, Masks]:
@@ -112,12 +134,13 @@ def search(lab: Watching, pruner: AWT, kind: str) -> tuple[State, State, Masks]:
     return dense, *pruner.find(lab, dense, begin, fixed=kind != "awt")
 
 
-def searched(lab: Watching, dense: State) -> dict[float, State]:
-    """The student at each snapshot of the search that `lab` has watched, by its share of the steps."""
-    return {
-        share: dense | {name: torch.where(state[f"mask/{name}"], state[f"value/{name}"], 0.0) for name in lab.shapes}
-        for share, state in sorted(lab.seen.items())
-    }
+def searched(lab: Watching, dense: State) -> dict[float, tuple[State, Masks]]:
+    """The student at each snapshot of the search that `lab` has watched, by its share of the steps, and its masks."""
+    snapshots = {}
+    for share, state in sorted(lab.seen.items()):
+        masks = {name: state[f"mask/{name}"] for name in lab.shapes}
+        snapshots[share] = masked(dense | {name: state[f"value/{name}"] for name in masks}, masks), masks
+    return snapshots
 
 
 def trained(lab: Lab, start: State, epochs: int, masks: Masks | None = None) -> dict[int, State]:
@@ -149,33 +172,39 @@ class Teachers:
 
 def measure(
     lab: Watching, pruner: AWT, kind: str, teachers: Teachers
-) -> Iterator[tuple[str, float, int, float, float]]:
-    """Phase, share, steps or epochs done, distance and alignment for each moment of one kind of mask."""
+) -> Iterator[tuple[str, float, int, float, float, float]]:
+    """Phase, share, steps or epochs done, distances and alignment for each moment of one kind of mask."""
     dense, student, masks = search(lab, pruner, kind)
-    for share, state in searched(lab, dense).items():
-        yield "search", share, round(share * lab.steps), *compare(lab, dense, state)
+    for share, (state, seen) in searched(lab, dense).items():
+        yield "search", share, round(share * lab.steps), *compare(lab, dense, state, seen)
     epochs = lab.left
     states = trained(lab, student, epochs, masks)
     for done, teacher in teachers.of(lab, dense, epochs).items():
-        yield "training", done / epochs, done, *compare(lab, teacher, states[done])
+        yield "training", done / epochs, done, *compare(lab, teacher, states[done], masks)
 
 
-def table(rows: list[Row], phase: str) -> str:
-    """A Markdown table of the means over seeds: a row a mask, a column a moment, distance and alignment in a cell."""
+def table(rows: list[Row], phase: str, cell: Callable[[list[Row]], str]) -> str:
+    """A Markdown table: a row a mask, a column a moment, in it what `cell` makes of the measurements of all seeds."""
     first = rows[0]
     seeds = sorted({row.seed for row in rows})
-    moments = sorted({(row.at, row.done) for row in rows if row.phase == phase})
+    moments = sorted({row.done for row in rows if row.phase == phase})
     unit = "step" if phase == "search" else "epoch"
     title = f"{first.protocol}, {first.sparsity:g}, seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}"
-    lines = [f"| {title} | {' | '.join(f'{unit} {done}' for _, done in moments)} |", "|---" * (len(moments) + 1) + "|"]
+    lines = [f"| {title} | {' | '.join(f'{unit} {done}' for done in moments)} |", "|---" * (len(moments) + 1) + "|"]
     for kind, name in KINDS.items():
-        cells = []
-        for _, done in moments:
-            here = [row for row in rows if (row.mask, row.phase, row.done) == (kind, phase, done)]
-            far, aligned = (mean(getattr(row, what) for row in here) for what in ("distance", "alignment"))
-            cells.append(f"{far:.3f}, {aligned:.2f}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        here = [[row for row in rows if (row.mask, row.phase, row.done) == (kind, phase, done)] for done in moments]
+        lines.append(f"| {name} | {' | '.join(map(cell, here))} |")
     return "\n".join(lines)
+
+
+def in_search(rows: list[Row]) -> str:
+    """Distances over all and over kept weights, means over seeds."""
+    return f"{mean(row.distance_all for row in rows):.3f} / {mean(row.distance for row in rows):.3f}"
+
+
+def in_training(rows: list[Row]) -> str:
+    """Distance and alignment over kept weights: geometric and arithmetic mean over seeds."""
+    return f"{geometric_mean(row.distance for row in rows):.2f} ({mean(row.alignment for row in rows):.2f})"
 
 
 def boards(rows: list[Row]) -> list[list[Row]]:
@@ -185,7 +214,7 @@ def boards(rows: list[Row]) -> list[list[Row]]:
 
 
 def plot(rows: list[Row]) -> bytes:
-    """An SVG: a row a protocol and sparsity, distance in the search on the left, in training on the right."""
+    """An SVG: a row a protocol and sparsity; distance in the search over all and over kept weights, and in training."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -193,21 +222,27 @@ def plot(rows: list[Row]) -> bytes:
     from matplotlib import pyplot as plt
 
     groups = boards(rows)
-    figure, axes = plt.subplots(len(groups), 2, figsize=(8.5, 2.8 * len(groups)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(groups), 3, figsize=(11, 2.8 * len(groups)), squeeze=False, layout="constrained")
+    panels = (
+        ("search", "distance_all", "all weights", "steps of the search", "linear"),
+        ("search", "distance", "kept weights", "steps of the search", "linear"),
+        ("training", "distance", "kept weights", "epochs of training", "log"),
+    )
     looks = {"awt": ("#0072b2", "o", "-"), "magnitude": ("#d55e00", "s", "--"), "random": ("#009e73", "^", ":")}
-    for group, pair in zip(groups, axes, strict=True):
-        for axis, phase, unit in zip(pair, ("search", "training"), ("steps of the search", "epochs"), strict=True):
+    for group, line in zip(groups, axes, strict=True):
+        for axis, (phase, what, over, unit, scale) in zip(line, panels, strict=True):
             for kind, (colour, marker, dash) in looks.items():
                 mine = [row for row in group if (row.mask, row.phase) == (kind, phase)]
                 done = sorted({row.done for row in mine})
-                middle = [mean(row.distance for row in mine if row.done == moment) for moment in done]
+                seeds = [[getattr(row, what) for row in mine if row.done == moment] for moment in done]
+                middle = list(map(geometric_mean if scale == "log" else mean, seeds))
                 axis.plot(done, middle, color=colour, marker=marker, ms=4, ls=dash, label=KINDS[kind])
-                axis.plot([row.done for row in mine], [row.distance for row in mine], color=colour, marker=marker,
-                          ms=2.5, ls="", alpha=0.5)  # fmt: skip
-            axis.set(
-                xlabel=unit, ylabel="relative squared distance", ylim=(0, None),
-                title=f"{group[0].protocol}, sparsity {group[0].sparsity:g}: {phase}",
-            )  # fmt: skip
+                for moment, values in zip(done, seeds, strict=True):
+                    axis.plot([moment] * len(values), values, color=colour, marker=marker, ms=2.5, ls="", alpha=0.5)
+            title = f"{group[0].protocol}, sparsity {group[0].sparsity:g}\n{phase}, {over}"
+            axis.set(xlabel=unit, ylabel="relative squared distance", yscale=scale, title=title)
+            if scale == "linear":
+                axis.set_ylim(bottom=0)
             axis.grid(alpha=0.3)
     axes[0][0].legend(frameon=False)
     drawn = io.BytesIO()
@@ -244,20 +279,21 @@ def write_page(folder: Path, rows: list[Row], made_on: str) -> None:
     """Tables and plot."""
     write_bytes(folder / "kernel-distance.svg", plot(rows))
     parts = []
-    for phase, caption in CAPTIONS.items():
-        parts += [caption, *(table(group, phase) for group in boards(rows))]
+    for phase, cell in (("search", in_search), ("training", in_training)):
+        parts += [CAPTIONS[phase], *(table(group, phase, cell) for group in boards(rows))]
     write_bytes(folder / "kernel-distance.md", "\n\n".join([*parts, made_on, ""]).encode())
 
 
 CAPTIONS = {
     "search": (
-        "During the search: relative squared distance and alignment of the student's mixed tangent kernel to that of "
-        "the dense net at initialisation. 0 and 1 are a perfect match; a net without a kernel has the distance 1."
+        "During the search: relative squared distance of the student's mixed tangent kernel to that of the dense net "
+        "at initialisation, over all weights (what the search minimises) / over the kept weights (what training "
+        "will move), mean over seeds. A net without a kernel has the distance 1."
     ),
     "training": (
-        "During the training that follows: the same against the dense net trained adversarially from the same "
-        "initialisation for the same number of epochs of the same schedule, not against the net at initialisation, "
-        "from which every trained net is 1e5 to 1e6 away because its kernel grows."
+        "During the training that follows: distance (and alignment) over the kept weights, against the dense net "
+        "trained adversarially from the same initialisation for the same number of epochs of the same schedule; the "
+        "geometric mean over seeds (and the mean). A net without a kernel has the distance 1, a match the alignment 1."
     ),
 }
 
