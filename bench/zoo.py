@@ -38,8 +38,8 @@ def open_zoo(name: str, rules: Protocol | None, store: Store, *, mirror: str | N
     The weights lie in `robustbench/DATA/NORM/NAME.pt` below the store's root, where the zoo itself keeps them; what is
     missing is downloaded from where the zoo says, or from `mirror`/DATA/NORM/NAME.pt. The net's id is the sha256 of
     that file (of the list of their sha256, where a model has several), its architecture "robustbench:NAME", its job
-    one of sparsity 0. No code in a file is run. Raises PrunebenchError for a name that the zoo does not have for these
-    rules and when a download fails, Refused for weights that are no checkpoint or another net's.
+    one of sparsity 0. No code in a file is run. Raises PrunebenchError without `rules`, for a name that the zoo does
+    not have for them and when a download fails, Refused for weights that are no checkpoint or another net's.
     """
     name = name.removeprefix(PREFIX)
     if rules is None:
