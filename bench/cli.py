@@ -120,7 +120,7 @@ def train(
 
 @app.command()
 def score(
-    net: Annotated[Path, typer.Argument(metavar="NET", help="A net file (net.safetensors).")],
+    net: Annotated[Path, typer.Argument(metavar="NET", help="A net file (net.safetensors), or robustbench:NAME.")],
     protocol: Annotated[str | None, typer.Option(help="Rules other than those the net was made for.")] = None,
     examples: Examples = None,
     out: Annotated[Path | None, typer.Option(help="The folder for the record; by default the net's own.")] = None,
@@ -128,6 +128,7 @@ def score(
         Path | None, typer.Option(help="The dense net; its adversarial images are tried too, for a flag.")
     ] = None,
     keep_proposals: Keep = False,
+    mirror: Annotated[str | None, typer.Option(help="Fetch robustbench:NAME from MIRROR/DATA/NORM/NAME.pt.")] = None,
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
@@ -145,11 +146,12 @@ def score(
     torch.set_num_threads(threads)
     folder = net.parent if out is None else out
     if out is None and not net.exists():
-        raise PrunebenchError(f"There is no file {net}; check the path.")
+        way_out = "name a folder for its record (--out)" if str(net).startswith("robustbench:") else "check the path"
+        raise PrunebenchError(f"There is no file {net}; {way_out}.")
     with sole_user(folder), show.Watch(quiet=quiet) as watch:
         record = referee(
             net, rules, examples, out=folder, store=_store(data), device=device, parent=parent,
-            keep_proposals=keep_proposals,
+            keep_proposals=keep_proposals, mirror=mirror,
             report=lambda what, done, of: watch.report(str(net), what, done, of),
         )  # fmt: skip
     if as_json:

@@ -38,6 +38,7 @@ from bench.record import (
 from bench.referee import Referee, batch_size, exact_float32
 from bench.seeds import derive
 from bench.trial import Report, Trial
+from bench.zoo import PREFIX, open_zoo
 
 REFUSAL, RECORD, TIMES = "refusal.json", "record.json", "times.json"
 
@@ -66,23 +67,26 @@ class Scored:
 def score(
     net: str | Path, protocol: str | Protocol | None = None, examples: int | None = None, *,
     out: str | Path | None = None, store: Store | None = None, device: str = "auto", report: Report | None = None,
-    parent: str | Path | None = None, keep_proposals: bool = False,
+    parent: str | Path | None = None, keep_proposals: bool = False, mirror: str | None = None,
 ) -> Record:  # fmt: skip
     """Attack the net in the file `net` with AutoAttack *standard* and count what survives.
 
     `protocol`: by default the one that the net was made for; another one must be asked for by name. `examples`: only
     the first so many test images. `out`: a folder for record, outcomes and the journal from which a killed run goes on.
     `parent`: the dense net whose adversarial images are tried as well, for a flag. `keep_proposals`: keep what fooled
-    the net, so that a claim can be replayed. Raises Refused, and leaves the reason in `out`, for a net that cannot be
-    scored.
+    the net, so that a claim can be replayed. `net` may be "robustbench:NAME", a dense net of RobustBench's zoo, for
+    which `protocol` must be named (`mirror`: see `bench.zoo.open_zoo`). Raises Refused, and leaves the reason in `out`,
+    for a net that cannot be scored.
     """
     path, folder = Path(net), None if out is None else Path(out)
     where = machine.device_named(device)
     opened = None
     try:
-        opened = open_net(path)
-        rules = protocol if isinstance(protocol, Protocol) else load(protocol) if protocol else _made_for(opened, path)
-        test, whole = _test_images(opened, path, rules, examples, store := store or Store(Path("data")))
+        store = store or Store(Path("data"))
+        rules = protocol if isinstance(protocol, Protocol) or protocol is None else load(protocol)
+        opened = open_zoo(str(net), rules, store, mirror=mirror) if str(net).startswith(PREFIX) else open_net(path)
+        rules = rules or _made_for(opened, path)
+        test, whole = _test_images(opened, path, rules, examples, store)
         if parent is not None:
             _test_images(dense := open_net(Path(parent)), Path(parent), rules, examples, store)
         scoring = _Scoring(opened, path, rules, test, where, folder, report)

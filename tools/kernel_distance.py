@@ -1,12 +1,17 @@
 """How near does AWT's search bring the sparse net to the dense one, and what of it outlives training?
 
-The relative squared distance |(K_s - K_t) v|^2 / |K_t v|^2 of the mixed tangent kernels (see pruners/awt.py), mean over
-random v on validation images, for AWT and for the same search with a fixed magnitude and with a fixed random mask of
-the same layer densities. During training the student is compared with the dense teacher at initialisation.
+The relative squared distance |(K_s - K_t) v|^2 / |K_t v|^2 of the mixed tangent kernels (see pruners/awt.py) of student
+and dense teacher, over random v on validation images, for AWT and for the same search with a fixed magnitude and with a
+fixed random mask of the same layer densities. The student's kernel is taken in two ways: over all weights, pruned ones
+too, as the search takes it; and over the weights that are kept, the only ones that its training moves. The alignment is
+the cosine of the angle between K_s v and K_t v, kept weights. In the search the teacher is the dense net at
+initialisation; in training it is the dense net trained adversarially from that initialisation for the same number of
+epochs of the same schedule, and the adversarial images are those of the teacher.
 
-    python tools/kernel_distance.py digits-linf --sparsity 0.95 --seed 0 --seed 1 --out runs/kernel
+    python tools/kernel_distance.py digits-linf mine.toml --sparsity 0.95 --seed 0 --seed 1 --out runs/kernel
 
-Writes kernel-distance.csv and kernel-distance.md to the folder and prints the table.
+Writes kernel-distance.csv, .md and .svg to the folder. A cell of the CSV that is there, from the same rules and code,
+is not measured again, so that a run may be killed, and seeds, sparsities and protocols added later.
 """
 
 from __future__ import annotations
@@ -15,22 +20,52 @@ import argparse
 import csv
 import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, astuple, dataclass, field, fields
+from itertools import product
 from pathlib import Path
-from statistics import mean
+from statistics import geometric_mean, mean
 
 import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+import pruners.awt
+from bench import machine
 from bench.data import Store, as_float
-from bench.files import write_bytes
+from bench.errors import PrunebenchError
+from bench.files import canonical_json, sha256_of, write_bytes
 from bench.lab import Lab
-from bench.mask import Masks, State, draw, erk, keep_largest_by_layer
-from bench.protocol import Job, load
+from bench.mask import Masks, State, draw, erk, keep_largest_by_layer, masked
+from bench.protocol import Job, Protocol, load
+from bench.train import Plan, fit
 from pruners.awt import AWT, kernel_product
 
 BATCH, BATCHES, VECTORS = 32, 4, 5
-SNAPSHOTS = (0.25, 0.5, 0.75)  # of the search, beside its begin and end
-TRAINED = (0.25, 1.0)  # of the epochs that are left
+SNAPSHOTS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # of the search, beside its begin and end
+TRAINED = (0.25, 0.5, 0.75, 1.0)  # of the epochs that are left
+KINDS = {"awt": "AWT's moving mask", "magnitude": "fixed magnitude mask", "random": "fixed random mask"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: `at` is a share of the phase, `done` the search's steps or the training's epochs until then.
+
+    `distance_all`: over all weights; `distance`, `alignment`: over those that are kept. `code`: what must be equal for
+    a measurement to be this one.
+    """
+
+    protocol: str
+    sparsity: float
+    seed: int
+    mask: str
+    phase: str
+    at: float
+    done: int
+    distance_all: float
+    distance: float
+    alignment: float
+    code: str
 
 
 class Watching(Lab):
@@ -39,7 +74,7 @@ class Watching(Lab):
     def loop(self, stage: str, start: State, step: Callable[[State, int], State], *, steps: int, **options) -> State:
         """As `Lab.loop`."""
         wanted = {round(share * steps): share for share in SNAPSHOTS}
-        self.seen: dict[float, State] = {0.0: start}
+        self.steps, self.seen = steps, {0.0: start}
 
         def watched(state: State, index: int) -> State:
             after = step(state, index)
@@ -51,77 +86,252 @@ class Watching(Lab):
         return self.seen[1.0]
 
 
-def distance(lab: Lab, dense: State, student: State) -> float:
-    """The relative squared kernel distance of `student` to `dense` on validation images and images near them."""
-    net = lab.model(dense).eval().requires_grad_(False)
-    teacher = dict(net.named_parameters())
+class Kept(nn.Module):
+    """A parametrisation: a weight of which only the part under the mask is there to be moved."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """`weight`: of the shape of the mask."""
+        return torch.where(self.mask, weight, 0.0)
+
+
+def compare(lab: Lab, dense: State, student: State, masks: Masks) -> tuple[float, float, float]:
+    """Distances (all weights, kept weights) and alignment of `student` to `dense`.
+
+    On validation images and images near them that fool `dense`; each net has its own statistics.
+    """
+    teacher, whole, kept = (lab.model(state).eval() for state in (dense, student, student))
+    for name, mask in masks.items():
+        parametrize.register_parametrization(kept.get_submodule(name.removesuffix(".weight")), "weight", Kept(mask))
+    nets = [net.requires_grad_(False) for net in (teacher, whole, kept)]
     generator = torch.Generator().manual_seed(0)
-    above = below = 0.0
+    products: list[list[Tensor]] = [[], [], []]
     for number in range(BATCHES):
         part = lab.validation.take(slice(number * BATCH, (number + 1) * BATCH))
         images = as_float(part.images)
-        near = lab.attack(net, images, part.labels, name=f"measure {number}")
+        near = lab.attack(teacher, images, part.labels, name=f"measure {number}")
         for _ in range(VECTORS):
             v = torch.randn(len(images), lab.info.classes, generator=generator)
-            _, k_t = kernel_product(net, teacher, images, near, v)
-            _, k_s = kernel_product(net, teacher | {name: student[name] for name in teacher}, images, near, v)
-            above += float((k_s - k_t).square().sum())
-            below += float(k_t.square().sum())
-    return above / below
+            for net, found in zip(nets, products, strict=True):
+                found.append(kernel_product(net, dict(net.named_parameters()), images, near, v)[1].double().flatten())
+    k_t, k_whole, k_kept = (torch.cat(found) for found in products)
+    far_whole, far_kept = (float((k_s - k_t).square().sum() / k_t.square().sum()) for k_s in (k_whole, k_kept))
+    return far_whole, far_kept, float(nn.functional.cosine_similarity(k_kept, k_t, dim=0))
 
 
-def measure(lab: Watching, kind: str) -> dict[str, float]:
-    """The distances during search and training of one kind of mask: "awt", "magnitude" or "random"."""
-    pruner = AWT()
+def search(lab: Watching, pruner: AWT, kind: str) -> tuple[State, State, Masks]:
+    """The dense net, the student that the search makes of it under that kind of mask, and the student's masks."""
     dense = lab.calibrated("calibrate", lab.initial(), batches=pruner.batches)
     keeps = erk(lab.shapes, lab.keep)
-    begin: Masks = keep_largest_by_layer({name: dense[name].abs() for name in lab.shapes}, keeps)
+    begin = keep_largest_by_layer({name: dense[name].abs() for name in lab.shapes}, keeps)
     if kind == "random":
         begin = draw(lab.shapes, keeps, lab.generator("random mask"))
-    student, masks = pruner.find(lab, dense, begin, fixed=kind != "awt")
-    found = {}
+    return dense, *pruner.find(lab, dense, begin, fixed=kind != "awt")
+
+
+def searched(lab: Watching, dense: State) -> dict[float, tuple[State, Masks]]:
+    """The student at each snapshot of the search that `lab` has watched, by its share of the steps, and its masks."""
+    snapshots = {}
     for share, state in sorted(lab.seen.items()):
-        weights = {name: torch.where(state[f"mask/{name}"], state[f"value/{name}"], 0.0) for name in keeps}
-        found[f"search {share:.0%}"] = distance(lab, dense, dense | weights)
+        masks = {name: state[f"mask/{name}"] for name in lab.shapes}
+        snapshots[share] = masked(dense | {name: state[f"value/{name}"] for name in masks}, masks), masks
+    return snapshots
+
+
+def trained(lab: Lab, start: State, epochs: int, masks: Masks | None = None) -> dict[int, State]:
+    """`start` after each part of its training by the protocol's recipe, by the epochs done."""
+    net, states = lab.model(start), {}
+    wanted = {max(1, round(share * epochs)) for share in TRAINED}
+
+    def look(_: str, done: float, __: float) -> None:
+        if done in wanted:
+            states[int(done)] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+    plan = Plan(lab.protocol.training, lab.protocol.threat, epochs)
+    fit(net, plan, lab.train, lab.validation, seed=lab.job.seed, masks=masks, report=look)
+    return states
+
+
+@dataclass
+class Teachers:
+    """The dense net's training under each seed of one protocol, computed once for all masks and sparsities."""
+
+    known: dict[int, dict[int, State]] = field(default_factory=dict)
+
+    def of(self, lab: Lab, dense: State, epochs: int) -> dict[int, State]:
+        """As `trained`."""
+        if lab.job.seed not in self.known:
+            self.known[lab.job.seed] = trained(lab, dense, epochs)
+        return self.known[lab.job.seed]
+
+
+def measure(
+    lab: Watching, pruner: AWT, kind: str, teachers: Teachers
+) -> Iterator[tuple[str, float, int, float, float, float]]:
+    """Phase, share, steps or epochs done, distances and alignment for each moment of one kind of mask."""
+    dense, student, masks = search(lab, pruner, kind)
+    for share, (state, seen) in searched(lab, dense).items():
+        yield "search", share, round(share * lab.steps), *compare(lab, dense, state, seen)
     epochs = lab.left
-    for share in TRAINED:
-        stop = max(1, round(share * epochs))
-        trained = lab.fit("train", student, epochs=epochs, stop=stop, masks=masks).last
-        lab.meter.stages.pop()  # measured in parts, paid once
-        found[f"training {share:.0%}"] = distance(lab, dense, trained)
-    return found
+    states = trained(lab, student, epochs, masks)
+    for done, teacher in teachers.of(lab, dense, epochs).items():
+        yield "training", done / epochs, done, *compare(lab, teacher, states[done], masks)
+
+
+def table(rows: list[Row], phase: str, cell: Callable[[list[Row]], str]) -> str:
+    """A Markdown table: a row a mask, a column a moment, in it what `cell` makes of the measurements of all seeds."""
+    first = rows[0]
+    seeds = sorted({row.seed for row in rows})
+    moments = sorted({row.done for row in rows if row.phase == phase})
+    unit = "step" if phase == "search" else "epoch"
+    title = f"{first.protocol}, {first.sparsity:g}, seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}"
+    lines = [f"| {title} | {' | '.join(f'{unit} {done}' for done in moments)} |", "|---" * (len(moments) + 1) + "|"]
+    for kind, name in KINDS.items():
+        here = [[row for row in rows if (row.mask, row.phase, row.done) == (kind, phase, done)] for done in moments]
+        lines.append(f"| {name} | {' | '.join(map(cell, here))} |")
+    return "\n".join(lines)
+
+
+def in_search(rows: list[Row]) -> str:
+    """Distances over all and over kept weights, means over seeds."""
+    return f"{mean(row.distance_all for row in rows):.3f} / {mean(row.distance for row in rows):.3f}"
+
+
+def in_training(rows: list[Row]) -> str:
+    """Distance and alignment over kept weights: geometric and arithmetic mean over seeds."""
+    return f"{geometric_mean(row.distance for row in rows):.2f} ({mean(row.alignment for row in rows):.2f})"
+
+
+def boards(rows: list[Row]) -> list[list[Row]]:
+    """`rows` by protocol and sparsity."""
+    keys = dict.fromkeys((row.protocol, row.sparsity) for row in rows)
+    return [[row for row in rows if (row.protocol, row.sparsity) == key] for key in keys]
+
+
+def plot(rows: list[Row]) -> bytes:
+    """An SVG: a row a protocol and sparsity; distance in the search over all and over kept weights, and in training."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams |= {"svg.hashsalt": "kernel-distance", "svg.fonttype": "none", "font.size": 9}
+    from matplotlib import pyplot as plt
+
+    groups = boards(rows)
+    figure, axes = plt.subplots(len(groups), 3, figsize=(11, 2.8 * len(groups)), squeeze=False, layout="constrained")
+    panels = (
+        ("search", "distance_all", "all weights", "steps of the search", "linear"),
+        ("search", "distance", "kept weights", "steps of the search", "linear"),
+        ("training", "distance", "kept weights", "epochs of training", "log"),
+    )
+    looks = {"awt": ("#0072b2", "o", "-"), "magnitude": ("#d55e00", "s", "--"), "random": ("#009e73", "^", ":")}
+    for group, line in zip(groups, axes, strict=True):
+        for axis, (phase, what, over, unit, scale) in zip(line, panels, strict=True):
+            for kind, (colour, marker, dash) in looks.items():
+                mine = [row for row in group if (row.mask, row.phase) == (kind, phase)]
+                done = sorted({row.done for row in mine})
+                seeds = [[getattr(row, what) for row in mine if row.done == moment] for moment in done]
+                middle = list(map(geometric_mean if scale == "log" else mean, seeds))
+                axis.plot(done, middle, color=colour, marker=marker, ms=4, ls=dash, label=KINDS[kind])
+                for moment, values in zip(done, seeds, strict=True):
+                    axis.plot([moment] * len(values), values, color=colour, marker=marker, ms=2.5, ls="", alpha=0.5)
+            title = f"{group[0].protocol}, sparsity {group[0].sparsity:g}\n{phase}, {over}"
+            axis.set(xlabel=unit, ylabel="relative squared distance", yscale=scale, title=title)
+            if scale == "linear":
+                axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+    axes[0][0].legend(frameon=False)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return b"\n".join(line.rstrip() for line in drawn.getvalue().splitlines()) + b"\n"
+
+
+def code_of(rules: Protocol, pruner: AWT) -> str:
+    """What a measurement depends on beside seed, sparsity and mask: rules, options, and the code that decides."""
+    source = Path(pruners.awt.__file__).read_bytes()
+    facts = [rules.sha256, asdict(pruner), sha256_of(source), machine.training_code(), BATCH, BATCHES, VECTORS]
+    return sha256_of(canonical_json(facts))[:12]
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of the CSV at `path`, none when there is no such file."""
+    if not path.exists():
+        return []
+    kinds: dict[str, Callable[[str], object]] = {"int": int, "float": float, "str": str}
+    with path.open(encoding="utf-8", newline="") as file:
+        return [Row(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Row)}) for row in csv.DictReader(file)]
+
+
+def write_rows(folder: Path, rows: list[Row]) -> None:
+    """The CSV."""
+    text = io.StringIO()
+    names = [column.name for column in fields(Row)]
+    csv.writer(text, lineterminator="\n").writerows([names, *(astuple(row) for row in rows)])
+    write_bytes(folder / "kernel-distance.csv", text.getvalue().encode())
+
+
+def write_page(folder: Path, rows: list[Row], made_on: str) -> None:
+    """Tables and plot."""
+    write_bytes(folder / "kernel-distance.svg", plot(rows))
+    parts = []
+    for phase, cell in (("search", in_search), ("training", in_training)):
+        parts += [CAPTIONS[phase], *(table(group, phase, cell) for group in boards(rows))]
+    write_bytes(folder / "kernel-distance.md", "\n\n".join([*parts, made_on, ""]).encode())
+
+
+CAPTIONS = {
+    "search": (
+        "During the search: relative squared distance of the student's mixed tangent kernel to that of the dense net "
+        "at initialisation, over all weights (what the search minimises) / over the kept weights (what training "
+        "will move), mean over seeds. A net without a kernel has the distance 1."
+    ),
+    "training": (
+        "During the training that follows: distance (and alignment) over the kept weights, against the dense net "
+        "trained adversarially from the same initialisation for the same number of epochs of the same schedule; the "
+        "geometric mean over seeds (and the mean). A net without a kernel has the distance 1, a match the alignment 1."
+    ),
+}
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure what is missing and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("protocol")
-    parser.add_argument("--sparsity", type=float, default=0.95)
-    parser.add_argument("--seed", type=int, action="append")
+    parser.add_argument("protocol", nargs="+")
+    parser.add_argument("--sparsity", type=float, action="append", help="0.95 by default")
+    parser.add_argument("--seed", type=int, action="append", help="0 by default")
+    parser.add_argument("--search", type=float, default=AWT.search, help="the search's share of the budget")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    rules, seeds = load(asked.protocol), asked.seed or [0]
-    rows: list[tuple[str, int, str, float]] = []
-    with tempfile.TemporaryDirectory() as stages:
-        for seed in seeds:
-            for kind in ("awt", "magnitude", "random"):
-                job = Job(pruner="awt", sparsity=asked.sparsity, seed=seed)
-                lab = Watching(job, rules, Store(asked.data), Path(stages) / kind)
-                rows += [(kind, seed, when, value) for when, value in measure(lab, kind).items()]
-    moments = list(dict.fromkeys(when for _, _, when, _ in rows))
-    lines = [f"| {rules.name}, sparsity {asked.sparsity}, {len(seeds)} seeds | {' | '.join(moments)} |"]
-    lines.append("|---" * (len(moments) + 1) + "|")
-    for kind in ("awt", "magnitude", "random"):
-        cells = [f"{mean(v for k, _, w, v in rows if (k, w) == (kind, when)):.3f}" for when in moments]
-        lines.append(f"| {kind} | {' | '.join(cells)} |")
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([("mask", "seed", "when", "distance"), *rows])
-    write_bytes(asked.out / "kernel-distance.csv", table.getvalue().encode())
-    write_bytes(asked.out / "kernel-distance.md", ("\n".join(lines) + "\n").encode())
-    print("\n".join(lines))
+    pruner = AWT(search=asked.search)
+    rows = read(asked.out / "kernel-distance.csv")
+    facts = machine.env(torch.device("cpu"))
+    made_on = f"torch {facts['torch']}, Python {facts['python']}, one thread of {facts['cpu']}."
+    for rules in map(load, asked.protocol):
+        code, teachers = code_of(rules, pruner), Teachers()
+        rows = [row for row in rows if row.protocol != rules.name or row.code == code]
+        for sparsity, seed, kind in product(asked.sparsity or [0.95], asked.seed or [0], KINDS):
+            cell = (rules.name, sparsity, seed, kind)
+            if any((row.protocol, row.sparsity, row.seed, row.mask) == cell for row in rows):
+                continue
+            job = Job(pruner="awt", sparsity=sparsity, seed=seed)
+            with tempfile.TemporaryDirectory() as stages:
+                lab = Watching(job, rules, Store(asked.data), Path(stages))
+                found = [Row(*cell, *moment, code) for moment in measure(lab, pruner, kind, teachers)]
+            rows += found
+            write_rows(asked.out, rows)
+            print(*cell, *(f"{row.phase} {row.done}: {row.distance:.3f}" for row in found), flush=True)
+    write_page(asked.out, rows, made_on)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PrunebenchError as error:
+        raise SystemExit(f"kernel_distance: {error}") from None

@@ -1,0 +1,118 @@
+"""Numbers that others published, shown beside a board for orientation: never measured here, never ranked."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from bench.errors import PrunebenchError
+from bench.protocol import PROTOCOLS, Exact, Protocol, Rules, Share, exact, explain
+
+FILE = Path(__file__).with_name("published.toml")
+NEAR = 0.02  # relative: a threat whose eps differs by more is another one, and its rows are left out
+
+Text = Annotated[str, Field(min_length=1, max_length=200)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class Source(Rules):
+    """Where numbers were published."""
+
+    title: Text
+    url: Annotated[str, Field(pattern=r"^https://[^\s\"'<>]+$")]
+
+
+class Entry(Rules):
+    """One net as its authors report it: accuracies in percent, `robust` under AutoAttack *standard*.
+
+    `arch` is the nearest of our architectures, `note` what is different about theirs. `eps` is the exact text.
+    """
+
+    name: Text
+    source: Text
+    arch: Text
+    data: Text
+    norm: Literal["Linf", "L2"]
+    eps: Exact
+    sparsity: Share
+    clean: Percent
+    robust: Percent
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Entry:
+        if self.robust > self.clean:
+            raise ValueError(f"robust = {self.robust} is above clean = {self.clean}")
+        return self
+
+
+class Published(Rules):
+    """The whole file: entries, and the sources that they name."""
+
+    sources: dict[str, Source]
+    rows: Annotated[tuple[Entry, ...], Field(strict=False)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Published:
+        seen = set()
+        for row in self.rows:
+            if row.source not in self.sources:
+                raise ValueError(f"{row.name!r} names the source {row.source!r}, which is not among the sources")
+            key = (row.name, row.source, row.arch, row.data, row.norm, row.eps, row.sparsity)
+            if key in seen:
+                raise ValueError(f"{row.name!r} at sparsity {row.sparsity} on {row.arch} stands twice")
+            seen.add(key)
+        if unused := sorted(self.sources.keys() - {row.source for row in self.rows}):
+            raise ValueError(f"no row names the source {unused[0]!r}")
+        return self
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published row as it may be shown beside a board; `differs` says what is not as in the board's protocol."""
+
+    entry: Entry
+    source: Source
+    differs: tuple[str, ...]
+
+    @property
+    def standing(self) -> str:
+        """What stands in the place of a rank."""
+        return "published"
+
+
+def load(path: Path = FILE) -> Published:
+    """The published numbers in the file `path`. Raises PrunebenchError when a key or a value breaks the rules."""
+    try:
+        return Published.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise PrunebenchError(f"Cannot read {path} ({error.strerror}); restore the file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PrunebenchError(f"{path} is not valid TOML ({error}); mend the file.") from None
+    except ValidationError as error:
+        raise PrunebenchError(f"{path} breaks the rules: {explain(error)}") from None
+
+
+def rows_for(protocol: Protocol | str, published: Published | None = None) -> tuple[Reference, ...]:
+    """The published rows on the data, architecture and threat of `protocol`, the sparsest last, best first.
+
+    `protocol`: the rules, or the name of built-in ones (another name has no published rows). An eps within 2 % of the
+    protocol's counts as the same threat, and the difference is told.
+    """
+    rules = PROTOCOLS.get(protocol) if isinstance(protocol, str) else protocol
+    if rules is None:
+        return ()
+    published = load() if published is None else published
+    found = []
+    for entry in published.rows:
+        ours, theirs = exact(rules.threat.eps), exact(entry.eps)
+        same = (entry.data, entry.arch, entry.norm) == (rules.data, rules.model, rules.threat.norm)
+        if same and abs(theirs - ours) <= NEAR * ours:
+            differs = [f"eps {entry.eps}, not {rules.threat.eps}"] if theirs != ours else []
+            differs += [entry.note] if entry.note else []
+            found.append(Reference(entry, published.sources[entry.source], tuple(differs)))
+    return tuple(sorted(found, key=lambda each: (each.entry.sparsity, -each.entry.robust, each.entry.name)))
