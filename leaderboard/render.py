@@ -15,6 +15,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from leaderboard.published import rows_for
 from leaderboard.table import Board, Ranking, Rate, Row
 
 LONGEST = 300  # characters of a text from a record that a table shows
@@ -105,6 +106,30 @@ def _markdown_list(texts: Sequence[str]) -> list[str]:
     return [*(f"- {_markdown_text(text)}" for text in texts), ""] if texts else []
 
 
+def references(board: Board) -> list[dict[str, str]]:
+    """What tables for people show of the numbers that others published on the board's task, not yet escaped."""
+    return [
+        {
+            "Place": reference.standing, "Method": reference.entry.name, "Sparsity": f"{reference.entry.sparsity:g}",
+            "AutoAttack %": f"{reference.entry.robust:g}", "Clean %": f"{reference.entry.clean:g}",
+            "Source": reference.source.title, "Other than here": "; ".join(reference.differs),
+        }
+        for reference in rows_for(board.protocol)
+    ]  # fmt: skip
+
+
+def _markdown_references(board: Board) -> list[str]:
+    rows = references(board)
+    if not rows:
+        return []
+    left = ("Place", "Method", "Source", "Other than here")
+    return [
+        "Numbers that others published, not measured here and not ranked:",
+        "",
+        *_markdown_table(list(rows[0]), [list(row.values()) for row in rows], left),
+    ]
+
+
 def _markdown_board(board: Board) -> list[str]:
     rules = f"{board.protocol} v{board.version}, {board.n} images"
     rows = [{**cells(row), "Protocol": rules + ("" if row.official else ", not official")} for row in board.rows]
@@ -127,6 +152,7 @@ def _markdown_board(board: Board) -> list[str]:
         f"How many of the {board.n} images are still classified rightly after each attack, mean over seeds:",
         "",
         *_markdown_table(["Pruner", "Sparsity", *board.attacks], survivors, left),
+        *_markdown_references(board),
     ]
 
 

@@ -17,7 +17,7 @@ from bench.errors import PrunebenchError
 from bench.files import replace_folder
 from bench.record import LARGEST, Record
 from leaderboard import entry, plots
-from leaderboard.render import SIGN, cells, clean, doubts, percent
+from leaderboard.render import SIGN, cells, clean, doubts, percent, references
 from leaderboard.table import Board, Ranking, Results, Row, rank, read
 
 MANIFEST = "site.json"  # names every file of a site, so that a new one replaces nothing else
@@ -92,7 +92,10 @@ def pages(ranking: Ranking, results: Results, source: Path) -> dict[str, bytes]:
         leads = [href for href, row in zip(hrefs, board.rows, strict=True) for _ in row.flags]
         lines = zip(leads, doubts(board), strict=True)
         drawn = plots.of_board(board)
-        sections.append({"board": board, "id": f"b{number}", "tables": tables, "doubts": list(lines), "plots": drawn})
+        sections.append({
+            "board": board, "id": f"b{number}", "tables": tables, "doubts": list(lines), "plots": drawn,
+            "references": _references_table(board),
+        })  # fmt: skip
         for href, row in zip(hrefs, board.rows, strict=True):
             made[href] = _entry(environment, board, row, f"b{number}", results, source)
     page = environment.get_template("index.html").render(root="", sections=sections, refused=ranking.refused)
@@ -146,6 +149,18 @@ def _survivors_table(board: Board, hrefs: Sequence[str]) -> Sortable:
         rows.append((Cell(row.pruner, None, href), Cell(f"{row.sparsity:f}", float(row.sparsity)), *percents))
     caption = f"{board.protocol}, version {board.version}: images still right, %"
     return Sortable(caption, titles, tuple(rows))
+
+
+def _references_table(board: Board) -> Sortable | None:
+    """The numbers that others published on this board's task; None when there are none."""
+    shown = references(board)
+    if not shown:
+        return None
+    numbers = ("Sparsity", "AutoAttack %", "Clean %")
+    rows = [
+        tuple(Cell(text, float(text) if title in numbers else None) for title, text in row.items()) for row in shown
+    ]
+    return Sortable(f"{board.protocol}: published by others, not measured here", tuple(shown[0]), tuple(rows))
 
 
 def _slug(board: Board, row: Row) -> str:

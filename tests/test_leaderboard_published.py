@@ -8,7 +8,12 @@ import pytest
 
 from bench.errors import PrunebenchError
 from bench.protocol import PROTOCOLS, Threat
+from leaderboard import site
 from leaderboard.published import FILE, load, rows_for
+from leaderboard.render import markdown
+from leaderboard.table import rank
+from leaderboard.table import read as read_records
+from tests.records import make, save
 
 CIFAR = PROTOCOLS["cifar10-linf"]
 ROW = """
@@ -106,3 +111,23 @@ def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(PrunebenchError, match=r"Cannot read .*none\.toml"):
         load(tmp_path / "none.toml")
     assert FILE.exists()
+
+
+def board_of(name):
+    rules = PROTOCOLS[name]
+    return make(protocol={"name": name, "version": rules.version, "sha256": rules.sha256})
+
+
+def test_they_stand_below_the_board_of_their_task_and_of_no_other(tmp_path):
+    save(tmp_path / "records", board_of("cifar10-linf"))
+    page = markdown(rank(read_records(tmp_path / "records")))
+    below = page.partition("not measured here and not ranked")[2]
+    assert below.count("&#124;") == 0 and "eps 0.031, not 8/255" in below and "45.69" in below
+    assert below.count("published") == len(rows_for("cifar10-linf")) > 0
+    site.write(tmp_path / "records", tmp_path / "site")
+    assert "eps 0.031, not 8/255" in (tmp_path / "site" / "index.html").read_text()
+
+    save(tmp_path / "digits", board_of("digits-linf"))
+    assert "published" not in markdown(rank(read_records(tmp_path / "digits")))
+    site.write(tmp_path / "digits", tmp_path / "other")
+    assert "Published by others" not in (tmp_path / "other" / "index.html").read_text()
