@@ -25,6 +25,7 @@ from tests.nets import STORE, TINY
 TEST = STORE.testing("digits", 48)
 IMAGES = as_float(TEST.images)
 N = len(TEST)
+BOARD = Path(__file__).parents[1] / "leaderboard" / "records" / "digits-linf"
 WHITE_AND_BLACK = {name: STANDARD[name] for name in ("apgd-ce", "square")}
 
 
@@ -77,9 +78,13 @@ def noisy(images):
     return images + 0.01 * torch.randn_like(images)
 
 
-@pytest.fixture(params=["dense", "imp"])
-def net(request, nets):
-    return open_net(nets[request.param]).module
+CLAIMED = Path(__file__).parents[1] / "claims"
+
+
+@pytest.fixture(params=["dense-s0-seed0", "imp-s0.95-seed0"])
+def net(request):
+    """Nets of the board, whose training was whole."""
+    return open_net(CLAIMED / request.param / "net.safetensors").module
 
 
 def referee(net):
@@ -118,11 +123,14 @@ def test_an_honest_net_raises_nothing(net):
     assert looked_at(net) == set()
 
 
-def test_a_whole_scoring_of_honest_nets_raises_nothing_but_what_short_training_does(scored):
+def test_all_flags_are_in_a_record(scored):
     for folder in scored.values():
         found = {flag.name: flag for flag in load_record(folder / RECORD).score.flags}
-        assert len(found) == 9 and found["transfer"].value is None
-        assert {name for name, flag in found.items() if flag.up} <= {"weak-strong-gap", "black-box-wins"}
+        assert set(found) == {
+            "black-box-wins", "zero-gradients", "eps-curve", "weak-beats-strong", "weak-strong-gap", "nondeterministic",
+            "quantised-input", "softmax-output", "transfer",
+        }  # fmt: skip
+        assert found["transfer"].value is None  # no dense net was given
 
 
 def test_saturated_logits(net):
@@ -182,12 +190,12 @@ def test_images_of_the_dense_net_are_tried(nets, tmp_path, quick):
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
-        (flags.black_box_wins(60, 58, 100), 0.02),
+        (flags.black_box_wins(60, 57, 100), 0.03),
         (flags.zero_gradients(3, 6, 100), 0.06),
         (flags.eps_curve([Point(eps="0.1", robust=50), Point(eps="0.5", robust=13)], 100, 0.1), 0.03),
         (flags.eps_curve([Point(eps="0.1", robust=5), Point(eps="0.5", robust=8)], 100, 0.1), 0.03),
         (flags.weak_beats_strong(1, 100), 0.01),
-        (flags.weak_strong_gap(61, 50, 100), 0.11),
+        (flags.weak_strong_gap(63, 50, 100), 0.13),
         (flags.nondeterministic(1, 100), 0.01),
         (flags.quantised_input(26, 100, 1e-5), 0.26),
         (flags.softmax_output(51, 100), 0.51),
@@ -202,11 +210,11 @@ def test_the_value_on_paper_is_above_the_threshold(flag, value):
 @pytest.mark.parametrize(
     "flag",
     [
-        flags.black_box_wins(60, 59, 100),
+        flags.black_box_wins(60, 58, 100),
         flags.zero_gradients(5, 5, 100),
         flags.eps_curve([Point(eps="0.1", robust=50), Point(eps="0.5", robust=12)], 100, 0.1),
         flags.weak_beats_strong(1, 200),
-        flags.weak_strong_gap(60, 50, 100),
+        flags.weak_strong_gap(62, 50, 100),
         flags.nondeterministic(0, 100),
         flags.quantised_input(25, 100, 1e-5),
         flags.softmax_output(50, 100),
@@ -245,8 +253,10 @@ def test_pairs_are_what_they_say(nets):
     assert len(none.index) == 0 and none.originals.shape == (0, 1, 8, 8)
 
 
-def test_the_board_s_own_records_hold_their_flags():
-    """Honest nets of the committed board: dense and the tickets of IMP at 90 % raise nothing."""
-    folder = Path(__file__).parents[1] / "leaderboard" / "records" / "digits-linf"
-    for path in sorted(folder.glob("dense-s0-seed*.json")) + sorted(folder.glob("imp-s0.9-seed*.json")):
+@pytest.mark.parametrize("name", ["dense-s0", "imp-s0.9", "imp-s0.95", "awt-s0.9", "awt-s0.95", "random-s0.95"])
+def test_honest_nets_of_the_board_raise_nothing(name):
+    """Scored in full, trained in full: dense and sparse."""
+    paths = sorted(BOARD.glob(f"{name}-seed*.json"))
+    assert len(paths) == 3
+    for path in paths:
         assert [flag.name for flag in load_record(path).score.flags if flag.up] == []
