@@ -60,6 +60,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def difference(gap: float, spread: Spread, a: int, b: int) -> float:
+    """The two-sided p-value of a `gap` between two means over `a` and `b` seeds, by a t-test with the pooled `spread`.
+
+    Without degrees of freedom nothing can be told apart: 1.
+    """
+    if spread.df == 0:
+        return 1.0
+    error = spread.sd * math.sqrt(1 / a + 1 / b)
+    return 2 * float(stats.t.sf(abs(gap) / error, spread.df)) if error > 0 else float(gap == 0)
+
+
 def places(groups: Mapping[str, Sequence[float]], spread: Spread, alpha: float = 0.05) -> dict[str, int]:
     """The place of each group: 1 + the number of groups whose mean is significantly higher.
 
@@ -73,11 +84,7 @@ def places(groups: Mapping[str, Sequence[float]], spread: Spread, alpha: float =
         return place
     means = {name: math.fsum(groups[name]) / len(groups[name]) for name in names}
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    p_values = []
-    for a, b in pairs:
-        error = spread.sd * math.sqrt(1 / len(groups[a]) + 1 / len(groups[b]))
-        gap = abs(means[a] - means[b])
-        p_values.append(2 * float(stats.t.sf(gap / error, spread.df)) if error > 0 else float(gap == 0))
+    p_values = [difference(means[a] - means[b], spread, len(groups[a]), len(groups[b])) for a, b in pairs]
     for (a, b), p in zip(pairs, holm(p_values), strict=True):
         if p < alpha:
             place[a if means[a] < means[b] else b] += 1

@@ -106,6 +106,41 @@ def _markdown_list(texts: Sequence[str]) -> list[str]:
     return [*(f"- {_markdown_text(text)}" for text in texts), ""] if texts else []
 
 
+def contrasts(board: Board) -> list[dict[str, str]]:
+    """What tables for people show of each method against its controls, not yet escaped: a line a method and sparsity.
+
+    A gap is in points with its 95 % interval; + or - before it when it is clear, = when it is not.
+    """
+    kinds = ("random", "magnitude", "its shuffle")
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for found in board.contrasts:
+        kind = found.control if found.control in kinds else kinds[-1]
+        key = (found.pruner, f"{found.sparsity:f}")
+        line = lines.setdefault(key, {"Pruner": key[0], "Sparsity": key[1], **dict.fromkeys(kinds, "")})
+        verdict = "=" if not found.clear else "+" if found.gap > 0 else "-"
+        shown = f"{100 * found.gap:+.1f}" + ("" if found.half is None else f" ± {100 * found.half:.1f}")
+        line[kind] = f"{shown} ({verdict})"
+    return [
+        {title if title in ("Pruner", "Sparsity") else f"less {title}": text for title, text in line.items()}
+        for line in lines.values()
+    ]
+
+
+CONTRASTS = (
+    "Robust accuracy less that of a control at the same sparsity, in points, with the 95 % interval of the difference. "
+    "(+) clearly more robust, (-) clearly less, (=) cannot be told apart (t-tests with the pooled spread, "
+    "Holm-adjusted over the contrasts of a sparsity, at 5 %). A method that does not beat its own shuffle has found "
+    "layer densities and nothing more."
+)
+
+
+def _markdown_contrasts(board: Board) -> list[str]:
+    rows = contrasts(board)
+    if not rows:
+        return []
+    return [CONTRASTS, "", *_markdown_table(list(rows[0]), [list(row.values()) for row in rows], ("Pruner",))]
+
+
 def references(board: Board) -> list[dict[str, str]]:
     """What tables for people show of the numbers that others published on the board's task, not yet escaped."""
     return [
@@ -152,6 +187,7 @@ def _markdown_board(board: Board) -> list[str]:
         f"How many of the {board.n} images are still classified rightly after each attack, mean over seeds:",
         "",
         *_markdown_table(["Pruner", "Sparsity", *board.attacks], survivors, left),
+        *_markdown_contrasts(board),
         *_markdown_references(board),
     ]
 

@@ -17,7 +17,7 @@ from bench.errors import PrunebenchError
 from bench.files import replace_folder
 from bench.record import LARGEST, Record
 from leaderboard import entry, plots
-from leaderboard.render import SIGN, cells, clean, doubts, percent, references
+from leaderboard.render import CONTRASTS, SIGN, cells, clean, contrasts, doubts, percent, references
 from leaderboard.table import Board, Ranking, Results, Row, rank, read
 
 MANIFEST = "site.json"  # names every file of a site, so that a new one replaces nothing else
@@ -94,7 +94,8 @@ def pages(ranking: Ranking, results: Results, source: Path) -> dict[str, bytes]:
         drawn = plots.of_board(board)
         sections.append({
             "board": board, "id": f"b{number}", "tables": tables, "doubts": list(lines), "plots": drawn,
-            "references": _references_table(board),
+            "contrasts": _plain_table(f"{board.protocol}: methods against their controls", contrasts(board)),
+            "references": _plain_table(f"{board.protocol}: published by others, not measured here", references(board)),
         })  # fmt: skip
         for href, row in zip(hrefs, board.rows, strict=True):
             made[href] = _entry(environment, board, row, f"b{number}", results, source)
@@ -151,16 +152,25 @@ def _survivors_table(board: Board, hrefs: Sequence[str]) -> Sortable:
     return Sortable(caption, titles, tuple(rows))
 
 
-def _references_table(board: Board) -> Sortable | None:
-    """The numbers that others published on this board's task; None when there are none."""
-    shown = references(board)
+_NUMBERS = ("Sparsity", "AutoAttack %", "Clean %")
+
+
+def _plain_table(caption: str, shown: Sequence[dict[str, str]]) -> Sortable | None:
+    """A table of what render shows, sorted by number where a column is one; None when it is empty."""
     if not shown:
         return None
-    numbers = ("Sparsity", "AutoAttack %", "Clean %")
     rows = [
-        tuple(Cell(text, float(text) if title in numbers else None) for title, text in row.items()) for row in shown
+        tuple(Cell(text, float(text) if title in _NUMBERS else _leading(title, text)) for title, text in row.items())
+        for row in shown
     ]
-    return Sortable(f"{board.protocol}: published by others, not measured here", tuple(shown[0]), tuple(rows))
+    return Sortable(caption, tuple(shown[0]), tuple(rows))
+
+
+def _leading(title: str, text: str) -> float | None:
+    """The number that a gap begins with; nothing for columns of text."""
+    if not title.startswith("less "):
+        return None
+    return float(text.split()[0]) if text else -200.0
 
 
 def _slug(board: Board, row: Row) -> str:
@@ -181,7 +191,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
-    environment.globals["SIGN"] = SIGN
+    environment.globals |= {"SIGN": SIGN, "CONTRASTS": CONTRASTS}
     environment.filters["ours"] = Markup  # a text of our own making that may be longer than one from a record
     return environment
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench import stats
 from bench.errors import PrunebenchError
-from bench.protocol import PROTOCOLS, as_sparsity
+from bench.protocol import PROTOCOLS, Job, as_sparsity
 from bench.record import Record, Refusal, load_all
 from leaderboard.comparable import refuse_incomparable
 
@@ -82,6 +82,23 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """A method against one of its controls at one sparsity: random or magnitude pruning, or its own shuffle.
+
+    `gap`: robust accuracy of the method less that of the control, in [-1, 1]; `half`: half its 95 % interval, None
+    when no job has two seeds. `clear`: the gap is significant (t-tests with the pooled spread, Holm-adjusted over the
+    contrasts of the sparsity).
+    """
+
+    pruner: str
+    control: str
+    sparsity: Decimal
+    gap: float
+    half: float | None
+    clear: bool
+
+
+@dataclass(frozen=True)
 class Board:
     """The rows that may be compared: one protocol, one version of it, the same test images.
 
@@ -99,6 +116,7 @@ class Board:
     attacks: tuple[str, ...]
     df: int
     rows: tuple[Row, ...]
+    contrasts: tuple[Contrast, ...]
 
     @property
     def records(self) -> int:
@@ -173,7 +191,7 @@ def _board(records: Mapping[Path, Record]) -> Board:
     first = next(iter(records.values()))
     groups = _groups(records)
     step = 1 / first.score.n
-    robust_spread = stats.pooled([_rates(group, lambda r: r.score.robust) for group in groups.values()], step)
+    robust_spread = stats.pooled([_robust(group) for group in groups.values()], step)
     clean_spread = stats.pooled([_rates(group, lambda r: r.score.clean) for group in groups.values()], step)
     places = _places(groups, robust_spread)
     rows = []
@@ -187,6 +205,7 @@ def _board(records: Mapping[Path, Record]) -> Board:
         data=first.data.name, data_sha256=first.data.sha256, n=first.score.n,
         official=_built_in(first) and all(row.official for row in rows),
         attacks=tuple(first.score.survived), df=robust_spread.df, rows=tuple(rows),
+        contrasts=_contrasts(groups, robust_spread),
     )  # fmt: skip
 
 
@@ -209,9 +228,45 @@ def _places(groups: Mapping[Key, Group], spread: stats.Spread) -> dict[Key, int]
     places: dict[Key, int] = {}
     for sparsity in {sparsity for sparsity, _ in groups}:
         rivals = {label: group for (asked, label), group in groups.items() if asked == sparsity}
-        found = stats.places({k: _rates(g, lambda r: r.score.robust) for k, g in rivals.items()}, spread, ALPHA)
+        found = stats.places({label: _robust(group) for label, group in rivals.items()}, spread, ALPHA)
         places |= {(sparsity, label): place for label, place in found.items()}
     return places
+
+
+CONTROLS = ("random", "magnitude")
+
+
+def _contrasts(groups: Mapping[Key, Group], spread: stats.Spread) -> tuple[Contrast, ...]:
+    """Every method at every sparsity against those of its controls that are on the board there."""
+    found: list[Contrast] = []
+    for sparsity in sorted({sparsity for sparsity, _ in groups if sparsity > 0}):
+        rivals = {label: group for (asked, label), group in groups.items() if asked == sparsity}
+        pairs = [(label, control) for label in rivals for control in _controls(label, rivals)]
+        gaps = [_mean(_robust(rivals[a])) - _mean(_robust(rivals[b])) for a, b in pairs]
+        sizes = [(len(rivals[a]), len(rivals[b])) for a, b in pairs]
+        p_values = [stats.difference(gap, spread, *size) for gap, size in zip(gaps, sizes, strict=True)]
+        for (a, b), gap, size, p in zip(pairs, gaps, sizes, stats.holm(p_values), strict=True):
+            half = spread.half_width(1, 1 - ALPHA) * math.sqrt(1 / size[0] + 1 / size[1])
+            found.append(Contrast(a, b, sparsity, gap, half if spread.df else None, p < ALPHA))
+    return tuple(found)
+
+
+def _controls(label: str, rivals: Mapping[str, Group]) -> list[str]:
+    """Which of `rivals` are controls of the method `label`; a shuffle has none."""
+    job = rivals[label][0][1].job
+    if job.options.get("shuffle"):
+        return []
+    plain = [name for name in CONTROLS if name in rivals and label != name and label != CONTROLS[0]]
+    own = [name for name, group in rivals.items() if _shuffled(group[0][1].job, job)]
+    return plain + own
+
+
+def _shuffled(other: Job, job: Job) -> bool:
+    return other.pruner == job.pruner and other.options == job.options | {"shuffle": True}
+
+
+def _robust(group: Group) -> list[float]:
+    return _rates(group, lambda record: record.score.robust)
 
 
 def _row(key: Key, group: Group, standing: tuple[int, bool], robust: stats.Spread, clean: stats.Spread) -> Row:

@@ -225,3 +225,38 @@ def test_doubts_name_the_seeds_whose_flags_are_up():
     said = [flag(0.2), flag(0.1), flag(0.3), flag(0.4, "Wide gap.")]
     (row,) = only_board(*(make(seed=seed, score={"flags": [one]}) for seed, one in enumerate(said))).rows
     assert [(doubt.sentence, doubt.seeds) for doubt in row.flags] == [("Gap.", (0, 2)), ("Wide gap.", (3,))]
+
+
+def seeds_of(label, counts, sparsity=0.9, options=None):
+    """Records of one row, a seed each, with these robust counts of 100."""
+    return {
+        Path(f"{label}{options or ''}{sparsity}-{seed}.json"): make(
+            label, sparsity, seed, robust=count, job={"options": options or {}}
+        )
+        for seed, count in enumerate(counts)
+    }
+
+
+def test_methods_are_held_against_their_controls():
+    """On paper: sd 2 with 6 degrees of freedom, t = 10 / (2 sqrt(2/3)) = 6.1 and 1.2; half = 2.447 * 2 sqrt(2/3)."""
+    records = seeds_of("imp", [60, 62, 64]) | seeds_of("random", [50, 52, 54])
+    records |= seeds_of("imp", [58, 60, 62], options={"shuffle": True})
+    (board,) = rank(records).boards
+    found = {(each.pruner, each.control): each for each in board.contrasts}
+    assert set(found) == {("imp", "random"), ("imp", "imp:shuffle=true")}  # a shuffle is no method, random has none
+    assert found["imp", "random"].gap == pytest.approx(0.1) and found["imp", "random"].clear
+    assert found["imp", "imp:shuffle=true"].gap == pytest.approx(0.02) and not found["imp", "imp:shuffle=true"].clear
+    assert found["imp", "random"].half == pytest.approx(0.03996, abs=1e-5)
+
+
+def test_a_method_below_its_control_is_seen_and_other_options_are_no_control():
+    records = seeds_of("imp", [50, 52, 54]) | seeds_of("magnitude", [60, 62, 64])
+    records |= seeds_of("imp", [20, 22, 24], options={"rounds": 2, "shuffle": True})
+    (board,) = rank(records).boards
+    assert [(each.pruner, each.control, each.clear) for each in board.contrasts] == [("imp", "magnitude", True)]
+    assert board.contrasts[0].gap == pytest.approx(-0.1)
+
+
+def test_with_one_seed_nothing_is_clear():
+    (board,) = rank(seeds_of("imp", [80]) | seeds_of("random", [10])).boards
+    assert [(each.gap, each.half, each.clear) for each in board.contrasts] == [(pytest.approx(0.7), None, False)]
