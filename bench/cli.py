@@ -127,6 +127,9 @@ def score(
     parent: Annotated[
         Path | None, typer.Option(help="The dense net; its adversarial images are tried too, for a flag.")
     ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="One more weak attack: torchattacks:NAME, for example CW.")
+    ] = None,
     keep_proposals: Keep = False,
     mirror: Annotated[str | None, typer.Option(help="Fetch robustbench:NAME from MIRROR/DATA/NORM/NAME.pt.")] = None,
     data: DataRoot = Path("data"),
@@ -151,7 +154,7 @@ def score(
     with sole_user(folder), show.Watch(quiet=quiet) as watch:
         record = referee(
             net, rules, examples, out=folder, store=_store(data), device=device, parent=parent,
-            keep_proposals=keep_proposals, mirror=mirror,
+            also=also or (), keep_proposals=keep_proposals, mirror=mirror,
             report=lambda what, done, of: watch.report(str(net), what, done, of),
         )  # fmt: skip
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench import flags, machine, probes
-from bench.attacks import adapted
+from bench.attacks import Attack, adapted
 from bench.checkpoint import LARGEST, Header, Net, open_net
 from bench.data import Split, Store, as_float
 from bench.errors import PrunebenchError, Refused
@@ -18,6 +19,7 @@ from bench.files import canonical_json, sha256_of, write_bytes, write_json
 from bench.journal import Journal
 from bench.mask import distribution
 from bench.models import prunable
+from bench.peers import peer
 from bench.proposals import Proposals, pack, pack_pairs, rounded
 from bench.protocol import Protocol, load
 from bench.record import (
@@ -67,18 +69,20 @@ class Scored:
 def score(
     net: str | Path, protocol: str | Protocol | None = None, examples: int | None = None, *,
     out: str | Path | None = None, store: Store | None = None, device: str = "auto", report: Report | None = None,
-    parent: str | Path | None = None, keep_proposals: bool = False, mirror: str | None = None,
+    parent: str | Path | None = None, also: Sequence[str] = (), keep_proposals: bool = False,
+    mirror: str | None = None,
 ) -> Record:  # fmt: skip
     """Attack the net in the file `net` with AutoAttack *standard* and count what survives.
 
     `protocol`: by default the one that the net was made for; another one must be asked for by name. `examples`: only
     the first so many test images. `out`: a folder for record, outcomes and the journal from which a killed run goes on.
-    `parent`: the dense net whose adversarial images are tried as well, for a flag. `keep_proposals`: keep what fooled
-    the net, so that a claim can be replayed. `net` may be "robustbench:NAME", a dense net of RobustBench's zoo, for
-    which `protocol` must be named (`mirror`: see `bench.zoo.open_zoo`). Raises Refused, and leaves the reason in `out`,
-    for a net that cannot be scored.
+    `parent`: the dense net whose adversarial images are tried as well, for a flag. `also`: more weak attacks, such as
+    "torchattacks:CW". `keep_proposals`: keep what fooled the net, so that a claim can be replayed. `net` may be
+    "robustbench:NAME", a dense net of RobustBench's zoo, for which `protocol` must be named (`mirror`: see
+    `bench.zoo.open_zoo`). Raises Refused, and leaves the reason in `out`, for a net that cannot be scored.
     """
     path, folder = Path(net), None if out is None else Path(out)
+    peers = {name: peer(name) for name in also}
     where = machine.device_named(device)
     opened = None
     try:
@@ -89,7 +93,7 @@ def score(
         test, whole = _test_images(opened, path, rules, examples, store)
         if parent is not None:
             _test_images(dense := open_net(Path(parent)), Path(parent), rules, examples, store)
-        scoring = _Scoring(opened, path, rules, test, where, folder, report)
+        scoring = _Scoring(opened, path, rules, test, where, folder, report, peers)
         scored = scoring(dense if parent is not None else None, whole=whole, keep_proposals=keep_proposals)
     except Refused as refused:
         if folder is not None:
@@ -137,12 +141,13 @@ class _Scoring:
 
     def __init__(
         self, net: Net, path: Path, rules: Protocol, test: Split, device: torch.device, out: Path | None,
-        report: Report | None,
+        report: Report | None, also: Mapping[str, Attack],
     ) -> None:  # fmt: skip
         self.net, self.path, self.rules, self.test, self.device = net, path, rules, test, device
         self.referee = self._referee(net)
         facts: list[object] = [net.id.sha256, test.sha256, rules.sha256, self.referee.batch, machine.env_key(device)]
-        self.trial = Trial(self.referee, test, Journal(None if out is None else out / "journal", facts), report)
+        journal = Journal(None if out is None else out / "journal", facts)
+        self.trial = Trial(self.referee, test, journal, report, also)
 
     def __call__(self, parent: Net | None, *, whole: bool, keep_proposals: bool) -> Scored:
         """Measure everything and write it down; `whole`: these are all the images that the protocol wants."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -27,19 +27,20 @@ _PRICE = {"apgd-ce": 102 + 2 * 101, "apgd-t": 910 + 2 * 909, "fab-t": 1800 + 2 *
 class Trial:
     """One net before all attacks. Every measurement is kept in the journal, so that a killed one goes on.
 
-    `entries` are the journal's, in order. `images`: float32 (n, c, h, w), zero but where `keep_images` and AutoAttack
-    fooled the net: there, what fooled it.
+    `also`: weak attacks beside ours, by name. `entries` are the journal's, in order. `images`: float32 (n, c, h, w),
+    zero but where `keep_images` and AutoAttack fooled the net: there, what fooled it.
     """
 
     referee: Referee
     test: Split
     journal: Journal
     report: Report | None = None
+    also: Mapping[str, Attack] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     images: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self._progress = _Progress(len(self.test), len(self._radii()), self.report)
+        self._progress = _Progress(len(self.test), len(self._radii()), self.report, tuple(self.also))
 
     def standard(self, clean: Tensor, *, keep_images: bool = False) -> dict[str, Tensor]:
         """AutoAttack *standard* on the images in `clean`, bool (n,): who still stands after each attack."""
@@ -55,7 +56,7 @@ class Trial:
 
     def weak(self, clean: Tensor) -> dict[str, Tensor]:
         """Each weak attack alone on the images in `clean`: who stands after it."""
-        return {name: self._alone(name, attack, clean) for name, attack in WEAK.items()}
+        return {name: self._alone(name, attack, clean) for name, attack in (WEAK | dict(self.also)).items()}
 
     def curve(self, clean: Tensor, at_eps: Tensor) -> dict[str, Tensor]:
         """PGD-20 at growing eps, each alone on the images in `clean`: who stands; `at_eps`: at the threat's."""
@@ -87,7 +88,7 @@ class Trial:
         threat: Threat | None = None,
     ) -> Tensor:  # fmt: skip
         """Who of `standing` still stands after `attack` on this shard; what fooled the others goes into `images`."""
-        label = name if threat is None else f"{name} eps {threat.eps.replace('/', ':')}"
+        label = name.replace(":", " ") if threat is None else f"{name} eps {threat.eps.replace('/', ':')}"
         self.referee.listener = self._progress.listener(name, label, number)
 
         def measure() -> Finding:
@@ -124,12 +125,13 @@ def radii(threat: Threat, pixels: int) -> tuple[str, ...]:
 class _Progress:
     """How far a scoring is, in sample passes: what is done, and what is left if images keep falling as they did."""
 
-    def __init__(self, images: int, points: int, report: Report | None) -> None:
-        """`points`: how often PGD-20 runs, on all images each time."""
+    def __init__(self, images: int, points: int, report: Report | None, also: Sequence[str] = ()) -> None:
+        """`points`: how often PGD-20 runs, on all images each time. `also`: attacks that are priced as PGD-50 is."""
         self.images, self.report = images, report
         self.done = self.current = self.estimate = 0.0
-        self.seen = dict.fromkeys(_PRICE, (0, 0))  # attack -> images it reached, images that survived it
-        self.runs = {name: points if name == "pgd-20" else 1 for name in _PRICE}
+        self.price = _PRICE | dict.fromkeys(also, _PRICE["pgd-50"])
+        self.seen = dict.fromkeys(self.price, (0, 0))  # attack -> images it reached, images that survived it
+        self.runs = {name: points if name == "pgd-20" else 1 for name in self.price}
 
     def listener(self, attack: str, label: str, shard: int) -> Callable[[int], None] | None:
         """What to call with the sample passes of every forward of `attack` on shard number `shard`."""
@@ -153,7 +155,7 @@ class _Progress:
     def _left(self) -> float:
         """Sample passes still to come."""
         total, share = 0.0, 1.0
-        for attack, price in _PRICE.items():
+        for attack, price in self.price.items():
             reached, survived = self.seen[attack]
             cascade = attack in STANDARD
             total += (self.images * self.runs[attack] - reached) * (share if cascade else 1.0) * price

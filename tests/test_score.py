@@ -288,3 +288,11 @@ def test_outcomes_lie_beside_the_record(nets, quick, tmp_path):
     assert outcomes_path(tmp_path / RECORD).read_bytes() == pack_outcomes(raw["labels"], raw["predicted"], *kinds)
     assert load_record(tmp_path / RECORD) == record
     assert isinstance(quick_attacks()["square"], partial) and quick_attacks()["square"].func is pgd
+
+
+def test_attacks_of_torchattacks_are_asked_for_by_name(nets, tmp_path):
+    with pytest.raises(PrunebenchError, match="needs the extra torchattacks"):
+        scoring(nets["dense"], tmp_path, also=["torchattacks:CW"])
+    with pytest.raises(PrunebenchError, match="'CW' is not an attack"):
+        scoring(nets["dense"], tmp_path, also=["CW"])
+    assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+import bench.trial
+from bench.attacks import WEAK, pgd
+from bench.checkpoint import open_net
+from bench.data import as_float
+from bench.errors import PrunebenchError
+from bench.record import recount
+from bench.run import train
+from bench.score import RECORD, score
+from tests.nets import STORE, TINY, job, quick_attacks
+
 
 def test_its_copy_of_robustbench_is_the_only_one():
     """The fault that keeps the two extras apart: the wheel brings `robustbench` without owning the name."""
@@ -51,3 +61,58 @@ def test_one_step_too_few_does_not():
         model[1].weight.copy_(torch.tensor([[0.0] * 4, [1.0] * 4]))
     found = torchattacks.PGD(model, eps=0.2, alpha=0.05, steps=3, random_start=False)(images, torch.tensor([0]))
     torch.testing.assert_close(found, images + 0.15)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small net, its protocol and its test images."""
+    folder = tmp_path_factory.mktemp("net")
+    net = train("dense", job("dense"), TINY, folder, folder / "stages", STORE, device="cpu")
+    return net, STORE.testing("digits", 32)
+
+
+def test_our_fgsm_and_pgd_are_theirs(trained):
+    """The same images: FGSM, and PGD from the image itself with the same steps."""
+    import torchattacks
+
+    net, test = trained
+    module, images, labels = open_net(net).module, as_float(test.images), test.labels
+    generator, eps = torch.Generator().manual_seed(0), TINY.threat.radius
+    ours = WEAK["fgsm"](module, images, labels, TINY.threat, generator=generator)
+    theirs = torchattacks.FGSM(module, eps=eps)(images, labels)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert (ours - images).abs().max() > 0.9 * eps, "premise: something moves"
+
+    for steps in (20, 50):
+        size = 2.5 * eps / steps
+        ours = pgd(
+            module, images, labels, TINY.threat, generator=generator, steps=steps, step_size=size, start=images.clone()
+        )
+        theirs = torchattacks.PGD(module, eps=eps, alpha=size, steps=steps, random_start=False)(images, labels)
+        verdicts = [(module(x).argmax(1) == labels).tolist() for x in (ours, theirs)]
+        assert verdicts[0] == verdicts[1] and 0 < sum(verdicts[0]) < len(labels)
+
+
+def test_one_step_less_is_another_image(trained):
+    """The twin."""
+    import torchattacks
+
+    net, test = trained
+    module, images, labels = open_net(net).module, as_float(test.images), test.labels
+    ours = pgd(
+        module, images, labels, TINY.threat, generator=torch.Generator(), steps=1, step_size=0.01, start=images.clone()
+    )
+    theirs = torchattacks.PGD(module, eps=TINY.threat.radius, alpha=0.01, steps=2, random_start=False)(images, labels)
+    assert (ours - theirs).abs().max() > 0.005
+
+
+def test_their_attacks_stand_beside_ours_in_a_record(trained, tmp_path, monkeypatch):
+    net, _ = trained
+    monkeypatch.setattr(bench.trial, "STANDARD", quick_attacks())
+    names = ["torchattacks:CW", "torchattacks:MIFGSM"]
+    record = score(net, out=tmp_path, store=STORE, device="cpu", also=names)
+    recount(tmp_path / RECORD, record)
+    assert list(record.score.weak) == [*WEAK, *names]
+    assert 0 < record.score.weak["torchattacks:MIFGSM"] < record.score.clean
+    with pytest.raises(PrunebenchError, match="Unknown attack of torchattacks 'CV'"):
+        score(net, store=STORE, device="cpu", also=["torchattacks:CV"])
