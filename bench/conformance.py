@@ -31,7 +31,7 @@ from torch.utils.flop_counter import flop_registry
 from bench import machine
 from bench.checkpoint import Header, open_net, seal
 from bench.data import Store, as_float
-from bench.errors import BudgetExceeded, Refused
+from bench.errors import BudgetExceeded, Refused, printable
 from bench.lab import Lab, Pruner
 from bench.mask import State, keep_count
 from bench.protocol import Job, Protocol, Threat, Training
@@ -486,6 +486,6 @@ def _watched(seen: _Seen) -> Iterator[None]:
 
 
 def _line(text: str) -> str:
-    """`text`, which may come from anybody's code, as one printable line."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    """`text`, which may come from anybody's code, as one printable line of bounded length."""
+    shown = printable(text)
     return shown if len(shown) <= 400 else f"{shown[:400]}..."

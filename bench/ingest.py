@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bench.checkpoint import LARGEST, Header, Net, open_net, seal
 from bench.data import Info, Store
-from bench.errors import PrunebenchError, Refused
+from bench.errors import PrunebenchError, Refused, printable
 from bench.files import sha256_of
 from bench.mask import State, keep_count, keep_largest
 from bench.models import build, prunable
@@ -291,12 +291,12 @@ def _normalisation(text: str, channels: int) -> dict[str, Tensor]:
 
 
 def _plain(name: str) -> str:
-    shown = "".join(letter if letter.isprintable() else "?" for letter in name)
+    shown = printable(name)
     return shown if len(shown) <= 100 else f"{shown[:100]}..."
 
 
 def _name(name: object) -> str:
-    return repr(_plain(str(name)))
+    return f"'{_plain(str(name))}'"
 
 
 def _list(names: Any) -> str:
