@@ -136,7 +136,7 @@ def test_pruners_installed_by_others_are_found_by_name_and_imported_when_used(mi
     assert "my_pruner" not in sys.modules
     assert parse("mine:rounds=9").options == {"rounds": 9}
     assert "my_pruner" in sys.modules
-    monkeypatch.delitem(sys.modules, "my_pruner")
+    del sys.modules["my_pruner"]
     assert pruners.summary("mine") == "Mine prunes. Options: rounds=3, share=0.5, name=a, fast=false."
     for name in ("broken", "empty"):
         said = refused(name)
