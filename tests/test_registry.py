@@ -131,7 +131,8 @@ def test_pruners_installed_by_others_are_found_by_name_and_imported_when_used(mi
     registry = type(PRUNERS)()
     monkeypatch.setattr(pruners, "entry_points", lambda group: points)
     monkeypatch.setattr(pruners, "PRUNERS", registry)
-    monkeypatch.delitem(sys.modules, "my_pruner", raising=False)
+    monkeypatch.setitem(sys.modules, "my_pruner", None)  # so that it is put back to what it was
+    monkeypatch.delitem(sys.modules, "my_pruner")
     assert list(registry) == ["broken", "empty", "mine"]
     assert "my_pruner" not in sys.modules
     assert parse("mine:rounds=9").options == {"rounds": 9}
