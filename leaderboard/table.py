@@ -36,7 +36,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Doubt:
-    """A flag that is up, what it says, and for which seeds it says so."""
+    """A flag that is up: for which seeds it is, and what it says of the one where its value is largest."""
 
     name: str
     sentence: str
@@ -311,12 +311,15 @@ def _means(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:
 
 
 def _doubts(records: Sequence[Record]) -> tuple[Doubt, ...]:
-    seeds: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    raised: defaultdict[str, list[tuple[float, int, str]]] = defaultdict(list)
     for record in records:
         for flag in record.score.flags:
             if flag.up:
-                seeds[flag.name, flag.sentence].append(record.job.seed)
-    return tuple(Doubt(name, sentence, tuple(those)) for (name, sentence), those in sorted(seeds.items()))
+                raised[flag.name].append((flag.value or 0.0, record.job.seed, flag.sentence))
+    return tuple(
+        Doubt(name, max(those)[2], tuple(sorted(seed for _, seed, _ in those)))
+        for name, those in sorted(raised.items())
+    )
 
 
 def _mean(values: Iterable[float]) -> float:
