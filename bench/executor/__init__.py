@@ -7,6 +7,7 @@ for the first time; call `fast` anew when they have changed.
 from __future__ import annotations
 
 import logging
+import math
 import operator
 import threading
 from typing import Any
@@ -17,12 +18,15 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from bench.errors import PrunebenchError
 from bench.executor.compiled import Compiled, kernels
-from bench.executor.layers import Conv, Reader, Tracer, shape_of
+from bench.executor.layers import Reader, Tracer, shape_of
 from bench.executor.native import explain
 
 __all__ = ["Fast", "explain", "fast"]
 
 _SAY = logging.getLogger("prunebench.executor")
+
+# Share of a net's multiplications above which a dense library is quicker (measured: BENCHMARKS.md).
+DENSE_ABOVE = 0.5
 
 Stage = Compiled | fx.Node  # kernels, or a node that torch runs
 
@@ -30,25 +34,25 @@ Stage = Compiled | fx.Node  # kernels, or a node that torch runs
 class Fast:
     """A net that runs sparse where that is quicker; `said` holds what runs dense, and why."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, *, always: bool = False) -> None:
         if net.training:
             raise PrunebenchError("fast() takes a net in eval mode, and this one is in training mode; call net.eval().")
-        self.net = net
+        self.net, self._always = net, always
         self.said: list[str] = []
-        self._plans: dict[tuple[int, ...], list[Stage] | None] = {}
+        self.plans: dict[tuple[int, ...], list[Stage] | None] = {}
         self._lock = threading.Lock()
         self._graph = self._traced()
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (n, classes) of `images`, float32 (n, c, h, w)."""
+        if images.dtype != torch.float32 or images.device.type != "cpu" or not len(images):
+            return self.net(images)
         shape = tuple(images.shape[1:])
         with self._lock:
-            if shape not in self._plans:
-                self._plans[shape] = self._plan(images)
-        plan = self._plans[shape]
-        if plan is None or images.dtype != torch.float32 or images.device.type != "cpu" or not len(images):
-            return self.net(images)
-        return self._run(plan, images)
+            if shape not in self.plans:
+                self.plans[shape] = self._plan(images)
+        plan = self.plans[shape]
+        return self.net(images) if plan is None else self._run(plan, images)
 
     def _say(self, sentence: str) -> None:
         if sentence not in self.said:
@@ -78,7 +82,9 @@ class Fast:
         if self._graph is None:
             return None
         with torch.no_grad():
-            ShapeProp(self._graph).propagate(torch.zeros_like(images[:1]).expand(2, *images.shape[1:]).clone())
+            ShapeProp(self._graph).propagate(torch.zeros(2, *images.shape[1:]))
+        if not self._always and density(self._graph) > DENSE_ABOVE:
+            return None
         reader, stages = Reader(self._graph), list[Stage]()
 
         def cut() -> None:
@@ -116,12 +122,25 @@ class Fast:
         return env[last.args[0]]
 
 
-def fast(net: nn.Module) -> Fast:
+def fast(net: nn.Module, *, always: bool = False) -> Fast:
     """A callable with the outputs and input gradients of `net` (in eval mode, float32, on the CPU), sooner if sparse.
 
-    Images: float32 (n, c, h, w). Raises PrunebenchError for a net in training mode.
+    Images: float32 (n, c, h, w). `always`: on the kernels where they know the layers, even where dense is quicker.
+    Raises PrunebenchError for a net in training mode.
     """
-    return Fast(net)
+    return Fast(net, always=always)
+
+
+def density(graph: fx.GraphModule) -> float:
+    """The share of multiplications that the weights of a net leave; shapes have been propagated through `graph`."""
+    left = whole = 0
+    for node in graph.graph.nodes:
+        module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.Conv2d | nn.Linear) and (shape := shape_of(node)) is not None:
+            pixels = math.prod(shape[1:]) if isinstance(module, nn.Conv2d) else 1
+            left += pixels * int(module.weight.count_nonzero())
+            whole += pixels * module.weight.numel()
+    return left / max(whole, 1)
 
 
 def _overwritten(graph: fx.GraphModule) -> fx.Node | None:
