@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import bench.executor
-import bench.executor.compiled
 from bench.errors import PrunebenchError
 from bench.executor import Fast, fast, native
 from bench.executor.compiled import Compiled
@@ -305,6 +304,18 @@ def test_a_dense_net_runs_dense_and_a_sparse_one_sparse():
 
 
 @pytest.fixture
+def small_source(monkeypatch, tmp_path):
+    """Kernels that do nothing and compile in no time."""
+    source = tmp_path / "small.cpp"
+    source.write_text(
+        f'extern "C" {{ long long step_bytes() {{ return {ctypes.sizeof(native.Step)}; }}'
+        " long long lanes() { return 4; } void execute() {} }"
+    )
+    monkeypatch.setattr(native, "SOURCE", source)
+    return source
+
+
+@pytest.fixture
 def empty_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native.library.cache_clear()
@@ -331,8 +342,8 @@ def test_with_a_compiler_it_says_how_wide():
     assert "floats wide" in native.explain()
 
 
-def test_a_broken_cache_file_is_made_again(tmp_path):
-    assert native.load(tmp_path).lanes() in (4, 8, 16)
+def test_a_broken_cache_file_is_made_again(tmp_path, small_source):
+    assert native.load(tmp_path).lanes() == 4
     (built,) = tmp_path.glob("*.so")
     whole = built.read_bytes()
     built.unlink()  # another file under the name: the one that is loaded stays as it is
@@ -342,15 +353,21 @@ def test_a_broken_cache_file_is_made_again(tmp_path):
     assert len(again.read_bytes()) == len(whole)
 
 
-def test_a_whole_cache_file_is_not_made_again(tmp_path, monkeypatch):
+def test_a_whole_cache_file_is_not_made_again(tmp_path, monkeypatch, small_source):
     native.load(tmp_path)
     monkeypatch.setattr(native, "_compile", lambda path, target: pytest.fail("compiled again"))
     native.load(tmp_path)
+    small_source.write_text(small_source.read_text() + "\n")  # the twin: another source is another library
+    with pytest.raises(pytest.fail.Exception, match="compiled again"):
+        native.load(tmp_path)
 
 
-def test_two_processes_at_once_share_a_cache(tmp_path):
-    code = f"from pathlib import Path; from bench.executor import native; native.load(Path({str(tmp_path)!r}))"
+def test_two_processes_at_once_share_a_cache(tmp_path, small_source):
+    code = "import sys; from pathlib import Path; from bench.executor import native\n"
+    code += "native.SOURCE = Path(sys.argv[1]); native.load(Path(sys.argv[2]))"
     root = Path(__file__).parents[1]
-    running = [subprocess.Popen([sys.executable, "-c", code], cwd=root) for _ in range(2)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(small_source), str(tmp_path)], cwd=root) for _ in range(2)
+    ]
     assert [process.wait() for process in running] == [0, 0]
     assert not list(tmp_path.glob("*.aside"))

@@ -88,9 +88,8 @@ class Fast:
         reader, stages = Reader(self._graph), list[Stage]()
 
         def cut() -> None:
-            segment = reader.cut()
-            if segment.layers:
-                stages.append(Compiled(segment, kernels()))
+            nodes, segment = reader.nodes(), reader.cut()
+            stages.extend([Compiled(segment, kernels())] if segment.layers else nodes)
 
         for node in self._graph.graph.nodes:
             if node.op in ("placeholder", "output"):

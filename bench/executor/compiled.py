@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from bench.executor import native
 from bench.executor.layers import Segment, shape_of
@@ -41,8 +41,7 @@ class Compiled:
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The outputs; with gradients of the inputs where they are asked for."""
         keep = torch.is_grad_enabled() and any(value.requires_grad for value in values)
-        found = _Run.apply(self, keep, *values)
-        return found
+        return _Run.apply(self, keep, *values)
 
     def forward(self, values: tuple[Tensor, ...], keep: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """The outputs, and what the backward pass needs where `keep`."""
@@ -88,9 +87,9 @@ class _Run(torch.autograd.Function):
     """The segment as an operator of torch: differentiable once, in its inputs."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, segment: Compiled, keep: bool, *values: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, segment: Compiled, keep: bool, *values: Tensor) -> tuple[Tensor, ...]:
         outputs, saved = segment.forward(values, keep)
-        ctx.segment = segment  # type: ignore[attr-defined]
+        ctx.segment = segment
         if saved is not None:
             ctx.save_for_backward(saved)
         return outputs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ class Tracer(fx.Tracer):
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     """The shape of one image's value at `node`, None where it is not one float32 tensor with a row an image."""
-    meta = node.meta.get("tensor_meta")
+    meta: Any = node.meta.get("tensor_meta")
     if not isinstance(getattr(meta, "shape", None), torch.Size) or meta.dtype != torch.float32 or not meta.shape:
         return None
     return tuple(meta.shape[1:])
@@ -85,6 +86,10 @@ class Reader:
         self.graph = graph
         self.segment = Segment()
         self.values: dict[fx.Node, int] = {}  # of this segment
+
+    def nodes(self) -> list[fx.Node]:
+        """What was read since the last cut, in order."""
+        return [node for node in self.values if node not in self.segment.inputs]
 
     def cut(self) -> Segment:
         """The segment that was read; the next one begins."""
@@ -114,7 +119,7 @@ class Reader:
             return self._same(node, first)
         return False
 
-    def _module(self, node: fx.Node, module: nn.Module) -> bool:
+    def _module(self, node: fx.Node, module: Any) -> bool:
         if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
             return False
         if module._forward_hooks or module._forward_pre_hooks:

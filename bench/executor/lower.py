@@ -9,7 +9,18 @@ from numpy.typing import NDArray
 
 from bench.executor.layers import Conv, MaxPool, Segment, Shape
 from bench.executor.program import (
-    CONV, LOAD, MASK, OPEN, POOL, RELU, STORE, UNPOOL, Bits, Job, Phase, Program,
+    CONV,
+    LOAD,
+    MASK,
+    OPEN,
+    POOL,
+    RELU,
+    STORE,
+    UNPOOL,
+    Bits,
+    Job,
+    Phase,
+    Program,
 )  # fmt: skip
 
 
@@ -180,4 +191,3 @@ def _inside(
         low = taps[:, 2 + axis]
         kept &= (low < shape[1 + axis]) & (low + extent[axis] > 0)
     return taps[kept], weights[kept]
-

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from bench import machine
 from bench.errors import PrunebenchError
-from bench.files import canonical_json, sha256_of, write_aside
+from bench.files import canonical_json, sha256_of, write_bytes
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
 TARGETS = ("-march=native", "-mcpu=native", "")  # the first that the compiler takes
+PITCHES = ("", "_channel", "_row", "_col")
 
 
 class Step(ctypes.Structure):
@@ -28,9 +29,9 @@ class Step(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in (
             "kind", "gate", "port", "channels", "rows", "cols",
-            *(f"{tensor}{pitch}" for tensor in ("in", "out", "add", "saved") for pitch in ("", "_channel", "_row", "_col")),
+            *(f"{name}{pitch}" for name in ("in", "out", "add", "saved") for pitch in PITCHES),
             "window_rows", "window_cols", "window_row", "window_col",
-            "sign", "sign_channel", "sign_row", "sign_col", "wide_rows", "wide_cols",
+            *(f"sign{pitch}" for pitch in PITCHES), "wide_rows", "wide_cols",
         )),
         *((name, ctypes.c_void_p) for name in ("starts", "entries", "bias", "mean", "std")),
     ]  # fmt: skip
@@ -59,7 +60,9 @@ def folder() -> Path:
 def explain() -> str:
     """One line for `doctor`: whether sparse nets run sparse here, and if not, why."""
     found = library()
-    return f"not here, nets run dense: {found}" if isinstance(found, PrunebenchError) else f"{found.lanes()} floats wide"
+    return (
+        f"not here, nets run dense: {found}" if isinstance(found, PrunebenchError) else f"{found.lanes()} floats wide"
+    )
 
 
 def load(kept: Path) -> ctypes.CDLL:
@@ -86,7 +89,7 @@ def load(kept: Path) -> ctypes.CDLL:
     except OSError as error:
         raise PrunebenchError(f"the kernels cannot be built ({error.strerror or error}).") from error
     built = kept / f"{key}-{sha256_of(data)[:16]}.so"
-    write_aside(built, lambda aside: None if aside.write_bytes(data) else None)
+    write_bytes(built, data)
     return _open(built)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.executor.native import Step
+from bench.executor.native import PITCHES, Step
 
 GROUP = 16  # images that lie side by side
 LOAD, STORE, FRAME, CONV, DENSE, POOL, UNPOOL = range(7)
@@ -101,14 +101,15 @@ class Job:
 class Program:
     """Jobs, then the steps that they become.
 
-    `tensors` and `jobs` are filled first; `finish` chooses frames, places and kernels. `arena`: floats that a thread needs.
+    `tensors` and `jobs` are filled first; `finish` chooses frames, places and kernels. `arena`: floats that
+    a thread needs. `work`: what a group costs, in multiplications of the sparse kernel.
     """
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
         self.jobs: list[Job] = []
         self.arena = 0
-        self.work = 0.0  # cost of a group, in multiplications of the sparse kernel
+        self.work = 0.0
         self._alive: list[Any] = []  # what the steps point into
         self._steps: list[Step] = []
 
@@ -140,7 +141,7 @@ class Program:
 
     def _place(self) -> None:
         """Give every tensor its place in the arena; those that are not alive together may share one."""
-        last = {}
+        last: dict[int, int] = {}
         for number, job in enumerate(self.jobs):
             last |= {tensor: number for tensor in (job.source, job.add, job.target) if tensor >= 0}
         taken: list[tuple[int, int, int]] = []  # begin, end, tensor
@@ -285,7 +286,7 @@ def choose(
 
 
 def _set(step: Step, name: str, offset: int, channel: int, row: int, col: int) -> None:
-    for key, value in zip(("", "_channel", "_row", "_col"), (offset, channel, row, col), strict=True):
+    for key, value in zip(PITCHES, (offset, channel, row, col), strict=True):
         setattr(step, f"{name}{key}", value)
 
 
