@@ -1,0 +1,172 @@
+"""Running a sparse net at the cost of the weights that are left, in exact float32.
+
+`fast(net)` gives the same logits and input gradients as `net`, sooner. The weights are read when images of a shape come
+for the first time; call `fast` anew when they have changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import operator
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from bench.errors import PrunebenchError
+from bench.executor.compiled import Compiled, kernels
+from bench.executor.layers import Reader, Tracer, shape_of
+from bench.executor.native import explain
+
+__all__ = ["Fast", "explain", "fast"]
+
+_SAY = logging.getLogger("prunebench.executor")
+
+# Share of a net's multiplications above which a dense library is quicker (measured: BENCHMARKS.md).
+DENSE_ABOVE = 0.5
+
+Stage = Compiled | fx.Node  # kernels, or a node that torch runs
+
+
+class Fast:
+    """A net that runs sparse where that is quicker; `said` holds what runs dense, and why."""
+
+    def __init__(self, net: nn.Module, *, always: bool = False) -> None:
+        if net.training:
+            raise PrunebenchError("fast() takes a net in eval mode, and this one is in training mode; call net.eval().")
+        self.net, self._always = net, always
+        self.said: list[str] = []
+        self.plans: dict[tuple[int, ...], list[Stage] | None] = {}
+        self._lock = threading.Lock()
+        self._graph = self._traced()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (n, classes) of `images`, float32 (n, c, h, w)."""
+        if images.dtype != torch.float32 or images.device.type != "cpu" or not len(images):
+            return self.net(images)
+        shape = tuple(images.shape[1:])
+        with self._lock:
+            if shape not in self.plans:
+                self.plans[shape] = self._plan(images)
+        plan = self.plans[shape]
+        return self.net(images) if plan is None else self._run(plan, images)
+
+    def _say(self, sentence: str) -> None:
+        if sentence not in self.said:
+            self.said.append(sentence)
+            _SAY.warning("%s", sentence)
+
+    def _traced(self) -> fx.GraphModule | None:
+        if any(tensor.device.type != "cpu" for tensor in (*self.net.parameters(), *self.net.buffers())):
+            self._say("The net runs dense: it is not on the CPU.")
+            return None
+        if kernels() is None:
+            self._say(f"The net runs dense: sparse kernels are {explain()}")
+            return None
+        try:
+            graph = Tracer().trace(self.net)
+        except Exception as error:  # noqa: BLE001  # whatever a foreign net's forward may raise when it is traced
+            self._say(f"The net runs dense: its layers cannot be read ({type(error).__name__}: {error}).")
+            return None
+        module = fx.GraphModule(self.net, graph)
+        if (node := _overwritten(module)) is not None:
+            self._say(f"The net runs dense: {node} is overwritten while others still read it.")
+            return None
+        return module
+
+    def _plan(self, images: Tensor) -> list[Stage] | None:
+        """What runs for images of this shape, None for the net as it is."""
+        if self._graph is None:
+            return None
+        with torch.no_grad():
+            ShapeProp(self._graph).propagate(torch.zeros(2, *images.shape[1:]))
+        if not self._always and density(self._graph) > DENSE_ABOVE:
+            return None
+        reader, stages = Reader(self._graph), list[Stage]()
+
+        def cut() -> None:
+            nodes, segment = reader.nodes(), reader.cut()
+            stages.extend([Compiled(segment, kernels())] if segment.layers else nodes)
+
+        for node in self._graph.graph.nodes:
+            if node.op in ("placeholder", "output"):
+                continue
+            if reader.read(node):
+                continue
+            cut()
+            if node.op != "get_attr":
+                self._say(f"A part of the net runs dense: {_described(self._graph, node)}.")
+            stages.append(node)
+        cut()
+        return stages
+
+    def _run(self, plan: list[Stage], images: Tensor) -> Tensor:
+        assert self._graph is not None
+        interpreter = fx.Interpreter(self._graph, garbage_collect_values=False)
+        env: dict[fx.Node, Any] = {}
+        for node in self._graph.graph.nodes:
+            if node.op == "placeholder":
+                env[node] = images
+        for stage in plan:
+            if isinstance(stage, Compiled):
+                found = stage(*(env[node] for node in stage.inputs))
+                env |= zip(stage.outputs, found, strict=True)
+            else:
+                interpreter.env = env
+                env[stage] = interpreter.run_node(stage)
+        (last,) = (node for node in self._graph.graph.nodes if node.op == "output")
+        return env[last.args[0]]
+
+
+def fast(net: nn.Module, *, always: bool = False) -> Fast:
+    """A callable with the outputs and input gradients of `net` (in eval mode, float32, on the CPU), sooner if sparse.
+
+    Images: float32 (n, c, h, w). `always`: on the kernels where they know the layers, even where dense is quicker.
+    Raises PrunebenchError for a net in training mode.
+    """
+    return Fast(net, always=always)
+
+
+def density(graph: fx.GraphModule) -> float:
+    """The share of multiplications that the weights of a net leave; shapes have been propagated through `graph`."""
+    left = whole = 0
+    for node in graph.graph.nodes:
+        module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.Conv2d | nn.Linear) and (shape := shape_of(node)) is not None:
+            pixels = math.prod(shape[1:]) if isinstance(module, nn.Conv2d) else 1
+            left += pixels * int(module.weight.count_nonzero())
+            whole += pixels * module.weight.numel()
+    return left / max(whole, 1)
+
+
+def _overwritten(graph: fx.GraphModule) -> fx.Node | None:
+    """A node that a layer writes over though another one reads it."""
+    for node in graph.graph.nodes:
+        module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        over = getattr(module, "inplace", False) or node.target is operator.iadd or str(node.target).endswith("_")
+        if over and any(len(source.users) > 1 for source in _names(graph, node.args[0])):
+            return node
+    return None
+
+
+def _names(graph: fx.GraphModule, node: Any) -> list[fx.Node]:
+    """A node and those that it is another name of."""
+    found = []
+    while isinstance(node, fx.Node):
+        found.append(node)
+        alias = node.op == "call_module" and isinstance(
+            graph.get_submodule(str(node.target)), nn.Identity | nn.Flatten | nn.Dropout | nn.Dropout2d
+        )
+        if not alias and node.target not in (torch.flatten, "flatten", "view", "reshape"):
+            break
+        node = node.args[0]
+    return found
+
+
+def _described(graph: fx.GraphModule, node: fx.Node) -> str:
+    if node.op == "call_module":
+        return f"{type(graph.get_submodule(str(node.target))).__name__} ({node.target})"
+    return str(getattr(node.target, "__name__", node.target))

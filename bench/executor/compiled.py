@@ -1,0 +1,118 @@
+"""A segment of a net that runs on the kernels, with the gradient of its inputs."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.autograd.function import once_differentiable
+
+from bench.executor import native
+from bench.executor.layers import Segment, shape_of
+from bench.executor.lower import lower
+from bench.executor.program import GROUP, Program, pointers
+
+_ALIGNED = 64  # bytes
+
+
+class Compiled:
+    """A callable: the values of `inputs` in, those of `outputs` out, a tuple each, (n, ...) float32 on the CPU.
+
+    Several Python threads may call it at once. `work`: what an image costs, in multiplications of the sparse kernel.
+    """
+
+    def __init__(self, segment: Segment, kernels: Any) -> None:
+        self.inputs: list[fx.Node] = list(segment.inputs)
+        self.outputs: list[fx.Node] = list(segment.outputs)
+        self._before = [_shape(node) for node in self.inputs]
+        self._after = [_shape(node) for node in self.outputs]
+        self._kernels, self._lowered = kernels, lower(segment)
+        self._idle: dict[int, list[np.ndarray[Any, Any]]] = {}  # arenas that no call uses, by their size
+        self._lock = threading.Lock()
+
+    @property
+    def work(self) -> float:
+        """What one image costs forward, in multiplications of the sparse kernel."""
+        return self._lowered.forward.work
+
+    def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The outputs; with gradients of the inputs where they are asked for."""
+        keep = torch.is_grad_enabled() and any(value.requires_grad for value in values)
+        return _Run.apply(self, keep, *values)
+
+    def forward(self, values: tuple[Tensor, ...], keep: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The outputs, and what the backward pass needs where `keep`."""
+        images = len(values[0])
+        saved = self._bytes(images) if keep else None
+        outputs = tuple(torch.empty(images, *shape) for shape in self._after)
+        self._execute(self._lowered.forward, values, outputs, saved)
+        return outputs, saved
+
+    def backward(self, gradients: tuple[Tensor, ...], saved: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of the inputs, from those of the outputs."""
+        found = tuple(torch.empty(len(gradients[0]), *shape) for shape in self._before)
+        self._execute(self._lowered.backward, gradients, found, saved)
+        return found
+
+    def _bytes(self, images: int) -> Tensor:
+        return torch.empty(-(-images // GROUP) * self._lowered.saved + _ALIGNED, dtype=torch.uint8)
+
+    def _execute(
+        self, program: Program, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], saved: Tensor | None
+    ) -> None:
+        images = len(inputs[0])
+        threads = max(1, min(torch.get_num_threads(), -(-images // GROUP)))
+        plain = [value.detach().to(torch.float32).contiguous() for value in inputs]
+        arenas = self._borrow(threads * program.arena)
+        self._kernels.execute(
+            program.steps, len(program.steps), _aligned(arenas.ctypes.data), program.arena,
+            None if saved is None else _aligned(saved.data_ptr()), self._lowered.saved,
+            pointers([value.data_ptr() for value in plain]), pointers([value.data_ptr() for value in outputs]),
+            images, threads,
+        )  # fmt: skip
+        with self._lock:
+            self._idle.setdefault(len(arenas), []).append(arenas)
+
+    def _borrow(self, floats: int) -> np.ndarray[Any, Any]:
+        size = floats + _ALIGNED // 4
+        with self._lock:
+            idle = self._idle.get(size)
+            return idle.pop() if idle else np.empty(size, np.float32)
+
+
+class _Run(torch.autograd.Function):
+    """The segment as an operator of torch: differentiable once, in its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, segment: Compiled, keep: bool, *values: Tensor) -> tuple[Tensor, ...]:
+        outputs, saved = segment.forward(values, keep)
+        ctx.segment = segment
+        if saved is not None:
+            ctx.save_for_backward(saved)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (saved,) = ctx.saved_tensors
+        return None, None, *ctx.segment.backward(gradients, saved)
+
+
+def _aligned(address: int) -> int:
+    return -(-address // _ALIGNED) * _ALIGNED
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    shape = shape_of(node)
+    if shape is None:
+        raise ValueError(f"{node} has no shape")
+    return shape
+
+
+def kernels() -> Any:
+    """The library, None where there is none."""
+    found = native.library()
+    return None if isinstance(found, Exception) else found

@@ -1,0 +1,287 @@
+"""The layers of a net as an operator knows them, read off its traced graph: norms folded, ReLU and sums fused."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from bench.executor.program import Pair
+from bench.models import Normalise
+
+Shape = tuple[int, int, int]
+
+
+@dataclass
+class Conv:
+    """A convolution (float64 `weight`: outputs, inputs / groups, rows, cols), then what is added to it, then ReLU.
+
+    Linear layers, norms, averages and copies are convolutions too.
+    """
+
+    source: int
+    result: int
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    add: int | None = None
+    relu: bool = False
+
+
+@dataclass
+class MaxPool:
+    """The largest of each window."""
+
+    source: int
+    result: int
+    window: Pair
+    stride: Pair
+
+
+@dataclass
+class Segment:
+    """Layers between values that are known by number; `shapes`: (channels, rows, cols) of each value.
+
+    `inputs`, `outputs`: nodes of the graph, with their values. `normalise`: mean and spread by which an input is
+    normalised when it is read.
+    """
+
+    inputs: dict[fx.Node, int] = field(default_factory=dict)
+    outputs: dict[fx.Node, int] = field(default_factory=dict)
+    layers: list[Conv | MaxPool] = field(default_factory=list)
+    shapes: dict[int, Shape] = field(default_factory=dict)
+    normalise: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
+
+
+class Tracer(fx.Tracer):
+    """Enters what is made of layers, but not a layer."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        """Whether `module` is one node of the graph."""
+        return isinstance(module, Normalise) or super().is_leaf_module(module, name)
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """The shape of one image's value at `node`, None where it is not one float32 tensor with a row an image."""
+    meta: Any = node.meta.get("tensor_meta")
+    if not isinstance(getattr(meta, "shape", None), torch.Size) or meta.dtype != torch.float32 or not meta.shape:
+        return None
+    return tuple(meta.shape[1:])
+
+
+class Reader:
+    """Reads nodes into a segment, one after the other, as long as it knows them."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self.graph = graph
+        self.segment = Segment()
+        self.values: dict[fx.Node, int] = {}  # of this segment
+
+    def nodes(self) -> list[fx.Node]:
+        """What was read since the last cut, in order."""
+        return [node for node in self.values if node not in self.segment.inputs]
+
+    def cut(self) -> Segment:
+        """The segment that was read; the next one begins."""
+        done, inside = self.segment, self.values
+        for node, value in inside.items():
+            if node not in done.inputs and any(user not in inside for user in node.users):
+                done.outputs[node] = value
+        self.segment, self.values = Segment(), {}
+        return done
+
+    def read(self, node: fx.Node) -> bool:
+        """Whether `node` is a layer that the kernels know; it is then in the segment."""
+        shape = shape_of(node)
+        sources = [shape_of(source) for source in node.all_input_nodes]
+        if shape is None or None in sources or not all(len(s) in (1, 3) for s in (shape, *sources) if s is not None):
+            return False
+        if node.op == "call_module":
+            return self._module(node, self.graph.get_submodule(str(node.target)))
+        function = str(node.target) if node.op == "call_method" else node.target
+        first, second = (*node.args, None, None)[:2]
+        if function in (operator.add, operator.iadd, torch.add, "add", "add_"):
+            alike = len(sources) == 2 and sources[0] == sources[1] and not node.kwargs
+            return alike and self._sum(node, first, second)
+        if function in (F.relu, torch.relu, "relu", "relu_") and len(sources) == 1:
+            return self._relu(node, first)
+        if function in (torch.flatten, "flatten") and node.args[1:] == (1,) and not node.kwargs:
+            return self._same(node, first)
+        return False
+
+    def _module(self, node: fx.Node, module: Any) -> bool:
+        if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
+            return False
+        if module._forward_hooks or module._forward_pre_hooks:
+            return False
+        source = node.args[0]
+        kind, before, after = type(module), _three(shape_of(source)), _three(shape_of(node))
+        if kind is Normalise:
+            return self._normalise(node, source, module)
+        if kind in (nn.Identity, nn.Dropout, nn.Dropout2d):
+            return self._same(node, source)
+        if kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+            return self._same(node, source)
+        if kind is nn.ReLU:
+            return self._relu(node, source)
+        if kind is nn.BatchNorm2d and module.running_mean is not None:
+            return self._norm(node, source, module)
+        if kind is nn.Linear and len(shape_of(source) or ()) == 1:
+            value = self._value(source)
+            extent = self.segment.shapes[value][1:]
+            weight = _array(module.weight).reshape(module.out_features, *self.segment.shapes[value])
+            return self._conv(node, source, weight, module.bias, stride=extent)
+        if kind is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            return self._conv(
+                node, source, _array(module.weight), module.bias, stride=module.stride, padding=module.padding,
+                dilation=module.dilation, groups=module.groups,
+            )  # fmt: skip
+        if kind in (nn.MaxPool2d, nn.AvgPool2d):
+            window = _pair(module.kernel_size)
+            stride = _pair(module.stride)
+            plain = _pair(module.padding) == (0, 0) and not module.ceil_mode and window[0] * window[1] < 128
+            if kind is nn.MaxPool2d:
+                plain &= _pair(module.dilation) == (1, 1) and not module.return_indices
+                return plain and self._max(node, source, window, stride)
+            return plain and module.divisor_override is None and self._average(node, source, window, stride)
+        if kind is nn.AdaptiveAvgPool2d and not (before[1] % after[1] or before[2] % after[2]):
+            window = before[1] // after[1], before[2] // after[2]
+            return self._average(node, source, window, window)
+        return False
+
+    def _value(self, node: fx.Node) -> int:
+        """The number of a node's value; of one from elsewhere it becomes an input."""
+        if node not in self.values:
+            self.values[node] = self._new(_three(shape_of(node)))
+            self.segment.inputs[node] = self.values[node]
+        return self.values[node]
+
+    def _new(self, shape: Shape) -> int:
+        number = len(self.segment.shapes)
+        self.segment.shapes[number] = shape
+        return number
+
+    def _uses(self, value: int) -> int:
+        """How many nodes read a value, under any name of it."""
+        names = [node for node, known in self.values.items() if known == value]
+        return sum(user not in names for node in names for user in node.users)
+
+    def _last(self, node: object) -> Conv | None:
+        """The convolution that makes a value which only one node reads: what follows may become a part of it."""
+        if not isinstance(node, fx.Node) or node not in self.values or self._uses(self.values[node]) != 1:
+            return None
+        value = self.values[node]
+        return next((x for x in self.segment.layers if isinstance(x, Conv) and x.result == value), None)
+
+    def _same(self, node: fx.Node, source: object) -> bool:
+        if not isinstance(source, fx.Node):
+            return False
+        self.values[node] = self._value(source)
+        return True
+
+    def _normalise(self, node: fx.Node, source: fx.Node, module: nn.Module) -> bool:
+        if source in self.values or len(source.users) != 1:
+            return False
+        value = self._value(source)
+        shape = self.segment.shapes[value]
+        mean, std = (np.broadcast_to(_array(x).ravel(), shape[:1]).astype(np.float32) for x in module.buffers())
+        self.segment.normalise[value] = mean, std
+        self.values[node] = value
+        return True
+
+    def _conv(
+        self, node: fx.Node, source: fx.Node, weight: NDArray[np.float64], bias: Tensor | None, *,
+        stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1),
+        groups: int = 1,
+    ) -> bool:  # fmt: skip
+        offset = np.zeros(len(weight)) if bias is None else _array(bias)
+        layer = Conv(self._value(source), self._new(_three(shape_of(node))), weight, offset, _pair(stride),
+                     _pair(padding), _pair(dilation), groups)  # fmt: skip
+        self.segment.layers.append(layer)
+        self.values[node] = layer.result
+        return True
+
+    def _each(self, node: fx.Node, source: fx.Node, scale: NDArray[np.float64], window: Pair, stride: Pair) -> Conv:
+        """A convolution that treats every channel alone: weight `scale[channel]` all over `window`."""
+        weight = np.broadcast_to(scale.reshape(-1, 1, 1, 1), (len(scale), 1, *window)).copy()
+        self._conv(node, source, weight, None, stride=stride, groups=len(scale))
+        layer = self.segment.layers[-1]
+        assert isinstance(layer, Conv)
+        return layer
+
+    def _copy(self, node: fx.Node, source: fx.Node) -> Conv:
+        return self._each(node, source, np.ones(_three(shape_of(source))[0]), (1, 1), (1, 1))
+
+    def _norm(self, node: fx.Node, source: fx.Node, module: nn.BatchNorm2d) -> bool:
+        assert module.running_mean is not None and module.running_var is not None
+        scale = 1 / np.sqrt(_array(module.running_var) + module.eps)
+        scale = scale if module.weight is None else scale * _array(module.weight)
+        shift = (0 if module.bias is None else _array(module.bias)) - _array(module.running_mean) * scale
+        layer = self._last(source)
+        if layer is None or layer.relu or layer.add is not None:
+            layer = self._each(node, source, scale, (1, 1), (1, 1))
+            layer.bias = shift
+            return True
+        layer.weight = layer.weight * scale.reshape(-1, 1, 1, 1)
+        layer.bias = layer.bias * scale + shift
+        self.values[node] = layer.result
+        return True
+
+    def _relu(self, node: fx.Node, source: object) -> bool:
+        if not isinstance(source, fx.Node):
+            return False
+        layer = self._last(source) or self._copy(node, source)
+        layer.relu = True
+        self.values[node] = layer.result
+        return True
+
+    def _sum(self, node: fx.Node, first: object, second: object) -> bool:
+        if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
+            return False
+        values = self._value(first), self._value(second)
+        if self.segment.shapes[values[0]] != self.segment.shapes[values[1]]:
+            return False
+        made = {layer.result: number for number, layer in enumerate(self.segment.layers)}
+        later, earlier = (first, second) if made.get(values[0], -1) >= made.get(values[1], -1) else (second, first)
+        layer = self._last(later)
+        if layer is None or layer.relu or layer.add is not None or values[0] == values[1]:
+            layer = self._copy(node, later)
+        layer.add = self._value(earlier)
+        self.values[node] = layer.result
+        return True
+
+    def _average(self, node: fx.Node, source: fx.Node, window: Pair, stride: Pair) -> bool:
+        channels = _three(shape_of(source))[0]
+        self._each(node, source, np.full(channels, 1 / (window[0] * window[1])), window, stride)
+        return True
+
+    def _max(self, node: fx.Node, source: fx.Node, window: Pair, stride: Pair) -> bool:
+        layer = MaxPool(self._value(source), self._new(_three(shape_of(node))), window, stride)
+        self.segment.layers.append(layer)
+        self.values[node] = layer.result
+        return True
+
+
+def _three(shape: tuple[int, ...] | None) -> Shape:
+    """(channels, rows, cols) of a value; a vector has one pixel."""
+    if shape is None or len(shape) not in (1, 3):
+        raise ValueError(f"no image and no vector: {shape}")
+    return shape if len(shape) == 3 else (shape[0], 1, 1)
+
+
+def _pair(value: int | Sequence[int]) -> Pair:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _array(tensor: Tensor) -> NDArray[np.float64]:
+    return tensor.detach().to("cpu", torch.float64).numpy()

@@ -1,0 +1,193 @@
+"""A segment as two programs: the outputs, and the gradient of the inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.executor.layers import Conv, MaxPool, Segment, Shape
+from bench.executor.program import (
+    CONV,
+    LOAD,
+    MASK,
+    OPEN,
+    POOL,
+    RELU,
+    STORE,
+    UNPOOL,
+    Bits,
+    Job,
+    Phase,
+    Program,
+)  # fmt: skip
+
+
+@dataclass
+class Lowered:
+    """Both programs of a segment and the bytes that a group of images saves between them."""
+
+    forward: Program
+    backward: Program
+    saved: int
+
+
+def lower(segment: Segment) -> Lowered:
+    """The programs of `segment`."""
+    bits, saved = _bits(segment)
+    forward = _forward(segment, bits)
+    backward = _backward(segment, bits)
+    forward.finish()
+    backward.finish()
+    return Lowered(forward, backward, saved)
+
+
+def _bits(segment: Segment) -> tuple[dict[int, Bits], int]:
+    """What each layer saves, by its result."""
+    found, size = {}, 0
+    for layer in segment.layers:
+        if isinstance(layer, MaxPool) or layer.relu:
+            found[layer.result] = Bits(segment.shapes[layer.result], size)
+            size += -(-found[layer.result].size // 64) * 64
+    return found, size
+
+
+def _forward(segment: Segment, bits: dict[int, Bits]) -> Program:
+    program = Program()
+    where: dict[int, int] = {}
+    for port, value in enumerate(segment.inputs.values()):
+        where[value] = program.tensor(segment.shapes[value])
+        program.jobs.append(Job(LOAD, target=where[value], port=port, affine=segment.normalise.get(value)))
+    for layer in segment.layers:
+        where[layer.result] = program.tensor(segment.shapes[layer.result])
+        job = Job(POOL, where[layer.source], where[layer.result], bits=bits.get(layer.result))
+        if isinstance(layer, MaxPool):
+            job.window, job.stride = layer.window, layer.stride
+        else:
+            job.kind, job.gate = CONV, RELU if layer.relu else OPEN
+            job.add = -1 if layer.add is None else where[layer.add]
+            job.phases = [_onward(layer, segment.shapes[layer.result])]
+            job.bias = layer.bias.astype(np.float32)
+        program.jobs.append(job)
+    for port, value in enumerate(segment.outputs.values()):
+        program.jobs.append(Job(STORE, where[value], port=port))
+    return program
+
+
+def _backward(segment: Segment, bits: dict[int, Bits]) -> Program:
+    """Gradients flow from the outputs to the inputs; each value's is the sum of what its readers hand back."""
+    program = Program()
+    shapes = segment.shapes
+    pending: dict[int, list[Job]] = {value: [] for value in shapes}  # jobs that make a part of a value's gradient
+    ready: dict[int, list[int]] = {value: [] for value in shapes}  # tensors that are a part of it as they are
+    for port, value in enumerate(segment.outputs.values()):
+        tensor = program.tensor(shapes[value])
+        program.jobs.append(Job(LOAD, target=tensor, port=port))
+        ready[value].append(tensor)
+
+    def gather(value: int, gate: Bits | None) -> int:
+        """The tensor of a value's gradient, before the ReLU that made it where there is one."""
+        parts = list(ready[value])
+        # What spreads over pixels first: a convolution adds what is there already as it writes.
+        work = sorted(pending[value], key=lambda job: job.kind == CONV)
+        if not work:
+            if len(parts) == 1 and gate is None:
+                return parts[0]
+            source = parts.pop() if parts else _nothing(program, shapes[value])
+            work = [Job(CONV, source, phases=[_copy(shapes[value])])]
+        work += [Job(CONV, part, phases=[_copy(shapes[value])]) for part in parts[1:]]
+        total = parts[0] if parts else -1
+        for number, job in enumerate(work):
+            job.target, job.add = program.tensor(shapes[value]), total
+            if number == len(work) - 1 and gate is not None:
+                job.gate = MASK
+                if job.kind == UNPOOL:
+                    job.sign = gate
+                else:
+                    job.bits = gate
+            program.jobs.append(job)
+            total = job.target
+        return total
+
+    for layer in reversed(segment.layers):
+        if isinstance(layer, MaxPool):
+            gradient = gather(layer.result, None)
+            pending[layer.source].append(
+                Job(UNPOOL, gradient, bits=bits[layer.result], window=layer.window, stride=layer.stride)
+            )
+            continue
+        gradient = gather(layer.result, bits[layer.result] if layer.relu else None)
+        phases = _back(layer, shapes[layer.source], shapes[layer.result])
+        pending[layer.source].append(Job(CONV, gradient, phases=phases))
+        if layer.add is not None:
+            ready[layer.add].append(gradient)
+    for port, value in enumerate(segment.inputs.values()):
+        total = gather(value, None)
+        program.jobs.append(Job(STORE, total, port=port, affine=segment.normalise.get(value)))
+    return program
+
+
+def _nothing(program: Program, shape: Shape) -> int:
+    """A tensor of zeros."""
+    first, empty = program.tensor(shape), np.zeros((0, 4), np.int64)
+    phase = Phase((0, 0), (1, 1), (1, 1), shape[1:], empty, np.zeros(0, np.float32))
+    program.jobs.append(Job(CONV, first, first, phases=[phase]))
+    return first
+
+
+def _copy(shape: Shape) -> Phase:
+    taps = np.zeros((shape[0], 4), np.int64)
+    taps[:, 0] = taps[:, 1] = np.arange(shape[0])
+    return Phase((0, 0), (1, 1), (1, 1), shape[1:], taps, np.ones(shape[0], np.float32))
+
+
+def _weights(layer: Conv) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """What is left of a layer: output channel, input channel, row and column in the kernel; and the weights."""
+    weight = layer.weight.astype(np.float32)
+    taps = np.argwhere(weight)
+    values = weight[weight != 0]
+    outputs, inputs = weight.shape[:2]
+    taps[:, 1] += taps[:, 0] // (outputs // layer.groups) * inputs
+    return taps, values
+
+
+def _onward(layer: Conv, result: Shape) -> Phase:
+    taps, weights = _weights(layer)
+    for axis in (0, 1):
+        taps[:, 2 + axis] = taps[:, 2 + axis] * layer.dilation[axis] - layer.padding[axis]
+    return Phase((0, 0), (1, 1), layer.stride, result[1:], taps, weights)
+
+
+def _back(layer: Conv, source: Shape, result: Shape) -> list[Phase]:
+    """The transposed convolution, one phase for all input pixels that lie alike to the stride.
+
+    Input pixel a + s * r was read by output r + (a + padding - dilation * k) / s through the kernel's place k, where
+    that is whole.
+    """
+    taps, weights = _weights(layer)
+    taps = taps[:, [1, 0, 2, 3]]
+    phases = []
+    for a in range(min(layer.stride[0], source[1])):
+        for b in range(min(layer.stride[1], source[2])):
+            moved, fits = taps.copy(), np.ones(len(taps), bool)
+            for axis, first in ((0, a), (1, b)):
+                reach = first + layer.padding[axis] - layer.dilation[axis] * taps[:, 2 + axis]
+                fits &= reach % layer.stride[axis] == 0
+                moved[:, 2 + axis] = reach // layer.stride[axis]
+            rows = -(-(source[1] - a) // layer.stride[0])
+            cols = -(-(source[2] - b) // layer.stride[1])
+            moved, kept = _inside(moved[fits], weights[fits], (rows, cols), result)
+            phases.append(Phase((a, b), layer.stride, (1, 1), (rows, cols), moved, kept))
+    return phases
+
+
+def _inside(
+    taps: NDArray[np.int64], weights: NDArray[np.float32], extent: tuple[int, int], shape: Shape
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Without the weights that every pixel would multiply with the frame."""
+    kept = np.ones(len(taps), bool)
+    for axis in (0, 1):
+        low = taps[:, 2 + axis]
+        kept &= (low < shape[1 + axis]) & (low + extent[axis] > 0)
+    return taps[kept], weights[kept]

@@ -1,0 +1,131 @@
+"""The kernels as a library: compiled at first use by the system's compiler, kept by content, loaded by ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from bench import machine
+from bench.errors import PrunebenchError
+from bench.files import canonical_json, sha256_of, write_bytes
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
+TARGETS = ("-march=native", "-mcpu=native", "")  # the first that the compiler takes
+PITCHES = ("", "_channel", "_row", "_col")
+
+
+class Step(ctypes.Structure):
+    """One step of a program, field for field as in kernels.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in (
+            "kind", "gate", "port", "channels", "rows", "cols",
+            *(f"{name}{pitch}" for name in ("in", "out", "add", "saved") for pitch in PITCHES),
+            "window_rows", "window_cols", "window_row", "window_col",
+            *(f"sign{pitch}" for pitch in PITCHES), "wide_rows", "wide_cols",
+        )),
+        *((name, ctypes.c_void_p) for name in ("starts", "entries", "bias", "mean", "std")),
+    ]  # fmt: skip
+
+
+def compiler() -> str | None:
+    """The path of the system's C++ compiler, None where there is none; `CXX` names another one."""
+    wanted = os.environ.get("CXX")
+    return next((path for name in ((wanted,) if wanted else COMPILERS) if (path := shutil.which(name))), None)
+
+
+@cache
+def library() -> ctypes.CDLL | PrunebenchError:
+    """The kernels, or why there are none."""
+    try:
+        return load(folder())
+    except PrunebenchError as error:
+        return error
+
+
+def folder() -> Path:
+    """Where compiled kernels are kept: below the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prunebench" / "kernels"
+
+
+def explain() -> str:
+    """One line for `doctor`: whether sparse nets run sparse here, and if not, why."""
+    found = library()
+    return (
+        f"not here, nets run dense: {found}" if isinstance(found, PrunebenchError) else f"{found.lanes()} floats wide"
+    )
+
+
+def load(kept: Path) -> ctypes.CDLL:
+    """The library out of the folder `kept`, compiled if it is not there whole.
+
+    Its name has the hash of what it was made from and its own, so that a file that was cut short is not loaded but made
+    again. Raises PrunebenchError when it cannot be made.
+    """
+    path = compiler()
+    if path is None:
+        raise PrunebenchError(f"there is no C++ compiler ({', '.join(COMPILERS)}) on the path; install one.")
+    if sys.platform == "win32":
+        raise PrunebenchError("the kernels are written for GCC and Clang, not for Windows.")
+    key = _key(path)
+    for built in sorted(kept.glob(f"{key}-*.so")):
+        if built.stem == f"{key}-{sha256_of(built.read_bytes())[:16]}":
+            return _open(built)
+        built.unlink(missing_ok=True)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            made = Path(scratch) / "kernels.so"
+            _compile(path, made)
+            data = made.read_bytes()
+    except OSError as error:
+        raise PrunebenchError(f"the kernels cannot be built ({error.strerror or error}).") from error
+    built = kept / f"{key}-{sha256_of(data)[:16]}.so"
+    write_bytes(built, data)
+    return _open(built)
+
+
+def _key(path: str) -> str:
+    """The hash of all that decides what the compiler makes: source, flags, compiler and processor."""
+    try:
+        version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise PrunebenchError(f"the compiler {path} does not run ({error}).") from error
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    facts = [SOURCE.read_text(), FLAGS, TARGETS, version, machine.cpu(), platform.machine(), sys.platform, features]
+    return sha256_of(canonical_json(facts))[:16]
+
+
+def _compile(path: str, target: Path) -> None:
+    for native in TARGETS:
+        command = [path, *FLAGS, *([native] if native else []), str(SOURCE), "-o", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
+    raise PrunebenchError(f"the compiler {path} refuses the kernels: {done.stderr[:300]}")
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        found = ctypes.CDLL(str(path))  # its calls let other Python threads go on
+    except OSError as error:
+        raise PrunebenchError(f"the compiled kernels {path} cannot be loaded ({error}).") from error
+    found.step_bytes.restype = found.lanes.restype = ctypes.c_int64
+    found.execute.restype = None
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    found.execute.argtypes = [
+        pointer, number, pointer, number, pointer, number, pointer, pointer, number, number
+    ]  # fmt: skip
+    if found.step_bytes() != ctypes.sizeof(Step):
+        raise PrunebenchError(f"the compiled kernels {path} are of another layout; delete the file.")
+    return found

@@ -1,0 +1,295 @@
+"""A program for the kernels: tensors in an arena, steps over them, and the memory that they need."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.executor.native import PITCHES, Step
+
+GROUP = 16  # images that lie side by side
+LOAD, STORE, FRAME, CONV, DENSE, POOL, UNPOOL = range(7)
+OPEN, RELU, MASK = range(3)
+BLOCK = 4  # output channels of a dense block
+# Above this density (of a layer's weights in blocks of four output channels) a weight is cheaper as one of a block.
+DENSE_FROM = 0.35
+
+Pair = tuple[int, int]
+Entries = np.dtype([("offset", np.int32), ("weight", np.float32)])
+Quads = np.dtype([("offset", np.int32), ("weight", np.float32, BLOCK)])
+
+
+@dataclass
+class Tensor:
+    """A tensor of the program: channels x rows x cols x 16 images with a frame of zeros `frame` wide (rows, cols)."""
+
+    shape: tuple[int, int, int]
+    frame: Pair = (0, 0)
+    offset: int = -1  # of its frame's corner, in floats
+
+    @property
+    def row(self) -> int:
+        return (self.shape[2] + 2 * self.frame[1]) * GROUP
+
+    @property
+    def channel(self) -> int:
+        return (self.shape[1] + 2 * self.frame[0]) * self.row
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.channel
+
+    def at(self, row: int = 0, col: int = 0) -> int:
+        """Where the pixel of the first channel lies."""
+        return self.offset + (row + self.frame[0]) * self.row + (col + self.frame[1]) * GROUP
+
+
+@dataclass(frozen=True)
+class Bits:
+    """What the forward pass saves for the backward pass: a byte for each number of a tensor of this shape."""
+
+    shape: tuple[int, int, int]
+    offset: int  # bytes in the area of a group
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape)) * GROUP
+
+    def pitches(self) -> tuple[int, int, int]:
+        """Bytes from one channel, row and column to the next."""
+        return self.shape[1] * self.shape[2] * GROUP, self.shape[2] * GROUP, GROUP
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A convolution onto every `step`-th pixel from `origin`: rows x cols of them, read `stride` pixels apart.
+
+    `taps`: one row a weight: output channel, input channel, row and column of what the first pixel reads; `weights`.
+    """
+
+    origin: Pair
+    step: Pair
+    stride: Pair
+    extent: Pair
+    taps: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+
+@dataclass
+class Job:
+    """Something that makes the tensor `target` out of `source` and `add`, by their numbers."""
+
+    kind: int
+    source: int = -1
+    target: int = -1
+    add: int = -1
+    gate: int = OPEN
+    bits: Bits | None = None  # of the gate; POOL, UNPOOL: of the places
+    sign: Bits | None = None  # UNPOOL: of the gate
+    phases: list[Phase] = field(default_factory=list)
+    bias: NDArray[np.float32] | None = None
+    window: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    port: int = 0
+    affine: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None  # mean and spread of a channel
+
+
+class Program:
+    """Jobs, then the steps that they become.
+
+    `tensors` and `jobs` are filled first; `finish` chooses frames, places and kernels. `arena`: floats that
+    a thread needs. `work`: what a group costs, in multiplications of the sparse kernel.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.jobs: list[Job] = []
+        self.arena = 0
+        self.work = 0.0
+        self._alive: list[Any] = []  # what the steps point into
+        self._steps: list[Step] = []
+
+    def tensor(self, shape: tuple[int, int, int]) -> int:
+        """The number of a new tensor."""
+        self.tensors.append(Tensor(shape))
+        return len(self.tensors) - 1
+
+    def finish(self) -> None:
+        """Make the steps."""
+        for job in self.jobs:
+            for phase in job.phases:
+                self._widen(self.tensors[job.source], phase)
+        self._place()
+        for job in self.jobs:
+            self._emit(job)
+        self.steps = (Step * len(self._steps))(*self._steps)
+
+    def _widen(self, tensor: Tensor, phase: Phase) -> None:
+        """Give `tensor` the frame that `phase` reads into."""
+        frame = []
+        for axis in (0, 1):
+            taps, least = phase.taps[:, 2 + axis], tensor.frame[axis]
+            if len(taps):
+                last = int(taps.max()) + (phase.extent[axis] - 1) * phase.stride[axis]
+                least = max(least, -int(taps.min()), last - tensor.shape[1 + axis] + 1)
+            frame.append(least)
+        tensor.frame = frame[0], frame[1]
+
+    def _place(self) -> None:
+        """Give every tensor its place in the arena; those that are not alive together may share one."""
+        last: dict[int, int] = {}
+        for number, job in enumerate(self.jobs):
+            last |= {tensor: number for tensor in (job.source, job.add, job.target) if tensor >= 0}
+        taken: list[tuple[int, int, int]] = []  # begin, end, tensor
+        placed: set[int] = set()
+        for number, job in enumerate(self.jobs):
+            if job.target >= 0 and job.target not in placed:
+                target, placed = self.tensors[job.target], placed | {job.target}
+                if self._in_place(job, last[job.add] == number if job.add >= 0 else False):
+                    target.offset = self.tensors[job.add].offset
+                    taken = [(a, b, job.target if t == job.add else t) for a, b, t in taken]
+                else:
+                    begin = 0
+                    for a, b, _ in sorted(taken):
+                        if begin + target.size <= a:
+                            break
+                        begin = max(begin, b)
+                    target.offset = begin
+                    taken.append((begin, begin + target.size, job.target))
+                    self.arena = max(self.arena, begin + target.size)
+            taken = [place for place in taken if last[place[2]] > number]
+
+    def _in_place(self, job: Job, dies: bool) -> bool:
+        """Whether `job` may write where it reads what it adds: pixel for pixel, nobody else reads it later."""
+        if not dies or job.kind not in (CONV, DENSE) or job.add == job.source:
+            return False
+        add, target = self.tensors[job.add], self.tensors[job.target]
+        return add.shape == target.shape and add.frame == target.frame
+
+    def _emit(self, job: Job) -> None:
+        if job.kind == LOAD:
+            self._frame(job)
+            self._append(self._step(job, tensor=self.tensors[job.target]))
+        elif job.kind == STORE:
+            self._append(self._step(job, tensor=self.tensors[job.source]))
+        elif job.kind == CONV:
+            if job.add < 0 or self.tensors[job.add].offset != self.tensors[job.target].offset:
+                self._frame(job)
+            for phase in job.phases:
+                self._convolve(job, phase)
+        else:
+            self._frame(job)
+            self._pool(job)
+
+    def _append(self, step: Step) -> None:
+        self._steps.append(step)
+
+    def _step(self, job: Job, tensor: Tensor) -> Step:
+        step = Step(kind=job.kind, gate=job.gate, port=job.port, add=-1, saved=-1)
+        step.channels, step.rows, step.cols = tensor.shape
+        if job.affine is not None:
+            step.mean, step.std = (self._address(values) for values in job.affine)
+        if job.source >= 0:
+            source = self.tensors[job.source]
+            _set(step, "in", source.at(), source.channel, source.row, GROUP)
+        if job.target >= 0:
+            target = self.tensors[job.target]
+            _set(step, "out", target.at(), target.channel, target.row, GROUP)
+        if job.add >= 0:
+            add = self.tensors[job.add]
+            _set(step, "add", add.at(), add.channel, add.row, GROUP)
+        return step
+
+    def _frame(self, job: Job) -> None:
+        tensor = self.tensors[job.target]
+        if tensor.frame != (0, 0):
+            step = self._step(Job(FRAME, target=job.target), tensor)
+            step.window_rows, step.window_cols = tensor.frame
+            self._append(step)
+
+    def _pool(self, job: Job) -> None:
+        unpool = job.kind == UNPOOL
+        source, target = self.tensors[job.source], self.tensors[job.target]
+        step = self._step(job, tensor=source if unpool else target)
+        moved = target if unpool else source  # the larger side
+        step.window_rows, step.window_cols = job.window
+        if unpool:
+            step.window_row, step.window_col = job.stride[0] * moved.row, job.stride[1] * GROUP
+            step.wide_rows, step.wide_cols = moved.shape[1:]
+            if job.sign is not None:
+                _set(step, "sign", job.sign.offset, *job.sign.pitches())
+        else:
+            step.window_row, step.window_col = moved.row, GROUP
+            step.in_row, step.in_col = job.stride[0] * moved.row, job.stride[1] * GROUP
+        if job.bits is not None:
+            _set(step, "saved", job.bits.offset, *job.bits.pitches())
+        self.work += float(np.prod(source.shape))
+        self._append(step)
+
+    def _convolve(self, job: Job, phase: Phase) -> None:
+        source, target = self.tensors[job.source], self.tensors[job.target]
+        (y, x), (down, right) = phase.origin, phase.step
+        step = self._step(job, tensor=target)
+        step.rows, step.cols = phase.extent
+        if not step.rows or not step.cols:
+            return
+        _set(step, "in", source.at(), source.channel, phase.stride[0] * source.row, phase.stride[1] * GROUP)
+        _set(step, "out", target.at(y, x), target.channel, down * target.row, right * GROUP)
+        if job.add >= 0:
+            add = self.tensors[job.add]
+            _set(step, "add", add.at(y, x), add.channel, down * add.row, right * GROUP)
+        if job.bits is not None:
+            channel, row, col = job.bits.pitches()
+            _set(step, "saved", job.bits.offset + y * row + x * col, channel, down * row, right * col)
+        if job.bias is not None:
+            step.bias = self._address(job.bias)
+        outputs = phase.taps[:, 0]
+        offsets = phase.taps[:, 1] * source.channel + phase.taps[:, 2] * source.row + phase.taps[:, 3] * GROUP
+        starts, entries, cost, step.kind = choose(outputs, offsets, phase.weights, target.shape[0])
+        step.starts, step.entries = self._address(starts), self._address(entries)
+        self.work += (cost + 4 * target.shape[0]) * step.rows * step.cols
+        self._append(step)
+
+    def _address(self, values: NDArray[Any]) -> int:
+        values = np.ascontiguousarray(values)
+        self._alive.append(values)
+        return values.ctypes.data
+
+
+def choose(
+    outputs: NDArray[np.int64], offsets: NDArray[np.int64], weights: NDArray[np.float32], channels: int
+) -> tuple[NDArray[np.int32], NDArray[Any], float, int]:
+    """The weights as the kernel that is cheaper reads them: where a channel or block starts, entries, cost, kind.
+
+    The cost is in multiplications of the sparse kernel a pixel.
+    """
+    low = int(offsets.min(initial=0))
+    span = int(offsets.max(initial=0)) - low + 1
+    keys = outputs // BLOCK * span + offsets - low
+    shared = np.unique(keys)
+    if len(weights) < DENSE_FROM * BLOCK * len(shared) or not len(weights):
+        order = np.argsort(outputs * span + offsets - low)
+        entries = np.zeros(len(order), Entries)
+        entries["offset"], entries["weight"] = offsets[order], weights[order]
+        starts = np.searchsorted(outputs[order], np.arange(channels + 1)).astype(np.int32)
+        return starts, entries, float(len(entries)), CONV
+    quads = np.zeros(len(shared), Quads)
+    quads["offset"] = shared % span + low
+    quads["weight"][np.searchsorted(shared, keys), outputs % BLOCK] = weights
+    blocks = -(-channels // BLOCK)
+    starts = np.searchsorted(shared // span, np.arange(blocks + 1)).astype(np.int32)
+    return starts, quads, DENSE_FROM * BLOCK * len(quads), DENSE
+
+
+def _set(step: Step, name: str, offset: int, channel: int, row: int, col: int) -> None:
+    for key, value in zip(PITCHES, (offset, channel, row, col), strict=True):
+        setattr(step, f"{name}{key}", value)
+
+
+def pointers(addresses: list[int]) -> Any:
+    """An array of pointers, as the kernels take them."""
+    return (ctypes.c_void_p * max(1, len(addresses)))(*addresses)

@@ -1,0 +1,373 @@
+"""Sparse nets run faster and give the same: against the dense net, on paper, and where something is missing."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from bench.errors import PrunebenchError
+from bench.executor import Fast, fast, native
+from bench.executor.compiled import Compiled
+from bench.mask import draw, erk, rescaled
+from bench.models import build, prunable
+
+SHAPES = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28), "resnet18": (3, 32, 32), "vgg16-bn": (3, 32, 32)}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def sparse_net(arch: str, density: float) -> nn.Module:
+    """A net at random ERK masks, its norms with statistics that matter, in eval mode and frozen."""
+    net = build(arch).eval().requires_grad_(False)
+    shapes = {name: tuple(weight.shape) for name, weight in prunable(net).items()}
+    keep = round(density * sum(weight.numel() for weight in prunable(net).values()))
+    net.load_state_dict(rescaled(net.state_dict(), draw(shapes, erk(shapes, keep), generator(1))))
+    stir(net)
+    return net
+
+
+def stir(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(0.1 * torch.randn(module.num_features, generator=generator(2)))
+            module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator(3)))
+            module.weight.data.copy_(0.5 + torch.rand(module.num_features, generator=generator(4)))
+            module.bias.data.copy_(0.1 * torch.randn(module.num_features, generator=generator(5)))
+
+
+def sparsely(net: nn.Module) -> Fast:
+    """The net on our kernels throughout, whatever its density."""
+    found = fast(net.eval(), always=True)
+    assert not found.said
+    return found
+
+
+def both(net, images: torch.Tensor, seed: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs and the input gradient for a random direction."""
+    images = images.clone().requires_grad_()
+    outputs = net(images)
+    direction = torch.randn(outputs.shape, generator=generator(seed)).to(outputs.dtype)
+    (gradient,) = torch.autograd.grad(outputs, images, direction)
+    return outputs.detach(), gradient
+
+
+def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest error relative to the largest value."""
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-9))
+
+
+# The architectures
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("arch", ["digits-cnn", "mnist-cnn"])
+def test_small_nets_give_the_same(arch, density):
+    net = sparse_net(arch, density)
+    images = torch.rand(17, *SHAPES[arch], generator=generator())
+    check_net(net, images)
+
+
+@pytest.mark.parametrize(("arch", "density"), [("resnet18", 0.1), ("resnet18", 0.01), ("vgg16-bn", 0.05)])
+def test_large_nets_give_the_same(arch, density):
+    check_net(sparse_net(arch, density), torch.rand(3, *SHAPES[arch], generator=generator()))
+
+
+def check_net(net: nn.Module, images: torch.Tensor) -> None:
+    """Against the dense net in float64: an image whose ReLU hangs on the last bit may have another gradient."""
+    ours = both(sparsely(net), images)
+    exact = both(net.double(), images.double())
+    assert apart(ours[0], exact[0]) < 1e-5
+    worst = (ours[1] - exact[1]).abs().flatten(1).amax(1) / exact[1].abs().max().clamp(min=1e-9)
+    assert (worst < 1e-5).sum() >= len(images) - 1
+    assert ours[0].shape == exact[0].shape
+    assert ours[1].shape == exact[1].shape
+
+
+@pytest.mark.parametrize("images", [1, 2, 15, 16, 17, 33])
+def test_any_batch_gives_each_image_what_it_gets_alone(images):
+    net = sparsely(sparse_net("digits-cnn", 0.1))
+    batch = torch.rand(images, 1, 8, 8, generator=generator())
+    alone = torch.cat([net(image) for image in batch.split(1)])
+    assert torch.equal(net(batch), alone)
+
+
+def test_no_images_give_no_logits():
+    assert sparsely(sparse_net("digits-cnn", 0.1))(torch.zeros(0, 1, 8, 8)).shape == (0, 10)
+
+
+# Layers whose answer is known on paper
+
+
+def one_weight(row: int, col: int, **options) -> nn.Conv2d:
+    """A 3x3 convolution that hands on one neighbour of each pixel."""
+    conv = nn.Conv2d(1, 1, 3, bias=False, **options).requires_grad_(False)
+    conv.weight.zero_()
+    conv.weight[0, 0, row, col] = 1.0
+    return conv
+
+
+def test_a_convolution_with_one_weight_moves_the_image():
+    image = torch.arange(1.0, 10.0).view(1, 1, 3, 3)
+    up_left = sparsely(one_weight(0, 0, padding=1))
+    assert up_left(image)[0, 0].tolist() == [[0, 0, 0], [0, 1, 2], [0, 4, 5]]
+    assert both(up_left, image)[1][0, 0, 2].tolist() == [0, 0, 0]  # nobody reads the last row
+    down_right = sparsely(one_weight(2, 2, padding=1))
+    assert down_right(image)[0, 0].tolist() == [[5, 6, 0], [8, 9, 0], [0, 0, 0]]
+
+
+def test_a_stride_reads_every_second_pixel():
+    image = torch.arange(1.0, 17.0).view(1, 1, 4, 4)
+    net = sparsely(one_weight(1, 1, padding=1, stride=2))
+    assert net(image)[0, 0].tolist() == [[1, 3], [9, 11]]
+    image.requires_grad_()
+    net(image).sum().backward()
+    assert image.grad[0, 0].tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+
+
+def test_a_wrong_offset_is_seen():
+    """The twin of all comparisons: one weight a place further, and the answer differs."""
+    image = torch.arange(1.0, 10.0).view(1, 1, 3, 3)
+    assert apart(sparsely(one_weight(0, 1, padding=1))(image), one_weight(0, 0, padding=1)(image)) > 0.1
+
+
+def test_a_layer_without_weights_gives_its_bias():
+    conv = nn.Conv2d(2, 3, 3, padding=1).requires_grad_(False)
+    conv.weight.zero_()
+    conv.bias.copy_(torch.tensor([1.0, -2.0, 3.0]))
+    outputs, gradient = both(sparsely(nn.Sequential(conv, nn.ReLU())), torch.rand(1, 2, 5, 5))
+    assert outputs.amax((0, 2, 3)).tolist() == outputs.amin((0, 2, 3)).tolist() == [1.0, 0.0, 3.0]
+    assert not gradient.any()
+
+
+def test_a_pool_hands_the_gradient_to_the_first_of_equals():
+    image = torch.tensor([[1.0, 5.0], [5.0, 2.0]]).view(1, 1, 2, 2).requires_grad_()
+    sparsely(nn.Sequential(one_weight(1, 1, padding=1), nn.MaxPool2d(2)))(image).sum().backward()
+    assert image.grad[0, 0].tolist() == [[0, 1], [0, 0]]
+
+
+class Residual(nn.Module):
+    """Sums of every kind: of what a convolution made, of what was read already, of a thing and itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, images):
+        once = self.first(images).relu()
+        twice = torch.relu(self.second(once) + once)
+        thrice = twice + images
+        return (thrice + thrice) + once
+
+
+def test_sums_of_every_kind():
+    net = Residual().requires_grad_(False)
+    images = torch.randn(5, 4, 6, 7, generator=generator())
+    for ours, theirs in zip(both(sparsely(net), images), both(net, images), strict=True):
+        assert apart(ours, theirs) < 1e-5
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_any_convolution_gives_the_same(data):
+    """Kernel, stride, padding, dilation, groups, odd sizes, batches and densities; forward and input gradient."""
+    draw_int = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    kernel, groups = (draw_int(1, 4), draw_int(1, 4)), data.draw(st.sampled_from([1, 1, 2, 3]))
+    dilation, padding = draw_int(1, 2), (draw_int(0, 3), draw_int(0, 3))
+    size = [max(draw_int(1, 19), dilation * (kernel[axis] - 1) + 1 - 2 * padding[axis]) for axis in (0, 1)]
+    conv = nn.Conv2d(
+        groups * draw_int(1, 3), groups * draw_int(1, 5), kernel, (draw_int(1, 3), draw_int(1, 3)), padding, dilation,
+        groups, bias=data.draw(st.booleans()),
+    ).requires_grad_(False)  # fmt: skip
+    density = data.draw(st.sampled_from([0.0, 0.05, 0.3, 0.8, 1.0]))
+    conv.weight.mul_(torch.rand(conv.weight.shape, generator=generator(draw_int(0, 99))) < density)
+    images = torch.randn(draw_int(1, 18), conv.in_channels, *size, generator=generator())
+    layers = [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU()][: draw_int(1, 3)]
+    net = nn.Sequential(*layers).eval().requires_grad_(False)
+    stir(net)
+    ours, theirs = both(sparsely(net), images), both(net.double(), images.double())
+    scale = theirs[0].abs().max().clamp(min=1)
+    assert (ours[0] - theirs[0]).abs().max() / scale < 1e-5
+    if len(layers) < 3:
+        assert (ours[1] - theirs[1]).abs().max() / theirs[1].abs().max().clamp(min=1) < 1e-5
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 2), nn.MaxPool2d(2), nn.AvgPool2d(3, 2), nn.AdaptiveAvgPool2d(3)])
+def test_pools(pool):
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), pool, nn.Flatten()).requires_grad_(False)
+    images = torch.randn(3, 2, 9, 9, generator=generator())
+    for ours, theirs in zip(both(sparsely(net), images), both(net, images), strict=True):
+        assert apart(ours, theirs) < 1e-5
+
+
+def test_images_in_another_order_of_memory():
+    net = sparsely(sparse_net("resnet18", 0.01))
+    images = torch.rand(2, 3, 32, 32, generator=generator())
+    assert torch.equal(net(images.to(memory_format=torch.channels_last)), net(images))
+
+
+# Threads
+
+
+def test_the_number_of_threads_changes_no_bit():
+    net, before = sparsely(sparse_net("mnist-cnn", 0.05)), torch.get_num_threads()
+    images = torch.rand(70, 1, 28, 28, generator=generator())
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(both(net, images))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+def test_several_python_threads_at_once():
+    net = sparsely(sparse_net("digits-cnn", 0.1))
+    batches = [torch.rand(40, 1, 8, 8, generator=generator(seed)) for seed in range(16)]
+    alone = [both(net, batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda batch: both(net, batch), batches))
+    assert all(torch.equal(a, b) for x, y in zip(alone, together, strict=True) for a, b in zip(x, y, strict=True))
+
+
+# What the kernels do not know
+
+
+class Odd(nn.Module):
+    def forward(self, images):
+        return images.sin()
+
+
+class Winding(nn.Module):
+    def forward(self, images):
+        return images if images.sum() > 0 else -images
+
+
+def test_an_unknown_layer_runs_dense_and_is_named_once():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), Odd(), nn.Conv2d(4, 2, 3), Odd(), nn.Flatten()).requires_grad_(False)
+    images, quick = torch.rand(4, 1, 9, 9), fast(net.eval(), always=True)
+    for ours, theirs in zip(both(quick, images), both(net, images), strict=True):
+        assert apart(ours, theirs) < 1e-5
+    quick(images)
+    assert quick.said == ["A part of the net runs dense: sin."]
+
+
+def test_a_net_that_cannot_be_read_runs_dense():
+    quick = fast(Winding().eval())
+    assert quick(-torch.ones(1, 1)).tolist() == [[1.0]]
+    assert len(quick.said) == 1
+    assert "cannot be read" in quick.said[0]
+
+
+def test_a_layer_that_writes_over_what_others_read_runs_dense():
+    class Over(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(1, 1, 1), nn.ReLU(inplace=True)
+
+        def forward(self, images):
+            first = self.conv(images)
+            return self.relu(first) + first
+
+    net, images = Over().eval().requires_grad_(False), torch.randn(3, 1, 2, 2)
+    quick = fast(net, always=True)
+    assert torch.equal(quick(images), net(images))
+    assert "overwritten" in quick.said[0]
+
+
+def test_training_mode_is_refused():
+    with pytest.raises(PrunebenchError, match="eval mode"):
+        fast(build("digits-cnn").train())
+
+
+def test_a_dense_net_runs_dense_and_a_sparse_one_sparse():
+    images = torch.rand(32, 1, 8, 8)
+    for density, sparse in ((1.0, False), (0.02, True)):
+        quick = fast(sparse_net("digits-cnn", density))
+        quick(images)
+        assert any(isinstance(stage, Compiled) for plan in quick.plans.values() for stage in plan or ()) == sparse
+
+
+# The compiler and its cache
+
+
+@pytest.fixture
+def small_source(monkeypatch, tmp_path):
+    """Kernels that do nothing and compile in no time."""
+    source = tmp_path / "small.cpp"
+    source.write_text(
+        f'extern "C" {{ long long step_bytes() {{ return {ctypes.sizeof(native.Step)}; }}'
+        " long long lanes() { return 4; } void execute() {} }"
+    )
+    monkeypatch.setattr(native, "SOURCE", source)
+    return source
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.library.cache_clear()
+    yield tmp_path
+    native.library.cache_clear()
+
+
+def test_without_a_compiler_the_net_runs_dense_and_says_so(monkeypatch, empty_cache):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    net = sparse_net("digits-cnn", 0.1)
+    quick, images = fast(net), torch.rand(3, 1, 8, 8)
+    assert torch.equal(quick(images), net(images))
+    assert "no C++ compiler" in quick.said[0]
+    assert "no C++ compiler" in native.explain()
+
+
+def test_a_compiler_that_fails_is_told(monkeypatch, empty_cache, tmp_path):
+    monkeypatch.setattr(native, "SOURCE", tmp_path / "broken.cpp")
+    native.SOURCE.write_text("int x = ;")
+    assert "refuses the kernels" in native.explain()
+
+
+def test_with_a_compiler_it_says_how_wide():
+    assert "floats wide" in native.explain()
+
+
+def test_a_broken_cache_file_is_made_again(tmp_path, small_source):
+    assert native.load(tmp_path).lanes() == 4
+    (built,) = tmp_path.glob("*.so")
+    whole = built.read_bytes()
+    built.unlink()  # another file under the name: the one that is loaded stays as it is
+    built.write_bytes(whole[: len(whole) // 2])
+    native.load(tmp_path)
+    (again,) = tmp_path.glob("*.so")
+    assert len(again.read_bytes()) == len(whole)
+
+
+def test_a_whole_cache_file_is_not_made_again(tmp_path, monkeypatch, small_source):
+    native.load(tmp_path)
+    monkeypatch.setattr(native, "_compile", lambda path, target: pytest.fail("compiled again"))
+    native.load(tmp_path)
+    small_source.write_text(small_source.read_text() + "\n")  # the twin: another source is another library
+    with pytest.raises(pytest.fail.Exception, match="compiled again"):
+        native.load(tmp_path)
+
+
+def test_two_processes_at_once_share_a_cache(tmp_path, small_source):
+    code = "import sys; from pathlib import Path; from bench.executor import native\n"
+    code += "native.SOURCE = Path(sys.argv[1]); native.load(Path(sys.argv[2]))"
+    root = Path(__file__).parents[1]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(small_source), str(tmp_path)], cwd=root) for _ in range(2)
+    ]
+    assert [process.wait() for process in running] == [0, 0]
+    assert not list(tmp_path.glob("*.aside"))
