@@ -22,7 +22,7 @@ from bench.files import write_bytes
 from bench.mask import draw, masked
 from bench.models import build, prunable
 
-IMAGES, ROUNDS = 128, 5
+IMAGES, ROUNDS = 64, 3
 # (density, gradient) -> how many times faster it is meant to be; a dense net must not lose.
 TARGETS = {
     (1.0, False): 0.95, (0.1, False): 6, (0.05, False): 10, (0.01, False): 25,
