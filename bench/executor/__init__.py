@@ -25,7 +25,7 @@ __all__ = ["Fast", "explain", "fast"]
 
 _SAY = logging.getLogger("prunebench.executor")
 
-# Share of a net's multiplications above which a dense library is quicker (measured: BENCHMARKS.md).
+# Share of a net's multiplications above which a dense library is taken to be quicker: an estimate.
 DENSE_ABOVE = 0.5
 
 Stage = Compiled | fx.Node  # kernels, or a node that torch runs
