@@ -184,6 +184,20 @@ def test_images_of_the_dense_net_are_tried(nets, tmp_path, quick):
     assert found["transfer"] is not None and found["transfer"] < 0.2
 
 
+def test_a_referee_whose_attacks_give_up_is_found_out(nets, monkeypatch):
+    """A victim for weak-beats-strong: AutoAttack's four propose nothing, and FGSM and PGD do."""
+
+    def gives_up(model, images, labels, threat, *, generator):
+        return images
+
+    monkeypatch.setattr(bench.trial, "STANDARD", dict.fromkeys(STANDARD, gives_up))
+    record = score(nets["dense"], store=STORE, device="cpu").score
+    found = {flag.name: flag for flag in record.flags}
+    assert record.robust == record.clean
+    beaten = found["weak-beats-strong"]
+    assert beaten.up and beaten.value >= (record.clean - record.weak["pgd-20"]) / record.n
+
+
 # on paper
 
 
