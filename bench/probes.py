@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.attacks import WEAK, within
+from bench.attacks import WEAK, Model
 from bench.data import Split, as_float
 from bench.proposals import Pairs
+from bench.protocol import Threat
 from bench.referee import Referee
 from bench.seeds import derive
 
@@ -71,18 +72,19 @@ def probabilities(logits: Tensor) -> int:
 
 def transferred(referee: Referee, parent: Referee, test: Split, standing: Tensor, seed: int) -> int:
     """On how many of the images in `standing`, bool (n,), PGD-50 on `parent` fools the referee's net."""
+
+    def on_parent(
+        model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator
+    ) -> Tensor:
+        return WEAK["pgd-50"](parent.attacked, images, labels, threat, generator=generator)
+
     count = 0
-    for number, start in enumerate(range(0, len(test), referee.rules.shard)):
-        shard = slice(start, min(start + referee.rules.shard, len(test)))
-        if not standing[shard].any():
-            continue
-        part = test.take(shard).take(standing[shard].nonzero().squeeze(1))
-        images = as_float(part.images)
-        generator = torch.Generator(referee.device).manual_seed(derive(seed, f"shard-{number}"))
-        at, right = images.to(referee.device), part.labels.to(referee.device)
-        proposals = WEAK["pgd-50"](parent.attacked, at, right, referee.rules.threat, generator=generator)
-        lent = within(proposals, at, referee.rules.threat).cpu()
-        count += int((referee.logits(lent).argmax(1) != part.labels).sum())
+    for number, shard in enumerate(referee.shards(len(test))):
+        if standing[shard].any():
+            part = test.take(shard).take(standing[shard].nonzero().squeeze(1))
+            stream = derive(seed, f"shard-{number}")
+            fooled, *_ = referee.fooled(on_parent, as_float(part.images), part.labels, stream)
+            count += int(fooled.sum())
     return count
 
 

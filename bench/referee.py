@@ -32,6 +32,11 @@ class Referee:
         self.passes = 0
         self.listener: Callable[[int], None] | None = None
 
+    def shards(self, count: int) -> list[slice]:
+        """The parts in which `count` images are attacked, by the protocol's shard size."""
+        size = self.rules.shard
+        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
     def attacked(self, images: Tensor) -> Tensor:
         """The net as attacks see it; counts sample passes (a forward that leads to a gradient is 3)."""
         passes = len(images) * (3 if images.requires_grad and torch.is_grad_enabled() else 1)

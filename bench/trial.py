@@ -47,7 +47,7 @@ class Trial:
         after = {name: torch.zeros(len(self.test), dtype=torch.bool) for name in STANDARD}
         if keep_images:
             self.images = torch.zeros_like(as_float(self.test.images))
-        for number, shard in enumerate(self._shards()):
+        for number, shard in enumerate(self.referee.shards(len(self.test))):
             seed = derive(self.referee.rules.attack_seed, "attack", f"shard-{number}")
             standing = clean[shard]
             for name, attack in STANDARD.items():
@@ -72,13 +72,9 @@ class Trial:
     def _radii(self) -> tuple[str, ...]:
         return radii(self.referee.rules.threat, self.test.images[0].numel())
 
-    def _shards(self) -> list[slice]:
-        size = self.referee.rules.shard
-        return [slice(start, min(start + size, len(self.test))) for start in range(0, len(self.test), size)]
-
     def _alone(self, name: str, attack: Attack, clean: Tensor, threat: Threat | None = None) -> Tensor:
         after = torch.zeros(len(self.test), dtype=torch.bool)
-        for number, shard in enumerate(self._shards()):
+        for number, shard in enumerate(self.referee.shards(len(self.test))):
             seed = derive(self.referee.rules.attack_seed, "weak", f"shard-{number}")
             after[shard] = self._run(name, attack, shard, number, seed, clean[shard], None, threat)
         return after
