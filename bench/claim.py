@@ -12,7 +12,7 @@ import tomli_w
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from bench.errors import PrunebenchError, Refused
-from bench.files import canonical_json, sha256_of, write_bytes
+from bench.files import canonical_json, read_known, sha256_of, write_bytes
 from bench.protocol import PROTOCOLS, Count, Natural, Protocol, Rules, explain, load, read_toml
 from bench.record import Record, Sha256, load_arrays, load_record, outcomes_path, proposals_path, recount, standing
 
@@ -230,12 +230,6 @@ def _rules(record: Record, net: Path) -> Protocol:
 
 def _copy(path: Path, sha256: str, what: str, name: str) -> tuple[str, bytes]:
     """What is to be written under `name`: the bytes of the file `path`, which is `what` and must have that hash."""
-    try:
-        if path.stat().st_size > LARGEST:
-            raise PrunebenchError(f"{path} is larger than {LARGEST} bytes, so it is not {what}; check the path.")
-        data = path.read_bytes()
-    except OSError as error:
-        raise PrunebenchError(f"Cannot read {path}, {what} ({error.strerror}); check the path.") from None
-    if sha256_of(data) != sha256:
-        raise PrunebenchError(f"{path} is not {what}: its sha256 is another; name the file that was scored.")
-    return name, data
+    return name, read_known(
+        path, sha256, what, LARGEST, missing="check the path", other="name the file that was scored"
+    )

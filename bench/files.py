@@ -27,6 +27,23 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+def read_known(path: Path, sha256: str, what: str, largest: int, *, missing: str, other: str) -> bytes:
+    """The bytes of the file `path`, which is `what`, takes at most `largest` bytes and has this sha256.
+
+    `missing`, `other`: the way out when the file cannot be read or is too large, and when it is another one. Raises
+    PrunebenchError in these cases.
+    """
+    try:
+        if path.stat().st_size > largest:
+            raise PrunebenchError(f"{path} is larger than {largest} bytes, so it is not {what}; {missing}.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise PrunebenchError(f"Cannot read {path}, {what} ({error.strerror}); {missing}.") from None
+    if sha256_of(data) != sha256:
+        raise PrunebenchError(f"{path} is not {what}: its sha256 is another; {other}.")
+    return data
+
+
 def write_aside(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new file next to `path`, then rename it into place.
 

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from bench.errors import PrunebenchError
-from bench.files import canonical_json, sha256_of, write_json
+from bench.files import canonical_json, read_known, sha256_of, write_json
 from bench.protocol import Count, Exact, Job, Natural, Rules, exact, explain
 
 SCHEMA: Literal[2] = 2
@@ -343,14 +343,7 @@ def load_arrays(path: Path, sha256: str, what: str, largest: int = LARGEST) -> d
 
     Raises PrunebenchError for a file that is missing, another one, too large or damaged; nothing is ever unpickled.
     """
-    try:
-        if path.stat().st_size > largest:
-            raise PrunebenchError(f"{path} is larger than {largest} bytes, so it is not {what}; restore the file.")
-        data = path.read_bytes()
-    except OSError as error:
-        raise PrunebenchError(f"Cannot read {path}, {what} ({error.strerror}); restore the file.") from None
-    if sha256_of(data) != sha256:
-        raise PrunebenchError(f"{path} is not {what}: its sha256 is another; restore the file or score again.")
+    data = read_known(path, sha256, what, largest, missing="restore the file", other="restore the file or score again")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as members:
             if sum(member.file_size for member in members.infolist()) > largest:
