@@ -1,7 +1,7 @@
 """Running a sparse net at the cost of the weights that are left, in exact float32.
 
 `fast(net)` gives the same logits and input gradients as `net`, sooner. The weights are read when images of a shape come
-for the first time; call `fast` anew when they have changed.
+for the first time, and again by `refresh`, which is cheap as long as the same ones are zero.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from bench.errors import PrunebenchError
 from bench.executor.compiled import Compiled, kernels
+from bench.executor.folded import Folded
 from bench.executor.layers import Reader, Tracer, shape_of
 from bench.executor.native import explain
+from bench.executor.weights import Pattern
+from bench.mask import Masks
 
 __all__ = ["Fast", "explain", "fast"]
 
@@ -28,23 +31,23 @@ _SAY = logging.getLogger("prunebench.executor")
 # Share of a net's multiplications above which a dense library is taken to be quicker: an estimate.
 DENSE_ABOVE = 0.5
 
-Stage = Compiled | fx.Node  # kernels, or a node that torch runs
+Stage = Compiled | Folded | fx.Node  # on the kernels, on torch with norms folded, or a node as it is
 
 
 class Fast:
-    """A net that runs sparse where that is quicker; `said` holds what runs dense, and why."""
+    """A net that runs sparse where that is quicker; `said` holds what the kernels do not know, and why."""
 
-    def __init__(self, net: nn.Module, *, always: bool = False) -> None:
-        if net.training:
-            raise PrunebenchError("fast() takes a net in eval mode, and this one is in training mode; call net.eval().")
-        self.net, self._always = net, always
+    def __init__(self, net: nn.Module, *, always: bool = False, masks: Masks | None = None) -> None:
+        _refuse_training(net)
+        self.net, self._always, self._pattern = net, always, Pattern(masks)
         self.said: list[str] = []
         self.plans: dict[tuple[int, ...], list[Stage] | None] = {}
         self._lock = threading.Lock()
         self._graph = self._traced()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (n, classes) of `images`, float32 (n, c, h, w)."""
+        """Logits (n, classes) of `images`, float32 (n, c, h, w). Raises PrunebenchError for a net in training mode."""
+        _refuse_training(self.net)
         if images.dtype != torch.float32 or images.device.type != "cpu" or not len(images):
             return self.net(images)
         shape = tuple(images.shape[1:])
@@ -53,6 +56,16 @@ class Fast:
                 self.plans[shape] = self._plan(images)
         plan = self.plans[shape]
         return self.net(images) if plan is None else self._run(plan, images)
+
+    def refresh(self) -> None:
+        """Read the net's weights, biases and norms again; nobody may be calling it at that time.
+
+        Where a weight outside of the pattern is no longer zero, all is planned anew when the next images come.
+        """
+        with self._lock:
+            stages = [stage for plan in self.plans.values() for stage in plan or () if not isinstance(stage, fx.Node)]
+            if not all(stage.refresh() for stage in stages):
+                self.plans.clear()
 
     def _say(self, sentence: str) -> None:
         if sentence not in self.said:
@@ -83,13 +96,15 @@ class Fast:
             return None
         with torch.no_grad():
             ShapeProp(self._graph).propagate(torch.zeros(2, *images.shape[1:]))
-        if not self._always and density(self._graph) > DENSE_ABOVE:
-            return None
-        reader, stages = Reader(self._graph), list[Stage]()
+        sparse = self._always or density(self._graph, self._pattern) <= DENSE_ABOVE
+        reader, stages = Reader(self._graph, self._pattern), list[Stage]()
 
         def cut() -> None:
             nodes, segment = reader.nodes(), reader.cut()
-            stages.extend([Compiled(segment, kernels())] if segment.layers else nodes)
+            if segment.layers:
+                stages.append(Compiled(segment, kernels()) if sparse else Folded(segment))
+            else:
+                stages.extend(nodes)
 
         for node in self._graph.graph.nodes:
             if node.op in ("placeholder", "output"):
@@ -97,7 +112,7 @@ class Fast:
             if reader.read(node):
                 continue
             cut()
-            if node.op != "get_attr":
+            if sparse and node.op != "get_attr":
                 self._say(f"A part of the net runs dense: {_described(self._graph, node)}.")
             stages.append(node)
         cut()
@@ -111,7 +126,7 @@ class Fast:
             if node.op == "placeholder":
                 env[node] = images
         for stage in plan:
-            if isinstance(stage, Compiled):
+            if not isinstance(stage, fx.Node):
                 found = stage(*(env[node] for node in stage.inputs))
                 env |= zip(stage.outputs, found, strict=True)
             else:
@@ -121,25 +136,32 @@ class Fast:
         return env[last.args[0]]
 
 
-def fast(net: nn.Module, *, always: bool = False) -> Fast:
+def fast(net: nn.Module, *, always: bool = False, masks: Masks | None = None) -> Fast:
     """A callable with the outputs and input gradients of `net` (in eval mode, float32, on the CPU), sooner if sparse.
 
     Images: float32 (n, c, h, w). `always`: on the kernels where they know the layers, even where dense is quicker.
-    Raises PrunebenchError for a net in training mode.
+    `masks`: by parameter, which weights may become other than zero (of a parameter that is not named: all); without
+    them, those that are not zero now. They alone decide what runs sparse. Raises PrunebenchError for a net in training
+    mode.
     """
-    return Fast(net, always=always)
+    return Fast(net, always=always, masks=masks)
 
 
-def density(graph: fx.GraphModule) -> float:
-    """The share of multiplications that the weights of a net leave; shapes have been propagated through `graph`."""
+def density(graph: fx.GraphModule, pattern: Pattern) -> float:
+    """The share of multiplications that `pattern` leaves a net; shapes have been propagated through `graph`."""
     left = whole = 0
     for node in graph.graph.nodes:
         module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, nn.Conv2d | nn.Linear) and (shape := shape_of(node)) is not None:
             pixels = math.prod(shape[1:]) if isinstance(module, nn.Conv2d) else 1
-            left += pixels * int(module.weight.count_nonzero())
+            left += pixels * int(pattern.of(f"{node.target}.weight", module.weight).sum())
             whole += pixels * module.weight.numel()
     return left / max(whole, 1)
+
+
+def _refuse_training(net: nn.Module) -> None:
+    if net.training:
+        raise PrunebenchError("fast() takes a net in eval mode, and this one is in training mode; call net.eval().")
 
 
 def _overwritten(graph: fx.GraphModule) -> fx.Node | None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
 from bench.executor import native
-from bench.executor.layers import Segment, shape_of
+from bench.executor.layers import Conv, Segment, shape_of
 from bench.executor.lower import lower
 from bench.executor.program import GROUP, Program, pointers
 
@@ -21,7 +22,8 @@ _ALIGNED = 64  # bytes
 class Compiled:
     """A callable: the values of `inputs` in, those of `outputs` out, a tuple each, (n, ...) float32 on the CPU.
 
-    Several Python threads may call it at once. `work`: what an image costs, in multiplications of the sparse kernel.
+    Several Python threads may call it at once, but not while it is refreshed. `work`: what an image costs, in
+    multiplications of the sparse kernel.
     """
 
     def __init__(self, segment: Segment, kernels: Any) -> None:
@@ -29,9 +31,26 @@ class Compiled:
         self.outputs: list[fx.Node] = list(segment.outputs)
         self._before = [_shape(node) for node in self.inputs]
         self._after = [_shape(node) for node in self.outputs]
-        self._kernels, self._lowered = kernels, lower(segment)
+        self._kernels, self._segment, self._lowered = kernels, segment, lower(segment)
+        self.version = 0  # how often the weights were read
         self._idle: dict[int, list[np.ndarray[Any, Any]]] = {}  # arenas that no call uses, by their size
         self._lock = threading.Lock()
+        if not self.refresh():
+            raise ValueError("the pattern leaves out weights that are not zero")
+
+    def refresh(self) -> bool:
+        """Read the weights again; False, with nothing read, where one that the pattern leaves out is no longer zero."""
+        layers = {number: layer for number, layer in enumerate(self._segment.layers) if isinstance(layer, Conv)}
+        found = {number: layer.weights.sparse() for number, layer in layers.items()}
+        read = {number: pair for number, pair in found.items() if pair is not None}
+        if len(read) < len(found):
+            return False
+        self.version += 1
+        self._lowered.fill(
+            {number: F.pad(weights, (0, 1)).numpy() for number, (weights, _) in read.items()},
+            {number: bias.numpy() for number, (_, bias) in read.items()},
+        )
+        return True
 
     @property
     def work(self) -> float:
@@ -89,7 +108,7 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, segment: Compiled, keep: bool, *values: Tensor) -> tuple[Tensor, ...]:
         outputs, saved = segment.forward(values, keep)
-        ctx.segment = segment
+        ctx.segment, ctx.version = segment, segment.version
         if saved is not None:
             ctx.save_for_backward(saved)
         return outputs
@@ -97,6 +116,8 @@ class _Run(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.segment.version != ctx.version:
+            raise RuntimeError("The weights were read anew between a forward pass and its gradient.")
         (saved,) = ctx.saved_tensors
         return None, None, *ctx.segment.backward(gradients, saved)
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from bench.executor.program import Pair
+from bench.executor.weights import Fixed, Pattern, Weights
 from bench.models import Normalise
 
 Shape = tuple[int, int, int]
@@ -21,15 +22,14 @@ Shape = tuple[int, int, int]
 
 @dataclass
 class Conv:
-    """A convolution (float64 `weight`: outputs, inputs / groups, rows, cols), then what is added to it, then ReLU.
+    """A convolution, then what is added to it, then ReLU.
 
     Linear layers, norms, averages and copies are convolutions too.
     """
 
     source: int
     result: int
-    weight: NDArray[np.float64]
-    bias: NDArray[np.float64]
+    weights: Weights
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
@@ -82,8 +82,8 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
 class Reader:
     """Reads nodes into a segment, one after the other, as long as it knows them."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
-        self.graph = graph
+    def __init__(self, graph: fx.GraphModule, pattern: Pattern) -> None:
+        self.graph, self.pattern = graph, pattern
         self.segment = Segment()
         self.values: dict[fx.Node, int] = {}  # of this segment
 
@@ -137,14 +137,12 @@ class Reader:
         if kind is nn.BatchNorm2d and module.running_mean is not None:
             return self._norm(node, source, module)
         if kind is nn.Linear and len(shape_of(source) or ()) == 1:
-            value = self._value(source)
-            extent = self.segment.shapes[value][1:]
-            weight = _array(module.weight).reshape(module.out_features, *self.segment.shapes[value])
-            return self._conv(node, source, weight, module.bias, stride=extent)
+            shape = module.out_features, *self.segment.shapes[self._value(source)]
+            return self._conv(node, source, self._weights(node, module, shape), stride=shape[2:])
         if kind is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             return self._conv(
-                node, source, _array(module.weight), module.bias, stride=module.stride, padding=module.padding,
-                dilation=module.dilation, groups=module.groups,
+                node, source, self._weights(node, module, tuple(module.weight.shape)), stride=module.stride,
+                padding=module.padding, dilation=module.dilation, groups=module.groups,
             )  # fmt: skip
         if kind in (nn.MaxPool2d, nn.AvgPool2d):
             window = _pair(module.kernel_size)
@@ -194,53 +192,48 @@ class Reader:
             return False
         value = self._value(source)
         shape = self.segment.shapes[value]
-        mean, std = (np.broadcast_to(_array(x).ravel(), shape[:1]).astype(np.float32) for x in module.buffers())
+        mean, std = (np.broadcast_to(x.flatten().numpy(), shape[:1]).astype(np.float32) for x in module.buffers())
         self.segment.normalise[value] = mean, std
         self.values[node] = value
         return True
 
+    def _weights(self, node: fx.Node, module: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> Weights:
+        kept = self.pattern.of(f"{node.target}.weight", module.weight.detach()).flatten().nonzero().squeeze(1)
+        outputs, inputs, rows, cols = shape
+        return Weights(module, (outputs, inputs, rows, cols), kept)
+
     def _conv(
-        self, node: fx.Node, source: fx.Node, weight: NDArray[np.float64], bias: Tensor | None, *,
-        stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1),
-        groups: int = 1,
+        self, node: fx.Node, source: fx.Node, weights: Weights, *, stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1), groups: int = 1,
     ) -> bool:  # fmt: skip
-        offset = np.zeros(len(weight)) if bias is None else _array(bias)
-        layer = Conv(self._value(source), self._new(_three(shape_of(node))), weight, offset, _pair(stride),
-                     _pair(padding), _pair(dilation), groups)  # fmt: skip
+        layer = Conv(self._value(source), self._new(_three(shape_of(node))), weights, _pair(stride), _pair(padding),
+                     _pair(dilation), groups)  # fmt: skip
         self.segment.layers.append(layer)
         self.values[node] = layer.result
         return True
 
-    def _each(self, node: fx.Node, source: fx.Node, scale: NDArray[np.float64], window: Pair, stride: Pair) -> Conv:
-        """A convolution that treats every channel alone: weight `scale[channel]` all over `window`."""
-        weight = np.broadcast_to(scale.reshape(-1, 1, 1, 1), (len(scale), 1, *window)).copy()
-        self._conv(node, source, weight, None, stride=stride, groups=len(scale))
+    def _each(self, node: fx.Node, source: fx.Node, window: Pair = (1, 1), stride: Pair = (1, 1)) -> Conv:
+        """A convolution that gives the average of `window` in every channel alone."""
+        shape = (_three(shape_of(source))[0], 1, *window)
+        weight = torch.full(shape, 1 / (window[0] * window[1]))
+        self._conv(node, source, Weights(Fixed(weight), shape, torch.arange(weight.numel())), stride=stride,
+                   groups=shape[0])  # fmt: skip
         layer = self.segment.layers[-1]
         assert isinstance(layer, Conv)
         return layer
 
-    def _copy(self, node: fx.Node, source: fx.Node) -> Conv:
-        return self._each(node, source, np.ones(_three(shape_of(source))[0]), (1, 1), (1, 1))
-
     def _norm(self, node: fx.Node, source: fx.Node, module: nn.BatchNorm2d) -> bool:
-        assert module.running_mean is not None and module.running_var is not None
-        scale = 1 / np.sqrt(_array(module.running_var) + module.eps)
-        scale = scale if module.weight is None else scale * _array(module.weight)
-        shift = (0 if module.bias is None else _array(module.bias)) - _array(module.running_mean) * scale
         layer = self._last(source)
         if layer is None or layer.relu or layer.add is not None:
-            layer = self._each(node, source, scale, (1, 1), (1, 1))
-            layer.bias = shift
-            return True
-        layer.weight = layer.weight * scale.reshape(-1, 1, 1, 1)
-        layer.bias = layer.bias * scale + shift
+            layer = self._each(node, source)
+        layer.weights.norms.append(module)
         self.values[node] = layer.result
         return True
 
     def _relu(self, node: fx.Node, source: object) -> bool:
         if not isinstance(source, fx.Node):
             return False
-        layer = self._last(source) or self._copy(node, source)
+        layer = self._last(source) or self._each(node, source)
         layer.relu = True
         self.values[node] = layer.result
         return True
@@ -255,14 +248,13 @@ class Reader:
         later, earlier = (first, second) if made.get(values[0], -1) >= made.get(values[1], -1) else (second, first)
         layer = self._last(later)
         if layer is None or layer.relu or layer.add is not None or values[0] == values[1]:
-            layer = self._copy(node, later)
+            layer = self._each(node, later)
         layer.add = self._value(earlier)
         self.values[node] = layer.result
         return True
 
     def _average(self, node: fx.Node, source: fx.Node, window: Pair, stride: Pair) -> bool:
-        channels = _three(shape_of(source))[0]
-        self._each(node, source, np.full(channels, 1 / (window[0] * window[1])), window, stride)
+        self._each(node, source, window, stride)
         return True
 
     def _max(self, node: fx.Node, source: fx.Node, window: Pair, stride: Pair) -> bool:
@@ -281,7 +273,3 @@ def _three(shape: tuple[int, ...] | None) -> Shape:
 
 def _pair(value: int | Sequence[int]) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _array(tensor: Tensor) -> NDArray[np.float64]:
-    return tensor.detach().to("cpu", torch.float64).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,9 +33,14 @@ class Lowered:
     backward: Program
     saved: int
 
+    def fill(self, weights: Mapping[int, NDArray[np.float32]], biases: Mapping[int, NDArray[np.float32]]) -> None:
+        """Give both programs the weights that the layers have now: by layer, those kept and a zero after them."""
+        self.forward.fill(weights, biases)
+        self.backward.fill(weights, biases)
+
 
 def lower(segment: Segment) -> Lowered:
-    """The programs of `segment`."""
+    """The programs of `segment`, without its weights."""
     bits, saved = _bits(segment)
     forward = _forward(segment, bits)
     backward = _backward(segment, bits)
@@ -59,7 +65,7 @@ def _forward(segment: Segment, bits: dict[int, Bits]) -> Program:
     for port, value in enumerate(segment.inputs.values()):
         where[value] = program.tensor(segment.shapes[value])
         program.jobs.append(Job(LOAD, target=where[value], port=port, affine=segment.normalise.get(value)))
-    for layer in segment.layers:
+    for number, layer in enumerate(segment.layers):
         where[layer.result] = program.tensor(segment.shapes[layer.result])
         job = Job(POOL, where[layer.source], where[layer.result], bits=bits.get(layer.result))
         if isinstance(layer, MaxPool):
@@ -68,7 +74,7 @@ def _forward(segment: Segment, bits: dict[int, Bits]) -> Program:
             job.kind, job.gate = CONV, RELU if layer.relu else OPEN
             job.add = -1 if layer.add is None else where[layer.add]
             job.phases = [_onward(layer, segment.shapes[layer.result])]
-            job.bias = layer.bias.astype(np.float32)
+            job.layer, job.bias = number, np.zeros(layer.weights.shape[0], np.float32)
         program.jobs.append(job)
     for port, value in enumerate(segment.outputs.values()):
         program.jobs.append(Job(STORE, where[value], port=port))
@@ -110,7 +116,7 @@ def _backward(segment: Segment, bits: dict[int, Bits]) -> Program:
             total = job.target
         return total
 
-    for layer in reversed(segment.layers):
+    for number, layer in reversed(list(enumerate(segment.layers))):
         if isinstance(layer, MaxPool):
             gradient = gather(layer.result, None)
             pending[layer.source].append(
@@ -119,7 +125,7 @@ def _backward(segment: Segment, bits: dict[int, Bits]) -> Program:
             continue
         gradient = gather(layer.result, bits[layer.result] if layer.relu else None)
         phases = _back(layer, shapes[layer.source], shapes[layer.result])
-        pending[layer.source].append(Job(CONV, gradient, phases=phases))
+        pending[layer.source].append(Job(CONV, gradient, phases=phases, layer=number))
         if layer.add is not None:
             ready[layer.add].append(gradient)
     for port, value in enumerate(segment.inputs.values()):
@@ -131,7 +137,7 @@ def _backward(segment: Segment, bits: dict[int, Bits]) -> Program:
 def _nothing(program: Program, shape: Shape) -> int:
     """A tensor of zeros."""
     first, empty = program.tensor(shape), np.zeros((0, 4), np.int64)
-    phase = Phase((0, 0), (1, 1), (1, 1), shape[1:], empty, np.zeros(0, np.float32))
+    phase = Phase((0, 0), (1, 1), (1, 1), shape[1:], empty, np.zeros(0, np.int64))
     program.jobs.append(Job(CONV, first, first, phases=[phase]))
     return first
 
@@ -139,24 +145,22 @@ def _nothing(program: Program, shape: Shape) -> int:
 def _copy(shape: Shape) -> Phase:
     taps = np.zeros((shape[0], 4), np.int64)
     taps[:, 0] = taps[:, 1] = np.arange(shape[0])
-    return Phase((0, 0), (1, 1), (1, 1), shape[1:], taps, np.ones(shape[0], np.float32))
+    return Phase((0, 0), (1, 1), (1, 1), shape[1:], taps, np.zeros(shape[0], np.int64))
 
 
-def _weights(layer: Conv) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """What is left of a layer: output channel, input channel, row and column in the kernel; and the weights."""
-    weight = layer.weight.astype(np.float32)
-    taps = np.argwhere(weight)
-    values = weight[weight != 0]
-    outputs, inputs = weight.shape[:2]
+def _taps(layer: Conv) -> NDArray[np.int64]:
+    """Of each kept weight of a layer: output channel, input channel, row and column in the kernel."""
+    outputs, inputs = layer.weights.shape[:2]
+    taps = np.stack(np.unravel_index(layer.weights.kept.numpy(), layer.weights.shape), axis=1)
     taps[:, 1] += taps[:, 0] // (outputs // layer.groups) * inputs
-    return taps, values
+    return taps
 
 
 def _onward(layer: Conv, result: Shape) -> Phase:
-    taps, weights = _weights(layer)
+    taps = _taps(layer)
     for axis in (0, 1):
         taps[:, 2 + axis] = taps[:, 2 + axis] * layer.dilation[axis] - layer.padding[axis]
-    return Phase((0, 0), (1, 1), layer.stride, result[1:], taps, weights)
+    return Phase((0, 0), (1, 1), layer.stride, result[1:], taps, np.arange(len(taps)))
 
 
 def _back(layer: Conv, source: Shape, result: Shape) -> list[Phase]:
@@ -165,8 +169,7 @@ def _back(layer: Conv, source: Shape, result: Shape) -> list[Phase]:
     Input pixel a + s * r was read by output r + (a + padding - dilation * k) / s through the kernel's place k, where
     that is whole.
     """
-    taps, weights = _weights(layer)
-    taps = taps[:, [1, 0, 2, 3]]
+    taps = _taps(layer)[:, [1, 0, 2, 3]]
     phases = []
     for a in range(min(layer.stride[0], source[1])):
         for b in range(min(layer.stride[1], source[2])):
@@ -177,17 +180,15 @@ def _back(layer: Conv, source: Shape, result: Shape) -> list[Phase]:
                 moved[:, 2 + axis] = reach // layer.stride[axis]
             rows = -(-(source[1] - a) // layer.stride[0])
             cols = -(-(source[2] - b) // layer.stride[1])
-            moved, kept = _inside(moved[fits], weights[fits], (rows, cols), result)
-            phases.append(Phase((a, b), layer.stride, (1, 1), (rows, cols), moved, kept))
+            fits &= _inside(moved, (rows, cols), result)
+            phases.append(Phase((a, b), layer.stride, (1, 1), (rows, cols), moved[fits], fits.nonzero()[0]))
     return phases
 
 
-def _inside(
-    taps: NDArray[np.int64], weights: NDArray[np.float32], extent: tuple[int, int], shape: Shape
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _inside(taps: NDArray[np.int64], extent: tuple[int, int], shape: Shape) -> NDArray[np.bool_]:
     """Without the weights that every pixel would multiply with the frame."""
     kept = np.ones(len(taps), bool)
     for axis in (0, 1):
         low = taps[:, 2 + axis]
         kept &= (low < shape[1 + axis]) & (low + extent[axis] > 0)
-    return taps[kept], weights[kept]
+    return kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ DENSE_FROM = 0.35
 Pair = tuple[int, int]
 Entries = np.dtype([("offset", np.int32), ("weight", np.float32)])
 Quads = np.dtype([("offset", np.int32), ("weight", np.float32, BLOCK)])
+_ONE = np.array([1, 0], np.float32)  # the weight of a copy, and the zero after it
 
 
 @dataclass
@@ -68,7 +70,8 @@ class Bits:
 class Phase:
     """A convolution onto every `step`-th pixel from `origin`: rows x cols of them, read `stride` pixels apart.
 
-    `taps`: one row a weight: output channel, input channel, row and column of what the first pixel reads; `weights`.
+    `taps`: one row a weight: output channel, input channel, row and column of what the first pixel reads; `holds`:
+    which of the layer's weights it is.
     """
 
     origin: Pair
@@ -76,7 +79,7 @@ class Phase:
     stride: Pair
     extent: Pair
     taps: NDArray[np.int64]
-    weights: NDArray[np.float32]
+    holds: NDArray[np.int64]
 
 
 @dataclass
@@ -90,6 +93,7 @@ class Job:
     gate: int = OPEN
     bits: Bits | None = None  # of the gate; POOL, UNPOOL: of the places
     sign: Bits | None = None  # UNPOOL: of the gate
+    layer: int | None = None  # whose weights the phases hold; None: all of them are 1
     phases: list[Phase] = field(default_factory=list)
     bias: NDArray[np.float32] | None = None
     window: Pair = (1, 1)
@@ -99,10 +103,10 @@ class Job:
 
 
 class Program:
-    """Jobs, then the steps that they become.
+    """Jobs, then the steps that they become, then their weights, as often as these change.
 
-    `tensors` and `jobs` are filled first; `finish` chooses frames, places and kernels. `arena`: floats that
-    a thread needs. `work`: what a group costs, in multiplications of the sparse kernel.
+    `tensors` and `jobs` are filled first; `finish` chooses frames, places and kernels; `fill` writes weights. `arena`:
+    floats that a thread needs. `work`: what a group costs, in multiplications of the sparse kernel.
     """
 
     def __init__(self) -> None:
@@ -112,6 +116,9 @@ class Program:
         self.work = 0.0
         self._alive: list[Any] = []  # what the steps point into
         self._steps: list[Step] = []
+        # What `fill` writes: the weights of a step and which of its layer's each is; biases. None: a layer of ones.
+        self._weights: list[tuple[NDArray[np.float32], NDArray[np.int64], int | None]] = []
+        self._biases: list[tuple[NDArray[np.float32], int | None]] = []
 
     def tensor(self, shape: tuple[int, int, int]) -> int:
         """The number of a new tensor."""
@@ -127,6 +134,14 @@ class Program:
         for job in self.jobs:
             self._emit(job)
         self.steps = (Step * len(self._steps))(*self._steps)
+
+    def fill(self, weights: Mapping[int, NDArray[np.float32]], biases: Mapping[int, NDArray[np.float32]]) -> None:
+        """Write into the steps what the layers have now, by their numbers; the last of a layer's `weights` is a 0."""
+        for places, holds, layer in self._weights:
+            places[...] = (_ONE if layer is None else weights[layer])[holds]
+        for bias, layer in self._biases:
+            if layer is not None:
+                bias[...] = biases[layer]
 
     def _widen(self, tensor: Tensor, phase: Phase) -> None:
         """Give `tensor` the frame that `phase` reads into."""
@@ -247,10 +262,12 @@ class Program:
             _set(step, "saved", job.bits.offset + y * row + x * col, channel, down * row, right * col)
         if job.bias is not None:
             step.bias = self._address(job.bias)
+            self._biases.append((job.bias, job.layer))
         outputs = phase.taps[:, 0]
         offsets = phase.taps[:, 1] * source.channel + phase.taps[:, 2] * source.row + phase.taps[:, 3] * GROUP
-        starts, entries, cost, step.kind = choose(outputs, offsets, phase.weights, target.shape[0])
+        starts, entries, taps, cost, step.kind = choose(outputs, offsets, target.shape[0])
         step.starts, step.entries = self._address(starts), self._address(entries)
+        self._weights.append((entries["weight"], np.append(phase.holds, -1)[taps], job.layer))
         self.work += (cost + 4 * target.shape[0]) * step.rows * step.cols
         self._append(step)
 
@@ -261,28 +278,30 @@ class Program:
 
 
 def choose(
-    outputs: NDArray[np.int64], offsets: NDArray[np.int64], weights: NDArray[np.float32], channels: int
-) -> tuple[NDArray[np.int32], NDArray[Any], float, int]:
-    """The weights as the kernel that is cheaper reads them: where a channel or block starts, entries, cost, kind.
+    outputs: NDArray[np.int64], offsets: NDArray[np.int64], channels: int
+) -> tuple[NDArray[np.int32], NDArray[Any], NDArray[np.int64], float, int]:
+    """How the kernel that is cheaper reads weights: where a channel or block starts, entries, taps, cost, kind.
 
-    The cost is in multiplications of the sparse kernel a pixel.
+    `outputs`, `offsets`: of each tap. The taps that are returned say for each place in the entries' weights whose it
+    is, -1 where there is none. The cost is in multiplications of the sparse kernel a pixel.
     """
     low = int(offsets.min(initial=0))
     span = int(offsets.max(initial=0)) - low + 1
     keys = outputs // BLOCK * span + offsets - low
     shared = np.unique(keys)
-    if len(weights) < DENSE_FROM * BLOCK * len(shared) or not len(weights):
+    if len(outputs) < DENSE_FROM * BLOCK * len(shared) or not len(outputs):
         order = np.argsort(outputs * span + offsets - low)
         entries = np.zeros(len(order), Entries)
-        entries["offset"], entries["weight"] = offsets[order], weights[order]
+        entries["offset"] = offsets[order]
         starts = np.searchsorted(outputs[order], np.arange(channels + 1)).astype(np.int32)
-        return starts, entries, float(len(entries)), CONV
+        return starts, entries, order, float(len(entries)), CONV
     quads = np.zeros(len(shared), Quads)
     quads["offset"] = shared % span + low
-    quads["weight"][np.searchsorted(shared, keys), outputs % BLOCK] = weights
+    taps = np.full((len(shared), BLOCK), -1)
+    taps[np.searchsorted(shared, keys), outputs % BLOCK] = np.arange(len(outputs))
     blocks = -(-channels // BLOCK)
     starts = np.searchsorted(shared // span, np.arange(blocks + 1)).astype(np.int32)
-    return starts, quads, DENSE_FROM * BLOCK * len(quads), DENSE
+    return starts, quads, taps, DENSE_FROM * BLOCK * len(quads), DENSE
 
 
 def _set(step: Step, name: str, offset: int, channel: int, row: int, col: int) -> None:

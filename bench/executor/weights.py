@@ -1,0 +1,75 @@
+"""What a layer multiplies with and adds: as its modules have it now, norms folded in, under a pattern that stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Fixed(NamedTuple):
+    """The weight of a layer that has no module: of a copy, a norm, an average."""
+
+    weight: Tensor
+    bias: None = None
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which weights of a net are kept: those that are not zero, and those that `masks` name; without a mask, all.
+
+    `masks` None: what is not zero now.
+    """
+
+    masks: Mapping[str, Tensor] | None = None
+
+    def of(self, name: str, weight: Tensor) -> Tensor:
+        """Which entries of the parameter `name` are kept, bool of its shape."""
+        if self.masks is None:
+            return weight != 0
+        return (weight != 0) | self.masks[name] if name in self.masks else torch.ones_like(weight, dtype=torch.bool)
+
+
+@dataclass
+class Weights:
+    """A layer's weights of `shape` (outputs, inputs / groups, rows, cols) in its module, and the norms that follow it.
+
+    `kept`: int64 (k,), the places in the flat weight that may be other than zero, ascending.
+    """
+
+    source: nn.Conv2d | nn.Linear | Fixed
+    shape: tuple[int, int, int, int]
+    kept: Tensor
+    norms: list[nn.BatchNorm2d] = field(default_factory=list)
+
+    def sparse(self) -> tuple[Tensor, Tensor] | None:
+        """The kept weights (k,) and the biases (outputs,), folded in float64; None when another is no longer zero."""
+        flat = self.source.weight.detach().flatten()
+        values = flat[self.kept]
+        if len(values) < len(flat) and flat.count_nonzero() != values.count_nonzero():
+            return None
+        scale, bias = self._folded()
+        if self.norms:
+            values = (values * scale[self.kept // (len(flat) // self.shape[0])]).float()
+        return values, bias.float()
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """All weights in `shape` and the biases, folded in float64."""
+        weight, (scale, bias) = self.source.weight.detach().reshape(self.shape), self._folded()
+        return (weight * scale.view(-1, 1, 1, 1)).float() if self.norms else weight, bias.float()
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """What the norms multiply each output with, and what is added in the end."""
+        given = self.source.bias
+        scale = torch.ones(self.shape[0], dtype=torch.float64)
+        bias = torch.zeros_like(scale) if given is None else given.detach().double()
+        for norm in self.norms:
+            assert norm.running_mean is not None and norm.running_var is not None
+            factor = (norm.running_var.double() + norm.eps).rsqrt()
+            factor = factor if norm.weight is None else factor * norm.weight.detach()
+            scale, bias = scale * factor, (bias - norm.running_mean) * factor
+            bias = bias if norm.bias is None else bias + norm.bias.detach()
+        return scale, bias
