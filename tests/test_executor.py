@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bench.errors import PrunebenchError
-from bench.executor import Fast, fast, native
+from bench.executor import Fast, fast, native, program
 from bench.executor.compiled import Compiled
 from bench.mask import draw, erk, rescaled
 from bench.models import build, prunable
@@ -229,6 +229,31 @@ def test_the_number_of_threads_changes_no_bit():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+def blocks(net: Fast) -> set[int]:
+    """Into how many blocks the net's convolutions take their input channels."""
+    (plan,) = net.plans.values()
+    (compiled,) = (stage for stage in plan if isinstance(stage, Compiled))
+    lowered = compiled._lowered
+    return {step.blocks for program in (lowered.forward, lowered.backward) for step in program.steps} - {0}
+
+
+@pytest.mark.parametrize("size", [8, 10, 13])
+def test_blocks_of_input_channels_change_no_bit(monkeypatch, size):
+    """Sums are put down and taken up again, in flat tiles and square ones, whole and cut off."""
+    net = nn.Sequential(nn.Conv2d(7, 9, 3, padding=1), nn.ReLU(), nn.Conv2d(9, 5, 3, stride=2, padding=1))
+    images, found = torch.rand(5, 7, size, size, generator=generator()), []
+    for window in (1, 1 << 30):
+        monkeypatch.setattr(program, "WINDOW", window)
+        monkeypatch.setattr(program, "PAUSE", 0.0)
+        monkeypatch.setattr(program, "FOUR", 1e9)
+        quick = sparsely(net.requires_grad_(False))
+        found.append((*both(quick, images), blocks(quick)))
+    assert found[0][2] == {5, 7, 9}
+    assert found[1][2] == {1}
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def test_several_python_threads_at_once():

@@ -22,8 +22,8 @@ _ALIGNED = 64  # bytes
 class Compiled:
     """A callable: the values of `inputs` in, those of `outputs` out, a tuple each, (n, ...) float32 on the CPU.
 
-    Several Python threads may call it at once, but not while it is refreshed. `work`: what an image costs, in
-    multiplications of the sparse kernel.
+    Several Python threads may call it at once, but not while it is refreshed. `work`: what an image costs,
+    in processor cycles.
     """
 
     def __init__(self, segment: Segment, kernels: Any) -> None:
@@ -54,7 +54,7 @@ class Compiled:
 
     @property
     def work(self) -> float:
-        """What one image costs forward, in multiplications of the sparse kernel."""
+        """What one image costs forward, in processor cycles as the cost model has them."""
         return self._lowered.forward.work
 
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:

@@ -4,7 +4,8 @@
 // frame of zeros where a convolution reads past the edge. A program is a list of steps; every group of images runs
 // through all of them on one thread, so that the result does not depend on the number of threads. Offsets and pitches
 // count floats in the arena and bytes in what is saved for the backward pass. Products are fused with sums (FMA) where
-// the processor can; nothing else is reordered.
+// the processor can. A sum begins with the bias and what is added, then comes weight after weight: in the same order
+// whatever the tile or the block of channels is.
 
 #include <algorithm>
 #include <atomic>
@@ -13,26 +14,30 @@
 #include <system_error>
 #include <thread>
 #include <vector>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
 constexpr int GROUP = 16;  // images in a group
-constexpr int BLOCK = 4;   // output channels of a block, where weights are many
+constexpr int QUAD = 4;    // output channels that share what they read, where weights are many
+constexpr int SIGNS = 4;   // bytes that hold the signs of a pixel's images
 #if defined(__AVX512F__)
-constexpr int LANES = 16, TILE = 16;
+constexpr int LANES = 16, WIDE = 4;
 #elif defined(__AVX__)
-constexpr int LANES = 8, TILE = 8;
+constexpr int LANES = 8, WIDE = 2;
 #elif defined(__aarch64__)
-constexpr int LANES = 4, TILE = 16;
+constexpr int LANES = 4, WIDE = 4;
 #else
-constexpr int LANES = 4, TILE = 8;
+constexpr int LANES = 4, WIDE = 2;
 #endif
 
 typedef float Vec __attribute__((vector_size(LANES * 4), may_alias));
 typedef int32_t Int __attribute__((vector_size(LANES * 4), may_alias));
 typedef int8_t Byte __attribute__((vector_size(LANES), may_alias));
 
-inline Vec splat(float x) { return Vec{} + x; }
+inline Vec splat(float x) { return x - Vec{}; }
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
 inline Vec chosen(Int mask, Vec x) { return reinterpret_cast<Vec>(mask & reinterpret_cast<Int>(x)); }
@@ -44,14 +49,15 @@ struct Entry {
 
 struct Quad {
     int32_t offset;
-    float weight[BLOCK];
+    float weight[QUAD];
 };
 
 enum Kind : int64_t { LOAD, STORE, FRAME, CONV, DENSE, POOL, UNPOOL };
+enum Tile : int64_t { PIXEL, FLAT, SQUARE };  // 1 x 1, 1 x 8, 2 x 4 output pixels; PIXEL takes one block only
 enum Gate : int64_t { OPEN, RELU, MASK };  // nothing; max(x, 0), its sign saved; times the sign that was saved
 
 struct Step {
-    int64_t kind, gate, port;
+    int64_t kind, gate, tile, port;
     int64_t channels, rows, cols;                 // of the result (LOAD, STORE, FRAME: of the tensor)
     int64_t in, in_channel, in_row, in_col;       // where (0, 0, 0) is read, and from one output to the next
     int64_t out, out_channel, out_row, out_col;   // where it is written
@@ -60,144 +66,231 @@ struct Step {
     int64_t window_rows, window_cols, window_row, window_col;  // POOL, UNPOOL: its size and pitch. FRAME: its width
     int64_t sign, sign_channel, sign_row, sign_col;  // UNPOOL: the gate's, where `saved` is the places'
     int64_t wide_rows, wide_cols;                    // UNPOOL: of its result, where rows and cols are the pool's
-    const int32_t* starts;  // channels + 1 (DENSE: blocks + 1) indices into entries
+    int64_t blocks;         // CONV: of input channels, taken one after the other for all outputs of a tile
+    const int32_t* starts;  // where in entries each channel of each block (DENSE: each four channels) begins; the end
     const void* entries;
     const float* bias;      // one a channel, or null
     const float* mean;      // LOAD: (x - mean) / std; STORE: x / std; or null
     const float* std;
 };
 
+// The signs of a vector as bits; x where they are set, 0 elsewhere.
+#if defined(__AVX512F__)
+inline uint32_t bits_of(Int mask) {
+    return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask));
+}
+inline Vec where(uint32_t bits, Vec x) {
+    return reinterpret_cast<Vec>(_mm512_maskz_mov_ps(bits, reinterpret_cast<__m512>(x)));
+}
+inline Byte narrow(Int x) { return reinterpret_cast<Byte>(_mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x))); }
+inline Int widen(Byte x) { return reinterpret_cast<Int>(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(x))); }
+#else
+inline Vec where(uint32_t bits, Vec x) {
+    Int one;
+    for (int k = 0; k < LANES; ++k) one[k] = 1 << k;
+    const Int all = static_cast<int32_t>(bits) - Int{};
+    return chosen((all & one) != 0, x);
+}
+inline uint32_t bits_of(Int mask) {
+#if defined(__AVX__)
+    return _mm256_movemask_ps(reinterpret_cast<__m256>(mask));
+#else
+    uint32_t found = 0;
+    for (int k = 0; k < LANES; ++k) found |= (mask[k] & 1u) << k;
+    return found;
+#endif
+}
+inline Byte narrow(Int x) { return __builtin_convertvector(x, Byte); }
+inline Int widen(Byte x) { return __builtin_convertvector(x, Int); }
+#endif
+
 struct Place {
     const float* in;
     float* out;
     const float* add;
-    int8_t* saved;
+    uint8_t* saved;
+    int64_t rows, cols;  // of the tile that there are
 };
 
-inline Place at(const Step& s, float* arena, int8_t* saved, int64_t row, int64_t col, int64_t lane) {
+inline Place at(const Step& s, float* arena, uint8_t* saved, int64_t row, int64_t col, int64_t lane) {
     return {arena + s.in + row * s.in_row + col * s.in_col + lane,
             arena + s.out + row * s.out_row + col * s.out_col + lane,
             s.add < 0 ? nullptr : arena + s.add + row * s.add_row + col * s.add_col + lane,
-            s.saved < 0 || !saved ? nullptr : saved + s.saved + row * s.saved_row + col * s.saved_col + lane};
+            s.saved < 0 || !saved ? nullptr
+                                  : saved + s.saved + row * s.saved_row + col * s.saved_col + lane * SIGNS / GROUP,
+            s.rows - row, s.cols - col};
 }
 
-inline void finish(const Step& s, const Place& p, int64_t channel, int r, int c, Vec x) {
-    if (p.add) x += load(p.add + channel * s.add_channel + r * s.add_row + c * s.add_col);
-    if (s.gate == RELU) {
+// What becomes of a sum on its way to memory.
+template <int GATE>
+inline void finish(float* out, uint8_t* saved, Vec x) {
+    if constexpr (GATE == RELU) {
         const Int positive = x > Vec{};
         x = chosen(positive, x);
-        if (p.saved) {
-            Byte* sign = reinterpret_cast<Byte*>(p.saved + channel * s.saved_channel + r * s.saved_row + c * s.saved_col);
-            *sign = __builtin_convertvector(positive, Byte);
+        if (saved) {
+            const uint32_t bits = bits_of(positive);
+            std::memcpy(saved, &bits, (LANES + 7) / 8);
         }
-    } else if (s.gate == MASK) {
-        const Byte* sign = reinterpret_cast<const Byte*>(
-            p.saved + channel * s.saved_channel + r * s.saved_row + c * s.saved_col);
-        x = chosen(__builtin_convertvector(*sign, Int), x);
     }
-    store(p.out + channel * s.out_channel + r * s.out_row + c * s.out_col, x);
+    if constexpr (GATE == MASK) {
+        uint32_t bits = 0;
+        std::memcpy(&bits, saved, (LANES + 7) / 8);
+        x = where(bits, x);
+    }
+    store(out, x);
 }
 
-// R x C output pixels in registers while each channel's weights stream by. S: pixels from one input to the next, 0 when
-// it is known only at run time. Small tiles take several partial sums, so that additions do not wait for each other.
-template <int R, int C, int S>
+// Calls `work(r, c)` for the pixels of a tile that there are.
+template <int R, int C, typename Work>
+inline void each(const Place& p, Work work) {
+    if (p.rows >= R && p.cols >= C) {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) work(r, c);
+    } else {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c)
+                if (r < p.rows && c < p.cols) work(r, c);
+    }
+}
+
+// R x C output pixels in registers while a channel's weights stream by. The input channels come in blocks whose window
+// stays in the first cache; between blocks the sums wait where the result will be. S: pixels from one input to the next.
+template <int R, int C, int S, int GATE, bool ADD>
 void sparse_tile(const Step& s, const Place& p) {
-    constexpr int SUMS = R * C >= 8 ? 1 : R * C >= 4 ? 2 : 4;
     const Entry* entries = static_cast<const Entry*>(s.entries);
-    const int64_t col = S ? S * GROUP : s.in_col;
-    for (int64_t channel = 0; channel < s.channels; ++channel) {
-        Vec sum[SUMS][R][C];
-        for (int k = 0; k < SUMS; ++k)
+    const int32_t* starts = s.starts;
+    const int64_t row = s.in_row, channels = s.channels, out_row = s.out_row, out_col = s.out_col;
+    for (int64_t block = 0; block < s.blocks; ++block) {
+        const bool first = block == 0, last = block == s.blocks - 1;
+        for (int64_t channel = 0; channel < channels; ++channel) {
+            const Entry* e = entries + *starts++;
+            const Entry* end = entries + *starts;
+            if (e == end && !first && !last) continue;
+            float* out = p.out + channel * s.out_channel;
+            Vec sum[R][C];
+            const Vec bias = splat(s.bias && first ? s.bias[channel] : 0.0f);
+#pragma GCC unroll 8
             for (int r = 0; r < R; ++r)
-                for (int c = 0; c < C; ++c) sum[k][r][c] = Vec{};
+#pragma GCC unroll 8
+                for (int c = 0; c < C; ++c) sum[r][c] = bias;
+            if (!first) {
+                each<R, C>(p, [&](int r, int c) { sum[r][c] = load(out + r * out_row + c * out_col); });
+            } else if constexpr (ADD) {
+                const float* add = p.add + channel * s.add_channel;
+                each<R, C>(p, [&](int r, int c) { sum[r][c] += load(add + r * s.add_row + c * s.add_col); });
+            }
+            for (; e < end; ++e) {
+                const Vec w = splat(e->weight);
+                const float* in = p.in + e->offset;
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+                    for (int c = 0; c < C; ++c) sum[r][c] += w * load(in + r * row + c * S * GROUP);
+            }
+            if (last) {
+                uint8_t* saved = p.saved ? p.saved + channel * s.saved_channel : nullptr;
+                each<R, C>(p, [&](int r, int c) {
+                    finish<GATE>(out + r * out_row + c * out_col,
+                                 saved ? saved + r * s.saved_row + c * s.saved_col : nullptr, sum[r][c]);
+                });
+            } else {
+                each<R, C>(p, [&](int r, int c) { store(out + r * out_row + c * out_col, sum[r][c]); });
+            }
+        }
+    }
+}
+
+// One output pixel, in several partial sums, so that additions do not wait for each other.
+template <int GATE, bool ADD>
+void sparse_pixel(const Step& s, const Place& p) {
+    constexpr int SUMS = 4;
+    const Entry* entries = static_cast<const Entry*>(s.entries);
+    for (int64_t channel = 0; channel < s.channels; ++channel) {
+        Vec sum[SUMS] = {splat(s.bias ? s.bias[channel] : 0.0f)};
+        if constexpr (ADD) sum[0] += load(p.add + channel * s.add_channel);
         const Entry* e = entries + s.starts[channel];
         const Entry* end = entries + s.starts[channel + 1];
-        for (; e + SUMS <= end; e += SUMS) {
-            for (int k = 0; k < SUMS; ++k) {
-                const Vec w = splat(e[k].weight);
-                const float* in = p.in + e[k].offset;
-#pragma GCC unroll 16
-                for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-                    for (int c = 0; c < C; ++c) sum[k][r][c] += w * load(in + r * s.in_row + c * col);
-            }
-        }
-        for (; e < end; ++e) {
-            const Vec w = splat(e->weight);
-            const float* in = p.in + e->offset;
-            for (int r = 0; r < R; ++r)
-                for (int c = 0; c < C; ++c) sum[0][r][c] += w * load(in + r * s.in_row + c * col);
-        }
-        const Vec bias = splat(s.bias ? s.bias[channel] : 0.0f);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-            for (int c = 0; c < C; ++c) {
-                Vec x = bias;
-                for (int k = 0; k < SUMS; ++k) x += sum[k][r][c];
-                finish(s, p, channel, r, c, x);
-            }
+        for (; e + SUMS <= end; e += SUMS)
+#pragma GCC unroll 4
+            for (int k = 0; k < SUMS; ++k) sum[k] += splat(e[k].weight) * load(p.in + e[k].offset);
+        for (; e < end; ++e) sum[0] += splat(e->weight) * load(p.in + e->offset);
+        finish<GATE>(p.out + channel * s.out_channel, p.saved ? p.saved + channel * s.saved_channel : nullptr,
+                     (sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
 }
 
-// Four output channels share what they read; a weight that one of them lacks is a zero.
-template <int R, int C, int S>
+// C output pixels of four channels, which share what they read; a weight that one of them lacks is a zero.
+template <int C, int GATE>
 void dense_tile(const Step& s, const Place& p) {
     const Quad* entries = static_cast<const Quad*>(s.entries);
-    const int64_t col = S ? S * GROUP : s.in_col;
-    for (int64_t first = 0, block = 0; first < s.channels; first += BLOCK, ++block) {
-        Vec sum[BLOCK][R][C];
-        for (int k = 0; k < BLOCK; ++k)
-            for (int r = 0; r < R; ++r)
-                for (int c = 0; c < C; ++c) sum[k][r][c] = Vec{};
-        for (const Quad *e = entries + s.starts[block], *end = entries + s.starts[block + 1]; e < end; ++e) {
-            const float* in = p.in + e->offset;
-#pragma GCC unroll 16
-            for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-                for (int c = 0; c < C; ++c) {
-                    const Vec x = load(in + r * s.in_row + c * col);
-#pragma GCC unroll 4
-                    for (int k = 0; k < BLOCK; ++k) sum[k][r][c] += splat(e->weight[k]) * x;
-                }
-        }
-#pragma GCC unroll 4
-        for (int k = 0; k < BLOCK; ++k) {
-            if (first + k >= s.channels) break;
+    for (int64_t first = 0, quad = 0; first < s.channels; first += QUAD, ++quad) {
+        const int64_t present = std::min<int64_t>(QUAD, s.channels - first);
+        Vec sum[QUAD][C] = {};
+        for (int k = 0; k < present; ++k) {
             const Vec bias = splat(s.bias ? s.bias[first + k] : 0.0f);
-            for (int r = 0; r < R; ++r)
-                for (int c = 0; c < C; ++c) finish(s, p, first + k, r, c, bias + sum[k][r][c]);
+            each<1, C>(p, [&](int, int c) {
+                sum[k][c] = p.add ? bias + load(p.add + (first + k) * s.add_channel + c * s.add_col) : bias;
+            });
+        }
+        for (const Quad *e = entries + s.starts[quad], *end = entries + s.starts[quad + 1]; e < end; ++e) {
+            const float* in = p.in + e->offset;
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) {
+                const Vec x = load(in + c * s.in_col);
+#pragma GCC unroll 4
+                for (int k = 0; k < QUAD; ++k) sum[k][c] += splat(e->weight[k]) * x;
+            }
+        }
+        for (int k = 0; k < present; ++k) {
+            float* out = p.out + (first + k) * s.out_channel;
+            uint8_t* saved = p.saved ? p.saved + (first + k) * s.saved_channel : nullptr;
+            each<1, C>(p, [&](int, int c) {
+                finish<GATE>(out + c * s.out_col, saved ? saved + c * s.saved_col : nullptr, sum[k][c]);
+            });
         }
     }
 }
 
-template <bool DENSELY, int R, int C>
-void tile(const Step& s, const Place& p) {
-    if constexpr (DENSELY) {
-        if (s.in_col == GROUP) dense_tile<R, C, 1>(s, p);
-        else if (s.in_col == 2 * GROUP) dense_tile<R, C, 2>(s, p);
-        else dense_tile<R, C, 0>(s, p);
-    } else {
-        if (s.in_col == GROUP) sparse_tile<R, C, 1>(s, p);
-        else if (s.in_col == 2 * GROUP) sparse_tile<R, C, 2>(s, p);
-        else sparse_tile<R, C, 0>(s, p);
+template <int R, int C, typename Tile>
+void tiles(const Step& s, float* arena, uint8_t* saved, Tile tile) {
+    for (int64_t lane = 0; lane < GROUP; lane += LANES)
+        for (int64_t col = 0; col < s.cols; col += C)
+            for (int64_t row = 0; row < s.rows; row += R) tile(s, at(s, arena, saved, row, col, lane));
+}
+
+template <int GATE, bool ADD>
+void convolve(const Step& s, float* arena, uint8_t* saved) {
+    const bool next = s.in_col == GROUP;  // or the pixel after the next one
+    switch (s.tile) {
+        case PIXEL: tiles<1, 1>(s, arena, saved, sparse_pixel<GATE, ADD>); break;
+        case FLAT:
+            tiles<1, 8>(s, arena, saved, next ? sparse_tile<1, 8, 1, GATE, ADD> : sparse_tile<1, 8, 2, GATE, ADD>);
+            break;
+        case SQUARE:
+            tiles<2, 4>(s, arena, saved, next ? sparse_tile<2, 4, 1, GATE, ADD> : sparse_tile<2, 4, 2, GATE, ADD>);
+            break;
     }
 }
 
-// Tiles of R x C down a strip of C columns, then smaller ones for the rows that are left.
-template <bool DENSELY, int R, int C>
-void strip(const Step& s, float* arena, int8_t* saved, int64_t row, int64_t col, int64_t lane) {
-    for (; row + R <= s.rows; row += R) tile<DENSELY, R, C>(s, at(s, arena, saved, row, col, lane));
-    if constexpr (R > 1)
-        if (row < s.rows) strip<DENSELY, R / 2, C>(s, arena, saved, row, col, lane);
+template <int GATE>
+void convolve_gated(const Step& s, float* arena, uint8_t* saved) {
+    if (s.kind == DENSE)
+        s.cols == 1 ? tiles<1, 1>(s, arena, saved, dense_tile<1, GATE>)
+                    : tiles<1, WIDE>(s, arena, saved, dense_tile<WIDE, GATE>);
+    else
+        s.add < 0 ? convolve<GATE, false>(s, arena, saved) : convolve<GATE, true>(s, arena, saved);
 }
 
-template <bool DENSELY, int C>
-void strips(const Step& s, float* arena, int8_t* saved, int64_t col, int64_t lane) {
-    constexpr int PIXELS = DENSELY ? TILE / BLOCK : TILE;
-    for (; col + C <= s.cols; col += C) strip<DENSELY, PIXELS / C, C>(s, arena, saved, 0, col, lane);
-    if constexpr (C > 1)
-        if (col < s.cols) strips<DENSELY, C / 2>(s, arena, saved, col, lane);
+void convolve(const Step& s, float* arena, uint8_t* saved) {
+    switch (s.gate) {
+        case OPEN: convolve_gated<OPEN>(s, arena, saved); break;
+        case RELU: convolve_gated<RELU>(s, arena, saved); break;
+        case MASK: convolve_gated<MASK>(s, arena, saved); break;
+    }
 }
 
 void pack(const Step& s, float* arena, const float* images, int64_t present) {
@@ -242,7 +335,7 @@ void frame(const Step& s, float* arena) {
 }
 
 // The largest of each window; where it stood is saved, the first of equals.
-void pool(const Step& s, float* arena, int8_t* saved) {
+void pool(const Step& s, float* arena, uint8_t* saved) {
     for (int64_t channel = 0; channel < s.channels; ++channel)
         for (int64_t row = 0; row < s.rows; ++row)
             for (int64_t col = 0; col < s.cols; ++col)
@@ -259,12 +352,12 @@ void pool(const Step& s, float* arena, int8_t* saved) {
                     store(arena + s.out + channel * s.out_channel + row * s.out_row + col * s.out_col + lane, best);
                     if (saved && s.saved >= 0)
                         *reinterpret_cast<Byte*>(saved + s.saved + channel * s.saved_channel + row * s.saved_row +
-                                                 col * s.saved_col + lane) = __builtin_convertvector(place, Byte);
+                                                 col * s.saved_col + lane) = narrow(place);
                 }
 }
 
 // A pool's input gradient.
-void unpool(const Step& s, float* arena, int8_t* saved) {
+void unpool(const Step& s, float* arena, uint8_t* saved) {
     const int64_t high = s.wide_rows, wide = s.wide_cols;
     for (int64_t channel = 0; channel < s.channels; ++channel) {
         float* to = arena + s.out + channel * s.out_channel;
@@ -273,9 +366,9 @@ void unpool(const Step& s, float* arena, int8_t* saved) {
             for (int64_t col = 0; col < s.cols; ++col)
                 for (int64_t lane = 0; lane < GROUP; lane += LANES) {
                     const Vec x = load(arena + s.in + channel * s.in_channel + row * s.in_row + col * s.in_col + lane);
-                    const Int place = __builtin_convertvector(
+                    const Int place = widen(
                         *reinterpret_cast<const Byte*>(saved + s.saved + channel * s.saved_channel + row * s.saved_row +
-                                                       col * s.saved_col + lane), Int);
+                                                       col * s.saved_col + lane));
                     float* corner = to + row * s.window_row + col * s.window_col + lane;
                     for (int32_t k = 0; k < s.window_rows * s.window_cols; ++k) {
                         float* pixel = corner + k / s.window_cols * s.out_row + k % s.window_cols * s.out_col;
@@ -289,18 +382,13 @@ void unpool(const Step& s, float* arena, int8_t* saved) {
                     Vec x = load(pixel);
                     if (s.add >= 0)
                         x += load(arena + s.add + channel * s.add_channel + row * s.add_row + col * s.add_col + lane);
-                    if (s.gate == MASK)
-                        x = chosen(__builtin_convertvector(
-                                       *reinterpret_cast<const Byte*>(saved + s.sign +
-                                                                      channel * s.sign_channel +
-                                                                      row * s.sign_row + col * s.sign_col +
-                                                                      lane), Int), x);
-                    store(pixel, x);
+                    uint8_t* sign = saved + s.sign + channel * s.sign_channel + row * s.sign_row + col * s.sign_col;
+                    s.gate == MASK ? finish<MASK>(pixel, sign + lane * SIGNS / GROUP, x) : store(pixel, x);
                 }
     }
 }
 
-void run(const Step* steps, int64_t count, float* arena, int8_t* saved, const float* const* inputs,
+void run(const Step* steps, int64_t count, float* arena, uint8_t* saved, const float* const* inputs,
          float* const* outputs, int64_t group, int64_t images) {
     const int64_t present = std::min<int64_t>(GROUP, images - group * GROUP);
     for (const Step* s = steps; s < steps + count; ++s) {
@@ -310,12 +398,7 @@ void run(const Step* steps, int64_t count, float* arena, int8_t* saved, const fl
             case STORE: unpack(*s, arena, outputs[s->port] + group * GROUP * image, present); break;
             case FRAME: frame(*s, arena); break;
             case CONV:
-                for (int64_t lane = 0; lane < GROUP; lane += LANES) strips<false, TILE>(*s, arena, saved, 0, lane);
-                break;
-            case DENSE:
-                for (int64_t lane = 0; lane < GROUP; lane += LANES)
-                    strips<true, TILE / BLOCK>(*s, arena, saved, 0, lane);
-                break;
+            case DENSE: convolve(*s, arena, saved); break;
             case POOL: pool(*s, arena, saved); break;
             case UNPOOL: unpool(*s, arena, saved); break;
         }
@@ -331,7 +414,7 @@ int64_t lanes() { return LANES; }
 
 // Run a program on `images` images. `arenas`: one of `arena` floats for each thread; `saved`: `saved_bytes` for each
 // group, or null. Pointers are aligned to 64 bytes, but for inputs and outputs (n, c, h, w).
-void execute(const Step* steps, int64_t count, float* arenas, int64_t arena, int8_t* saved, int64_t saved_bytes,
+void execute(const Step* steps, int64_t count, float* arenas, int64_t arena, uint8_t* saved, int64_t saved_bytes,
              const float* const* inputs, float* const* outputs, int64_t images, int64_t threads) {
     const int64_t groups = (images + GROUP - 1) / GROUP;
     std::atomic<int64_t> next{0};

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from bench.executor.layers import Conv, MaxPool, Segment, Shape
 from bench.executor.program import (
     CONV,
+    GROUP,
     LOAD,
     MASK,
     OPEN,
     POOL,
     RELU,
+    SIGNS,
     STORE,
     UNPOOL,
     Bits,
@@ -54,7 +56,8 @@ def _bits(segment: Segment) -> tuple[dict[int, Bits], int]:
     found, size = {}, 0
     for layer in segment.layers:
         if isinstance(layer, MaxPool) or layer.relu:
-            found[layer.result] = Bits(segment.shapes[layer.result], size)
+            pixel = GROUP if isinstance(layer, MaxPool) else SIGNS
+            found[layer.result] = Bits(segment.shapes[layer.result], size, pixel)
             size += -(-found[layer.result].size // 64) * 64
     return found, size
 

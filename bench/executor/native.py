@@ -28,10 +28,10 @@ class Step(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in (
-            "kind", "gate", "port", "channels", "rows", "cols",
+            "kind", "gate", "tile", "port", "channels", "rows", "cols",
             *(f"{name}{pitch}" for name in ("in", "out", "add", "saved") for pitch in PITCHES),
             "window_rows", "window_cols", "window_row", "window_col",
-            *(f"sign{pitch}" for pitch in PITCHES), "wide_rows", "wide_cols",
+            *(f"sign{pitch}" for pitch in PITCHES), "wide_rows", "wide_cols", "blocks",
         )),
         *((name, ctypes.c_void_p) for name in ("starts", "entries", "bias", "mean", "std")),
     ]  # fmt: skip

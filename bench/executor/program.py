@@ -15,13 +15,17 @@ from bench.executor.native import PITCHES, Step
 GROUP = 16  # images that lie side by side
 LOAD, STORE, FRAME, CONV, DENSE, POOL, UNPOOL = range(7)
 OPEN, RELU, MASK = range(3)
-BLOCK = 4  # output channels of a dense block
-# Above this density (of a layer's weights in blocks of four output channels) a weight is cheaper as one of a block.
-DENSE_FROM = 0.35
+PIXEL, FLAT, SQUARE = range(3)  # tiles of 1 x 1, 1 x 8 and 2 x 4 output pixels
+QUAD = 4  # output channels that share what they read
+SIGNS = 4  # bytes that hold the signs of a pixel's images
+# Processor cycles (AMD Zen 5, 16 floats wide) that a pixel costs: for a weight whose inputs lie in the second cache, or
+# in the first; for a sum that is begun, or put down and taken up again; for a weight of four channels.
+FAR, NEAR, BEGIN, PAUSE, FOUR = 1.3, 0.8, 5.6, 2.6, 2.3
+WINDOW = 40 * 1024  # bytes of input that stay in the first cache
 
 Pair = tuple[int, int]
 Entries = np.dtype([("offset", np.int32), ("weight", np.float32)])
-Quads = np.dtype([("offset", np.int32), ("weight", np.float32, BLOCK)])
+Quads = np.dtype([("offset", np.int32), ("weight", np.float32, QUAD)])
 _ONE = np.array([1, 0], np.float32)  # the weight of a copy, and the zero after it
 
 
@@ -52,18 +56,19 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Bits:
-    """What the forward pass saves for the backward pass: a byte for each number of a tensor of this shape."""
+    """What the forward pass saves for the backward pass: `pixel` bytes for each pixel of a tensor of this shape."""
 
     shape: tuple[int, int, int]
     offset: int  # bytes in the area of a group
+    pixel: int  # SIGNS of a gate; a byte an image for the places of a pool
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape)) * GROUP
+        return int(np.prod(self.shape)) * self.pixel
 
     def pitches(self) -> tuple[int, int, int]:
         """Bytes from one channel, row and column to the next."""
-        return self.shape[1] * self.shape[2] * GROUP, self.shape[2] * GROUP, GROUP
+        return self.shape[1] * self.shape[2] * self.pixel, self.shape[2] * self.pixel, self.pixel
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Program:
     """Jobs, then the steps that they become, then their weights, as often as these change.
 
     `tensors` and `jobs` are filled first; `finish` chooses frames, places and kernels; `fill` writes weights. `arena`:
-    floats that a thread needs. `work`: what a group costs, in multiplications of the sparse kernel.
+    floats that a thread needs. `work`: what a group costs, in processor cycles as the constants above have it.
     """
 
     def __init__(self) -> None:
@@ -116,6 +121,7 @@ class Program:
         self.work = 0.0
         self._alive: list[Any] = []  # what the steps point into
         self._steps: list[Step] = []
+        self._slack = 0  # floats past the last tensor that may be read
         # What `fill` writes: the weights of a step and which of its layer's each is; biases. None: a layer of ones.
         self._weights: list[tuple[NDArray[np.float32], NDArray[np.int64], int | None]] = []
         self._biases: list[tuple[NDArray[np.float32], int | None]] = []
@@ -133,6 +139,7 @@ class Program:
         self._place()
         for job in self.jobs:
             self._emit(job)
+        self.arena += self._slack
         self.steps = (Step * len(self._steps))(*self._steps)
 
     def fill(self, weights: Mapping[int, NDArray[np.float32]], biases: Mapping[int, NDArray[np.float32]]) -> None:
@@ -263,12 +270,13 @@ class Program:
         if job.bias is not None:
             step.bias = self._address(job.bias)
             self._biases.append((job.bias, job.layer))
-        outputs = phase.taps[:, 0]
-        offsets = phase.taps[:, 1] * source.channel + phase.taps[:, 2] * source.row + phase.taps[:, 3] * GROUP
-        starts, entries, taps, cost, step.kind = choose(outputs, offsets, target.shape[0])
-        step.starts, step.entries = self._address(starts), self._address(entries)
-        self._weights.append((entries["weight"], np.append(phase.holds, -1)[taps], job.layer))
-        self.work += (cost + 4 * target.shape[0]) * step.rows * step.cols
+        packed = pack(phase, np.array([source.channel, source.row, GROUP]), target.shape[0])
+        step.kind, step.tile, step.blocks = packed.kind, packed.tile, packed.blocks
+        step.starts, step.entries = self._address(packed.starts), self._address(packed.entries)
+        self._weights.append((packed.entries["weight"], np.append(phase.holds, -1)[packed.taps], job.layer))
+        self.work += packed.cost * step.rows * step.cols
+        # A tile may read seven columns, or a row and three columns, past the last output.
+        self._slack = max(self._slack, step.in_row + 7 * step.in_col)
         self._append(step)
 
     def _address(self, values: NDArray[Any]) -> int:
@@ -277,31 +285,73 @@ class Program:
         return values.ctypes.data
 
 
-def choose(
-    outputs: NDArray[np.int64], offsets: NDArray[np.int64], channels: int
-) -> tuple[NDArray[np.int32], NDArray[Any], NDArray[np.int64], float, int]:
-    """How the kernel that is cheaper reads weights: where a channel or block starts, entries, taps, cost, kind.
+@dataclass(frozen=True)
+class Packed:
+    """A phase as a kernel reads it: fields of Step by their names, the weights in `entries` still to come.
 
-    `outputs`, `offsets`: of each tap. The taps that are returned say for each place in the entries' weights whose it
-    is, -1 where there is none. The cost is in multiplications of the sparse kernel a pixel.
+    `taps`: for each place of `entries["weight"]` the tap whose weight it holds, -1 where there is none. `cost`: cycles
+    a pixel.
     """
+
+    kind: int
+    tile: int
+    blocks: int
+    starts: NDArray[np.int32]
+    entries: NDArray[Any]
+    taps: NDArray[np.int64]
+    cost: float
+
+
+def pack(phase: Phase, pitches: NDArray[np.int64], channels: int) -> Packed:
+    """A phase for the kernel that is cheaper; `pitches`: floats from one input channel, row and column to the next."""
+    outputs, offsets = phase.taps[:, 0], phase.taps[:, 1:] @ pitches
     low = int(offsets.min(initial=0))
     span = int(offsets.max(initial=0)) - low + 1
-    keys = outputs // BLOCK * span + offsets - low
+    keys = outputs // QUAD * span + offsets - low
     shared = np.unique(keys)
-    if len(outputs) < DENSE_FROM * BLOCK * len(shared) or not len(outputs):
-        order = np.argsort(outputs * span + offsets - low)
-        entries = np.zeros(len(order), Entries)
-        entries["offset"] = offsets[order]
-        starts = np.searchsorted(outputs[order], np.arange(channels + 1)).astype(np.int32)
-        return starts, entries, order, float(len(entries)), CONV
-    quads = np.zeros(len(shared), Quads)
-    quads["offset"] = shared % span + low
-    taps = np.full((len(shared), BLOCK), -1)
-    taps[np.searchsorted(shared, keys), outputs % BLOCK] = np.arange(len(outputs))
-    blocks = -(-channels // BLOCK)
-    starts = np.searchsorted(shared // span, np.arange(blocks + 1)).astype(np.int32)
-    return starts, quads, taps, DENSE_FROM * BLOCK * len(quads), DENSE
+    tile, waste = _tile(phase)
+    block, blocks, cost = _blocks(phase, tile, channels)
+    if FOUR * len(shared) < cost * waste:
+        quads = np.zeros(len(shared), Quads)
+        quads["offset"] = shared % span + low
+        taps = np.full((len(shared), QUAD), -1)
+        taps[np.searchsorted(shared, keys), outputs % QUAD] = np.arange(len(outputs))
+        starts = np.searchsorted(shared // span, np.arange(-(-channels // QUAD) + 1)).astype(np.int32)
+        return Packed(DENSE, PIXEL, 1, starts, quads, taps, FOUR * len(quads) + BEGIN * channels)
+    sums = phase.taps[:, 1] // block * channels + outputs
+    taps = np.argsort(sums * span + offsets - low)
+    entries = np.zeros(len(taps), Entries)
+    entries["offset"] = offsets[taps]
+    starts = np.append(0, np.bincount(sums, minlength=blocks * channels).cumsum()).astype(np.int32)
+    return Packed(CONV, tile, blocks, starts, entries, taps, cost * waste + BEGIN * channels)
+
+
+def _tile(phase: Phase) -> tuple[int, float]:
+    """The tile that covers the result with the fewest pixels beyond it, and how many there are to one of the result.
+
+    A pixel by itself costs as much as three of a tile.
+    """
+    rows, cols = phase.extent
+    pixels = {FLAT: rows * -(-cols // 8) * 8, SQUARE: -(-rows // 2) * 2 * -(-cols // 4) * 4}
+    least = min(pixels, key=lambda tile: pixels[tile])
+    if 3 * rows * cols < pixels[least] or phase.stride[1] > 2:
+        return PIXEL, 3.0
+    return least, pixels[least] / (rows * cols)
+
+
+def _blocks(phase: Phase, tile: int, channels: int) -> tuple[int, int, float]:
+    """Input channels in a block, how many blocks, what their weights cost: one block where more of them do not pay."""
+    weights, inputs = len(phase.taps), int(phase.taps[:, 1].max(initial=0)) + 1
+    if tile == PIXEL or not weights:
+        return inputs, 1, NEAR * weights
+    rows, cols = (
+        int(np.ptp(phase.taps[:, 2 + axis])) + 1 + (size - 1) * phase.stride[axis]
+        for axis, size in enumerate((1, 8) if tile == FLAT else (2, 4))
+    )
+    block = max(1, WINDOW // (rows * cols * GROUP * 4))
+    blocks = -(-inputs // block)
+    near, far = NEAR * weights + PAUSE * channels * (blocks - 1), FAR * weights
+    return (block, blocks, near) if blocks == 1 or near < far else (inputs, 1, far)
 
 
 def _set(step: Step, name: str, offset: int, channel: int, row: int, col: int) -> None:
