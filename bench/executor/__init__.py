@@ -20,11 +20,11 @@ from bench.errors import PrunebenchError
 from bench.executor.compiled import Compiled, kernels
 from bench.executor.folded import Folded
 from bench.executor.layers import Reader, Tracer, shape_of
-from bench.executor.native import explain
+from bench.executor.native import explain, identity
 from bench.executor.weights import Pattern
 from bench.mask import Masks
 
-__all__ = ["Fast", "explain", "fast"]
+__all__ = ["Fast", "explain", "fast", "identity"]
 
 _SAY = logging.getLogger("prunebench.executor")
 
