@@ -16,7 +16,7 @@ from typing import Protocol as Interface
 import torch
 from torch import Tensor, nn
 
-from bench import machine
+from bench import executor, machine
 from bench.attacks import Model, pgd
 from bench.data import Info, Split, Store, as_float
 from bench.errors import BudgetExceeded, PrunebenchError
@@ -290,8 +290,10 @@ class Lab:
 
     def _key(self, facts: list[object]) -> str:
         """The name of a stage in the store: code, machine, data, net and seed, and what the stage itself depends on."""
-        where = [machine.training_code(), machine.env_key(self.device), self.train_sha256, self.validation.sha256]
-        return sha256_of(canonical_json([*where, self.protocol.model, self.job.seed, *facts]))
+        kernels = executor.identity() if self.device.type == "cpu" else None  # a card does without
+        where = [machine.training_code(), machine.env_key(self.device), kernels]
+        data = [self.train_sha256, self.validation.sha256]
+        return sha256_of(canonical_json([*where, *data, self.protocol.model, self.job.seed, *facts]))
 
 
 def _rules(recipe: Training, threat: Threat) -> list[object]:

@@ -79,7 +79,8 @@ def env(device: torch.device) -> dict[str, str | int | None]:
 def training_code() -> str:
     """The hash of the code that decides what a training does, given its inputs."""
     names = ("attacks", "data", "lab", "mask", "models", "train")
-    return sha256_of(b"\0".join((HERE / f"{name}.py").read_bytes() for name in names))
+    files = [*(HERE / f"{name}.py" for name in names), *sorted((HERE / "executor").glob("*.py"))]
+    return sha256_of(b"\0".join(file.read_bytes() for file in files))
 
 
 def env_key(device: torch.device) -> str:

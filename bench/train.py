@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bench.attacks import pgd
+from bench.attacks import Model, pgd
 from bench.checkpoint import pack, unpack
 from bench.data import Split, as_float
 from bench.errors import PrunebenchError, Refused
+from bench.executor import Fast, fast
 from bench.files import write_bytes
 from bench.mask import Masks, State, enforce
 from bench.protocol import Threat, Training, exact
@@ -120,11 +121,13 @@ class _Trainer:
         recipe = plan.recipe
         cuda = device.type == "cuda"
         self.model = model.to(device)
-        if cuda:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.autocast = torch.autocast("cuda", torch.bfloat16) if cuda else None
-        self.plan, self.masks = plan, {name: mask.to(device) for name, mask in masks.items()}
+        live = dict(self.model.named_parameters())
+        self.plan = plan
+        self.masks = {name: torch.empty_like(live[name], dtype=torch.bool).copy_(mask) for name, mask in masks.items()}
         enforce(self.model, self.masks)
+        self.quick = _quick(self.model, self.masks, device)
         self.optimiser = torch.optim.SGD(
             [parameter for parameter in self.model.parameters() if parameter.requires_grad], lr=recipe.lr,
             momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay, fused=cuda,
@@ -151,12 +154,11 @@ class _Trainer:
         recipe, threat = self.plan.recipe, self.plan.threat
         step_size = float(exact(recipe.step_size))
         if recipe.objective == "trades":  # Zhang et al. 2019, arXiv 1901.08573, equation 5
-            with _attacking(self.model):  # not under no_grad: what is cached there would have no gradient
-                clean = F.softmax(self._logits(images), dim=1).detach()
+            with self.attacked() as model:  # not under no_grad: what is cached there would have no gradient
+                clean = F.softmax(self._logits(images, model), dim=1).detach()
                 start = images + 0.001 * torch.empty_like(images).normal_(generator=noise)
-            with _attacking(self.model):
                 adversarial = pgd(
-                    self.model, images, clean, threat, generator=noise, steps=recipe.steps, step_size=step_size,
+                    model, images, clean, threat, generator=noise, steps=recipe.steps, step_size=step_size,
                     loss=_divergence, start=start.clamp(0, 1), autocast=self.autocast,
                 )  # fmt: skip
             logits = self._logits(images)
@@ -166,24 +168,29 @@ class _Trainer:
         steps = recipe.steps
         if recipe.objective == "fgsm-rs":  # Wong et al. 2020, arXiv 2001.03994: one step of 1.25 eps
             steps, step_size = 1, 1.25 * threat.radius
-        with _attacking(self.model):
+        with self.attacked() as model:
             adversarial = pgd(
-                self.model,
-                images,
-                labels,
-                threat,
-                generator=noise,
-                steps=steps,
-                step_size=step_size,
+                model, images, labels, threat, generator=noise, steps=steps, step_size=step_size,
                 autocast=self.autocast,
-            )
+            )  # fmt: skip
         return F.cross_entropy(self._logits(adversarial), labels)
 
-    def _logits(self, images: Tensor) -> Tensor:
+    @contextmanager
+    def attacked(self) -> Iterator[Model]:
+        """The net as attacks see it, in eval mode, with the weights that it has now."""
+        with _attacking(self.model):
+            if self.quick is None:
+                yield self.model
+            else:
+                self.quick.refresh()
+                yield self.quick
+
+    def _logits(self, images: Tensor, model: Model | None = None) -> Tensor:
+        model, images = model or self.model, images.contiguous(memory_format=torch.channels_last)
         if self.autocast is None:
-            return self.model(images)
+            return model(images)
         with self.autocast:
-            logits = self.model(images.contiguous(memory_format=torch.channels_last))
+            logits = model(images)
         return logits.float()
 
     @torch.no_grad()
@@ -204,9 +211,9 @@ class _Trainer:
         raw = {name: tensor.clone() for name, tensor in self.live.items()}
         self.model.load_state_dict(self.average)
         recipe = self.plan.recipe
-        with _attacking(self.model):
+        with self.attacked() as model:
             adversarial = pgd(
-                self.model, images, labels, self.plan.threat, steps=recipe.steps,
+                model, images, labels, self.plan.threat, steps=recipe.steps,
                 step_size=float(exact(recipe.step_size)),
                 generator=torch.Generator(images.device).manual_seed(seed), autocast=self.autocast,
             )  # fmt: skip
@@ -251,9 +258,22 @@ class _Trainer:
 
     def result(self) -> Trained:
         """The average and the raw weights, on the CPU, pruned weights exactly zero."""
-        last = {name: tensor.detach().cpu().clone() for name, tensor in self.live.items()}
-        weights = {name: tensor.cpu().clone() for name, tensor in self.average.items()}
+        weights, last = (
+            {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+            for state in (self.average, self.live)
+        )
         return Trained(weights, last, self.curve, self.seconds)
+
+
+def _quick(model: nn.Module, masks: Masks, device: torch.device) -> Fast | None:
+    """The net with less work an attack: what runs sparse depends on the net and `masks` alone.
+
+    None on a card, and for a net whose weights are made of others, which its masks do not know.
+    """
+    if device.type != "cpu" or any(parametrize.is_parametrized(module) for module in model.modules()):
+        return None
+    with _attacking(model):
+        return fast(model, masks=masks)
 
 
 @contextmanager

@@ -353,16 +353,25 @@ def test_without_a_compiler_the_net_runs_dense_and_says_so(monkeypatch, empty_ca
     assert torch.equal(quick(images), net(images))
     assert "no C++ compiler" in quick.said[0]
     assert "no C++ compiler" in native.explain()
+    assert native.identity() == "none"
 
 
 def test_a_compiler_that_fails_is_told(monkeypatch, empty_cache, tmp_path):
     monkeypatch.setattr(native, "SOURCE", tmp_path / "broken.cpp")
     native.SOURCE.write_text("int x = ;")
     assert "refuses the kernels" in native.explain()
+    assert native.identity() == "none"
 
 
 def test_with_a_compiler_it_says_how_wide():
     assert "floats wide" in native.explain()
+
+
+def test_other_flags_are_other_kernels(monkeypatch, small_source, empty_cache):
+    first = native.identity()
+    assert first == native.identity() != "none"
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-ffp-contract=off"))
+    assert native.identity() != first
 
 
 def test_a_broken_cache_file_is_made_again(tmp_path, small_source):

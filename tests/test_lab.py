@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 
 import pytest
 import torch
@@ -182,6 +183,28 @@ def test_other_training_code_is_another_stage(tmp_path, monkeypatch):
         monkeypatch.setattr(bench.lab.machine, "training_code", lambda code=code: code)
         lab(tmp_path, RULES).fit("a", lab(tmp_path, RULES).initial(), epochs=1)
     assert len(plans) == 2
+
+
+def test_other_kernels_are_another_stage(tmp_path, monkeypatch):
+    """The attack of a training runs on them, and other ones may round otherwise."""
+    plans = counting(monkeypatch)
+    for kernels in ("one", "one", "none"):
+        monkeypatch.setattr(bench.lab.executor, "identity", lambda kernels=kernels: kernels)
+        lab(tmp_path, RULES).fit("a", lab(tmp_path, RULES).initial(), epochs=1)
+    assert len(plans) == 2
+
+
+@pytest.mark.parametrize(("changed_file", "other"), [
+    ("train.py", True), ("executor/weights.py", True), ("executor/program.py", True), ("show.py", False),
+])  # fmt: skip
+def test_the_training_code_is_all_that_decides_what_a_training_does(changed_file, other, tmp_path, monkeypatch):
+    here = tmp_path / "bench"
+    shutil.copytree(bench.machine.HERE, here)
+    monkeypatch.setattr(bench.machine, "HERE", here)
+    before = bench.machine.training_code.__wrapped__()
+    with (here / changed_file).open("a") as file:
+        file.write("# another line\n")
+    assert (bench.machine.training_code.__wrapped__() != before) == other
 
 
 def test_options_that_break_the_rules_are_refused(tmp_path):

@@ -12,10 +12,13 @@ from torch import nn
 import bench.train
 from bench.attacks import pgd
 from bench.checkpoint import pack
-from bench.data import Split
+from bench.data import Split, as_float
 from bench.errors import PrunebenchError
-from bench.mask import draw
-from bench.models import build
+from bench.executor import Fast
+from bench.executor.compiled import Compiled
+from bench.executor.folded import Folded
+from bench.mask import attach_scores, draw
+from bench.models import build, prunable
 from bench.protocol import Threat
 from bench.train import Plan, _attacking, _refuse_collapse, _Trainer, crop_flip, fit
 from tests.nets import STORE, changed
@@ -142,6 +145,7 @@ def test_attacks_leave_batch_norm_alone(objective, forwards, monkeypatch):
     left = trained(plan(2, objective=objective)).last
     assert left[counter].item() == forwards * steps
     monkeypatch.setattr(bench.train, "_attacking", lambda model: nullcontext())  # the twin
+    monkeypatch.setattr(bench.train, "_quick", lambda *_: None)
     assert trained(plan(2, objective=objective)).last[counter].item() > forwards * steps
 
 
@@ -153,6 +157,80 @@ def test_under_attack_the_net_is_in_eval_mode_and_afterwards_as_before():
     with pytest.raises(KeyError), _attacking(model):
         raise KeyError
     assert model.training
+
+
+def sparse_trainer(density=0.1, fill=None):
+    """A net at random masks, its kept weights all `fill` where that is given."""
+    model = net().train()
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.dim() > 1}
+    masks = draw(shapes, {name: round(density * math.prod(shape)) for name, shape in shapes.items()}, torch.Generator())
+    for name in shapes if fill is not None else ():
+        model.state_dict()[name].fill_(fill)
+    return _Trainer(model, plan(), masks, CPU)
+
+
+def attacked(model):
+    """What PGD makes of training images by a net."""
+    images, noise = as_float(TRAIN.images[:64]), torch.Generator().manual_seed(1)
+    return pgd(model, images, TRAIN.labels[:64], RULES.threat, generator=noise, steps=3, step_size=0.05)
+
+
+def apart_after_a_step(it):
+    """The share of pixels where the attack on the quick net ends elsewhere than on the net, before and after a step."""
+    shares = []
+    for number in range(2):
+        with it.attacked() as model:
+            assert isinstance(model, Fast)
+            found = attacked(model)
+            shares.append(float((found != attacked(it.model)).float().mean()))
+        it.step(as_float(TRAIN.images[:64]), TRAIN.labels[:64], 0.0, torch.Generator().manual_seed(number))
+        assert it.model.training
+    return shares
+
+
+@pytest.mark.parametrize(("density", "kind"), [(0.1, Compiled), (0.9, Folded)])
+def test_the_attack_runs_quickly_on_the_weights_of_now(density, kind, monkeypatch):
+    it = sparse_trainer(density)
+    assert max(apart_after_a_step(it)) < 0.01  # the sign of a gradient may hang on its last bit
+    assert kinds(it) == {kind}
+    monkeypatch.setattr(Fast, "refresh", lambda self: None)  # the twin
+    assert apart_after_a_step(sparse_trainer(density))[1] > 0.05
+
+
+def kinds(it):
+    with it.attacked() as model:
+        model(as_float(TRAIN.images[:2]))
+    return {type(stage) for plan in it.quick.plans.values() for stage in plan}
+
+
+@pytest.mark.parametrize(("density", "kind"), [(0.1, Compiled), (0.9, Folded)])
+@pytest.mark.parametrize("fill", [0.0, 1.0])
+def test_masks_alone_decide_how_the_attack_runs(density, kind, fill):
+    """So a training that goes on from a file, where other weights happen to be zero, runs as it would have."""
+    assert kinds(sparse_trainer(density, fill)) == {kind}
+
+
+def test_a_net_whose_masks_change_every_step_is_attacked_as_it_is():
+    model = net()
+    scores = {name: weight.detach().abs() for name, weight in prunable(model).items()}
+    attach_scores(model, scores, dict.fromkeys(scores, 9))
+    it = _Trainer(model, plan(), {}, CPU)
+    with it.attacked() as lent:
+        assert lent is model
+    assert it.quick is None and _Trainer(net(), plan(), {}, CPU).quick is not None
+
+
+def test_the_attack_on_the_quick_net_trains_as_the_attack_on_the_net_itself(monkeypatch):
+    masks = some_masks()
+    ours = trained(plan(1), masks=masks).last
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.train, "_quick", lambda *_: None)
+        stock = trained(plan(1), masks=masks).last
+    for name, weight in stock.items():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr(Fast, "refresh", lambda self: None)  # the twin
+    stale = trained(plan(1), masks=masks).last
+    assert any((stale[name] - weight).abs().max() > 1e-3 for name, weight in stock.items())
 
 
 def rates(how, monkeypatch):

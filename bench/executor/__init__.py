@@ -10,6 +10,7 @@ import logging
 import math
 import operator
 import threading
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,11 +21,11 @@ from bench.errors import PrunebenchError
 from bench.executor.compiled import Compiled, kernels
 from bench.executor.folded import Folded
 from bench.executor.layers import Reader, Tracer, shape_of
-from bench.executor.native import explain
+from bench.executor.native import explain, identity
 from bench.executor.weights import Pattern
 from bench.mask import Masks
 
-__all__ = ["Fast", "explain", "fast"]
+__all__ = ["Fast", "explain", "fast", "identity"]
 
 _SAY = logging.getLogger("prunebench.executor")
 
@@ -70,7 +71,7 @@ class Fast:
     def _say(self, sentence: str) -> None:
         if sentence not in self.said:
             self.said.append(sentence)
-            _SAY.warning("%s", sentence)
+            _tell(sentence)
 
     def _traced(self) -> fx.GraphModule | None:
         if any(tensor.device.type != "cpu" for tensor in (*self.net.parameters(), *self.net.buffers())):
@@ -157,6 +158,12 @@ def density(graph: fx.GraphModule, pattern: Pattern) -> float:
             left += pixels * int(pattern.of(f"{node.target}.weight", module.weight).sum())
             whole += pixels * module.weight.numel()
     return left / max(whole, 1)
+
+
+@cache
+def _tell(sentence: str) -> None:
+    """Log a sentence, once in a process: a training makes a fast net a stage."""
+    _SAY.warning("%s", sentence)
 
 
 def _refuse_training(net: nn.Module) -> None:
