@@ -59,10 +59,11 @@ class Compiled:
 
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The outputs; with gradients of the inputs where they are asked for."""
-        keep = torch.is_grad_enabled() and any(value.requires_grad for value in values)
-        return _Run.apply(self, keep, *values)
+        if torch.is_grad_enabled() and any(value.requires_grad for value in values):
+            return _Run.apply(self, *values)
+        return self.forward(values, keep=False)[0]
 
-    def forward(self, values: tuple[Tensor, ...], keep: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def forward(self, values: tuple[Tensor, ...], *, keep: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """The outputs, and what the backward pass needs where `keep`."""
         images = len(values[0])
         saved = self._bytes(images) if keep else None
@@ -106,11 +107,10 @@ class _Run(torch.autograd.Function):
     """The segment as an operator of torch: differentiable once, in its inputs."""
 
     @staticmethod
-    def forward(ctx: Any, segment: Compiled, keep: bool, *values: Tensor) -> tuple[Tensor, ...]:
-        outputs, saved = segment.forward(values, keep)
+    def forward(ctx: Any, segment: Compiled, *values: Tensor) -> tuple[Tensor, ...]:
+        outputs, saved = segment.forward(values, keep=True)
         ctx.segment, ctx.version = segment, segment.version
-        if saved is not None:
-            ctx.save_for_backward(saved)
+        ctx.save_for_backward(saved)
         return outputs
 
     @staticmethod
@@ -119,7 +119,7 @@ class _Run(torch.autograd.Function):
         if ctx.segment.version != ctx.version:
             raise RuntimeError("The weights were read anew between a forward pass and its gradient.")
         (saved,) = ctx.saved_tensors
-        return None, None, *ctx.segment.backward(gradients, saved)
+        return None, *ctx.segment.backward(gradients, saved)
 
 
 def _aligned(address: int) -> int:

@@ -57,12 +57,32 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prunebench" / "kernels"
 
 
+def lacking() -> str | None:
+    """Why there are no kernels here and every net runs dense, with the way out; None where there are some."""
+    found = library()
+    return str(found) if isinstance(found, PrunebenchError) else None
+
+
 def explain() -> str:
     """One line for `doctor`: whether sparse nets run sparse here, and if not, why."""
+    why = lacking()
+    return identity() if why is None else f"none, so all nets run dense: {why}"
+
+
+def identity() -> str:
+    """What decides the bits that the kernels give: their width, and a hash of source, lowering, compiler and processor.
+
+    There must be kernels.
+    """
     found = library()
-    return (
-        f"not here, nets run dense: {found}" if isinstance(found, PrunebenchError) else f"{found.lanes()} floats wide"
-    )
+    assert isinstance(found, ctypes.CDLL)
+    built = Path(found._name).stem.partition("-")[0]
+    return f"{found.lanes()} floats wide, {sha256_of(canonical_json([built, lowering()]))[:12]}"
+
+
+def lowering() -> str:
+    """A hash of the code that decides how a net is folded and lowered to kernels."""
+    return sha256_of(b"\0".join(path.read_bytes() for path in sorted(SOURCE.parent.glob("*.py"))))[:12]
 
 
 def load(kept: Path) -> ctypes.CDLL:
