@@ -302,6 +302,7 @@ class Winding(nn.Module):
 def test_an_unknown_layer_runs_dense_and_is_named_once():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), Odd(), nn.Conv2d(4, 2, 3), Odd(), nn.Flatten()).requires_grad_(False)
     images, quick = torch.rand(4, 1, 9, 9), fast(net.eval(), always=True)
+    assert not fast(Odd().eval(), always=True).differs((1, 9, 9))  # no kernel at all: the net as it is
     for ours, theirs in zip(both(quick, images), both(net, images), strict=True):
         assert apart(ours, theirs) < 1e-5
     quick(images)
@@ -342,6 +343,8 @@ def test_a_dense_net_runs_dense_and_a_sparse_one_sparse():
         quick = fast(sparse_net("digits-cnn", density))
         quick(images)
         assert any(isinstance(stage, Compiled) for plan in quick.plans.values() for stage in plan or ()) == sparse
+        assert quick.differs(images.shape[1:])  # kernels, or norms folded
+        assert ("100% of its multiplications are left" in "".join(quick.said)) != sparse
 
 
 # The compiler and its cache
@@ -386,7 +389,8 @@ def test_with_a_compiler_it_says_how_wide_and_what_decides_the_bits(monkeypatch,
     before = native.explain()
     assert "floats wide" in before
     assert fast(sparse_net("digits-cnn", 0.02)).bits(SHAPES["digits-cnn"]) == before
-    assert fast(sparse_net("digits-cnn", 1.0)).bits(SHAPES["digits-cnn"]) == "dense"
+    assert fast(sparse_net("digits-cnn", 1.0)).bits(SHAPES["digits-cnn"]) == f"folded, {native.lowering()}"
+    assert fast(Odd().eval()).bits((1, 9, 9)) == "plain"
     monkeypatch.setattr(native, "SOURCE", tmp_path / "kernels.cpp")  # another lowering: there is none
     assert native.explain() != before
 

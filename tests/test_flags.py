@@ -203,7 +203,7 @@ def test_a_referee_whose_attacks_give_up_is_found_out(nets, monkeypatch):
 def kernels_disagree(nets, kernels=None):
     """The flag of a sparse net whose attacks saw `kernels` (by default the real ones), and what was robust."""
     judge = referee(open_net(nets["imp"]).module)
-    assert judge.fast.sparse(IMAGES.shape[1:])
+    assert judge.fast.differs(IMAGES.shape[1:])
     judge.fast = kernels or judge.fast
     trial = Trial(judge, TEST, Journal(None, []))
     clean = judge.logits(IMAGES).argmax(1) == TEST.labels

@@ -116,7 +116,7 @@ class Early(Bright):
         """Logits (n, 2)."""
         return super().forward(images + 0.1)
 
-    def sparse(self, shape):
+    def differs(self, shape):
         """As if it were kernels."""
         return True
 
@@ -142,13 +142,12 @@ def test_what_wrong_kernels_call_fooled_is_counted_and_never_believed():
     assert judge.fooled(answers(DARK), DARK, LABELS, 0).unconfirmed == 0  # nobody looked at the kernels
 
 
-def test_attacks_see_a_sparse_net_on_kernels_and_a_dense_one_itself(nets):
+def test_attacks_see_a_sparse_net_on_kernels_and_a_dense_one_folded(nets):
     images = as_float(STORE.testing("digits", 16).images)
-    for name, sparse in (("imp", True), ("dense", False)):
+    for name, how in (("imp", "floats wide"), ("dense", "folded")):
         judge = referee(open_net(nets[name]).module, batch=16, rules=TINY)
-        assert judge.fast.sparse(images.shape[1:]) == sparse
-        assert judge.fast.bits(images.shape[1:]).endswith("dense") != sparse
-        assert torch.equal(judge.attacked(images), judge.itself(images)) != sparse  # other roundings
+        assert how in judge.fast.bits(images.shape[1:])
+        assert not torch.equal(judge.attacked(images), judge.itself(images))  # other roundings
         assert torch.allclose(judge.attacked(images), judge.itself(images), atol=1e-4)
         assert torch.equal(judge.logits(images), judge.itself(images))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
@@ -33,7 +32,7 @@ class Compiled:
         self._after = [_shape(node) for node in self.outputs]
         self._kernels, self._segment, self._lowered = kernels, segment, lower(segment)
         self.version = 0  # how often the weights were read
-        self._idle: dict[int, list[np.ndarray[Any, Any]]] = {}  # arenas that no call uses, by their size
+        self._idle: dict[int, list[Tensor]] = {}  # arenas that no call uses, by their size
         self._lock = threading.Lock()
         if not self.refresh():
             raise ValueError("the pattern leaves out weights that are not zero")
@@ -88,7 +87,7 @@ class Compiled:
         plain = [value.detach().to(torch.float32).contiguous() for value in inputs]
         arenas = self._borrow(threads * program.arena)
         self._kernels.execute(
-            program.steps, len(program.steps), _aligned(arenas.ctypes.data), program.arena,
+            program.steps, len(program.steps), _aligned(arenas.data_ptr()), program.arena,
             None if saved is None else _aligned(saved.data_ptr()), self._lowered.saved,
             pointers([value.data_ptr() for value in plain]), pointers([value.data_ptr() for value in outputs]),
             images, threads,
@@ -96,11 +95,11 @@ class Compiled:
         with self._lock:
             self._idle.setdefault(len(arenas), []).append(arenas)
 
-    def _borrow(self, floats: int) -> np.ndarray[Any, Any]:
+    def _borrow(self, floats: int) -> Tensor:
         size = floats + _ALIGNED // 4
         with self._lock:
             idle = self._idle.get(size)
-            return idle.pop() if idle else np.empty(size, np.float32)
+            return idle.pop() if idle else torch.empty(size)
 
 
 class _Run(torch.autograd.Function):
