@@ -39,7 +39,8 @@ def verify(
     `replay` measures the stored adversarial images again; `quick` runs APGD-CE and APGD-T on a tenth of the images,
     drawn by the claim's hash and `seed`; `full` runs all of AutoAttack on all of them, and keeps a journal in `out`,
     from which a killed run goes on. Raises PrunebenchError, before anything is measured, for a claim that breaks its
-    format, whose net or other files are not those that it names, or that lacks what the level needs.
+    format, whose net or other files are not those that it names, or that lacks what the level needs; and afterwards,
+    when nothing was found against it by attacks that saw another net, because the sparse kernels here are wrong.
     """
     path = Path(claim)
     check = _prepare(path, store or Store(Path("data")))
