@@ -126,9 +126,9 @@ def kernel_disagrees(unconfirmed: int, proposals: int, turned: int, n: int) -> F
     """
     return _flag(
         "kernel-disagrees", max(unconfirmed / max(proposals, 1), turned / n - KINKS, 0.0), KERNELS,
-        f"The fast net, all that attacks see, called {unconfirmed / max(proposals, 1):.2%} of the proposals adversarial "
-        f"that the net itself gets right, and its gradient points elsewhere on {turned / n:.1%} of the images; attacks "
-        "that saw another net are weaker than they should be: measure again on the net itself, with CXX=none.",
+        f"The fast net that attacks see called {unconfirmed / max(proposals, 1):.2%} of the proposals adversarial that "
+        f"the net itself gets right, and its gradient points elsewhere on {turned / n:.1%} of the images; attacks that "
+        "saw another net are weaker than they should be: measure again on the net itself, with CXX=none.",
     )  # fmt: skip
 
 

@@ -344,7 +344,6 @@ def test_a_dense_net_runs_dense_and_a_sparse_one_sparse():
         quick(images)
         assert any(isinstance(stage, Compiled) for plan in quick.plans.values() for stage in plan or ()) == sparse
         assert quick.differs(images.shape[1:])  # kernels, or norms folded
-        assert ("100% of its multiplications are left" in "".join(quick.said)) != sparse
 
 
 # The compiler and its cache

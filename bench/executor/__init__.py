@@ -120,13 +120,7 @@ class Fast:
             return None
         with torch.no_grad():
             ShapeProp(self._graph).propagate(torch.zeros(2, *shape))
-        left = density(self._graph, self._pattern)
-        sparse = self._always or left <= DENSE_ABOVE
-        if not sparse:
-            self._say(
-                f"The net runs dense: {left:.0%} of its multiplications are left, and above {DENSE_ABOVE:.0%} a dense "
-                "library is taken to be quicker.", logging.INFO,
-            )  # fmt: skip
+        sparse = self._always or density(self._graph, self._pattern) <= DENSE_ABOVE
         reader, stages = Reader(self._graph, self._pattern), list[Stage]()
 
         def cut() -> None:
