@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from enum import StrEnum
 from functools import partial
@@ -61,18 +60,20 @@ def run_(
 ) -> None:
     """Train, score and rank a whole grid; safe to kill and start again."""
     import pruners
-    from bench import machine, run, show
+    from bench import executor, machine, run, show
     from leaderboard import check as board
     from leaderboard import render
 
     rules = _rules(protocol, epochs)
-    machine.device_named(device)
+    where = machine.device_named(device)
     wanted = [_share(value) for value in sparsity or rules.sparsities]
     grid = run.grid(pruner or list(pruners.PRUNERS), wanted, seed if seed is not None else rules.seeds)
     store = _store(data)
     store.testing(rules.data, examples or rules.test)  # before any training: is the data there, and enough of it?
     with show.Watch(quiet=quiet) as watch:
         watch.line(f"{len(grid)} jobs of {rules.name}, {jobs} side by side, in {out}")
+        if where.type == "cpu" and (why := executor.lacking()) is not None:
+            watch.line(f"All nets run dense: {why}")
         results = run.run(
             rules, grid, out, store, workers=jobs, threads=threads, device=device, examples=examples,
             keep_proposals=keep_proposals, report=watch.report,
@@ -398,13 +399,13 @@ def list_(kind: Annotated[Kind | None, typer.Argument()] = None, as_json: AsJson
 @app.command()
 def doctor(data: DataRoot = Path("data"), as_json: AsJson = False) -> None:
     """Show what this machine can run: device, data, versions."""
-    from bench import machine, show
+    from bench import executor, machine, show
     from bench.data import DATASETS
 
-    store = _store(data)
-    compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    store, compiler = _store(data), executor.compiler()
     facts = {key: str(value) for key, value in machine.env(machine.device_named("auto")).items()}
     facts |= {"cores": str(os.cpu_count()), "compiler": Path(compiler).name if compiler else "none found"}
+    facts |= {"sparse kernels": executor.explain()}
     facts |= {f"data: {name}": "here" if store.present(name) else f"not in {data}" for name in DATASETS}
     if as_json:
         print(json.dumps(facts, indent=1))

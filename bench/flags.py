@@ -3,7 +3,8 @@
 A flag never changes a number; it is shown beside it. What the signs rest on: Athalye et al. 2018 (arXiv 1802.00420),
 Carlini et al. 2019 (arXiv 1902.06705), Pintor et al. 2022 (arXiv 2106.09947). The thresholds are ours, set between the
 victims of the tests and what dense nets and winning tickets of the digits show (Square up to 1.8 % of the images, a gap
-of up to 11 points).
+of up to 11 points). That of the kernels is one proposal in a thousand, below what an image on the edge of a decision
+does by chance: sparse nets of the digits had none, and of 50,000 gradients not one that pointed elsewhere.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ GAP = 0.12
 UNMOVED = 0.25
 PROBABILITIES = 0.5
 TRANSFER = 0.005
+KERNELS = 0.001
+KINKS = 0.01  # images whose gradient hangs on a ReLU that the last bit decides
 
 
 def black_box_wins(white_box: int, square: int, n: int) -> Flag:
@@ -111,6 +114,21 @@ def transfer(fooled: int | None, n: int) -> Flag:
         "transfer", fooled / n, TRANSFER,
         f"Adversarial images of the dense net fooled this one on {fooled / n:.1%} of the images that its own gradients "
         "had left standing.",
+    )  # fmt: skip
+
+
+def kernel_disagrees(unconfirmed: int, proposals: int, turned: int, n: int) -> Flag:
+    """The fast net that attacks see, on sparse kernels or folded, is not the net.
+
+    Of `proposals` that attacks made, it called `unconfirmed` adversarial and the net itself did not; on
+    `turned` of `n` images its input gradient points elsewhere than the net's. The value is the larger of the two
+    shares, the second less what the last bits explain.
+    """
+    return _flag(
+        "kernel-disagrees", max(unconfirmed / max(proposals, 1), turned / n - KINKS, 0.0), KERNELS,
+        f"The fast net that attacks see called {unconfirmed / max(proposals, 1):.2%} of the proposals adversarial that "
+        f"the net itself gets right, and its gradient points elsewhere on {turned / n:.1%} of the images; attacks that "
+        "saw another net are weaker than they should be: measure again on the net itself, with CXX=none.",
     )  # fmt: skip
 
 

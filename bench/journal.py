@@ -28,6 +28,7 @@ class Entry(Rules):
     key: Sha256
     standing: Annotated[str, Field(pattern=r"^[01]*$")]
     disagreements: Natural
+    unconfirmed: Natural
     batch: Natural
     passes: Natural
     seconds: Seconds
@@ -43,11 +44,13 @@ class Entry(Rules):
 class Finding:
     """What a measurement found: who stands, bool (images,); proposals that fooled nothing; the batch; the passes.
 
-    `images`: float32 (k, c, h, w), what fooled the net, one for each image that fell, in their order.
+    `unconfirmed`: proposals that fooled the sparse kernels alone. `images`: float32 (k, c, h, w), what fooled the net,
+    one for each image that fell, in their order.
     """
 
     standing: Tensor
     disagreements: int
+    unconfirmed: int
     batch: int
     passes: int
     images: Tensor
@@ -56,8 +59,8 @@ class Finding:
 class Journal:
     """Entries below `folder` (None: nothing is kept).
 
-    An entry counts only under the very same key: the `facts` (net, data, rules, machine), the shard, the attack, its
-    seed and who was still standing. So a resumed scoring ends in the bits of an uninterrupted one.
+    An entry counts only under the very same key: the `facts` (net, data, rules, machine, kernels), the shard, the
+    attack, its seed and who was still standing. So a resumed scoring ends in the bits of an uninterrupted one.
     """
 
     def __init__(self, folder: Path | None, facts: list[object]) -> None:
@@ -86,8 +89,9 @@ class Journal:
         images = found.images if keep_images else None
         packed = None if images is None else save({"images": images.contiguous()})
         entry = Entry(
-            key=key, standing=_digits(found.standing), disagreements=found.disagreements, batch=found.batch,
-            passes=found.passes, seconds=seconds, images=None if packed is None else sha256_of(packed),
+            key=key, standing=_digits(found.standing), disagreements=found.disagreements,
+            unconfirmed=found.unconfirmed, batch=found.batch, passes=found.passes, seconds=seconds,
+            images=None if packed is None else sha256_of(packed),
         )  # fmt: skip
         if path:
             if packed is not None:

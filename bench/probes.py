@@ -1,4 +1,8 @@
-"""What the flags rest on beside the attacks' outcomes: small measurements of a net through its referee."""
+"""What the flags rest on beside the attacks' outcomes: small measurements of a net through its referee.
+
+They look at the net itself, never at sparse kernels, so that a flag about the net says nothing of these; `turned`
+compares the two. Only where a probe attacks, the attack sees what every attack sees.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from bench.seeds import derive
 
 VANISHED = 1e-12  # the largest entry of a gradient below which it counts as none
 NUDGE = 1e-5
+ALIKE = 0.9  # the cosine of two gradients from which on they are taken to point the same way
 SHOWN, TRIED = 12, 48  # pairs that are kept, and images that are tried for them
 
 
@@ -26,15 +31,34 @@ def vanishing(referee: Referee, images: Tensor, labels: Tensor) -> tuple[int, in
 
 
 def _vanishing(referee: Referee, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> int:
-    count = 0
+    largest = _gradients(referee, referee.itself, images, labels, loss).abs().amax(1)
+    return int((~(largest > VANISHED)).sum())  # NaN is no direction either
+
+
+def turned(referee: Referee, images: Tensor, labels: Tensor) -> int:
+    """On how many images the input gradient that attacks see, on kernels, points elsewhere than the net's own.
+
+    The gradient is that of the DLR loss, which does not saturate; where the net's own vanishes there is no direction.
+    """
+    if not referee.fast.differs(images.shape[1:]):
+        return 0
+    own, seen = (_gradients(referee, net, images, labels, _dlr).double() for net in (referee.itself, referee.attacked))
+    alike = F.cosine_similarity(own, seen, eps=1e-30) >= ALIKE
+    return int(((own.abs().amax(1) > VANISHED) & ~alike).sum())
+
+
+def _gradients(
+    referee: Referee, net: Model, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The input gradient of `loss` for each image, (n, values) on the CPU; zero where there is none."""
+    found = []
     for part, right in zip(images.split(referee.batch), labels.split(referee.batch), strict=True):
         at = part.to(referee.device).requires_grad_()
         with torch.enable_grad():
-            value = loss(referee.attacked(at), right.to(referee.device)).sum()
-            (found,) = torch.autograd.grad(value, at, allow_unused=True) if value.requires_grad else (None,)
-        largest = torch.zeros(len(part)) if found is None else found.abs().flatten(1).amax(1)
-        count += int((~(largest > VANISHED)).sum())  # NaN is no direction either
-    return count
+            value = loss(net(at), right.to(referee.device)).sum()
+            (gradient,) = torch.autograd.grad(value, at, allow_unused=True) if value.requires_grad else (None,)
+        found.append((torch.zeros_like(at) if gradient is None else gradient).detach().flatten(1).cpu())
+    return torch.cat(found)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -83,8 +107,7 @@ def transferred(referee: Referee, parent: Referee, test: Split, standing: Tensor
         if standing[shard].any():
             part = test.take(shard).take(standing[shard].nonzero().squeeze(1))
             stream = derive(seed, f"shard-{number}")
-            fooled, *_ = referee.fooled(on_parent, as_float(part.images), part.labels, stream)
-            count += int(fooled.sum())
+            count += int(referee.fooled(on_parent, as_float(part.images), part.labels, stream).fooled.sum())
     return count
 
 
@@ -95,7 +118,8 @@ def pairs(referee: Referee, test: Split, clean: Tensor, seed: int) -> Pairs:
     if not len(index):
         fooled, lent = torch.zeros(0, dtype=torch.bool), as_float(part.images)
     else:
-        fooled, _, lent = referee.fooled(WEAK["pgd-50"], as_float(part.images), part.labels, seed)
+        found = referee.fooled(WEAK["pgd-50"], as_float(part.images), part.labels, seed)
+        fooled, lent = found.fooled, found.images
     shown = fooled.nonzero().squeeze(1)[:SHOWN]
     predicted = referee.logits(lent[shown]).argmax(1) if len(shown) else shown
     eight_bits = [(images[shown] * 255).round().to(torch.uint8).numpy() for images in (as_float(part.images), lent)]

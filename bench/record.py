@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from bench.errors import PrunebenchError
 from bench.files import canonical_json, read_known, sha256_of, write_json
 from bench.protocol import Count, Exact, Job, Natural, Rules, exact, explain
 
-SCHEMA: Literal[2] = 2
+# Schema 3 counts `unconfirmed`; what was scored before, through the net itself, stays readable under its hash.
+Schema = Literal[2, 3]
+SCHEMA: Schema = 3
 LARGEST = 8 * 2**20  # bytes; no record or outcomes file of ours comes near
 _LABEL = np.dtype("<i2")
 # What numpy and zipfile raise on a file that is damaged, encrypted, compressed in an odd way or made to mislead.
@@ -110,7 +112,9 @@ class Score(Rules):
 
     Attacks run one after the other on what survived the ones before, so `robust` is the last count. `ran` says what
     was run where an attack had to be adapted to the number of classes. `disagreements` counts proposals that an attack
-    handed over as adversarial and that the plain net, measured again inside the ball, still classified rightly.
+    handed over as adversarial and that the plain net, measured again inside the ball, still classified rightly;
+    `unconfirmed` those that the net misclassifies as attacks see it, on sparse kernels, and the plain net does not
+    (None: not counted, in records of schema 2).
 
     Beside AutoAttack, and never part of it: `weak[attack]` counts the images that are right after one weak attack on
     all of them, as a paper's usual claim does; `curve` is the security curve, eps growing; `flags` are doubts.
@@ -127,6 +131,19 @@ class Score(Rules):
     weak: dict[str, Natural]
     curve: tuple[Point, ...] = Field(strict=False)
     flags: tuple[Flag, ...] = Field(strict=False)
+    unconfirmed: Natural | None = None
+
+    @property
+    def proposed(self) -> int:
+        """How many proposals the attacks made: one for each image that they were shown, those that still stood."""
+        return self.clean + sum([*self.survived.values()][:-1])
+
+    @model_serializer(mode="wrap")
+    def _without_what_was_not_counted(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.unconfirmed is None:
+            del values["unconfirmed"]
+        return values
 
     @model_validator(mode="after")
     def _within_clean(self) -> Score:
@@ -207,7 +224,7 @@ class Record(Hashed):
     `outcomes`, `proposals` and `pairs` (None: not kept) are the sha256 of files beside it.
     """
 
-    schema_: Literal[2] = Field(SCHEMA, alias="schema")
+    schema_: Schema = Field(SCHEMA, alias="schema")
     protocol: ProtocolId
     job: Job
     net: NetId
@@ -221,11 +238,17 @@ class Record(Hashed):
     proposals: Sha256 | None
     pairs: Sha256 | None
 
+    @model_validator(mode="after")
+    def _counts_what_its_schema_does(self) -> Record:
+        if (self.score.unconfirmed is None) != (self.schema_ == 2):
+            raise ValueError(f"score.unconfirmed = {self.score.unconfirmed}: counted in schema 3, absent in schema 2")
+        return self
+
 
 class Refusal(Hashed):
     """The result file of a net that the referee does not score: which check, and why in one sentence."""
 
-    schema_: Literal[2] = Field(SCHEMA, alias="schema")
+    schema_: Schema = Field(SCHEMA, alias="schema")
     refused: str
     reason: str
     file: str

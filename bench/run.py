@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import queue
@@ -262,6 +263,7 @@ def _begin(news: Any) -> None:
     """In a worker: know whom to tell, and die with them, so that nobody writes after a new run has begun."""
     global _news
     _news = news
+    logging.getLogger("prunebench").addHandler(logging.NullHandler())  # what all jobs have to say, the run says once
     news.cancel_join_thread()  # what nobody will read must not hold up the end
     parent = multiprocessing.parent_process()
     if parent is not None:

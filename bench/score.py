@@ -145,8 +145,9 @@ class _Scoring:
     ) -> None:  # fmt: skip
         self.net, self.path, self.rules, self.test, self.device = net, path, rules, test, device
         self.referee = self._referee(net)
+        self.bits = self.referee.fast.bits(net.header.shape)
         facts: list[object] = [net.id.sha256, test.sha256, rules.sha256, self.referee.batch, machine.env_key(device)]
-        journal = Journal(None if out is None else out / "journal", facts)
+        journal = Journal(None if out is None else out / "journal", [*facts, self.bits])
         self.trial = Trial(self.referee, test, journal, report, also)
 
     def __call__(self, parent: Net | None, *, whole: bool, keep_proposals: bool) -> Scored:
@@ -159,6 +160,7 @@ class _Scoring:
             before = referee.passes
             survived = trial.standard(clean, keep_images=keep_proposals)
             disagreements = sum(entry.disagreements for entry in trial.entries)
+            unconfirmed = sum(entry.unconfirmed for entry in trial.entries)
             weak = trial.weak(clean)
             curve = trial.curve(clean, weak["pgd-20"])
             attacked = referee.passes - before
@@ -166,7 +168,7 @@ class _Scoring:
             score = Score(
                 n=len(test), clean=int(clean.sum()), robust=int(robust.sum()),
                 survived=_counts(survived), ran=adapted(self.net.header.classes),
-                disagreements=disagreements, batch=referee.batch,
+                disagreements=disagreements, unconfirmed=unconfirmed, batch=referee.batch,
                 shard=self.rules.shard, weak=_counts(weak),
                 curve=tuple(Point(eps=eps, robust=count) for eps, count in _counts(curve).items()), flags=(),
             )  # fmt: skip
@@ -207,6 +209,9 @@ class _Scoring:
             flags.quantised_input(probes.unmoved(referee, images, derive(seed, "nudge")), n, probes.NUDGE),
             flags.softmax_output(probes.probabilities(logits), n),
             flags.transfer(fooled, n),
+            flags.kernel_disagrees(
+                score.unconfirmed or 0, score.proposed, probes.turned(referee, images, test.labels), n
+            ),
         )
 
     def _proposals(self, fooled: Tensor) -> bytes:
@@ -248,7 +253,7 @@ class _Scoring:
                 score_passes=passes, score_seconds=sum(e.seconds for e in entries),
                 device=str(machine.env(self.device)["device"]),
             ),
-            env=machine.env(self.device),
+            env=machine.env(self.device) | {"kernels": self.bits},
             notes=notes | distribution(prunable(self.net.module).values()),
             outcomes=sha256_of(outcomes),
             proposals=None if proposals is None else sha256_of(proposals),

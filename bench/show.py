@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -23,14 +24,15 @@ PLAIN_EVERY = 15.0  # seconds between two plain lines about the same job
 class Watch:
     """Shows jobs at work: `report(job, what, done, of)` as it goes on, `line` for what is worth a line of its own.
 
-    Bars are drawn on standard error, so that standard output holds results alone. Nothing but `line` shows when
-    `quiet`.
+    Bars are drawn on standard error, so that standard output holds results alone. What the program logs, such as what a
+    net runs dense and why, is a line, each sentence once. Nothing but `line` shows when `quiet`.
     """
 
     def __init__(self, *, quiet: bool) -> None:
         self.console = Console(stderr=True, soft_wrap=True)
         self.bars: Progress | None = None
         self.plain = not quiet
+        self.log = _Lines((lambda text: None) if quiet else self.line)
         if self.console.is_terminal and not quiet:
             columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
             self.bars = Progress(*columns, console=self.console, transient=True)
@@ -38,6 +40,7 @@ class Watch:
         self.began: dict[str, tuple[str, float, float]] = {}  # job -> what, when it began, when it was last shown
 
     def __enter__(self) -> Watch:
+        logging.getLogger("prunebench").addHandler(self.log)
         if self.bars is not None:
             self.bars.start()
         return self
@@ -45,6 +48,7 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        logging.getLogger("prunebench").removeHandler(self.log)
         if self.bars is not None:
             self.bars.stop()
 
@@ -76,6 +80,21 @@ class Watch:
     def line(self, text: str) -> None:
         """One plain line."""
         self.console.print(text, markup=False, highlight=False)
+
+
+class _Lines(logging.Handler):
+    """Hands on what is logged, each sentence once."""
+
+    def __init__(self, line: Callable[[str], None]) -> None:
+        super().__init__()
+        self.line, self.said = line, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand on one message."""
+        text = record.getMessage()
+        if text not in self.said:
+            self.said.add(text)
+            self.line(text)
 
 
 def _duration(seconds: float) -> str:

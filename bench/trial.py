@@ -88,15 +88,16 @@ class Trial:
         self.referee.listener = self._progress.listener(name, label, number)
 
         def measure() -> Finding:
-            before, left = self.referee.passes, standing.clone()
-            disagreements, found = 0, as_float(self.test.images[:0])
-            if left.any():
-                part = self.test.take(shard).take(left.nonzero().squeeze(1))
-                originals = as_float(part.images)
-                fooled, disagreements, measured = self.referee.fooled(attack, originals, part.labels, seed, threat)
-                left[standing] = ~fooled
-                found = measured[fooled]
-            return Finding(left, disagreements, self.referee.batch, self.referee.passes - before, found)
+            referee, before, left = self.referee, self.referee.passes, standing.clone()
+            if not left.any():
+                return Finding(left, 0, 0, referee.batch, 0, as_float(self.test.images[:0]))
+            part = self.test.take(shard).take(left.nonzero().squeeze(1))
+            found = referee.fooled(attack, as_float(part.images), part.labels, seed, threat)
+            left[standing] = ~found.fooled
+            return Finding(
+                left, found.disagreements, found.unconfirmed, referee.batch, referee.passes - before,
+                found.images[found.fooled],
+            )  # fmt: skip
 
         entry, found = self.journal.entry(label, shard, seed, standing, measure, keep_images=images is not None)
         self._progress.finished(name, len(standing), int(entry.bits.sum()))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench import machine, proposals, verdict
+from bench import flags, machine, probes, proposals, verdict
 from bench.attacks import STANDARD, Attack, Model
 from bench.checkpoint import Net, open_net
 from bench.claim import Claim, load_claim, outcomes_of, rules_of, sound
@@ -39,7 +39,8 @@ def verify(
     `replay` measures the stored adversarial images again; `quick` runs APGD-CE and APGD-T on a tenth of the images,
     drawn by the claim's hash and `seed`; `full` runs all of AutoAttack on all of them, and keeps a journal in `out`,
     from which a killed run goes on. Raises PrunebenchError, before anything is measured, for a claim that breaks its
-    format, whose net or other files are not those that it names, or that lacks what the level needs.
+    format, whose net or other files are not those that it names, or that lacks what the level needs; and afterwards,
+    when nothing was found against it by attacks that saw another net, because the sparse kernels here are wrong.
     """
     path = Path(claim)
     check = _prepare(path, store or Store(Path("data")))
@@ -126,8 +127,7 @@ def _replay(check: _Check, device: torch.device) -> Verdict:
         ) -> Tensor:
             return stored.to(images.device)
 
-        fooled, *_ = referee.fooled(proposing, images[index], labels[index], 0)
-        stands[index] &= ~fooled
+        stands[index] &= ~referee.fooled(proposing, images[index], labels[index], 0).fooled
     both = None if check.outcomes is None else (check.outcomes["predicted"], predicted.numpy())
     claimed = claim.robust if check.claimed is None else check.claimed
     return verdict.replayed(claimed, kept.index, stands.numpy(), both)
@@ -143,34 +143,58 @@ def _quick(check: _Check, device: torch.device, seed: int, report: Report | None
     stands = referee.steady_logits(images).argmax(1) == labels
     if claimed is not None:
         stands &= torch.from_numpy(claimed)[index]
+    proposed = unconfirmed = 0
     for number, name in enumerate(QUICK):
-        stands = _attacked(referee, name, STANDARD[name], images, labels, stands, seed)
+        proposed += int(stands.sum())
+        stands, more = _attacked(referee, name, STANDARD[name], images, labels, stands, seed)
+        unconfirmed += more
         if report is not None:
             report(name, number + 1, len(QUICK))
     if claimed is None:
-        return verdict.sampled_count(check.claim.robust, n, size, int(stands.sum()))
-    return verdict.sampled(claimed, index.numpy(), stands.numpy())
+        found = verdict.sampled_count(check.claim.robust, n, size, int(stands.sum()))
+    else:
+        found = verdict.sampled(claimed, index.numpy(), stands.numpy())
+    return _believed(found, referee, images, labels, unconfirmed, proposed)
+
+
+def _believed(
+    found: Verdict, referee: Referee, images: Tensor, labels: Tensor, unconfirmed: int, proposed: int
+) -> Verdict:
+    """`found`; raises PrunebenchError when no image speaks against a claim and the attacks saw another net."""
+    flag = flags.kernel_disagrees(unconfirmed, proposed, probes.turned(referee, images, labels), len(images))
+    if flag.up and not found.images:
+        raise PrunebenchError(flag.sentence)
+    return found
 
 
 def _attacked(
     referee: Referee, name: str, attack: Attack, images: Tensor, labels: Tensor, stands: Tensor, seed: int
-) -> Tensor:
-    """Which of the images that stand still do after `attack`, shard by shard: bool (k,)."""
-    after = stands.clone()
+) -> tuple[Tensor, int]:
+    """Which of the images that stand still do after `attack`, shard by shard: bool (k,); and what was unconfirmed."""
+    after, unconfirmed = stands.clone(), 0
     for number, part in enumerate(stands.nonzero().squeeze(1).split(referee.rules.shard)):
         stream = derive(seed, "claim", name, number)
-        fooled, *_ = referee.fooled(attack, images[part], labels[part], stream)
-        after[part] = ~fooled
-    return after
+        found = referee.fooled(attack, images[part], labels[part], stream)
+        after[part] = ~found.fooled
+        unconfirmed += found.unconfirmed
+    return after, unconfirmed
 
 
 def _full(check: _Check, device: torch.device, out: Path | None, report: Report | None) -> Verdict:
     """Run all of AutoAttack on all of the images, with the seeds of the protocol."""
     claim, referee, test = check.claim, check.referee(device), check.test
-    facts: list[object] = [claim.net.sha256, test.sha256, check.rules.sha256, referee.batch, machine.env_key(device)]
+    bits = referee.fast.bits(check.net.header.shape)
+    where = [machine.env_key(device), bits]
+    facts: list[object] = [claim.net.sha256, test.sha256, check.rules.sha256, referee.batch, *where]
     trial = Trial(referee, test, Journal(None if out is None else out / "journal", facts), report)
-    clean = referee.steady_logits(as_float(test.images)).argmax(1) == test.labels
-    measured = list(trial.standard(clean).values())[-1].numpy()
+    images = as_float(test.images)
+    clean = referee.steady_logits(images).argmax(1) == test.labels
+    survived = list(trial.standard(clean).values())
+    measured = survived[-1].numpy()
     if check.claimed is None:
-        return verdict.counted(claim.robust, int(measured.sum()), claim.n)
-    return verdict.whole(check.claimed, measured)
+        found = verdict.counted(claim.robust, int(measured.sum()), claim.n)
+    else:
+        found = verdict.whole(check.claimed, measured)
+    unconfirmed = sum(entry.unconfirmed for entry in trial.entries)
+    proposed = sum(int(bits.sum()) for bits in (clean, *survived[:-1]))
+    return _believed(found, referee, images, test.labels, unconfirmed, proposed)

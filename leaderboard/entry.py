@@ -124,6 +124,7 @@ def provenance(records: Sequence[Record], paths: Sequence[Path]) -> Grid:
             "pairs sha256": r.pairs,
             "attacks that ran": ", ".join(r.score.ran),
             "disagreements": r.score.disagreements,
+            "unconfirmed": r.score.unconfirmed,
             "batch, shard": f"{r.score.batch}, {r.score.shard}",
             "device": r.cost.device,
             **{f"env {name}": value for name, value in r.env.items()},

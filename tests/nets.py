@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -94,6 +95,15 @@ def toml(rules: Protocol) -> str:
     for name, table in tables.items():
         lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
     return "\n".join(lines) + "\n"
+
+
+def misplaced(net: nn.Module) -> nn.Module:
+    """A copy of `net` with every weight of its convolutions a place further: what kernels with a wrong offset do."""
+    other = copy.deepcopy(net)
+    for layer in other.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.roll(1, dims=3)
+    return other
 
 
 class Bright(nn.Module):

@@ -50,7 +50,7 @@ def make(
         },
         "score": {
             "n": n, "clean": clean, "robust": robust, "survived": dict.fromkeys(ATTACKS, robust), "ran": list(ATTACKS),
-            "disagreements": 0, "batch": 64, "shard": 256,
+            "disagreements": 0, "unconfirmed": 0, "batch": 64, "shard": 256,
             "weak": {"pgd-20": robust}, "curve": [{"eps": "0.2", "robust": robust}],
             "flags": [{"name": "weak-strong-gap", "value": 0.0, "threshold": 0.1, "sentence": "No gap."}],
         },
@@ -69,7 +69,7 @@ def make(
     }  # fmt: skip
     for key, change in changes.items():
         values[key] = values[key] | change if isinstance(change, dict) else change
-    return Record.sealed(schema=2, **values)
+    return Record.sealed(**({"schema": 3} | values))
 
 
 def refusal(**changes: Any) -> Refusal:
@@ -79,7 +79,7 @@ def refusal(**changes: Any) -> Refusal:
         "protocol": {"name": DIGITS.name, "version": DIGITS.version, "sha256": DIGITS.sha256},
         "job": None, "env": {},
     }  # fmt: skip
-    return Refusal.sealed(schema=2, **(values | changes))
+    return Refusal.sealed(schema=3, **(values | changes))
 
 
 def save(folder: Path, record: Record, name: str | None = None) -> Path:

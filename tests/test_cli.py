@@ -147,6 +147,7 @@ def test_doctor(prunebench, tmp_path):
     assert widest(out) <= 80
     facts = json.loads(prunebench("doctor", "--json", "--data", "elsewhere")[1])
     assert facts.keys() > {"torchvision", "pyautoattack", "python", "cpu", "threads", "device", "cores", "compiler"}
+    assert "floats wide" in facts["sparse kernels"]
     assert facts["torch"] == version("torch")
     assert facts["data: digits"] == "here"
     assert facts["data: mnist"] == "not in elsewhere"
@@ -188,6 +189,20 @@ def test_train_writes_a_net_that_inspect_reads_and_does_not_train_it_twice(prune
     facts = json.loads(prunebench("inspect", path, "--json")[1])
     assert facts["header"]["protocol"]["name"] == "tiny"
     assert facts["header"]["job"]["sparsity"] == 0.9
+
+
+def test_why_nets_run_dense_is_said_once(prunebench, nets, quick, monkeypatch, tmp_path):
+    why = "there is no C++ compiler; install one."
+    (tmp_path / "tiny.toml").write_text(TINY)
+    score = ("score", nets["imp"], "--parent", nets["dense"], "--examples", "8", "--out", "here")
+    monkeypatch.setattr("bench.run.run", lambda *_, **__: [])
+    for lacks in (None, why):
+        monkeypatch.setattr("bench.executor.lacking", lambda lacks=lacks: lacks)
+        code, _, err = prunebench(*score)
+        assert (code, err.count(f"The net runs dense: {why}")) == (0, int(lacks is not None))
+        assert prunebench(*score, "--quiet")[2] == ""
+        code, _, err = prunebench("run", "tiny.toml", "--device", "cpu")
+        assert (code, err.count(f"All nets run dense: {why}")) == (0, int(lacks is not None))
 
 
 # Claims and comparisons

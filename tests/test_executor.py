@@ -101,6 +101,27 @@ def test_any_batch_gives_each_image_what_it_gets_alone(images):
     assert torch.equal(net(batch), alone)
 
 
+@pytest.mark.parametrize("arch", ["digits-cnn", "mnist-cnn"])
+def test_no_image_depends_on_its_neighbours(arch):
+    """Logits and gradients are the same bits in any order, in any batch, and beside an image that is no number."""
+    net, images = sparsely(sparse_net(arch, 0.05)), torch.rand(37, *SHAPES[arch], generator=generator())
+    directions = torch.randn(37, 10, generator=generator(7))
+
+    def answers(index: list[int], beside: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        part = images[index] if beside is None else torch.cat([images[index], beside])
+        part = part.clone().requires_grad_()
+        logits = net(part)[: len(index)]
+        (gradient,) = torch.autograd.grad(logits, part, directions[index])
+        return logits.detach(), gradient[: len(index)]
+
+    whole, order = answers(list(range(37))), torch.randperm(37, generator=generator(8)).tolist()
+    assert not torch.equal(whole[0][order], whole[0])
+    nothing = torch.full((1, *SHAPES[arch]), torch.nan)
+    for index, beside in ((order, None), (order[:20], None), (order[:1], None), ([5, 36, 0], nothing)):
+        for ours, theirs in zip(answers(index, beside), whole, strict=True):
+            assert torch.equal(ours, theirs[index])
+
+
 def test_no_images_give_no_logits():
     assert sparsely(sparse_net("digits-cnn", 0.1))(torch.zeros(0, 1, 8, 8)).shape == (0, 10)
 
@@ -281,6 +302,7 @@ class Winding(nn.Module):
 def test_an_unknown_layer_runs_dense_and_is_named_once():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), Odd(), nn.Conv2d(4, 2, 3), Odd(), nn.Flatten()).requires_grad_(False)
     images, quick = torch.rand(4, 1, 9, 9), fast(net.eval(), always=True)
+    assert not fast(Odd().eval(), always=True).differs((1, 9, 9))  # no kernel at all: the net as it is
     for ours, theirs in zip(both(quick, images), both(net, images), strict=True):
         assert apart(ours, theirs) < 1e-5
     quick(images)
@@ -321,6 +343,7 @@ def test_a_dense_net_runs_dense_and_a_sparse_one_sparse():
         quick = fast(sparse_net("digits-cnn", density))
         quick(images)
         assert any(isinstance(stage, Compiled) for plan in quick.plans.values() for stage in plan or ()) == sparse
+        assert quick.differs(images.shape[1:])  # kernels, or norms folded
 
 
 # The compiler and its cache
@@ -363,8 +386,14 @@ def test_a_compiler_that_fails_is_told(monkeypatch, empty_cache, tmp_path):
     assert native.identity() == "none"
 
 
-def test_with_a_compiler_it_says_how_wide():
-    assert "floats wide" in native.explain()
+def test_with_a_compiler_it_says_how_wide_and_what_decides_the_bits(monkeypatch, tmp_path):
+    before = native.explain()
+    assert "floats wide" in before
+    assert fast(sparse_net("digits-cnn", 0.02)).bits(SHAPES["digits-cnn"]) == before
+    assert fast(sparse_net("digits-cnn", 1.0)).bits(SHAPES["digits-cnn"]) == f"folded, {native.lowering()}"
+    assert fast(Odd().eval()).bits((1, 9, 9)) == "plain"
+    monkeypatch.setattr(native, "SOURCE", tmp_path / "kernels.cpp")  # another lowering: there is none
+    assert native.explain() != before
 
 
 def test_other_flags_are_other_kernels(monkeypatch, small_source, empty_cache):

@@ -10,17 +10,18 @@ from torch import nn
 
 import bench.trial
 from bench import flags, probes
-from bench.attacks import STANDARD
+from bench.attacks import STANDARD, WEAK
 from bench.checkpoint import open_net
 from bench.data import as_float
 from bench.errors import Refused
+from bench.executor import Fast, fast
 from bench.journal import Journal
 from bench.protocol import Threat
 from bench.record import Point, load_record
 from bench.referee import Referee
 from bench.score import RECORD, score
 from bench.trial import Trial, radii
-from tests.nets import STORE, TINY
+from tests.nets import STORE, TINY, misplaced
 
 TEST = STORE.testing("digits", 48)
 IMAGES = as_float(TEST.images)
@@ -128,9 +129,10 @@ def test_all_flags_are_in_a_record(scored):
         found = {flag.name: flag for flag in load_record(folder / RECORD).score.flags}
         assert set(found) == {
             "black-box-wins", "zero-gradients", "eps-curve", "weak-beats-strong", "weak-strong-gap", "nondeterministic",
-            "quantised-input", "softmax-output", "transfer",
+            "quantised-input", "softmax-output", "transfer", "kernel-disagrees",
         }  # fmt: skip
         assert found["transfer"].value is None  # no dense net was given
+        assert found["kernel-disagrees"].value == 0.0
 
 
 def test_saturated_logits(net):
@@ -198,6 +200,55 @@ def test_a_referee_whose_attacks_give_up_is_found_out(nets, monkeypatch):
     assert beaten.up and beaten.value >= (record.clean - record.weak["pgd-20"]) / record.n
 
 
+def kernels_disagree(nets, kernels=None):
+    """The flag of a sparse net whose attacks saw `kernels` (by default the real ones), and what was robust."""
+    judge = referee(open_net(nets["imp"]).module)
+    assert judge.fast.differs(IMAGES.shape[1:])
+    judge.fast = kernels or judge.fast
+    trial = Trial(judge, TEST, Journal(None, []))
+    clean = judge.logits(IMAGES).argmax(1) == TEST.labels
+    survived = [clean, *trial.standard(clean).values()]
+    unconfirmed = sum(entry.unconfirmed for entry in trial.entries)
+    proposed = sum(int(bits.sum()) for bits in survived[:-1])
+    turned = probes.turned(judge, IMAGES, TEST.labels)
+    return flags.kernel_disagrees(unconfirmed, proposed, turned, N), int(survived[-1].sum())
+
+
+def test_kernels_with_a_wrong_offset_are_found_out(nets, quick):
+    honest, robust = kernels_disagree(nets)
+    assert not honest.up
+    flag, weaker = kernels_disagree(nets, fast(misplaced(open_net(nets["imp"]).module)))
+    assert flag.up and weaker >= robust and "CXX=none" in flag.sentence
+
+
+class Backwards(torch.autograd.Function):
+    """The image itself, whose gradient runs the wrong way."""
+
+    @staticmethod
+    def forward(ctx, images):
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+def test_kernels_whose_gradient_is_wrong_are_found_out(nets, monkeypatch):
+    """Their logits are right, so no proposal is unconfirmed: gradients alone tell, and attacks find less."""
+    monkeypatch.setattr(bench.trial, "STANDARD", {"apgd-ce": WEAK["pgd-20"]})
+    honest, robust = kernels_disagree(nets)
+    judge = referee(open_net(nets["imp"]).module)
+    right = judge.fast
+
+    class Wrong(Fast):
+        def __call__(self, images):
+            return right(Backwards.apply(images))
+
+    flag, weaker = kernels_disagree(nets, Wrong(judge.net))
+    assert flag.up and flag.value > 0.9 and weaker > robust
+    assert not honest.up
+
+
 # on paper
 
 
@@ -214,6 +265,8 @@ def test_a_referee_whose_attacks_give_up_is_found_out(nets, monkeypatch):
         (flags.quantised_input(26, 100, 1e-5), 0.26),
         (flags.softmax_output(51, 100), 0.51),
         (flags.transfer(1, 100), 0.01),
+        (flags.kernel_disagrees(2, 1000, 0, 100), 0.002),
+        (flags.kernel_disagrees(0, 1000, 3, 100), 0.02),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
@@ -234,6 +287,9 @@ def test_the_value_on_paper_is_above_the_threshold(flag, value):
         flags.softmax_output(50, 100),
         flags.transfer(1, 200),
         flags.transfer(None, 100),
+        flags.kernel_disagrees(1, 1000, 0, 100),
+        flags.kernel_disagrees(0, 1000, 1, 100),
+        flags.kernel_disagrees(0, 0, 0, 100),
     ],
     ids=lambda flag: flag.name,
 )

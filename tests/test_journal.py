@@ -30,7 +30,7 @@ class Counted:
 
     def __call__(self):
         self.calls += 1
-        return Finding(AFTER, 2, 256, 1000, FOOLING)
+        return Finding(AFTER, 2, 1, 256, 1000, FOOLING)
 
 
 def test_an_entry_is_measured_once_and_read_afterwards(tmp_path):
@@ -39,7 +39,8 @@ def test_an_entry_is_measured_once_and_read_afterwards(tmp_path):
     second, images = Journal(tmp_path, ["net", 1]).entry(**KEY, measure=measure)
     assert images is None
     assert measure.calls == 1 and first == second
-    assert torch.equal(second.bits, AFTER) and (second.disagreements, second.batch, second.passes) == (2, 256, 1000)
+    assert torch.equal(second.bits, AFTER) and (second.batch, second.passes) == (256, 1000)
+    assert (second.disagreements, second.unconfirmed) == (2, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["shard-00000-00003-square.json"]
 
 
@@ -158,3 +159,12 @@ def test_the_journal_of_another_net_or_other_rules_is_no_help(nets, tmp_path, mo
     assert timeless(other) == timeless(scoring(nets["dense"], None, monkeypatch)[0])
     monkeypatch.setattr("tests.test_journal.RULES", changed(shard=16, attack_seed=4))
     assert len(scoring(nets["dense"], tmp_path, monkeypatch)[1]) == 16
+
+
+def test_the_journal_of_other_kernels_is_no_help_to_a_sparse_net(nets, tmp_path, monkeypatch):
+    for name in ("imp", "dense"):
+        scoring(nets[name], tmp_path / name, monkeypatch)
+    monkeypatch.setattr("bench.executor.identity", lambda: "4 floats wide, of another compiler")
+    record, calls = scoring(nets["imp"], tmp_path / "imp", monkeypatch)
+    assert calls == list(STANDARD) * 4 and record.env["kernels"] == "4 floats wide, of another compiler"
+    assert scoring(nets["dense"], tmp_path / "dense", monkeypatch)[1] == []  # its attacks never saw a kernel

@@ -1,4 +1,8 @@
-"""The referee against pyautoattack's own evaluation: the same seed and batch shape, the same verdict on every image."""
+"""The referee against pyautoattack's own evaluation on the plain net: the same seed, the same verdicts.
+
+Where attacks see the net itself they are the same on every image. Kernels and folded norms round otherwise, and an
+attack that hangs on a last bit may end elsewhere: no more than another batch shape does to pyautoattack itself.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +55,21 @@ def test_every_verdict_is_pyautoattacks(name, nets, scored, monkeypatch):
     theirs = reference(nets[name], TINY, monkeypatch)
 
     assert list(theirs) == list(STANDARD)
+    assert record.env["kernels"].startswith("folded") == (name == "dense")
     for attack in STANDARD:
-        assert np.array_equal(ours[f"survived/{attack}"], theirs[attack]), attack
+        assert int((ours[f"survived/{attack}"] != theirs[attack]).sum()) <= 3, attack
+    assert abs(int(theirs["square"].sum()) - record.score.robust) <= 1
     assert record.score.disagreements == 0
+
+
+@pytest.mark.parametrize("name", ["dense", "imp"])
+def test_without_kernels_every_verdict_is_the_very_same(name, nets, tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.executor.lacking", lambda: "none are wanted.")
+    record = score(nets[name], out=tmp_path, store=STORE, device="cpu")
+    assert record.env["kernels"] == "plain"
+    theirs = reference(nets[name], TINY, monkeypatch)
+    for attack in STANDARD:
+        assert np.array_equal(outcomes(tmp_path)[f"survived/{attack}"], theirs[attack]), attack
 
 
 def test_a_comparison_of_other_nets_fails(scored):
@@ -72,7 +88,8 @@ def test_a_weaker_list_of_attacks_fails(scored):
 @pytest.mark.slow
 @pytest.mark.parametrize(("spec", "sparsity"), [("dense", None), ("imp", 0.95)])
 def test_256_images_and_other_batch_shapes(spec, sparsity, tmp_path, monkeypatch):
-    """Nets of the official training. With another batch pyautoattack draws other noise: 0 to 2 in 256 is its own."""
+    """Nets of the official training, on kernels or folded. 0 to 2 verdicts in 256 are pyautoattack's own noise:
+    with another batch it draws otherwise."""
     rules = changed(PROTOCOLS["digits-linf"], name="digits-linf-256", test=256)
     net = train(spec, job(spec, sparsity), rules, tmp_path, tmp_path / "stages", STORE, device="cpu")
     record = score(net, out=tmp_path, store=STORE, device="cpu")
@@ -80,7 +97,10 @@ def test_256_images_and_other_batch_shapes(spec, sparsity, tmp_path, monkeypatch
     assert record.score.batch == 256 and 0 < record.score.robust < record.score.clean < 256
 
     for attack, robust in reference(net, rules, monkeypatch).items():
-        assert np.array_equal(ours[f"survived/{attack}"], robust), attack
+        apart = np.flatnonzero(ours[f"survived/{attack}"] != robust)
+        print(attack, int(robust.sum()), "robust, other verdicts on images", apart.tolist())
+        assert len(apart) <= 3, attack
+        assert abs(int(robust.sum()) - record.score.survived[attack]) <= 1, attack
     for batch in (100, 64):
         theirs = reference(net, rules, monkeypatch, batch=batch)["square"]
         assert abs(int(theirs.sum()) - record.score.robust) <= 1

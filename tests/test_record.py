@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from bench.errors import PrunebenchError
 from bench.files import sha256_of, write_bytes, write_json
@@ -42,6 +43,20 @@ def test_a_record_comes_back_as_it_was(tmp_path):
     before = path.read_bytes()
     load_record(path).save(path)
     assert path.read_bytes() == before
+
+
+def test_a_record_of_schema_2_does_not_count_what_was_not_counted_then(tmp_path):
+    old = make(schema=2, score={"unconfirmed": None})
+    path = save(tmp_path, old)
+    values = json.loads(path.read_text())
+    assert "unconfirmed" not in values["score"] and load_record(path) == old
+    assert "unconfirmed" in json.loads(save(tmp_path, make()).read_text())["score"]
+
+
+@pytest.mark.parametrize(("schema", "unconfirmed"), [(2, 0), (3, None)])
+def test_each_schema_counts_what_it_does(schema, unconfirmed):
+    with pytest.raises(ValidationError, match="counted in schema 3, absent in schema 2"):
+        make(schema=schema, score={"unconfirmed": unconfirmed})
 
 
 def test_a_refusal_comes_back_as_it_was(tmp_path):

@@ -44,9 +44,9 @@ def test_the_premise():
 def test_a_proposal_from_outside_is_brought_into_the_ball():
     white = grey(1.0, 1.0)
     assert referee().logits(white).argmax(1).tolist() == [1, 1]  # taken at its word it would have fooled both
-    fooled, disagreements, _ = referee().fooled(answers(white), DARK, LABELS, 0)
-    assert fooled.tolist() == [True, False] and disagreements == 1
-    assert referee().fooled(answers(white * 1000), DARK, LABELS, 0)[0].tolist() == [True, False]
+    found = referee().fooled(answers(white), DARK, LABELS, 0)
+    assert found.fooled.tolist() == [True, False] and found.disagreements == 1
+    assert referee().fooled(answers(white * 1000), DARK, LABELS, 0).fooled.tolist() == [True, False]
 
 
 def test_a_proposal_is_brought_into_the_range_of_pixels():
@@ -66,7 +66,7 @@ def test_a_proposal_is_brought_into_the_range_of_pixels():
 def test_an_l2_proposal_is_scaled_back():
     rules = changed(threat=Threat(norm="L2", eps="0.1"))
     images = grey(0.45)  # four pixels moved by 0.05 are 0.1 in L2: 0.5 and a hair, 0.06 each would be outside
-    fooled, _, _ = referee(rules=rules).fooled(answers(grey(0.9)), images, torch.tensor([0]), 0)
+    fooled = referee(rules=rules).fooled(answers(grey(0.9)), images, torch.tensor([0]), 0).fooled
     moved = within(grey(0.9), images, rules.threat)
     assert (moved - images).norm().item() == pytest.approx(0.1, rel=1e-5)
     assert fooled.tolist() == (referee().logits(moved).argmax(1) != 0).tolist()
@@ -76,15 +76,15 @@ def test_an_l2_proposal_is_scaled_back():
 def test_a_proposal_that_is_no_number_counts_as_the_image(nonsense):
     proposals = grey(0.55, 0.36)
     proposals[0, 0, 1, 1] = nonsense
-    fooled, disagreements, _ = referee().fooled(answers(proposals), DARK, LABELS, 0)
-    assert fooled.tolist() == [False, False] and disagreements == 1  # the second was proposed and fools nobody
-    sound, _, _ = referee().fooled(answers(grey(0.55, 0.36)), DARK, LABELS, 0)
-    assert sound.tolist() == [True, False]
+    found = referee().fooled(answers(proposals), DARK, LABELS, 0)
+    assert found.fooled.tolist() == [False, False]
+    assert found.disagreements == 1  # the second was proposed and fools nobody
+    assert referee().fooled(answers(grey(0.55, 0.36)), DARK, LABELS, 0).fooled.tolist() == [True, False]
 
 
 def test_no_proposal_is_no_disagreement():
-    fooled, disagreements, _ = referee().fooled(answers(DARK), DARK, LABELS, 0)
-    assert fooled.tolist() == [False, False] and disagreements == 0
+    found = referee().fooled(answers(DARK), DARK, LABELS, 0)
+    assert found.fooled.tolist() == [False, False] and found.disagreements == 0
 
 
 def test_an_attack_cannot_touch_the_net_or_the_images():
@@ -93,9 +93,9 @@ def test_an_attack_cannot_touch_the_net_or_the_images():
         return torch.ones_like(images)
 
     images = DARK.clone()
-    fooled, _, _ = referee().fooled(vandal, images, LABELS, 0)
+    found = referee().fooled(vandal, images, LABELS, 0)
     assert torch.equal(images, DARK)
-    assert fooled.tolist() == [True, False]
+    assert found.fooled.tolist() == [True, False]
 
 
 def test_attacks_draw_from_the_seed():
@@ -104,9 +104,52 @@ def test_attacks_draw_from_the_seed():
 
     images = grey(*[0.48] * 64)
     one, again, other = (
-        referee(batch=64).fooled(draws, images, torch.zeros(64, dtype=torch.long), s)[0] for s in (1, 1, 2)
+        referee(batch=64).fooled(draws, images, torch.zeros(64, dtype=torch.long), s).fooled for s in (1, 1, 2)
     )
     assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+class Early(Bright):
+    """What wrong kernels may make of Bright: class 1 from a mean of 0.4 on."""
+
+    def forward(self, images):
+        """Logits (n, 2)."""
+        return super().forward(images + 0.1)
+
+    def differs(self, shape):
+        """As if it were kernels."""
+        return True
+
+
+def asking(proposals):
+    """An attack that looks at the logits, and proposes these images all the same."""
+
+    def attack(model, images, labels, threat, *, generator):
+        model(images)
+        return proposals.clone()
+
+    return attack
+
+
+def test_what_wrong_kernels_call_fooled_is_counted_and_never_believed():
+    judge = referee()
+    assert judge.fooled(asking(DARK + 0.08), DARK, LABELS, 0).unconfirmed == 0
+    judge.fast = Early()
+    found = judge.fooled(asking(DARK + 0.08), DARK, LABELS, 0)  # 0.53 and 0.43: both are class 1 to the kernels
+    assert (found.fooled.tolist(), found.disagreements, found.unconfirmed) == ([True, False], 1, 1)
+    found = judge.fooled(asking(DARK), DARK, LABELS, 0)  # an image that seems to be fooled when it comes: left alone
+    assert (found.fooled.tolist(), found.disagreements, found.unconfirmed) == ([False, False], 0, 1)
+    assert judge.fooled(answers(DARK), DARK, LABELS, 0).unconfirmed == 0  # nobody looked at the kernels
+
+
+def test_attacks_see_a_sparse_net_on_kernels_and_a_dense_one_folded(nets):
+    images = as_float(STORE.testing("digits", 16).images)
+    for name, how in (("imp", "floats wide"), ("dense", "folded")):
+        judge = referee(open_net(nets[name]).module, batch=16, rules=TINY)
+        assert how in judge.fast.bits(images.shape[1:])
+        assert not torch.equal(judge.attacked(images), judge.itself(images))  # other roundings
+        assert torch.allclose(judge.attacked(images), judge.itself(images), atol=1e-4)
+        assert torch.equal(judge.logits(images), judge.itself(images))
 
 
 class Sized(nn.Module):
@@ -142,6 +185,8 @@ def test_forwards_are_counted_by_price():
         judge.attacked(grey(0.1, 0.2))
     judge.attacked(grey(0.1, 0.2, 0.3).requires_grad_())
     assert heard == [2, 9] and judge.passes == 11
+    judge.itself(grey(0.1).requires_grad_())
+    assert heard == [2, 9] and judge.passes == 14
 
 
 def test_the_net_is_frozen_and_in_eval_mode():

@@ -5,16 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import bench.referee
 import bench.trial
 import bench.verify
 from bench.attacks import STANDARD
 from bench.claim import load_claim
 from bench.data import Store
 from bench.errors import PrunebenchError, Refused
+from bench.executor import fast
 from bench.record import load_record, proposals_path
 from bench.verify import FEWEST, QUICK, verify
 from tests.claims import N, copied, edited, make_claim, overstated, robust, weakened
-from tests.nets import STORE, quick_attacks
+from tests.nets import STORE, misplaced, quick_attacks
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +234,19 @@ def test_stored_images_outside_the_ball_are_brought_into_it(claim, nets):
         edited(claim)
         found = check(claim)
         assert found.word == "reproduced", found.sentence
+
+
+def test_no_claim_holds_on_wrong_kernels(nets, tmp_path, monkeypatch):
+    claim = make_claim(nets["imp"], tmp_path)
+    for level in ("quick", "full"):
+        assert check(claim, level).word == "holds"
+    monkeypatch.setattr(bench.referee, "fast", lambda net: fast(misplaced(net)))
+    for level in ("quick", "full"):
+        with pytest.raises(PrunebenchError, match=r"The fast net.* called .* adversarial .* with CXX=none"):
+            check(claim, level)
+    assert check(claim).word == "reproduced"  # stored images are measured on the net itself
+    overstated(claim, 50)
+    assert check(claim, "full").word == "refuted"  # and so is what refutes a claim
 
 
 def test_the_record_of_the_claim_names_its_proposals(honest):

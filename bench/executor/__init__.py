@@ -10,7 +10,8 @@ import logging
 import math
 import operator
 import threading
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -21,11 +22,11 @@ from bench.errors import PrunebenchError
 from bench.executor.compiled import Compiled, kernels
 from bench.executor.folded import Folded
 from bench.executor.layers import Reader, Tracer, shape_of
-from bench.executor.native import explain, identity
+from bench.executor.native import compiler, explain, identity, lacking, lowering
 from bench.executor.weights import Pattern
 from bench.mask import Masks
 
-__all__ = ["Fast", "explain", "fast", "identity"]
+__all__ = ["Fast", "compiler", "explain", "fast", "identity", "lacking"]
 
 _SAY = logging.getLogger("prunebench.executor")
 
@@ -44,19 +45,25 @@ class Fast:
         self.said: list[str] = []
         self.plans: dict[tuple[int, ...], list[Stage] | None] = {}
         self._lock = threading.Lock()
-        self._graph = self._traced()
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (n, classes) of `images`, float32 (n, c, h, w). Raises PrunebenchError for a net in training mode."""
         _refuse_training(self.net)
         if images.dtype != torch.float32 or images.device.type != "cpu" or not len(images):
             return self.net(images)
-        shape = tuple(images.shape[1:])
-        with self._lock:
-            if shape not in self.plans:
-                self.plans[shape] = self._plan(images)
-        plan = self.plans[shape]
+        plan = self._planned(images.shape[1:])
         return self.net(images) if plan is None else self._run(plan, images)
+
+    def differs(self, shape: Sequence[int]) -> bool:
+        """Whether what runs for images of this shape (c, h, w) is not the net itself: kernels, or norms folded."""
+        return self._planned(shape) is not None
+
+    def bits(self, shape: Sequence[int]) -> str:
+        """What decides the bits for images of this shape (c, h, w) beside torch: kernels, the folding, or "plain"."""
+        plan = self._planned(shape)
+        if plan is None:
+            return "plain"
+        return identity() if any(isinstance(stage, Compiled) for stage in plan) else f"folded, {lowering()}"
 
     def refresh(self) -> None:
         """Read the net's weights, biases and norms again; nobody may be calling it at that time.
@@ -68,17 +75,19 @@ class Fast:
             if not all(stage.refresh() for stage in stages):
                 self.plans.clear()
 
-    def _say(self, sentence: str) -> None:
+    def _say(self, sentence: str, level: int = logging.WARNING) -> None:
         if sentence not in self.said:
             self.said.append(sentence)
-            _tell(sentence)
+            _tell(sentence, level)
 
-    def _traced(self) -> fx.GraphModule | None:
+    @cached_property
+    def _graph(self) -> fx.GraphModule | None:
+        """The net as a graph, None when it runs as it is; read, and kernels built, when the first images come."""
         if any(tensor.device.type != "cpu" for tensor in (*self.net.parameters(), *self.net.buffers())):
-            self._say("The net runs dense: it is not on the CPU.")
+            self._say("The net runs dense: it is not on the CPU.", logging.INFO)
             return None
-        if kernels() is None:
-            self._say(f"The net runs dense: sparse kernels are {explain()}")
+        if (why := lacking()) is not None:
+            self._say(f"The net runs dense: {why}")
             return None
         try:
             graph = Tracer().trace(self.net)
@@ -91,12 +100,26 @@ class Fast:
             return None
         return module
 
-    def _plan(self, images: Tensor) -> list[Stage] | None:
+    @cached_property
+    def _ends(self) -> tuple[fx.Node, fx.Node]:
+        """The nodes of images and logits in the graph."""
+        assert self._graph is not None
+        nodes = {node.op: node for node in self._graph.graph.nodes}
+        return nodes["placeholder"], nodes["output"].args[0]
+
+    def _planned(self, shape: Sequence[int]) -> list[Stage] | None:
+        shape = tuple(shape)
+        with self._lock:
+            if shape not in self.plans:
+                self.plans[shape] = self._plan(shape)
+            return self.plans[shape]
+
+    def _plan(self, shape: tuple[int, ...]) -> list[Stage] | None:
         """What runs for images of this shape, None for the net as it is."""
         if self._graph is None:
             return None
         with torch.no_grad():
-            ShapeProp(self._graph).propagate(torch.zeros(2, *images.shape[1:]))
+            ShapeProp(self._graph).propagate(torch.zeros(2, *shape))
         sparse = self._always or density(self._graph, self._pattern) <= DENSE_ABOVE
         reader, stages = Reader(self._graph, self._pattern), list[Stage]()
 
@@ -117,24 +140,22 @@ class Fast:
                 self._say(f"A part of the net runs dense: {_described(self._graph, node)}.")
             stages.append(node)
         cut()
-        return stages
+        return None if all(isinstance(stage, fx.Node) for stage in stages) else stages
 
     def _run(self, plan: list[Stage], images: Tensor) -> Tensor:
         assert self._graph is not None
-        interpreter = fx.Interpreter(self._graph, garbage_collect_values=False)
-        env: dict[fx.Node, Any] = {}
-        for node in self._graph.graph.nodes:
-            if node.op == "placeholder":
-                env[node] = images
+        first, last = self._ends
+        interpreter = None
+        env: dict[fx.Node, Any] = {first: images}
         for stage in plan:
             if not isinstance(stage, fx.Node):
                 found = stage(*(env[node] for node in stage.inputs))
                 env |= zip(stage.outputs, found, strict=True)
             else:
+                interpreter = interpreter or fx.Interpreter(self._graph, garbage_collect_values=False)
                 interpreter.env = env
                 env[stage] = interpreter.run_node(stage)
-        (last,) = (node for node in self._graph.graph.nodes if node.op == "output")
-        return env[last.args[0]]
+        return env[last]
 
 
 def fast(net: nn.Module, *, always: bool = False, masks: Masks | None = None) -> Fast:
@@ -161,9 +182,9 @@ def density(graph: fx.GraphModule, pattern: Pattern) -> float:
 
 
 @cache
-def _tell(sentence: str) -> None:
+def _tell(sentence: str, level: int) -> None:
     """Log a sentence, once in a process: a training makes a fast net a stage."""
-    _SAY.warning("%s", sentence)
+    _SAY.log(level, "%s", sentence)
 
 
 def _refuse_training(net: nn.Module) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
@@ -33,7 +32,7 @@ class Compiled:
         self._after = [_shape(node) for node in self.outputs]
         self._kernels, self._segment, self._lowered = kernels, segment, lower(segment)
         self.version = 0  # how often the weights were read
-        self._idle: dict[int, list[np.ndarray[Any, Any]]] = {}  # arenas that no call uses, by their size
+        self._idle: dict[int, list[Tensor]] = {}  # arenas that no call uses, by their size
         self._lock = threading.Lock()
         if not self.refresh():
             raise ValueError("the pattern leaves out weights that are not zero")
@@ -59,10 +58,11 @@ class Compiled:
 
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The outputs; with gradients of the inputs where they are asked for."""
-        keep = torch.is_grad_enabled() and any(value.requires_grad for value in values)
-        return _Run.apply(self, keep, *values)
+        if torch.is_grad_enabled() and any(value.requires_grad for value in values):
+            return _Run.apply(self, *values)
+        return self.forward(values, keep=False)[0]
 
-    def forward(self, values: tuple[Tensor, ...], keep: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def forward(self, values: tuple[Tensor, ...], *, keep: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """The outputs, and what the backward pass needs where `keep`."""
         images = len(values[0])
         saved = self._bytes(images) if keep else None
@@ -87,7 +87,7 @@ class Compiled:
         plain = [value.detach().to(torch.float32).contiguous() for value in inputs]
         arenas = self._borrow(threads * program.arena)
         self._kernels.execute(
-            program.steps, len(program.steps), _aligned(arenas.ctypes.data), program.arena,
+            program.steps, len(program.steps), _aligned(arenas.data_ptr()), program.arena,
             None if saved is None else _aligned(saved.data_ptr()), self._lowered.saved,
             pointers([value.data_ptr() for value in plain]), pointers([value.data_ptr() for value in outputs]),
             images, threads,
@@ -95,22 +95,21 @@ class Compiled:
         with self._lock:
             self._idle.setdefault(len(arenas), []).append(arenas)
 
-    def _borrow(self, floats: int) -> np.ndarray[Any, Any]:
+    def _borrow(self, floats: int) -> Tensor:
         size = floats + _ALIGNED // 4
         with self._lock:
             idle = self._idle.get(size)
-            return idle.pop() if idle else np.empty(size, np.float32)
+            return idle.pop() if idle else torch.empty(size)
 
 
 class _Run(torch.autograd.Function):
     """The segment as an operator of torch: differentiable once, in its inputs."""
 
     @staticmethod
-    def forward(ctx: Any, segment: Compiled, keep: bool, *values: Tensor) -> tuple[Tensor, ...]:
-        outputs, saved = segment.forward(values, keep)
+    def forward(ctx: Any, segment: Compiled, *values: Tensor) -> tuple[Tensor, ...]:
+        outputs, saved = segment.forward(values, keep=True)
         ctx.segment, ctx.version = segment, segment.version
-        if saved is not None:
-            ctx.save_for_backward(saved)
+        ctx.save_for_backward(saved)
         return outputs
 
     @staticmethod
@@ -119,7 +118,7 @@ class _Run(torch.autograd.Function):
         if ctx.segment.version != ctx.version:
             raise RuntimeError("The weights were read anew between a forward pass and its gradient.")
         (saved,) = ctx.saved_tensors
-        return None, None, *ctx.segment.backward(gradients, saved)
+        return None, *ctx.segment.backward(gradients, saved)
 
 
 def _aligned(address: int) -> int:

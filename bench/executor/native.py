@@ -57,18 +57,33 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prunebench" / "kernels"
 
 
+def lacking() -> str | None:
+    """Why there are no kernels here and every net runs dense, with the way out; None where there are some."""
+    found = library()
+    return str(found) if isinstance(found, PrunebenchError) else None
+
+
 def explain() -> str:
     """One line for `doctor`: whether sparse nets run sparse here, and if not, why."""
-    found = library()
-    return (
-        f"not here, nets run dense: {found}" if isinstance(found, PrunebenchError) else f"{found.lanes()} floats wide"
-    )
+    why = lacking()
+    return identity() if why is None else f"none, so all nets run dense: {why}"
 
 
 def identity() -> str:
-    """What tells these kernels from others that may round otherwise: a hash, "none" where nets run dense."""
-    path = compiler()
-    return "none" if path is None or isinstance(library(), PrunebenchError) else _key(path)
+    """What decides the bits that the kernels give: their width, and a hash of source, lowering, compiler and processor.
+
+    "none" where nets run dense.
+    """
+    found = library()
+    if isinstance(found, PrunebenchError):
+        return "none"
+    built = Path(found._name).stem.partition("-")[0]
+    return f"{found.lanes()} floats wide, {sha256_of(canonical_json([built, lowering()]))[:12]}"
+
+
+def lowering() -> str:
+    """A hash of the code that decides how a net is folded and lowered to kernels."""
+    return sha256_of(b"\0".join(path.read_bytes() for path in sorted(SOURCE.parent.glob("*.py"))))[:12]
 
 
 def load(kept: Path) -> ctypes.CDLL:
