@@ -400,6 +400,7 @@ def test_other_flags_are_other_kernels(monkeypatch, small_source, empty_cache):
     first = native.identity()
     assert first == native.identity() != "none"
     monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-ffp-contract=off"))
+    native.library.cache_clear()
     assert native.identity() != first
 
 
