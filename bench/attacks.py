@@ -16,13 +16,13 @@ from typing import Protocol as Interface
 import torch
 import torch.nn.functional as F
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor
 
+from bench.autoattack import Model, fab
+from bench.autoattack.square import square as linf_square
 from bench.protocol import Threat
 
-Model = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 _QUIET = logging.getLogger("prunebench.autoattack")
@@ -84,15 +84,13 @@ def apgd_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, gene
 
 def fab_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
     """Targeted Fast Adaptive Boundary attack, 100 steps for each of the 9 likeliest wrong classes."""
-    attack = FABAttack_PT(
-        model, n_restarts=1, n_iter=100, eps=threat.radius, norm=threat.norm, targeted=True,
-        n_target_classes=min(9, _classes(model, images) - 1), seed=generator.initial_seed(), device=images.device,
-    )  # fmt: skip
-    return _contained(attack.perturb, images, labels)
+    return fab.fab_t(model, images, labels, threat.norm, threat.radius, min(9, _classes(model, images) - 1))
 
 
 def square(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
     """Square attack, 5,000 queries; sees logits only."""
+    if threat.norm == "Linf":
+        return linf_square(model, images, labels, threat.radius, generator.initial_seed())
     attack = SquareAttack(
         model, p_init=0.8, n_queries=5000, eps=threat.radius, norm=threat.norm, n_restarts=1, resc_schedule=False,
         seed=generator.initial_seed(), device=images.device,
