@@ -4,7 +4,8 @@
 have the shape of the images; an image that an attack gives up on comes back unchanged. An attack only proposes: nothing
 it says about success enters a number.
 
-The four attacks of AutoAttack *standard* (Croce & Hein 2020, arXiv 2003.01690) run as its authors publish them.
+The four attacks of AutoAttack *standard* (Croce & Hein 2020, arXiv 2003.01690): APGD-CE, APGD-T and, in L2, Square run
+as its authors publish them; FAB-T and, in Linf, Square are our own of `bench.autoattack`, which find the same points.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.square import SquareAttack
 from torch import Tensor
 
-from bench.autoattack import Model, fab
+from bench.autoattack import Model as Model
+from bench.autoattack import fab
 from bench.autoattack.square import square as linf_square
 from bench.protocol import Threat
 

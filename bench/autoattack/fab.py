@@ -1,4 +1,6 @@
-"""Targeted FAB: to the decision boundary by linear steps, and along it towards the image (Croce & Hein 2020, 1907.02044).
+"""Targeted FAB: to the decision boundary by linear steps, and along it towards the image.
+
+Croce & Hein 2020, arXiv 1907.02044.
 
 The published attack takes one target after the other. It draws nothing at random and its images never meet, so here an
 image has a row for each target, and rows of all targets run in one batch.

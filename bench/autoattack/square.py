@@ -1,4 +1,6 @@
-"""The Square attack in Linf: squares of +-eps at random places, kept where they help (Andriushchenko et al. 2020, 1912.00049).
+"""The Square attack in Linf: squares of +-eps at random places, kept where they help.
+
+Andriushchenko, Croce, Flammarion & Hein 2020, arXiv 1912.00049.
 
 The published attack asks the net about one square after the other, the same square for every image at once. Which
 squares these are depends on nothing that the net says, so here they are all drawn beforehand, and two things follow. An
@@ -41,8 +43,9 @@ class Squares:
     def drawn(cls, shape: tuple[int, int, int], queries: int, generator: torch.Generator) -> Squares:
         """As the published attack draws them for images of `shape` (channels, height, width)."""
         channels, height, width = shape
-        share = torch.tensor([_FIRST / 2 ** sum(query > halved for halved in _HALVED) for query in range(queries)],
-                             dtype=torch.float64)
+        share = torch.tensor(
+            [_FIRST / 2 ** sum(query > halved for halved in _HALVED) for query in range(queries)], dtype=torch.float64
+        )
         size = (share * height * width).sqrt().round().long().clamp(1, min(height, width))
         drawn = torch.rand(queries, 2 + channels, generator=generator)
         top, left = ((drawn[:, k] * (side - size)).long() for k, side in ((0, height), (1, width)))
@@ -55,7 +58,7 @@ class Squares:
         return cls(size, top, left, signs, torch.tensor(before))
 
     def masks(self, which: Tensor, height: int, width: int) -> Tensor:
-        """What squares number `which` add to an image, in units of their height: float32 (n, channels, height, width)."""
+        """What squares number `which` add, in units of their height: float32 (n, channels, height, width)."""
         inside = []
         for corner, side in ((self.top[which], height), (self.left[which], width)):
             offset = torch.arange(side, device=which.device) - corner.unsqueeze(1)
