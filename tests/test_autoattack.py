@@ -14,7 +14,7 @@ from pyautoattack.fab_projections import projection_l2, projection_linf
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 
-from bench.autoattack import fab, square
+from bench.autoattack import at_once, fab, square
 from bench.checkpoint import open_net
 from bench.data import as_float
 from tests.nets import STORE
@@ -113,6 +113,12 @@ def test_a_normal_that_is_not_finite_ends_and_leaves_the_others_alone(norm):
 # Whole attacks
 
 
+@pytest.mark.parametrize(("shape", "points"), [((1, 8, 8), 4096), ((3, 32, 32), 64), ((3, 224, 224), 32)])
+def test_how_many_points_fill_a_cache(shape, points):
+    """A quarter of a million values: whole groups of images, and 32 where images are large."""
+    assert at_once(torch.zeros(5, *shape)) == points
+
+
 def seeded(perturb, images, labels):
     with torch.random.fork_rng():
         return perturb(images, labels).detach()
@@ -162,7 +168,7 @@ def test_fab_is_theirs_image_by_image(trained, norm, eps, monkeypatch):
     theirs = their_fab(net, images, labels, norm, eps)
     ours = fab.fab_t(net, images, labels, norm, eps, 9)
     assert alike(net, labels, ours, theirs)
-    monkeypatch.setattr(fab, "_BATCH", {"cpu": 32 * 64})
+    monkeypatch.setattr(fab, "at_once", lambda images: 32)
     assert alike(net, labels, fab.fab_t(net, images, labels, norm, eps, 9), theirs)
     monkeypatch.setattr(fab, "BACKWARD", 0.5)
     assert not alike(net, labels, fab.fab_t(net, images, labels, norm, eps, 9), theirs)  # the twin
@@ -171,7 +177,7 @@ def test_fab_is_theirs_image_by_image(trained, norm, eps, monkeypatch):
 def test_fab_leaves_an_image_that_fell_in_peace(trained, monkeypatch):
     """In batches of 32 rows all images but the last few have fallen to the likeliest class before the next is tried."""
     net, images, labels = trained
-    monkeypatch.setattr(fab, "_BATCH", {"cpu": 32 * 64})
+    monkeypatch.setattr(fab, "at_once", lambda images: 32)
     asked = []
 
     def model(points):
@@ -229,6 +235,7 @@ def test_an_image_that_never_changes_is_asked_about_each_square_once():
     asked = []
 
     def model(images):
+        assert len(images)
         asked.append(images)
         return torch.tensor([[1.0, 0.0]]).expand(len(images), 2)
 

@@ -13,13 +13,12 @@ import math
 import torch
 from torch import Tensor
 
-from bench.autoattack import Model
+from bench.autoattack import Model, at_once
 
 STEPS = 100
 OVERSHOOT = 1.05  # of a step to the linear boundary, eta in the paper
 BACKWARD = 0.9  # what is left of the perturbation after a step back from the other side, beta
 LARGEST_PULL = 0.1  # the largest weight of the step that starts at the image, alpha_max
-_BATCH = {"cpu": 2**18, "cuda": 2**24}  # pixel values that are at work at once: on a CPU they should stay in its cache
 
 
 @torch.no_grad()
@@ -34,7 +33,7 @@ def fab_t(model: Model, images: Tensor, labels: Tensor, norm: str, eps: float, t
     image = standing.nonzero().squeeze(1).repeat(targets)  # of each row
     target = ranked[standing, 1 : targets + 1].T.flatten()
     left = torch.arange(len(image), device=images.device)
-    rows = max(32, _BATCH.get(images.device.type, 2**18) // math.prod(images.shape[1:]) // 32 * 32)
+    rows = at_once(images)
     while len(left):
         now, left = left[:rows], left[rows:]
         found, length = _nearest(model, images[image[now]], labels[image[now]], target[now], norm)

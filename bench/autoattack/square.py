@@ -16,14 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.autoattack import Model
+from bench.autoattack import Model, at_once
 
 QUERIES = 5000
 _FIRST = 0.8  # share of the image that the first squares cover; halved after each of these queries
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _AHEAD = 128  # squares that an image looks ahead for those that it needs to ask about
 _PATIENCE = 4  # so many queries without success for each square that is asked about beside the next one
-_BATCH = {"cpu": 2**18, "cuda": 2**24}  # pixel values that are asked about at once where images are few
 
 
 @dataclass(frozen=True)
@@ -94,18 +93,19 @@ def _searched(model: Model, images: Tensor, labels: Tensor, eps: float, seed: in
     margin = _margin(model, best, labels)
     # Of each image: the query that is next, and the last one that helped.
     following, helped = torch.zeros_like(labels), torch.full_like(labels, -1)
-    most = max(1, _BATCH.get(images.device.type, 2**18) // images[0].numel())
     ahead = torch.arange(_AHEAD, device=images.device)
     while len(active := ((margin > 0) & (following < QUERIES)).nonzero().squeeze(1)):
         query = following[active].unsqueeze(1) + ahead
         unknown = squares.before[query.clamp_max(QUERIES - 1)] < helped[active].unsqueeze(1)
         unknown &= query < QUERIES
         several = 1 + (following[active] - helped[active]) // _PATIENCE
-        several = several.clamp_max(max(1, most // len(active))).unsqueeze(1)
+        several = several.clamp_max(max(1, at_once(images) // len(active))).unsqueeze(1)
         rank = unknown.cumsum(1)
-        row, column = (unknown & (rank <= several)).nonzero(as_tuple=True)  # what is asked: image after image, in order
+        row, column = (unknown & (rank <= several)).nonzero(as_tuple=True)  # what is asked now, image after image
         settled = torch.where(rank[:, -1:] > several, (rank < several).sum(1, keepdim=True) + 1, _AHEAD)
         following[active] += settled.squeeze(1)
+        if not len(row):
+            continue
 
         asked, which = active[row], query[row, column]
         points = best[asked] + 2 * eps * squares.masks(which, height, width)
