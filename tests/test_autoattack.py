@@ -1,4 +1,4 @@
-"""Our FAB and Square against pyautoattack's own, image by image, with planted faults that must be seen."""
+"""Our APGD, FAB and Square against pyautoattack's own, image by image, with planted faults that must be seen."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.fab_projections import projection_l2, projection_linf
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 
-from bench.autoattack import at_once, fab, square
+from bench.autoattack import apgd, at_once, fab, square
 from bench.checkpoint import open_net
 from bench.data import as_float
 from tests.nets import STORE
@@ -160,6 +161,58 @@ def alike(net, labels, ours, theirs):
     assert 5 < int(standing.sum()) < len(labels) - 5
     near = (ours - theirs).abs().flatten(1).amax(1) < 1e-3
     return torch.equal(right(net, ours, labels), standing) and int(near.sum()) >= 0.95 * len(labels)
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t"])
+def test_apgd_is_theirs_image_by_image(trained, name, monkeypatch):
+    net, images, labels = trained
+    common = dict(n_restarts=1, n_iter=100, eps=0.25, norm="Linf", eot_iter=1, rho=0.75, seed=3, device=images.device)
+
+    def ours():
+        if name == "apgd-ce":
+            return apgd.apgd_ce(net, images, labels, 0.25, 3)
+        return apgd.apgd_t(net, images, labels, 0.25, 9, 3)
+
+    peer = (
+        APGDAttack(net, loss="ce", **common)
+        if name == "apgd-ce"
+        else APGDAttack_targeted(net, n_target_classes=9, **common)
+    )
+    theirs = seeded(peer.perturb, images.clone(), labels)
+    assert alike(net, labels, ours(), theirs)
+    for constant, wrong in (("MOMENTUM", 0.5), ("_RISES", 0.1)):  # the twins
+        with monkeypatch.context() as planted:
+            planted.setattr(apgd, constant, wrong)
+            assert not alike(net, labels, ours(), theirs)
+
+
+@given(seed=st.integers(0, 10**6), classes=st.integers(4, 12), scale=st.sampled_from([0.01, 1, 100]))
+def test_losses_and_their_gradients_are_those_of_autograd(seed, classes, scale):
+    chance = generator(seed)
+    logits = (scale * torch.randn(6, classes, dtype=torch.float64, generator=chance)).requires_grad_()
+    labels = torch.randint(classes, (6,), generator=chance)
+    targets = (labels + torch.randint(1, classes, (6,), generator=chance)) % classes
+    peer = APGDAttack_targeted(None, eps=0.1)
+    peer.y_target = targets
+    for ours, theirs in (
+        (apgd._cross_entropy(labels), torch.nn.functional.cross_entropy(logits, labels, reduction="none")),
+        (apgd._dlr(labels, targets), peer.dlr_loss_targeted(logits, labels)),
+    ):
+        values, slopes = ours(logits.detach())
+        (expected,) = torch.autograd.grad(theirs.sum(), logits)
+        torch.testing.assert_close(values, theirs.detach())
+        torch.testing.assert_close(slopes, expected)
+
+
+def test_apgd_takes_a_gradient_that_shares_its_memory():
+    """A sum's gradient is one number for all pixels."""
+    images, labels = torch.full((2, 1, 8, 8), 0.5), torch.zeros(2, dtype=torch.int64)
+
+    def model(points):
+        total = points.sum((1, 2, 3))
+        return torch.stack([torch.full_like(total, 34.0), total], dim=1)
+
+    assert (model(apgd.apgd_ce(model, images, labels, 0.1, 0)).argmax(1) == 1).all()
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.25), ("L2", 0.7)])
