@@ -4,7 +4,8 @@
 have the shape of the images; an image that an attack gives up on comes back unchanged. An attack only proposes: nothing
 it says about success enters a number.
 
-The four attacks of AutoAttack *standard* (Croce & Hein 2020, arXiv 2003.01690) run as its authors publish them.
+The four attacks of AutoAttack *standard* (Croce & Hein 2020, arXiv 2003.01690): in Linf, and FAB-T in L2 too, they
+are our own of `bench.autoattack`, which find the same points sooner; the others run as its authors publish them.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Protocol as Interface
 import torch
 import torch.nn.functional as F
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor
 
+from bench.autoattack import Model as Model
+from bench.autoattack import apgd, fab
+from bench.autoattack.square import square as linf_square
 from bench.protocol import Threat
 
-Model = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 _QUIET = logging.getLogger("prunebench.autoattack")
@@ -55,6 +57,8 @@ def within(proposals: Tensor, images: Tensor, threat: Threat) -> Tensor:
 
 def apgd_ce(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
     """Auto-PGD on cross-entropy, 100 steps, one start."""
+    if threat.norm == "Linf":
+        return apgd.apgd_ce(model, images, labels, threat.radius, generator.initial_seed())
     attack = APGDAttack(
         model, n_restarts=1, n_iter=100, eps=threat.radius, norm=threat.norm, eot_iter=1, rho=0.75, loss="ce",
         seed=generator.initial_seed(), device=images.device, logger=_QUIET,
@@ -68,31 +72,32 @@ def apgd_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, gene
     The targeted DLR loss takes four logits. With three classes the untargeted DLR loss runs instead; with two, where CE
     already orders the points as the margin does, CE from another start.
     """
-    classes = _classes(model, images)
+    classes, seed = _classes(model, images), generator.initial_seed()
+    if classes == 2:
+        return apgd_ce(model, images, labels, threat, generator=torch.Generator().manual_seed(seed ^ 1))
+    targets = min(9, classes - 1)
+    if threat.norm == "Linf" and classes >= 4:
+        return apgd.apgd_t(model, images, labels, threat.radius, targets, seed)
     common = dict(
         n_restarts=1, n_iter=100, eps=threat.radius, norm=threat.norm, eot_iter=1, rho=0.75, device=images.device,
-        logger=_QUIET,
+        logger=_QUIET, seed=seed,
     )  # fmt: skip
-    seed = generator.initial_seed()
     if classes >= 4:
-        attack = APGDAttack_targeted(model, seed=seed, n_target_classes=min(9, classes - 1), **common)
+        attack = APGDAttack_targeted(model, n_target_classes=targets, **common)
     else:
-        loss = "dlr" if classes == 3 else "ce"
-        attack = APGDAttack(model, seed=seed if classes == 3 else seed ^ 1, loss=loss, **common)
+        attack = APGDAttack(model, loss="dlr", **common)
     return _contained(attack.perturb, images, labels)
 
 
 def fab_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
     """Targeted Fast Adaptive Boundary attack, 100 steps for each of the 9 likeliest wrong classes."""
-    attack = FABAttack_PT(
-        model, n_restarts=1, n_iter=100, eps=threat.radius, norm=threat.norm, targeted=True,
-        n_target_classes=min(9, _classes(model, images) - 1), seed=generator.initial_seed(), device=images.device,
-    )  # fmt: skip
-    return _contained(attack.perturb, images, labels)
+    return fab.fab_t(model, images, labels, threat.norm, threat.radius, min(9, _classes(model, images) - 1))
 
 
 def square(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
     """Square attack, 5,000 queries; sees logits only."""
+    if threat.norm == "Linf":
+        return linf_square(model, images, labels, threat.radius, generator.initial_seed())
     attack = SquareAttack(
         model, p_init=0.8, n_queries=5000, eps=threat.radius, norm=threat.norm, n_restarts=1, resc_schedule=False,
         seed=generator.initial_seed(), device=images.device,
