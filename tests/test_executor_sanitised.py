@@ -18,10 +18,9 @@ import pytest
 import torch
 from torch import nn
 
-from bench.executor import Fast, native, program
-from bench.executor.compiled import Compiled
+from bench.executor import native, program
 from bench.executor.program import CONV, DENSE, Program
-from tests.test_executor import SHAPES, apart, both, generator, sparse_net, sparsely, stir
+from tests.test_executor import SHAPES, apart, both, compiled, generator, sparse_net, sparsely, stir
 
 DRIVER = Path(__file__).with_name("executor") / "driver.cpp"
 # Products that are fused with sums where the compiler likes would give each build its own last bits.
@@ -68,12 +67,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, float
     "quads": (lambda: block(0.9), (33, 3, 10, 10), {"FOUR": 0.0}),
     "quads-odd": (lambda: block(0.9), (17, 3, 5, 7), {"FOUR": 0.0}),
 }  # fmt: skip
-
-
-def compiled(net: Fast) -> Compiled:
-    (plan,) = net.plans.values()
-    (stage,) = (stage for stage in plan or () if isinstance(stage, Compiled))
-    return stage
 
 
 @dataclass
