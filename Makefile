@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-extras check bench lock clean
+.PHONY: help setup demo test test-slow test-extras sanitise check bench lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test-extras: $(READY) $(EXTRAS:%=.venv-%/.ready-$(VERSION)) ## test torchattacks
 	$(BIN)/pytest tests/extras/test_conflict.py
 	.venv-torchattacks/bin/python -m pytest tests/extras/test_torchattacks.py
 	.venv-robustbench/bin/python -m pytest tests/extras/test_robustbench.py
+
+sanitise: $(READY) ## run the kernels under sanitisers and, where there is an emulator, on another processor
+	$(BIN)/pytest -m "" tests/test_executor_sanitised.py
 
 check: $(READY) ## lint, formatting, types, architecture
 	$(BIN)/ruff check .

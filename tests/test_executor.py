@@ -7,6 +7,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -236,6 +237,184 @@ def test_images_in_another_order_of_memory():
     assert torch.equal(net(images.to(memory_format=torch.channels_last)), net(images))
 
 
+# Images and gradients of another kind
+
+DIGITS = torch.rand(20, 1, 8, 8, generator=generator())
+
+
+@pytest.fixture(scope="module")
+def digits() -> Fast:
+    return sparsely(sparse_net("digits-cnn", 0.1))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        DIGITS[:17],
+        DIGITS.flip(0)[3:],
+        DIGITS.transpose(2, 3).contiguous().transpose(2, 3),
+        DIGITS.to(memory_format=torch.channels_last)[::2],
+        DIGITS[:1].expand(19, -1, -1, -1),
+        torch.rand(20, 3, 9, 16, generator=generator())[:, 1:2, 1:, ::2],
+        torch.rand(20, 1, 8, 8, generator=generator()).requires_grad_()[2:],
+    ],
+)
+def test_a_view_of_images_gives_what_its_copy_gives(digits, images):
+    ours, copy = images, images.detach().clone(memory_format=torch.contiguous_format)
+    for got, wanted in zip(both(digits, ours.detach()), both(digits, copy), strict=True):
+        assert torch.equal(got, wanted)
+    assert torch.equal(digits(ours), digits(copy))
+
+
+def test_a_gradient_reaches_the_leaf_behind_a_view(digits):
+    leaf = DIGITS.clone().requires_grad_()
+    digits(leaf[2:].transpose(2, 3)).sum().backward()
+    copy = DIGITS[2:].transpose(2, 3).clone().requires_grad_()
+    digits(copy).sum().backward()
+    assert not leaf.grad[:2].any()
+    assert torch.equal(leaf.grad[2:].transpose(2, 3), copy.grad)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 8, 8), (3, 1, 9, 9), (3, 1, 1, 1), (3, 0, 8, 8), (3, 64)])
+def test_images_of_another_shape_are_refused(digits, shape):
+    with pytest.raises(PrunebenchError, match=f"does not take images of the shape .{', '.join(map(str, shape[1:]))}"):
+        digits(torch.rand(shape))
+    assert torch.isfinite(digits(DIGITS)).all()
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (1, 8, 8), (1, 1, 1, 8, 8)])
+def test_what_is_no_batch_of_images_is_refused(digits, shape):
+    with pytest.raises(PrunebenchError, match=r"takes images \(n, c, h, w\)"):
+        digits(torch.rand(shape))
+
+
+def test_another_size_that_the_net_takes_is_another_plan():
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)).requires_grad_(False)
+    quick = sparsely(net)
+    for size in ((9, 9), (5, 11), (9, 9), (30, 2)):
+        images = torch.rand(3, 2, *size, generator=generator())
+        assert apart(quick(images), net(images)) < 1e-5
+    assert sorted(quick.plans) == [(2, 5, 11), (2, 9, 9), (2, 30, 2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_images_of_another_type_are_the_nets_own_affair(dtype):
+    net = sparse_net("digits-cnn", 0.1)
+    quick, images = sparsely(net), DIGITS.to(dtype)
+    if dtype == torch.float64:
+        with pytest.raises(RuntimeError, match="type"):
+            quick(images)
+        net.double()
+    assert torch.equal(quick(images), net(images))
+    assert not quick.plans
+
+
+def test_no_images_have_no_gradient(digits):
+    images = torch.zeros(0, 1, 8, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(digits(images).sum(), images)
+    assert gradient.shape == (0, 1, 8, 8)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
+@pytest.mark.parametrize("arch", ["digits-cnn", "mnist-cnn"])
+def test_an_image_that_is_no_number_stays_alone(arch, value):
+    """Its logits are numbers where the dense net's are; nobody's beside it or after it changes."""
+    net = sparse_net(arch, 1.0)
+    quick, images = sparsely(net), torch.rand(20, *SHAPES[arch], generator=generator())
+    before, broken = both(quick, images), images.clone()
+    broken[5, 0, 3, 4] = value
+    ours, theirs = both(quick, broken), both(net, broken)
+    others = torch.arange(20) != 5
+    for got, wanted, clean in zip(ours, theirs, before, strict=True):
+        assert torch.equal(got[others], clean[others])
+        assert torch.equal(got.isfinite(), wanted.isfinite())
+    if value != value:
+        assert ours[0][5].isnan().all()
+    for got, clean in zip(both(quick, images), before, strict=True):
+        assert torch.equal(got, clean)
+
+
+def test_a_gradient_of_the_outputs_may_lie_anyhow_in_memory(digits):
+    images = DIGITS.clone().requires_grad_()
+    wide = torch.randn(40, 20, generator=generator())
+    for direction in (wide[::2, ::2], wide[:10].t(), wide[:1, :1].expand(20, 10), wide[0, :10].expand(20, 10)):
+        (got,) = torch.autograd.grad(digits(images), images, direction)
+        (wanted,) = torch.autograd.grad(digits(images), images, direction.clone(memory_format=torch.contiguous_format))
+        assert torch.equal(got, wanted)
+    (got,) = torch.autograd.grad(digits(images).double(), images, wide[:20, :10].double())
+    (wanted,) = torch.autograd.grad(digits(images), images, wide[:20, :10])
+    assert torch.equal(got, wanted)
+
+
+def test_gradients_of_another_shape_are_refused():
+    digits, images = sparsely(sparse_net("digits-cnn", 0.1)), DIGITS.clone().requires_grad_()
+    for shape in ((20, 11), (19, 10), (33, 10), (10,)):
+        with pytest.raises(RuntimeError, match="shape"):
+            torch.autograd.grad(digits(images), images, torch.ones(shape))
+    stage = compiled(digits)
+    outputs, saved = stage.forward((DIGITS,), keep=True)
+    assert saved is not None
+    for shape in ((20, 11), (20, 10, 1), (20, 9)):
+        with pytest.raises(PrunebenchError, match="A value has the shape"):
+            stage.backward((torch.ones(shape),), saved)
+    with pytest.raises(PrunebenchError, match="gradients of 33 images"):
+        stage.backward((torch.ones(33, 10),), saved)
+    assert outputs[0].shape == (20, 10)
+
+
+class Learned(nn.Module):
+    """Adds the same picture to every image: a tensor of one row that is not a row an image."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.conv, self.picture = nn.Conv2d(1, 2, 3, padding=1), nn.Parameter(torch.rand(rows, 2, 8, 8))
+
+    def forward(self, images):
+        return self.conv(images).relu() + self.picture
+
+
+class Mixed(nn.Module):
+    """All images become one row, and then a row each again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+    def forward(self, images):
+        made = self.conv(images).relu()
+        mixed = made.view(1, -1, 8, 8).relu()
+        return mixed.view(-1, 2, 8, 8) + made.mean(0, keepdim=True)
+
+
+def test_what_is_not_a_row_an_image_runs_dense():
+    for net in (Learned(1), Mixed()):
+        net, quick = net.eval().requires_grad_(False), fast(net, always=True)
+        for images in (DIGITS, DIGITS[:1], DIGITS[:2]):
+            for ours, theirs in zip(both(quick, images), both(net, images), strict=True):
+                assert apart(ours, theirs) < 1e-5
+        assert any("runs dense" in sentence for sentence in quick.said)
+
+
+def test_rows_that_only_seem_to_be_images_are_refused_and_never_read_past():
+    """Two rows, as many as the images that showed the shapes."""
+    net = Learned(2).eval().requires_grad_(False)
+    quick = fast(net, always=True)
+    assert apart(quick(DIGITS[:2]), net(DIGITS[:2])) < 1e-5
+    with pytest.raises(PrunebenchError, match=r"has the shape \(2, 2, 8, 8\) where the plan has \(20, 2, 8, 8\)"):
+        quick(DIGITS)
+
+
+def test_images_that_the_kernels_cannot_count_through_are_refused():
+    taps = np.array([[0, 0, 0, 0], [0, 1, 0, 0]])
+    phase = program.Phase((0, 0), (1, 1), (1, 1), (1, 1), taps, np.arange(2))
+    for pitch, fits in ((2**31 - 2, True), (2**31 - 1, False)):
+        if fits:
+            assert program.pack(phase, np.array([pitch, 16, 16]), 1).entries["offset"].max() == pitch
+        else:
+            with pytest.raises(PrunebenchError, match="too large for the sparse kernels"):
+                program.pack(phase, np.array([pitch, 16, 16]), 1)
+
+
 # Threads
 
 
@@ -252,11 +431,16 @@ def test_the_number_of_threads_changes_no_bit():
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+def compiled(net: Fast) -> Compiled:
+    """The one part of the one plan that runs on the kernels."""
+    (plan,) = net.plans.values()
+    (stage,) = (stage for stage in plan or () if isinstance(stage, Compiled))
+    return stage
+
+
 def blocks(net: Fast) -> set[int]:
     """Into how many blocks the net's convolutions take their input channels."""
-    (plan,) = net.plans.values()
-    (compiled,) = (stage for stage in plan if isinstance(stage, Compiled))
-    lowered = compiled._lowered
+    lowered = compiled(net)._lowered
     return {step.blocks for program in (lowered.forward, lowered.backward) for step in program.steps} - {0}
 
 
@@ -417,7 +601,7 @@ def test_a_broken_cache_file_is_made_again(tmp_path, small_source):
 
 def test_a_whole_cache_file_is_not_made_again(tmp_path, monkeypatch, small_source):
     native.load(tmp_path)
-    monkeypatch.setattr(native, "_compile", lambda path, target: pytest.fail("compiled again"))
+    monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))
     native.load(tmp_path)
     small_source.write_text(small_source.read_text() + "\n")  # the twin: another source is another library
     with pytest.raises(pytest.fail.Exception, match="compiled again"):

@@ -21,7 +21,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from bench.errors import PrunebenchError
 from bench.executor.compiled import Compiled, kernels
 from bench.executor.folded import Folded
-from bench.executor.layers import Reader, Tracer, shape_of
+from bench.executor.layers import PROBE, Reader, Tracer, shape_of
 from bench.executor.native import compiler, explain, identity, lacking, lowering
 from bench.executor.weights import Pattern
 from bench.mask import Masks
@@ -47,9 +47,12 @@ class Fast:
         self._lock = threading.Lock()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (n, classes) of `images`, float32 (n, c, h, w). Raises PrunebenchError for a net in training mode."""
+        """Logits (n, classes) of `images`, float32 (n, c, h, w); other dtypes, and no images, are the net's own affair.
+
+        Raises PrunebenchError for a net in training mode and for images that the net does not take.
+        """
         _refuse_training(self.net)
-        if images.dtype != torch.float32 or images.device.type != "cpu" or not len(images):
+        if images.dtype != torch.float32 or images.device.type != "cpu" or images.shape[:1] == (0,):
             return self.net(images)
         plan = self._planned(images.shape[1:])
         return self.net(images) if plan is None else self._run(plan, images)
@@ -118,8 +121,10 @@ class Fast:
         """What runs for images of this shape, None for the net as it is."""
         if self._graph is None:
             return None
+        probe = torch.zeros(PROBE, *shape)
         with torch.no_grad():
-            ShapeProp(self._graph).propagate(torch.zeros(2, *shape))
+            _try(self.net, probe)
+            ShapeProp(self._graph).propagate(probe)
         sparse = self._always or density(self._graph, self._pattern) <= DENSE_ABOVE
         reader, stages = Reader(self._graph, self._pattern), list[Stage]()
 
@@ -190,6 +195,17 @@ def _tell(sentence: str, level: int) -> None:
 def _refuse_training(net: nn.Module) -> None:
     if net.training:
         raise PrunebenchError("fast() takes a net in eval mode, and this one is in training mode; call net.eval().")
+
+
+def _try(net: nn.Module, images: Tensor) -> None:
+    """Refuse what the net refuses, in a sentence."""
+    shape = tuple(images.shape[1:])
+    if len(shape) not in (1, 3):
+        raise PrunebenchError(f"fast() takes images (n, c, h, w) or (n, features), and each of these is {shape}.")
+    try:
+        net(images)
+    except Exception as error:
+        raise PrunebenchError(f"The net does not take images of the shape {shape}: {error}") from error
 
 
 def _overwritten(graph: fx.GraphModule) -> fx.Node | None:

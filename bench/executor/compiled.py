@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
+from bench.errors import PrunebenchError
 from bench.executor import native
 from bench.executor.layers import Conv, Segment, shape_of
 from bench.executor.lower import lower
@@ -64,20 +65,24 @@ class Compiled:
 
     def forward(self, values: tuple[Tensor, ...], *, keep: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """The outputs, and what the backward pass needs where `keep`."""
-        images = len(values[0])
-        saved = self._bytes(images) if keep else None
+        images = _images(values, self._before)
+        saved = torch.empty(self._bytes(images), dtype=torch.uint8) if keep else None
         outputs = tuple(torch.empty(images, *shape) for shape in self._after)
         self._execute(self._lowered.forward, values, outputs, saved)
         return outputs, saved
 
     def backward(self, gradients: tuple[Tensor, ...], saved: Tensor) -> tuple[Tensor, ...]:
         """The gradients of the inputs, from those of the outputs."""
-        found = tuple(torch.empty(len(gradients[0]), *shape) for shape in self._before)
+        images = _images(gradients, self._after)
+        if len(saved) != self._bytes(images):
+            raise PrunebenchError(f"There are gradients of {images} images, and the outputs were of another number.")
+        found = tuple(torch.empty(images, *shape) for shape in self._before)
         self._execute(self._lowered.backward, gradients, found, saved)
         return found
 
-    def _bytes(self, images: int) -> Tensor:
-        return torch.empty(-(-images // GROUP) * self._lowered.saved + _ALIGNED, dtype=torch.uint8)
+    def _bytes(self, images: int) -> int:
+        """What is saved for the backward pass, and room to align it."""
+        return -(-images // GROUP) * self._lowered.saved + _ALIGNED
 
     def _execute(
         self, program: Program, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], saved: Tensor | None
@@ -119,6 +124,18 @@ class _Run(torch.autograd.Function):
             raise RuntimeError("The weights were read anew between a forward pass and its gradient.")
         (saved,) = ctx.saved_tensors
         return None, *ctx.segment.backward(gradients, saved)
+
+
+def _images(values: tuple[Tensor, ...], shapes: list[tuple[int, ...]]) -> int:
+    """How many images `values` are of; the kernels would read past the end of what has another shape."""
+    images = len(values[0])
+    for value, shape in zip(values, shapes, strict=True):
+        if value.shape != (images, *shape):
+            raise PrunebenchError(
+                f"A value has the shape {tuple(value.shape)} where the plan has {(images, *shape)}, an image a row: "
+                "the net mixes its images, so call the net itself."
+            )
+    return images
 
 
 def _aligned(address: int) -> int:

@@ -54,7 +54,7 @@ struct Quad {
 
 enum Kind : int64_t { LOAD, STORE, FRAME, CONV, DENSE, POOL, UNPOOL };
 enum Tile : int64_t { PIXEL, FLAT, SQUARE };  // 1 x 1, 1 x 8, 2 x 4 output pixels; PIXEL takes one block only
-enum Gate : int64_t { OPEN, RELU, MASK };  // nothing; max(x, 0), its sign saved; times the sign that was saved
+enum Gate : int64_t { OPEN, RELU, MASK };  // nothing; max(x, 0) or NaN, its sign saved; times the sign that was saved
 
 struct Step {
     int64_t kind, gate, tile, port;
@@ -125,7 +125,7 @@ inline Place at(const Step& s, float* arena, uint8_t* saved, int64_t row, int64_
 template <int GATE>
 inline void finish(float* out, uint8_t* saved, Vec x) {
     if constexpr (GATE == RELU) {
-        const Int positive = x > Vec{};
+        const Int positive = ~(x <= Vec{});  // not a number: as it is, with its gradient
         x = chosen(positive, x);
         if (saved) {
             const uint32_t bits = bits_of(positive);

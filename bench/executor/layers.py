@@ -18,6 +18,7 @@ from bench.executor.weights import Fixed, Pattern, Weights
 from bench.models import Normalise
 
 Shape = tuple[int, int, int]
+PROBE = 2  # images that show the shapes of the values
 
 
 @dataclass
@@ -72,11 +73,14 @@ class Tracer(fx.Tracer):
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
-    """The shape of one image's value at `node`, None where it is not one float32 tensor with a row an image."""
+    """The shape of one image's value at `node`, None where it is not one float32 tensor with a row an image.
+
+    `PROBE` images have been propagated through the graph.
+    """
     meta: Any = node.meta.get("tensor_meta")
-    if not isinstance(getattr(meta, "shape", None), torch.Size) or meta.dtype != torch.float32 or not meta.shape:
+    if not isinstance(getattr(meta, "shape", None), torch.Size) or meta.dtype != torch.float32:
         return None
-    return tuple(meta.shape[1:])
+    return tuple(meta.shape[1:]) if meta.shape[:1] == (PROBE,) else None
 
 
 class Reader:
@@ -111,7 +115,7 @@ class Reader:
         function = str(node.target) if node.op == "call_method" else node.target
         first, second = (*node.args, None, None)[:2]
         if function in (operator.add, operator.iadd, torch.add, "add", "add_"):
-            alike = len(sources) == 2 and sources[0] == sources[1] and not node.kwargs
+            alike = len(set(sources)) == 1 and not node.kwargs
             return alike and self._sum(node, first, second)
         if function in (F.relu, torch.relu, "relu", "relu_") and len(sources) == 1:
             return self._relu(node, first)

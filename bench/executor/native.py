@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -86,8 +87,8 @@ def lowering() -> str:
     return sha256_of(b"\0".join(path.read_bytes() for path in sorted(SOURCE.parent.glob("*.py"))))[:12]
 
 
-def load(kept: Path) -> ctypes.CDLL:
-    """The library out of the folder `kept`, compiled if it is not there whole.
+def load(kept: Path, flags: Sequence[str] = FLAGS, targets: Sequence[str] = TARGETS) -> ctypes.CDLL:
+    """The library out of the folder `kept`, compiled if it is not there whole: for the first target that is accepted.
 
     Its name has the hash of what it was made from and its own, so that a file that was cut short is not loaded but made
     again. Raises PrunebenchError when it cannot be made.
@@ -97,7 +98,7 @@ def load(kept: Path) -> ctypes.CDLL:
         raise PrunebenchError(f"there is no C++ compiler ({', '.join(COMPILERS)}) on the path; install one.")
     if sys.platform == "win32":
         raise PrunebenchError("the kernels are written for GCC and Clang, not for Windows.")
-    key = _key(path)
+    key = _key(path, flags, targets)
     for built in sorted(kept.glob(f"{key}-*.so")):
         if built.stem == f"{key}-{sha256_of(built.read_bytes())[:16]}":
             return _open(built)
@@ -105,7 +106,7 @@ def load(kept: Path) -> ctypes.CDLL:
     try:
         with tempfile.TemporaryDirectory() as scratch:
             made = Path(scratch) / "kernels.so"
-            _compile(path, made)
+            _compile(path, made, flags, targets)
             data = made.read_bytes()
     except OSError as error:
         raise PrunebenchError(f"the kernels cannot be built ({error.strerror or error}).") from error
@@ -114,7 +115,7 @@ def load(kept: Path) -> ctypes.CDLL:
     return _open(built)
 
 
-def _key(path: str) -> str:
+def _key(path: str, flags: Sequence[str], targets: Sequence[str]) -> str:
     """The hash of all that decides what the compiler makes: source, flags, compiler and processor."""
     try:
         version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
@@ -123,13 +124,22 @@ def _key(path: str) -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    facts = [SOURCE.read_text(), FLAGS, TARGETS, version, machine.cpu(), platform.machine(), sys.platform, features]
+    facts = [
+        SOURCE.read_text(),
+        [*flags],
+        [*targets],
+        version,
+        machine.cpu(),
+        platform.machine(),
+        sys.platform,
+        features,
+    ]
     return sha256_of(canonical_json(facts))[:16]
 
 
-def _compile(path: str, target: Path) -> None:
-    for native in TARGETS:
-        command = [path, *FLAGS, *([native] if native else []), str(SOURCE), "-o", str(target)]
+def _compile(path: str, made: Path, flags: Sequence[str], targets: Sequence[str]) -> None:
+    for target in targets:
+        command = [path, *flags, *([target] if target else []), str(SOURCE), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return

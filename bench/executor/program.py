@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.errors import PrunebenchError
 from bench.executor.native import PITCHES, Step
 
 GROUP = 16  # images that lie side by side
@@ -303,10 +304,18 @@ class Packed:
 
 
 def pack(phase: Phase, pitches: NDArray[np.int64], channels: int) -> Packed:
-    """A phase for the kernel that is cheaper; `pitches`: floats from one input channel, row and column to the next."""
+    """A phase for the kernel that is cheaper; `pitches`: floats from one input channel, row and column to the next.
+
+    Raises PrunebenchError where the kernels cannot count that far.
+    """
     outputs, offsets = phase.taps[:, 0], phase.taps[:, 1:] @ pitches
     low = int(offsets.min(initial=0))
     span = int(offsets.max(initial=0)) - low + 1
+    if span > np.iinfo(np.int32).max:
+        raise PrunebenchError(
+            f"The images are too large for the sparse kernels: weights of a layer read {span} floats apart, and "
+            f"{np.iinfo(np.int32).max} is the most; call the net itself."
+        )
     keys = outputs // QUAD * span + offsets - low
     shared = np.unique(keys)
     tile, waste = _tile(phase)
