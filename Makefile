@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 PACKAGES := $(VENV)/.packages-$(VERSION)
 READY := $(VENV)/.ready-$(VERSION)
-EXTRAS := torchattacks robustbench
+EXTRAS := torchattacks robustbench ray
 
 # A wheel of half a gigabyte may pause longer than uv's half minute.
 export UV_HTTP_TIMEOUT ?= 300

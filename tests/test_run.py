@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ from bench.errors import PrunebenchError
 from bench.files import sha256_of, sole_user
 from bench.protocol import Threat
 from bench.record import Record, Refusal, load_record, outcomes_path, pairs_path, proposals_path, recount
-from bench.run import NET, Ended, grid, job_id, job_of, run, train
+from bench.run import grid, job_id, job_of, run
+from bench.task import NET, Ended, train
 from pruners import parse
 from tests.nets import STORE, changed, job, toml
 from tools.kill_and_resume import timeless
@@ -63,14 +65,39 @@ def mine(tmp_path):
     return f"{file}:Mine"
 
 
+class Here:
+    """An engine that takes every step in this process as soon as it is submitted, which takes no start of processes."""
+
+    def __init__(self, workers=1):
+        self.workers, self.taken, self.told = workers, [], []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def room(self, running):
+        return running < self.workers
+
+    def submit(self, step):
+        self.taken.append(step.name)
+        future = Future()
+        future.set_result(step(lambda *told: self.told.append((step.name, *told))))
+        return future
+
+    def news(self):
+        told, self.told = self.told, []
+        return iter(told)
+
+    def why(self, error):
+        return str(error)
+
+
 @pytest.fixture
 def here(monkeypatch):
-    """Let `run` work through its tasks in this process, one after the other, which takes no start of processes."""
-
-    def one_by_one(tasks, workers, report):
-        yield from (bench.run._train(task) or bench.run._score(task) for task in tasks)
-
-    monkeypatch.setattr(bench.run, "_side_by_side", one_by_one)
+    """Let `run` take all steps in this process."""
+    monkeypatch.setattr(bench.run, "Pool", Here)
 
 
 def jobs(*specs, sparsities=(0.9,), seeds=(0,)):
