@@ -61,7 +61,7 @@ def run_(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="How many are trained and scored side by side; ray: as many as fit.")
     ] = None,
-    engine: Annotated[Engines, typer.Option(help="Processes of this machine, or Ray, on this one or on many.")] = (
+    engine: Annotated[Engines, typer.Option(help="Processes of this machine, or Ray, on this one or on a cluster.")] = (
         Engines.local
     ),
     address: Annotated[
