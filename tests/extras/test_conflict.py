@@ -1,4 +1,4 @@
-"""torchattacks and robustbench cannot meet in one environment: an installer refuses them together and takes each extra alone."""
+"""torchattacks and robustbench cannot meet in one environment: installers refuse both at once and take each alone."""
 
 from __future__ import annotations
 
