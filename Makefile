@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 PACKAGES := $(VENV)/.packages-$(VERSION)
 READY := $(VENV)/.ready-$(VERSION)
-EXTRAS := torchattacks robustbench
+EXTRAS := torchattacks robustbench ray
 
 # A wheel of half a gigabyte may pause longer than uv's half minute.
 export UV_HTTP_TIMEOUT ?= 300
@@ -36,10 +36,11 @@ test: $(READY) ## run the tests that need neither minutes nor a GPU
 test-slow: $(READY) ## run the tests that take minutes
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "slow and not gpu"
 
-test-extras: $(READY) $(EXTRAS:%=.venv-%/.ready-$(VERSION)) ## test torchattacks and robustbench, each in its own environment
+test-extras: $(READY) $(EXTRAS:%=.venv-%/.ready-$(VERSION)) ## test torchattacks, robustbench and Ray, each in its own environment
 	$(BIN)/pytest tests/extras/test_conflict.py
 	.venv-torchattacks/bin/python -m pytest tests/extras/test_torchattacks.py
 	.venv-robustbench/bin/python -m pytest tests/extras/test_robustbench.py
+	.venv-ray/bin/python -m pytest tests/extras/test_ray.py
 
 sanitise: $(READY) ## run the kernels under sanitisers and, where there is an emulator, on another processor
 	$(BIN)/pytest -m "" tests/test_executor_sanitised.py

@@ -17,6 +17,7 @@ from bench.protocol import PROTOCOLS, Protocol, as_sparsity, from_values, load
 
 if TYPE_CHECKING:
     from bench.data import Store
+    from bench.engine import Engine
 
 # torch takes seconds to import, so what needs it is imported by the verbs that need it.
 
@@ -38,6 +39,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+class Engines(StrEnum):
+    """What can take the steps of a grid."""
+
+    local = "local"
+    ray = "ray"
+
+
 @app.command("run")
 def run_(
     protocol: Protocols,
@@ -49,7 +57,18 @@ def run_(
     ] = None,
     seed: Annotated[list[int] | None, typer.Option("--seed", min=0, help="The protocol's by default.")] = None,
     out: Annotated[Path, typer.Option(help="Where everything goes; what is done there is kept.")] = Path("runs"),
-    jobs: Annotated[int, typer.Option(min=1, help="How many jobs are trained and scored side by side.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="How many are trained and scored side by side; ray: as many as fit.")
+    ] = None,
+    engine: Annotated[Engines, typer.Option(help="Processes of this machine, or Ray, on this one or on a cluster.")] = (
+        Engines.local
+    ),
+    address: Annotated[
+        str | None, typer.Option(help="The Ray to use: auto, on a machine of `ray start`, or HOST:PORT.")
+    ] = None,
+    gpus_per_job: Annotated[
+        float | None, typer.Option(help="Share of a GPU that Ray gives a job; 0.25 by default where there are GPUs.")
+    ] = None,
     examples: Examples = None,
     epochs: Epochs = None,
     keep_proposals: Keep = False,
@@ -65,17 +84,18 @@ def run_(
     from leaderboard import render
 
     rules = _rules(protocol, epochs)
-    where = machine.device_named(device)
+    workers = _engine(engine, jobs, threads, device, out, address, gpus_per_job)
     wanted = [_share(value) for value in sparsity or rules.sparsities]
     grid = run.grid(pruner or list(pruners.PRUNERS), wanted, seed if seed is not None else rules.seeds)
     store = _store(data)
     store.testing(rules.data, examples or rules.test)  # before any training: is the data there, and enough of it?
     with show.Watch(quiet=quiet) as watch:
-        watch.line(f"{len(grid)} jobs of {rules.name}, {jobs} side by side, in {out}")
-        if where.type == "cpu" and (why := executor.lacking()) is not None:
+        watch.line(f"{len(grid)} jobs of {rules.name}, {workers}, in {out}")
+        here = engine is Engines.local and machine.device_named(device).type == "cpu"
+        if here and (why := executor.lacking()) is not None:
             watch.line(f"All nets run dense: {why}")
         results = run.run(
-            rules, grid, out, store, workers=jobs, threads=threads, device=device, examples=examples,
+            rules, grid, out, store, engine=workers, threads=threads, device=device, examples=examples,
             keep_proposals=keep_proposals, report=watch.report,
             ended=lambda end: watch.finish(end.task.job.name, f"{end.how}: {end.why}"),
         )  # fmt: skip
@@ -104,7 +124,7 @@ def train(
     import torch
 
     import pruners
-    from bench import run, show
+    from bench import run, show, task
     from bench.checkpoint import open_net
     from bench.files import sole_user
 
@@ -112,7 +132,7 @@ def train(
     torch.set_num_threads(threads)
     job = run.job_of(pruners.parse(pruner), None if sparsity is None else _share(sparsity), seed)
     with sole_user(out), show.Watch(quiet=quiet) as watch:
-        net = run.train(
+        net = task.train(
             pruner, job, rules, out, out / "stages", _store(data), device=device,
             report=lambda what, done, of: watch.report(job.name, what, done, of),
         )  # fmt: skip
@@ -404,6 +424,7 @@ def doctor(data: DataRoot = Path("data"), as_json: AsJson = False) -> None:
 
     store, compiler = _store(data), executor.compiler()
     facts = {key: str(value) for key, value in machine.env(machine.device_named("auto")).items()}
+    facts["ray"] = machine.package("ray") or "not installed; `run --engine ray` needs it"
     facts |= {"cores": str(os.cpu_count()), "compiler": Path(compiler).name if compiler else "none found"}
     facts |= {"sparse kernels": executor.explain()}
     facts |= {f"data: {name}": "here" if store.present(name) else f"not in {data}" for name in DATASETS}
@@ -411,6 +432,22 @@ def doctor(data: DataRoot = Path("data"), as_json: AsJson = False) -> None:
         print(json.dumps(facts, indent=1))
     else:
         show.out(show.table("", "", rows=list(facts.items())))
+
+
+def _engine(
+    engine: Engines, jobs: int | None, threads: int, device: str, out: Path, address: str | None, gpus: float | None
+) -> Engine:
+    """What takes the steps of a grid. Raises PrunebenchError for options that do not belong to it."""
+    from bench import cluster, machine
+    from bench.engine import Pool
+
+    if engine is Engines.ray:
+        return cluster.Ray(out, address=address, jobs=jobs, threads=threads, device=device, gpus=gpus)
+    for name, value in (("--address", address), ("--gpus-per-job", gpus)):
+        if value is not None:
+            raise PrunebenchError(f"{name} {value} is for Ray; give --engine ray with it, or leave it out.")
+    machine.device_named(device)
+    return Pool(jobs or 1)
 
 
 def _rules(spec: str, epochs: int | None) -> Protocol:

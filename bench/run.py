@@ -2,73 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-import os
-import queue
-import threading
-import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
-from dataclasses import dataclass
-from multiprocessing.connection import wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from bench import machine
-from bench.checkpoint import Header, open_net, seal
 from bench.data import Store
-from bench.errors import PrunebenchError, Refused
+from bench.engine import Engine, News, Pool
+from bench.errors import PrunebenchError
 from bench.files import canonical_json, sha256_of, sole_user, write_bytes
-from bench.lab import Lab
 from bench.protocol import Job, Protocol, as_sparsity
-from bench.record import Record, load_record, outcomes_path, pairs_path, proposals_path, recount
-from bench.score import RECORD, REFUSAL, save_times, score
-from bench.train import Report
+from bench.record import outcomes_path, pairs_path, proposals_path
+from bench.score import RECORD, REFUSAL
+from bench.task import Ended, Step, Task
 from pruners import Chosen, parse
 
-NET = "net.safetensors"
-
-
-@dataclass(frozen=True)
-class Task:
-    """One job of a grid, in a form that another process can take: the pruner by its spec, the job, where, on what.
-
-    `parent`: the folder of the dense net under the same seed, if that is in the grid; it is trained first, and its
-    adversarial images are tried on this net.
-    """
-
-    spec: str
-    job: Job
-    protocol: Protocol
-    folder: Path
-    stages: Path
-    store: Store
-    device: str
-    threads: int
-    examples: int | None
-    keep_proposals: bool
-    parent: Path | None
-
-    @property
-    def dense(self) -> Path | None:
-        """The parent's net, if there is one."""
-        return self.parent / NET if self.parent is not None and (self.parent / NET).exists() else None
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a task ended: `how` is "done", "kept" (it had been done before), "refused" or "failed", `why` a sentence."""
-
-    task: Task
-    how: str
-    why: str
+Watcher = Callable[[str, str, float, float], None]  # a job, what is at work, how much is done, of how much
 
 
 def job_of(chosen: Chosen, sparsity: float | None, seed: int) -> Job:
@@ -96,52 +45,16 @@ def grid(specs: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int]
     return list(jobs.values())
 
 
-def train(spec: str, job: Job, protocol: Protocol, folder: Path, stages: Path, store: Store, *, device: str = "auto",
-          report: Report | None = None) -> Path:  # fmt: skip
-    """Train the net of `job` into `folder` and return its path; a net that is there and whole is kept.
-
-    Raises PrunebenchError for whatever the pruner, its budget or the checks of the net file object to.
-    """
-    path = folder / NET
-    chosen = parse(spec)
-    if _made_for(path, job, protocol, chosen.source, store):
-        return path
-    where = machine.device_named(device)
-    lab = Lab(job, protocol, store, stages, device=where, report=report, resolve=lambda spec: parse(spec).pruner)
-    state = chosen.pruner(job, lab)
-    header = Header(
-        arch=protocol.model, classes=lab.info.classes, shape=lab.info.shape, protocol=protocol, job=job,
-        source=chosen.source, train_sha256=lab.train_sha256,
-        stages=tuple(s.model_copy(update={"seconds": None}) for s in lab.meter.stages),
-    )  # fmt: skip
-    save_times(path, header, [stage.seconds or 0.0 for stage in lab.meter.stages])
-    seal(path, state, header, passes_granted=lab.meter.granted)
-    return path
-
-
-def _made_for(path: Path, job: Job, protocol: Protocol, source: str, store: Store) -> bool:
-    """Whether the net at `path` is whole and the one that would be trained now: same job, rules, pruner and images."""
-    try:
-        header = open_net(path).header
-    except Refused:
-        return False
-    if (header.job, header.protocol, header.source) != (job, protocol, source):
-        return False
-    train, _ = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
-    return header.train_sha256 == train.sha256
-
-
 def run(
-    protocol: Protocol, jobs: list[tuple[str, Job]], out: Path, store: Store, *, workers: int = 1, threads: int = 1,
-    device: str = "auto", examples: int | None = None, keep_proposals: bool = False,
-    report: Callable[[str, str, float, float], None] | None = None, ended: Callable[[Ended], None] | None = None,
+    protocol: Protocol, jobs: list[tuple[str, Job]], out: Path, store: Store, *, engine: Engine | None = None,
+    threads: int = 1, device: str = "auto", examples: int | None = None, keep_proposals: bool = False,
+    report: Watcher | None = None, ended: Callable[[Ended], None] | None = None,
 ) -> list[Ended]:  # fmt: skip
-    """Train and score `jobs`, `workers` side by side, and publish their records below `out/records`.
+    """Train and score `jobs` on `engine` (one process by default), and publish their records below `out/records`.
 
     `keep_proposals`: keep what fooled each net, so that a claim can be replayed. What is done already is kept, so a run
-    that was killed goes on where it was. A job that fails is reported once and does not stop the others. `report(job,
-    what, done, of)` and `ended` are called in this process. Raises PrunebenchError when another run is at work in
-    `out`.
+    that was killed goes on where it was. A job that fails is reported once and does not stop the others. `report` and
+    `ended` are called in this process. Raises PrunebenchError when another run is at work in `out`.
     """
     with sole_user(out):
         folders = {job.name: out / "jobs" / job_id(protocol, spec, job) for spec, job in jobs}
@@ -155,9 +68,11 @@ def run(
                     keep_proposals, None if parent == job.name else folders[parent],
                 )
             )  # fmt: skip
+        images = len(store.testing(protocol.data, examples or protocol.test))
+        order = Order(tasks, shards=-(-images // protocol.shard))
         results = []
-        with closing(_side_by_side(tasks, workers, report)) as ends:  # no worker outlives the lock
-            for result in ends:
+        with engine or Pool() as engine:  # inside the lock: nobody works on after it was let go
+            for result in _work_through(order, engine, report):
                 _publish(result, out / "records")
                 results.append(result)
                 if ended is not None:
@@ -169,6 +84,91 @@ def job_id(protocol: Protocol, spec: str, job: Job) -> str:
     """The folder of a job: readable, and a hash of the rules, the job and the source of the pruner."""
     facts = [protocol.sha256, job.model_dump(mode="json"), parse(spec).source]
     return f"{job.name}-{sha256_of(canonical_json(facts))[:12]}"
+
+
+class Order:
+    """Which step comes next: what ends a job before what begins one, so that records come early.
+
+    A net is attacked, shard by shard, as soon as it has been trained. Its record is written when that is over and its
+    parent has been trained too.
+    """
+
+    def __init__(self, tasks: Iterable[Task], shards: int) -> None:
+        """`shards`: in how many parts each net is attacked."""
+        self.shards = shards
+        self.untrained = deque(tasks)
+        self.attacks = deque[Step]()
+        self.left: dict[Path, int] = {}  # of the nets that have no record yet: shards whose attacks have not ended
+        self.settled: set[Path | None] = {None}  # parents that are there, or will not come
+        self.trained = list[Task]()
+        self.over = set[Path]()
+
+    def next(self) -> Step | None:
+        """The step to take now; None when all that is left waits for steps at work."""
+        for task in self.trained:
+            if not self.left[task.folder] and task.parent in self.settled:
+                self.trained.remove(task)
+                return Step(task, "record")
+        if self.attacks:
+            return self.attacks.popleft()
+        return Step(self.untrained.popleft(), "train") if self.untrained else None
+
+    def came(self, step: Step, ended: Ended | None) -> Ended | None:
+        """Note that `step` came out with `ended`; returns it the first time that a step ended its task."""
+        task = step.task
+        if step.what == "train":
+            self.settled.add(task.folder)
+        if task.folder in self.over:
+            return None
+        if ended is not None:
+            self.over.add(task.folder)
+            self.attacks = deque(other for other in self.attacks if other.task.folder != task.folder)
+            self.trained = [other for other in self.trained if other.folder != task.folder]
+        elif step.what == "train":
+            self.trained.append(task)
+            self.left[task.folder] = self.shards
+            self.attacks.extend(Step(task, "attack", shard) for shard in range(self.shards))
+        else:
+            self.left[task.folder] -= 1
+        return ended
+
+
+def _work_through(order: Order, engine: Engine, report: Watcher | None) -> Iterator[Ended]:
+    """Have `engine` take all the steps of `order`, and yield each task as it ends."""
+    running: dict[Future[Ended | None], Step] = {}
+    shares: dict[str, float] = {}  # of the steps that attack, by name: how much of it is done
+    while True:
+        while engine.room(len(running)) and (step := order.next()) is not None:
+            running[engine.submit(step)] = step
+        if not running:
+            return
+        wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
+        if report is not None:
+            _pass_on(engine.news(), {step.name: step for step in running.values()}, order, shares, report)
+        for future in [future for future in running if future.done()]:
+            step = running.pop(future)
+            shares.pop(step.name, None)
+            error = future.exception()
+            result = future.result() if error is None else Ended(step.task, "failed", engine.why(error))
+            if (ended := order.came(step, result)) is not None:
+                yield ended
+
+
+def _pass_on(
+    news: Iterable[News], running: dict[str, Step], order: Order, shares: dict[str, float], report: Watcher
+) -> None:
+    """Tell how far each job is; where a net is attacked in many parts, how far they are together."""
+    for name, what, done, of in news:
+        if (step := running.get(name)) is None:
+            continue  # it has ended meanwhile
+        job = step.task.job.name
+        if step.what != "attack" or order.shards == 1:
+            report(job, what, done, of)
+            continue
+        shares[name] = done / of
+        over = order.shards - order.left.get(step.task.folder, 0)
+        at_work = sum(shares.get(other.name, 0.0) for other in running.values() if other.task is step.task)
+        report(job, f"attacks, {over} of {order.shards} shards done", over + at_work, order.shards)
 
 
 def _publish(result: Ended, records: Path) -> None:
@@ -184,177 +184,3 @@ def _publish(result: Ended, records: Path) -> None:
             else:
                 beside(target).unlink(missing_ok=True)
     write_bytes(target, source.read_bytes())
-
-
-def _side_by_side(
-    tasks: list[Task], workers: int, report: Callable[[str, str, float, float], None] | None
-) -> Generator[Ended]:
-    """Work through `tasks` in `workers` processes and yield each as it ends.
-
-    A net is scored as soon as it and its parent have been trained; until then the workers train the next ones.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    news = spawn.Queue()
-    folders = {task.folder for task in tasks}
-    untrained, trained, settled = deque(tasks), list[Task](), set[Path]()
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(news,)) as pool:
-        futures: dict[Future[Ended | None], Task] = {}
-        try:
-            while untrained or trained or futures:
-                while len(futures) < workers:
-                    free = (task for task in trained if task.parent not in folders or task.parent in settled)
-                    if (task := next(free, None)) is not None:
-                        trained.remove(task)
-                        futures[_submit(pool, _score, task)] = task
-                    elif untrained:
-                        task = untrained.popleft()
-                        futures[_submit(pool, _train, task)] = task
-                    else:
-                        break
-                _pass_on(news, report)
-                for future in [future for future in futures if future.done()]:
-                    task = futures.pop(future)
-                    settled.add(task.folder)
-                    if (ended := _result(future, task)) is None:
-                        trained.append(task)
-                    else:
-                        yield ended
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()) - others:
-                process.kill()
-            raise
-
-
-def _submit(pool: ProcessPoolExecutor, step: Callable[[Task], Ended | None], task: Task) -> Future[Ended | None]:
-    """The step handed to the pool; when that is broken, a future that says so."""
-    try:
-        return pool.submit(step, task)
-    except BrokenProcessPool as error:
-        broken: Future[Ended | None] = Future()
-        broken.set_exception(error)
-        return broken
-
-
-def _pass_on(news: Any, report: Callable[[str, str, float, float], None] | None) -> None:
-    """Hand on what the workers have told; wait a little for more."""
-    try:
-        item = news.get(timeout=0.1)
-        while True:
-            if report is not None:
-                report(*item)
-            item = news.get_nowait()
-    except queue.Empty:
-        return
-
-
-def _result(future: Future[Ended | None], task: Task) -> Ended | None:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        return Ended(task, "failed", "A worker process died, perhaps for want of memory; run again, with fewer --jobs.")
-
-
-_news: Any = None  # in a worker: the queue to the process that started the grid
-
-
-def _begin(news: Any) -> None:
-    """In a worker: know whom to tell, and die with them, so that nobody writes after a new run has begun."""
-    global _news
-    _news = news
-    logging.getLogger("prunebench").addHandler(logging.NullHandler())  # what all jobs have to say, the run says once
-    news.cancel_join_thread()  # what nobody will read must not hold up the end
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        sentinel = parent.sentinel
-
-        def watch() -> None:
-            wait([sentinel])
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
-
-
-def _train(task: Task) -> Ended | None:
-    """In a worker process: see to it that the net is there; None when it is still to be scored."""
-
-    def step() -> Ended | None:
-        if _scored(task):
-            return Ended(task, "kept", "done before")
-        try:
-            train(
-                task.spec, task.job, task.protocol, task.folder, task.stages, task.store, device=task.device,
-                report=_reporter(task),
-            )  # fmt: skip
-        except Refused as refused:  # by the checks of the net file: there is no net to refuse a score
-            return Ended(task, "failed", str(refused))
-        return None
-
-    return _kept_from_raising(task, step)
-
-
-def _score(task: Task) -> Ended | None:
-    """In a worker process: score the net that is there."""
-
-    def step() -> Ended:
-        record = score(
-            task.folder / NET, examples=task.examples, out=task.folder, store=task.store, device=task.device,
-            report=_reporter(task), protocol=task.protocol, parent=task.dense, keep_proposals=task.keep_proposals,
-        )  # fmt: skip
-        return Ended(task, "done", f"{record.score.robust} of {record.score.n} robust, {record.score.clean} clean")
-
-    return _kept_from_raising(task, step)
-
-
-def _reporter(task: Task) -> Report:
-    last = 0.0
-
-    def report(what: str, done: float, total: float) -> None:
-        nonlocal last
-        if _news is not None and time.monotonic() - last > 0.25:
-            last = time.monotonic()
-            _news.put((task.job.name, what, done, total))
-
-    return report
-
-
-def _kept_from_raising(task: Task, step: Callable[[], Ended | None]) -> Ended | None:
-    """What `step` says; an error ends this task with its reason and no other."""
-    torch.set_num_threads(task.threads)
-    try:
-        return step()
-    except Refused as refused:
-        return Ended(task, "refused", str(refused))
-    except PrunebenchError as error:
-        return Ended(task, "failed", str(error))
-    except Exception as error:  # noqa: BLE001  a pruner may be anybody's code; its fault must not stop the others
-        log = task.folder / "error.txt"
-        write_bytes(log, traceback.format_exc().encode())
-        return Ended(task, "failed", f"{type(error).__name__}: {error} (the whole story is in {log})")
-
-
-def _scored(task: Task) -> bool:
-    """Whether the folder holds this net, and outcomes and record of it over the images that are asked for now."""
-    path, rules = task.folder / NET, task.protocol
-    if not _made_for(path, task.job, rules, parse(task.spec).source, task.store):
-        return False
-    try:
-        record = load_record(task.folder / RECORD)
-        if isinstance(record, Record):
-            recount(task.folder / RECORD, record)
-    except PrunebenchError:
-        return False
-    if not isinstance(record, Record):
-        return False
-    if task.dense is not None and record.notes.get("parent") != sha256_of(task.dense.read_bytes()):
-        return False
-    if task.keep_proposals and not _holds(proposals_path(task.folder / RECORD), record.proposals):
-        return False
-    test = task.store.testing(rules.data, task.examples or rules.test)
-    found = (record.net.sha256, record.protocol.sha256, record.data.sha256, record.score.n)
-    return found == (sha256_of(path.read_bytes()), rules.sha256, test.sha256, len(test))
-
-
-def _holds(path: Path, sha256: str | None) -> bool:
-    return path.exists() and sha256_of(path.read_bytes()) == sha256

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -105,6 +105,21 @@ def score(
     return scored.record
 
 
+def attack_shard(
+    net: str | Path, number: int, protocol: Protocol, examples: int | None = None, *, out: str | Path, store: Store,
+    device: str = "auto", report: Report | None = None, keep_proposals: bool = False,
+) -> None:  # fmt: skip
+    """Run the attacks of a scoring on shard `number` alone, and leave in the journal in `out` what they found.
+
+    `score` with the same arguments finds it there, and makes a record without attacking that shard again. Raises
+    Refused for a net that cannot be scored on these images.
+    """
+    path, opened = Path(net), open_net(Path(net))
+    test, _ = _test_images(opened, path, protocol, examples, store)
+    scoring = _Scoring(opened, path, protocol, test, machine.device_named(device), Path(out), report, {})
+    scoring.shard(number, keep_images=keep_proposals)
+
+
 def _made_for(net: Net, path: Path) -> Protocol:
     """The protocol in the net's header; refused when it goes by a built-in name and has other rules."""
     rules = net.header.protocol
@@ -184,6 +199,16 @@ class _Scoring:
         score = score.model_copy(update={"flags": flags})
         record = self._record(score, passes, whole, parent, outcomes, proposals, pairs)
         return Scored(record, outcomes, proposals, pairs)
+
+    def shard(self, number: int, *, keep_images: bool) -> None:
+        """Run all attacks on one shard, for the journal."""
+        shard = self.referee.shards(len(self.test))[number]
+        part, clean = self.test.take(shard), torch.zeros(len(self.test), dtype=torch.bool)
+        trial = replace(self.trial, only=number)
+        with exact_float32():
+            clean[shard] = self.referee.steady_logits(as_float(part.images)).argmax(1) == part.labels
+            trial.standard(clean, keep_images=keep_images)
+            trial.curve(clean, trial.weak(clean)["pgd-20"])
 
     def _referee(self, net: Net) -> Referee:
         return Referee(net.module, self.rules, batch_size(self.rules, net.header.arch, self.device.type), self.device)

@@ -28,7 +28,8 @@ class Trial:
     """One net before all attacks. Every measurement is kept in the journal, so that a killed one goes on.
 
     `also`: weak attacks beside ours, by name. `entries` are the journal's, in order. `images`: float32 (n, c, h, w),
-    zero but where `keep_images` and AutoAttack fooled the net: there, what fooled it.
+    zero but where `keep_images` and AutoAttack fooled the net: there, what fooled it. `only`: the number of the one
+    shard to attack, where others see to the rest; what is returned then means nothing for images of other shards.
     """
 
     referee: Referee
@@ -38,16 +39,18 @@ class Trial:
     also: Mapping[str, Attack] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     images: Tensor | None = None
+    only: int | None = None
 
     def __post_init__(self) -> None:
-        self._progress = _Progress(len(self.test), len(self._radii()), self.report, tuple(self.also))
+        images = sum(shard.stop - shard.start for _, shard in self._shards())
+        self._progress = _Progress(images, len(self._radii()), self.report, tuple(self.also))
 
     def standard(self, clean: Tensor, *, keep_images: bool = False) -> dict[str, Tensor]:
         """AutoAttack *standard* on the images in `clean`, bool (n,): who still stands after each attack."""
         after = {name: torch.zeros(len(self.test), dtype=torch.bool) for name in STANDARD}
         if keep_images:
             self.images = torch.zeros_like(as_float(self.test.images))
-        for number, shard in enumerate(self.referee.shards(len(self.test))):
+        for number, shard in self._shards():
             seed = derive(self.referee.rules.attack_seed, "attack", f"shard-{number}")
             standing = clean[shard]
             for name, attack in STANDARD.items():
@@ -69,12 +72,17 @@ class Trial:
                 bits[eps] = self._alone("pgd-20", WEAK["pgd-20"], clean, threat.model_copy(update={"eps": eps}))
         return bits
 
+    def _shards(self) -> list[tuple[int, slice]]:
+        """The shards to attack, with their numbers."""
+        shards = list(enumerate(self.referee.shards(len(self.test))))
+        return shards if self.only is None else shards[self.only : self.only + 1]
+
     def _radii(self) -> tuple[str, ...]:
         return radii(self.referee.rules.threat, self.test.images[0].numel())
 
     def _alone(self, name: str, attack: Attack, clean: Tensor, threat: Threat | None = None) -> Tensor:
         after = torch.zeros(len(self.test), dtype=torch.bool)
-        for number, shard in enumerate(self.referee.shards(len(self.test))):
+        for number, shard in self._shards():
             seed = derive(self.referee.rules.attack_seed, "weak", f"shard-{number}")
             after[shard] = self._run(name, attack, shard, number, seed, clean[shard], None, threat)
         return after

@@ -17,7 +17,8 @@ from bench.data import Info, Store
 from bench.lab import Lab
 from bench.protocol import Job, Protocol, Threat, Training
 from bench.record import outcomes_path
-from bench.run import job_of, train
+from bench.run import job_of
+from bench.task import train
 from pruners import parse
 
 TINY = Protocol(

@@ -10,8 +10,8 @@ from bench.attacks import pgd
 from bench.data import as_float
 from bench.machine import device_named
 from bench.referee import Referee, exact_float32
-from bench.run import train
 from bench.score import score
+from bench.task import train
 from tests.nets import STORE, TINY, changed, job, lab
 
 pytestmark = [

@@ -12,7 +12,8 @@ import pruners.iwi
 from bench.checkpoint import open_net
 from bench.errors import BudgetExceeded, PrunebenchError
 from bench.mask import draw, masked
-from bench.run import job_of, train
+from bench.run import job_of
+from bench.task import train
 from pruners import parse, source_of
 from pruners.imp import IMP
 from pruners.iwi import IWI, IWIDense, inherit

@@ -16,9 +16,9 @@ from bench.checkpoint import open_net
 from bench.data import as_float
 from bench.protocol import PROTOCOLS
 from bench.record import load_record
-from bench.run import train
 from bench.score import RECORD, score
 from bench.seeds import derive
+from bench.task import train
 from tests.nets import STORE, TINY, changed, job, outcomes
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ from bench.errors import PrunebenchError
 from bench.files import sha256_of, sole_user
 from bench.protocol import Threat
 from bench.record import Record, Refusal, load_record, outcomes_path, pairs_path, proposals_path, recount
-from bench.run import NET, Ended, grid, job_id, job_of, run, train
+from bench.run import Order, grid, job_id, job_of, run
+from bench.score import score
+from bench.task import NET, Ended, Step, Task, train
 from pruners import parse
 from tests.nets import STORE, changed, job, toml
 from tools.kill_and_resume import timeless
@@ -63,14 +66,39 @@ def mine(tmp_path):
     return f"{file}:Mine"
 
 
+class Here:
+    """An engine that takes every step in this process as soon as it is submitted, which takes no start of processes."""
+
+    def __init__(self, workers=1):
+        self.workers, self.taken, self.told = workers, [], []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def room(self, running):
+        return running < self.workers
+
+    def submit(self, step):
+        self.taken.append(step.name)
+        future = Future()
+        future.set_result(step(lambda *told: self.told.append((step.name, *told))))
+        return future
+
+    def news(self):
+        told, self.told = self.told, []
+        return iter(told)
+
+    def why(self, error):
+        return str(error)
+
+
 @pytest.fixture
 def here(monkeypatch):
-    """Let `run` work through its tasks in this process, one after the other, which takes no start of processes."""
-
-    def one_by_one(tasks, workers, report):
-        yield from (bench.run._train(task) or bench.run._score(task) for task in tasks)
-
-    monkeypatch.setattr(bench.run, "_side_by_side", one_by_one)
+    """Let `run` take all steps in this process."""
+    monkeypatch.setattr(bench.run, "Pool", Here)
 
 
 def jobs(*specs, sparsities=(0.9,), seeds=(0,)):
@@ -148,6 +176,123 @@ def test_what_fooled_the_nets_is_kept_when_it_is_asked_for(here, tmp_path):
     assert load_record(path).pairs == sha256_of(pairs_path(path).read_bytes())
     (end,) = run(RULES, jobs("random"), tmp_path, STORE, device="cpu", keep_proposals=True)
     assert end.how == "kept"
+
+
+def tasks(*names, parent=None):
+    """Tasks in the folders of these names, the parent among them."""
+    folders = {name: Path(name) for name in names}
+    return [
+        Task("dense", job(), RULES, folder, Path(), STORE, "cpu", 1, None, False,
+             folders[parent] if parent not in (None, name) else None)
+        for name, folder in folders.items()
+    ]  # fmt: skip
+
+
+def taken(order):
+    """All that `order` has to give at once: (folder, what, shard)."""
+    steps = []
+    while (step := order.next()) is not None:
+        steps.append(step)
+    return steps
+
+
+def named(steps):
+    return [(step.task.folder.name, step.what, step.shard) for step in steps]
+
+
+def test_records_come_before_attacks_and_attacks_before_trainings():
+    first, second = tasks("first", "second")
+    order = Order([first, second], shards=2)
+    train = order.next()
+    assert named([train]) == [("first", "train", 0)]
+    assert order.came(train, None) is None
+    attacks = [order.next(), order.next()]
+    assert named(attacks) == [("first", "attack", 0), ("first", "attack", 1)]
+    order.came(attacks[1], None)
+    assert named([order.next()]) == [("second", "train", 0)]  # a shard is still at work, so there is no record yet
+    order.came(attacks[0], None)
+    record = order.next()
+    assert named([record]) == [("first", "record", 0)]
+    end = Ended(first, "done", "")
+    assert order.came(record, end) is end
+
+
+def test_a_net_is_attacked_without_its_parent_and_recorded_after_it():
+    child, dense = tasks("child", "dense", parent="dense")
+    order = Order([child, dense], shards=1)
+    train_child, train_dense = taken(order)
+    order.came(train_child, None)
+    (attack,) = taken(order)
+    assert named([attack]) == [("child", "attack", 0)]
+    order.came(attack, None)
+    assert taken(order) == []  # all waits for the dense net
+    order.came(train_dense, Ended(dense, "failed", "no net"))
+    assert named(taken(order)) == [("child", "record", 0)]
+
+
+def test_a_job_ends_once_and_takes_its_other_shards_with_it():
+    lost, other = tasks("lost", "other")
+    order = Order([lost, other], shards=3)
+    for step in taken(order):
+        order.came(step, None)
+    first, second = order.next(), order.next()
+    end = Ended(lost, "failed", "once")
+    assert order.came(first, end) is end
+    assert order.came(second, Ended(lost, "failed", "twice")) is None
+    assert named(taken(order)) == [("other", "attack", shard) for shard in range(3)]
+
+
+def test_a_lost_worker_ends_its_job_and_no_other(here, tmp_path, monkeypatch):
+    """An engine that loses the first attack: its sentence is reported, once, and the other job is done."""
+
+    class Losing(Here):
+        def submit(self, step):
+            if "attack" not in step.name or "random" not in step.name:
+                return super().submit(step)
+            future = Future()
+            future.set_exception(OSError("the node is gone"))
+            return future
+
+    told = []
+    results = run(RULES, jobs("random", "dense"), tmp_path, STORE, device="cpu", engine=Losing(), ended=told.append)
+    assert told == results
+    assert {end.task.job.pruner: end.how for end in results} == {"random": "failed", "dense": "done"}
+    assert next(end.why for end in results if end.how == "failed") == "the node is gone"
+
+
+def test_a_record_is_written_from_what_the_shards_left(tmp_path, here, monkeypatch):
+    """Whole, in one, against three shards one by one; the record of the second attacks nothing and is the same."""
+    rules = changed(RULES, test=12, shard=4)
+    (whole,) = run(rules, jobs("random"), tmp_path / "shards", STORE, device="cpu")
+    net, alone = whole.task.folder / NET, tmp_path / "alone"
+    record = score(net, rules, out=alone, store=STORE, device="cpu")
+    assert timeless(load_record(whole.task.folder / "record.json")) == timeless(record)
+    for folder in (alone, whole.task.folder):
+        assert len(list((folder / "journal").iterdir())) == 3 * (4 + 3 + 4)  # eps / 4, / 2, * 3 / 4, 1 / 2
+
+    def attacked(*found):
+        raise AssertionError("attacked again")
+
+    monkeypatch.setattr("bench.trial.Finding", attacked)
+    (whole.task.folder / "record.json").unlink()
+    assert Step(whole.task, "record")(lambda *told: None).how == "done"
+    (alone / "journal" / "shard-00004-00008-fab-t.json").unlink()
+    with pytest.raises(AssertionError, match="attacked again"):  # the twin: one entry less, and it would have to
+        score(net, rules, out=alone, store=STORE, device="cpu")
+
+
+def test_the_progress_of_shards_is_that_of_their_net(tmp_path):
+    """Two of four shards are done, one is at work and half done: 2.5 of 4, under the name of the job."""
+    (task,) = tasks("net")
+    order, told = Order([task], shards=4), []
+    order.came(order.next(), None)
+    attacks = taken(order)
+    for step in attacks[:2]:
+        order.came(step, None)
+    running = {step.name: step for step in attacks[2:]}
+    news = [(attacks[2].name, "fab-t", 5.0, 10.0), (attacks[0].name, "late", 1.0, 1.0)]
+    bench.run._pass_on(news, running, order, {}, lambda *line: told.append(line))
+    assert told == [("dense-s0-seed0", "attacks, 2 of 4 shards done", 2.5, 4)]
 
 
 def stamps(folder):

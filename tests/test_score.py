@@ -19,8 +19,8 @@ from bench.lab import Lab
 from bench.models import build
 from bench.protocol import PROTOCOLS, Threat
 from bench.record import Refusal, load_record, outcomes_path, pack_outcomes, recount
-from bench.run import train
 from bench.score import RECORD, REFUSAL, TIMES, score
+from bench.task import train
 from tests.nets import SPECS, STORE, TINY, changed, forged, job, outcomes, quick_attacks, seal_state
 from tools.kill_and_resume import timeless
 

@@ -16,9 +16,10 @@ from bench.checkpoint import open_net
 from bench.data import Store, as_float
 from bench.files import sole_user
 from bench.protocol import load
-from bench.run import job_of, train
+from bench.run import job_of
 from bench.score import score
 from bench.seeds import derive
+from bench.task import train
 from pruners import parse
 
 KEPT = Path(__file__).parents[2] / "runs" / "benchmarks"

@@ -16,8 +16,8 @@ from bench.checkpoint import open_net
 from bench.data import as_float
 from bench.errors import PrunebenchError
 from bench.record import recount
-from bench.run import train
 from bench.score import RECORD, score
+from bench.task import train
 from tests.nets import STORE, TINY, job, quick_attacks
 
 

@@ -1,0 +1,195 @@
+"""Ray as an engine: the machines of a cluster, or this one, take the steps of a grid as tasks of Ray.
+
+The nodes share what a run reads and writes: the folder in which it was started, the run folder, data and pruners lie
+under the same paths everywhere. Everything that is decided lies in those files, written aside and renamed, so that a
+lost node costs what it was at, and two that do the same thing write the same bytes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from bench.engine import News, Work, seldom
+from bench.errors import PrunebenchError
+from bench.files import write_bytes
+
+SHARE = 0.25  # of a GPU, for a job, where nothing else is asked for
+RETRIES = 3  # of a step whose process or node was lost
+MARK = ".run"  # the file of the run folder by which nodes know it
+
+
+class Ray:
+    """The tasks of a grid on Ray: on the cluster at `address`, or on this machine, `jobs` side by side, without one.
+
+    A step takes `threads` CPUs and the share `gpus` of a GPU: by default none on the device cpu or where the cluster
+    has no GPU, else SHARE. `folder` is the run folder. Raises PrunebenchError for what cannot be asked of Ray.
+    """
+
+    def __init__(
+        self, folder: Path, *, address: str | None = None, jobs: int | None = None, threads: int = 1,
+        device: str = "auto", gpus: float | None = None,
+    ) -> None:  # fmt: skip
+        if device not in ("auto", "cpu", "cuda"):
+            raise PrunebenchError(
+                f"Ray chooses the card, so it cannot be asked for device {device!r}; name cuda or auto."
+            )
+        if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus == int(gpus))):
+            raise PrunebenchError(f"A job cannot have {gpus} GPUs; give a share in [0, 1] or a whole number.")
+        if gpus and device == "cpu":
+            raise PrunebenchError(f"A job on the device cpu needs no {gpus} GPUs; leave --gpus-per-job out.")
+        if address is not None and jobs is not None:
+            raise PrunebenchError(f"How many jobs run side by side at {address} is up to Ray; leave --jobs out.")
+        if address is not None and address.startswith("ray://"):
+            raise PrunebenchError(f"{address} is Ray's client; run this on a machine of the cluster, with auto.")
+        self.folder, self.address, self.jobs = folder.absolute(), address, jobs
+        self.threads, self.device, self.gpus = threads, device, gpus
+
+    def __str__(self) -> str:
+        return f"on Ray at {self.address}" if self.address else "on Ray"
+
+    def __enter__(self) -> Self:
+        self._ray = _ray()
+        self._init()
+        try:
+            self._begin()
+        except BaseException:
+            self._ray.shutdown()
+            raise
+        return self
+
+    def _init(self) -> None:
+        options: dict[str, Any] = {"address": self.address}
+        if self.address is None:  # the steps hand on files, so little memory for objects is enough
+            cpus = None if self.jobs is None else self.jobs * self.threads
+            options = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "object_store_memory": 2**27}
+        try:
+            self._ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise PrunebenchError(
+                f"Cannot use Ray at {self.address or 'this machine'} ({str(error).partition(chr(10))[0]}); start it "
+                "with `ray start --head`, or leave --address out."
+            ) from error
+
+    def _begin(self) -> None:
+        if self.gpus is None:
+            has_some = self.device != "cpu" and self._ray.cluster_resources().get("GPU", 0) > 0
+            self.gpus = SHARE if has_some else 0.0
+        if self._fitting() == 0:
+            raise PrunebenchError(
+                f"No node of the cluster has {self.threads} CPUs and {self.gpus:g} GPUs for a job; ask for less "
+                "(--threads, --gpus-per-job), or start a node that has them."
+            )
+        self._token = uuid.uuid4().hex
+        write_bytes(self.folder / MARK, self._token.encode())
+        self._do = self._ray.remote(
+            num_cpus=self.threads, num_gpus=self.gpus, max_retries=RETRIES, retry_exceptions=False
+        )(_do)
+        here = self._ray.get_runtime_context().get_node_id()
+        stay = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy(
+            here, soft=False
+        )
+        self._board = self._ray.remote(num_cpus=0, scheduling_strategy=stay)(Board).remote()
+        self._asked = self._board.take.remote()
+        self._steps: dict[Future[Any], Any] = {}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            for future, step in self._steps.items():
+                if not future.done():
+                    self._ray.cancel(step, force=True)
+        self._ray.shutdown()
+        (self.folder / MARK).unlink(missing_ok=True)
+
+    def _fitting(self) -> int:
+        """How many steps the nodes that are alive can take side by side."""
+        found = 0
+        for node in self._ray.nodes():
+            has = node["Resources"] if node["Alive"] else {}
+            fit = has.get("CPU", 0) // self.threads
+            if self.gpus:
+                cards = has.get("GPU", 0)
+                fit = min(fit, cards // self.gpus if self.gpus >= 1 else cards * (1 // self.gpus))
+            found += int(fit)
+        return found
+
+    def room(self, running: int) -> bool:
+        """As many steps again as are at work wait in line: no node is idle, and one that is added finds work."""
+        return running < max(2 * self._fitting(), 1)
+
+    def submit(self, step: Work) -> Future[Any]:
+        """Have `step` done by a node that has room for it, and by another one if that is lost."""
+        task = self._do.remote(step, self._board, os.fspath(Path.cwd()), os.fspath(self.folder / MARK), self._token)
+        future: Future[Any] = task.future()
+        self._steps[future] = task
+        return future
+
+    def news(self) -> Iterator[News]:
+        """What the steps have told; the way is long, so it comes a moment late."""
+        ready, _ = self._ray.wait([self._asked], timeout=0)
+        if ready:
+            told = self._ray.get(self._asked)
+            self._asked = self._board.take.remote()
+            yield from told
+
+    def why(self, error: BaseException) -> str:
+        """An error of ours as it is; for all else, that the step was lost again and again."""
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, PrunebenchError):
+            return str(cause)
+        return (
+            f"Its process or its node was lost {RETRIES + 1} times, perhaps for want of memory "
+            f"({type(error).__name__}); run again, with more --threads or a larger --gpus-per-job."
+        )
+
+
+class Board:
+    """Where steps on all nodes leave how far they are: the last word of each, until it is taken."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, News] = {}
+
+    def tell(self, *news: Any) -> None:
+        """Leave news of a step."""
+        self.last[news[0]] = news
+
+    def take(self) -> list[News]:
+        """All that was left since the last call."""
+        told, self.last = list(self.last.values()), {}
+        return told
+
+
+def _do(step: Work, board: Any, home: str, mark: str, token: str) -> Any:
+    """On a node: do `step`, where the one who submitted it stands."""
+    try:
+        os.chdir(home)
+        found = Path(mark).read_text()
+    except OSError as error:
+        found = str(error.strerror)
+    if found != token:
+        raise PrunebenchError(
+            f"The node {socket.gethostname()} does not see {home} and {Path(mark).parent} as they are where the run "
+            f"began ({found[:40]}); nodes share these folders under the same paths."
+        )
+    return step(seldom(lambda *told: board.tell.remote(step.name, *told), 1.0))
+
+
+def _ray() -> Any:
+    """Ray, which sends no statistics to anybody from here. Raises PrunebenchError when it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise PrunebenchError(
+            f"Ray cannot be imported ({error}); run `pip install 'prunebench[ray]'`, or leave --engine ray out."
+        ) from error

@@ -1,0 +1,144 @@
+"""Engines: who takes the steps of a grid and has them done. Here, processes of one machine; `bench.cluster`: Ray."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+if TYPE_CHECKING:
+    from bench.train import Report
+
+News = tuple[str, str, float, float]  # the name of a step, what is at work in it, how much is done, of how much
+
+
+class Work(Protocol):
+    """A step in a form that another process can take: its name, and what to call with where to tell of progress."""
+
+    @property
+    def name(self) -> str:
+        """Unlike that of any other step at work."""
+
+    def __call__(self, report: Report) -> Any:
+        """Do it; what is returned, too, can go from process to process."""
+
+
+class Engine(Protocol):
+    """Has steps done side by side, while it is entered; when it is left with an error, what is at work is stopped."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def room(self, running: int) -> bool:
+        """Whether one more step may be submitted while `running` have not ended."""
+
+    def submit(self, step: Work) -> Future[Any]:
+        """Have `step` done; the future holds what it returned, or what happened to the process that was at it."""
+
+    def news(self) -> Iterator[News]:
+        """What the steps have told since the last call, without waiting for more."""
+
+    def why(self, error: BaseException) -> str:
+        """What it means, as a sentence, that a future holds `error`, and the way out."""
+
+
+class Pool:
+    """`workers` processes of this machine, which die with this one."""
+
+    def __init__(self, workers: int = 1) -> None:
+        self.workers = workers
+
+    def __str__(self) -> str:
+        return f"{self.workers} side by side"
+
+    def __enter__(self) -> Self:
+        spawn = multiprocessing.get_context("spawn")
+        self._others = set(multiprocessing.active_children())
+        self._news = spawn.Queue()
+        self._pool = ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=_begin, initargs=(self._news,))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        if kind is not None:
+            for process in set(multiprocessing.active_children()) - self._others:
+                process.kill()
+
+    def room(self, running: int) -> bool:
+        """As long as a process is idle: what comes next is decided as late as can be."""
+        return running < self.workers
+
+    def submit(self, step: Work) -> Future[Any]:
+        """Have `step` done by the next idle process."""
+        try:
+            return self._pool.submit(_do, step)
+        except BrokenProcessPool as error:
+            broken: Future[Any] = Future()
+            broken.set_exception(error)
+            return broken
+
+    def news(self) -> Iterator[News]:
+        """What the processes have told."""
+        while True:
+            try:
+                yield self._news.get_nowait()
+            except queue.Empty:
+                return
+
+    def why(self, error: BaseException) -> str:
+        """A process that died takes all that are at work with it."""
+        if isinstance(error, BrokenProcessPool):
+            return "A worker process died, perhaps for want of memory; run again, with fewer --jobs."
+        return f"{type(error).__name__}: {error}"
+
+
+def seldom(tell: Callable[[str, float, float], None], seconds: float = 0.25) -> Report:
+    """`tell`, but no more often than every so many seconds."""
+    last = -seconds
+
+    def report(what: str, done: float, total: float) -> None:
+        nonlocal last
+        if time.monotonic() - last > seconds:
+            last = time.monotonic()
+            tell(what, done, total)
+
+    return report
+
+
+_news: Any = None  # in a worker: the queue to the process that started the grid
+
+
+def _begin(news: Any) -> None:
+    """In a worker: know whom to tell, and die with them, so that nobody writes after a new run has begun."""
+    global _news
+    _news = news
+    logging.getLogger("prunebench").addHandler(logging.NullHandler())  # what all jobs have to say, the run says once
+    news.cancel_join_thread()  # what nobody will read must not hold up the end
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+
+        def watch() -> None:
+            wait([sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _do(step: Work) -> Any:
+    """In a worker: do `step`."""
+    return step(seldom(lambda *told: _news.put((step.name, *told))))

@@ -1,0 +1,196 @@
+"""Ray in an environment of its own, on two simulated nodes: what is lost on the way changes nothing in the results."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+pytest.importorskip("ray", reason="needs the extra 'ray': make test-extras")
+
+from bench.cluster import Ray
+from bench.errors import PrunebenchError
+from bench.protocol import Threat
+from bench.record import load_record, outcomes_path
+from bench.run import grid, run
+from bench.task import NET
+from tests.held import PRUNER, HeldStore
+from tests.nets import STORE, changed, toml
+from tools.kill_and_resume import timeless
+
+# Trained on hardly more than noise, so that nothing withstands eps 0.4 and the whole AutoAttack takes a second.
+RULES = changed(threat=Threat(norm="Linf", eps="0.4"), steps=1, step_size="0.001", train=128, test=12, shard=4)
+PATIENCE = 300.0  # seconds, for a busy machine
+
+
+def pruner(folder):
+    """The spec of the pruner that is held, in a file in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "held.py").write_text(PRUNER)
+    return f"{folder / 'held.py'}:Held"
+
+
+def jobs(spec):
+    return grid(["dense", spec], [0.9], [0])
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The head of a cluster, which takes no steps."""
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
+
+
+@contextmanager
+def nodes(cluster, count):
+    """So many nodes for a job each; those that are left are taken away at the end."""
+    mine = [cluster.add_node(num_cpus=1) for _ in range(count)]
+    yield mine
+    for node in mine:
+        if node in cluster.worker_nodes:
+            cluster.remove_node(node, allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """What a process of this machine makes of the same jobs: by file, the bytes of every result."""
+    folder = tmp_path_factory.mktemp("local")
+    spec = pruner(folder)
+    (folder / "training-held").touch()
+    ends = run(RULES, jobs(spec), folder / "out", STORE, device="cpu")
+    assert [end.how for end in ends] == ["done", "done"]
+    return results(folder / "out")
+
+
+def results(out):
+    """Everything that a run measured, without its times: nets, records, outcomes, journals."""
+    found = {}
+    for folder in (out / "jobs").iterdir():
+        if not (folder / "record.json").exists():
+            continue
+        found[folder.name, "net"] = (folder / NET).read_bytes()
+        found[folder.name, "record"] = timeless(load_record(folder / "record.json"))
+        found[folder.name, "outcomes"] = outcomes_path(folder / "record.json").read_bytes()
+        for entry in (folder / "journal").iterdir():
+            found[folder.name, entry.name] = json.loads(entry.read_bytes()) | {"seconds": 0}
+    return found
+
+
+def appears(path):
+    """Wait for the file `path` to have text in it, and return that."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if path.exists() and (text := path.read_text()):
+            return text
+        time.sleep(0.1)
+    raise TimeoutError(f"{path} did not appear")
+
+
+def test_nodes_lost_while_training_and_while_scoring_change_nothing(cluster, tmp_path, local):
+    """Of three nodes one dies between two stages of a training, another in the middle of a scoring."""
+    spec, out, lost, stamps = pruner(tmp_path), tmp_path / "out", [], []
+    store = HeldStore(STORE.root, None, out)
+
+    with nodes(cluster, 3) as alive:
+
+        def strike():
+            try:
+                for mark in (tmp_path / "training-held", out / "scoring-held"):
+                    on = appears(mark)
+                    stamps.append({path: path.stat().st_mtime_ns for path in done(out)})
+                    (node,) = [node for node in alive if node.node_id == on]
+                    cluster.remove_node(node, allow_graceful=False)
+                    lost.append(on)
+            finally:
+                (tmp_path / "let-go").touch()
+                (out / "let-go").touch()
+
+        striker = ThreadPoolExecutor(1)
+        struck = striker.submit(strike)
+        told = []
+        asked = [*jobs(spec), *grid([f"{spec}:mode=raises"], [0.9], [0])]
+        ends = run(
+            RULES, asked, out, store, engine=Ray(out, address=cluster.address), device="cpu", ended=told.append
+        )  # fmt: skip
+        striker.shutdown()
+
+    struck.result()
+    assert len(lost) == 2
+    assert told == ends and len(ends) == 3
+    fates = {end.task.job.label: end for end in ends}
+    assert [fates[label].how for label in ("dense", "held.Held", "held.Held:mode=raises")] == ["done", "done", "failed"]
+    assert "RuntimeError: the pruner has a fault" in fates["held.Held:mode=raises"].why
+    assert results(out) == local
+    assert all(stamps), "premise: something had been finished before each loss"
+    for path, stamp in (stamps[0] | stamps[1]).items():
+        assert path.stat().st_mtime_ns == stamp, f"{path} was made again"
+
+
+def done(out):
+    """What has been finished in a run: stages and entries of journals."""
+    return [*out.rglob("done.safetensors"), *out.rglob("journal/*.json")]
+
+
+def test_results_are_compared_to_the_bit(local):
+    """The twin: one digit of one journal entry, and they are no longer the same."""
+    key = next(key for key in local if key[1].endswith(".json"))
+    assert local | {key: local[key] | {"passes": local[key]["passes"] + 1}} != local
+    assert {kind for _, kind in local} >= {"net", "record", "outcomes"} and len(local) > 2 * (3 + 3 * 4)
+
+
+def test_a_killed_driver_is_started_again(cluster, tmp_path, local):
+    spec, out, rules = pruner(tmp_path), tmp_path / "out", tmp_path / "tiny.toml"
+    rules.write_text(toml(RULES))
+    command = [
+        sys.executable, "-m", "bench.cli", "run", rules, "--pruner", "dense", "--pruner", spec, "--out", out,
+        "--engine", "ray", "--address", cluster.address, "--device", "cpu",
+    ]  # fmt: skip
+    with nodes(cluster, 1):
+        with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE) as driver:
+            appears(tmp_path / "training-held")
+            driver.send_signal(signal.SIGKILL)
+        # Its node has room for one, and that one would be held for ever: Ray has to end it with its driver.
+        ends = run(RULES, jobs(spec), out, STORE, engine=Ray(out, address=cluster.address), device="cpu")
+    assert {end.task.job.pruner: end.how for end in ends}["held.Held"] == "done"
+    assert results(out) == local
+
+
+def test_one_machine_without_an_address(tmp_path):
+    """A job whose process dies whenever it is tried fails after Ray's retries; progress comes from the others."""
+    told, spec, out = [], pruner(tmp_path), tmp_path / "out"
+    asked = [*grid([f"{spec}:mode=dies"], [0.9], [0]), *grid(["random"], [0.9], [0])]
+    ends = run(
+        RULES, asked, out, STORE, engine=Ray(out, jobs=1), device="cpu", report=lambda *news: told.append(news)
+    )  # fmt: skip
+    fates = {end.task.job.label: end for end in ends}
+    assert fates["random"].how == "done" and fates["held.Held:mode=dies"].how == "failed" and len(ends) == 2
+    assert "was lost 4 times" in fates["held.Held:mode=dies"].why
+    assert {job for job, *_ in told} == {"random-s0.9-seed0"}
+
+
+def test_what_no_node_can_give_is_refused(cluster, tmp_path):
+    with (
+        nodes(cluster, 1),
+        pytest.raises(PrunebenchError, match="No node of the cluster has 1 CPUs and 1 GPUs"),
+        Ray(tmp_path, address=cluster.address, gpus=1.0),
+    ):
+        pass
+
+
+def test_where_there_is_no_ray(tmp_path):
+    with (
+        pytest.raises(PrunebenchError, match=r"Cannot use Ray at 127\.0\.0\.1:9"),
+        Ray(tmp_path, address="127.0.0.1:9"),
+    ):
+        pass

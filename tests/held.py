@@ -1,0 +1,69 @@
+"""Work that waits in the middle until it is killed, once: for tests that kill. Processes on other nodes import it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.data import Split, Store
+
+
+def hold(mark: Path) -> None:
+    """Whoever comes first writes into `mark` which node of Ray it is on, and stays; all others go on.
+
+    A file "let-go" beside the mark ends it, for a test that went wrong.
+    """
+    try:
+        file = mark.open("x")
+    except FileExistsError:
+        return
+    import ray
+
+    with file:
+        file.write(ray.get_runtime_context().get_node_id())
+    while not mark.with_name("let-go").exists():
+        time.sleep(1)
+
+
+@dataclass(frozen=True)
+class HeldStore(Store):
+    """Holds the first that asks for test images when some shard in the run folder `out` has been attacked."""
+
+    out: Path = Path()
+
+    def testing(self, name: str, count: int | None = None) -> Split:
+        """The test images."""
+        if any(self.out.rglob("journal/*.json")):
+            hold(self.out / "scoring-held")
+        return super().testing(name, count)
+
+
+PRUNER = '''
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.held import hold
+
+
+@dataclass(frozen=True)
+class Held:
+    """Random weights cut at the end; between its two stages the first of all is held."""
+
+    mode: str = "works"
+
+    def __call__(self, job, lab):
+        if self.mode == "raises":
+            raise RuntimeError("the pruner has a fault")
+        if self.mode == "dies":
+            import os, signal
+            os.kill(os.getpid(), signal.SIGKILL)
+        first = lab.fit("first", lab.initial(), epochs=1)
+        hold(Path(__file__).with_name("training-held"))
+        state, keep = lab.fit("second", first.weights, epochs=1).weights, lab.keep
+        for name in lab.shapes:
+            flat = state[name].view(-1)
+            flat[min(keep, flat.numel()):] = 0
+            keep -= min(keep, flat.numel())
+        return state
+'''

@@ -1,0 +1,112 @@
+"""What can be said of Ray as an engine where there is no Ray: what is refused, what fits, what a node must see."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from bench.cli import app
+from bench.cluster import SHARE, Board, Ray, _do
+from bench.errors import PrunebenchError
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"device": "cuda:1"}, "cannot be asked for device 'cuda:1'"),
+        ({"gpus": -0.5}, r"cannot have -0\.5 GPUs"),
+        ({"gpus": 1.5}, r"cannot have 1\.5 GPUs"),
+        ({"gpus": 0.5, "device": "cpu"}, r"device cpu needs no 0\.5 GPUs"),
+        ({"address": "auto", "jobs": 2}, "leave --jobs out"),
+        ({"address": "ray://head:10001"}, "on a machine of the cluster"),
+    ],
+)
+def test_what_cannot_be_asked_of_ray_is_refused(options, said, tmp_path):
+    with pytest.raises(PrunebenchError, match=said):
+        Ray(tmp_path, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"device": "cuda", "gpus": 0.25}, {"gpus": 2.0}, {"address": "auto"}])
+def test_what_can_be_asked_of_it_is_taken(options, tmp_path):
+    Ray(tmp_path, **options)
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed here")
+def test_without_the_extra_it_says_how_to_get_it(tmp_path):
+    with pytest.raises(PrunebenchError, match=r"pip install 'prunebench\[ray\]'"), Ray(tmp_path):
+        pass
+
+
+def fitting(folder, *nodes, **options):
+    engine = Ray(folder, **options)
+    engine._ray = SimpleNamespace(
+        nodes=lambda: [{"Alive": alive, "Resources": {"CPU": cpus, "GPU": gpus}} for alive, cpus, gpus in nodes]
+    )
+    return engine._fitting(), [engine.room(running) for running in (0, 1, 5, 6)]
+
+
+def test_as_many_steps_are_submitted_as_fit_twice(tmp_path):
+    """Of 8 + 5 CPUs two a step make 4 + 2; four steps share a GPU; three of .3 fit on each of two, six in all."""
+    assert fitting(tmp_path, (True, 8, 0), (True, 5, 0), (False, 64, 8), threads=2, gpus=0.0)[0] == 6
+    assert fitting(tmp_path, (True, 64, 1), (True, 64, 0), gpus=SHARE)[0] == 4
+    assert fitting(tmp_path, (True, 64, 2), gpus=0.3)[0] == 6
+    assert fitting(tmp_path, (True, 64, 5), gpus=2.0)[0] == 2
+    assert fitting(tmp_path, (True, 3, 0), gpus=0.0) == (3, [True, True, True, False])
+    assert fitting(tmp_path, (False, 3, 0), gpus=0.0) == (0, [True, False, False, False])  # one waits for a node
+
+
+class Step:
+    name = "step"
+
+    def __init__(self):
+        self.at = None
+
+    def __call__(self, report):
+        report("half", 1.0, 2.0)
+        report("more", 1.5, 2.0)  # too soon after the first to be told
+        self.at = Path.cwd()
+        return "done"
+
+
+def board():
+    left = Board()
+    return left, SimpleNamespace(tell=SimpleNamespace(remote=left.tell))
+
+
+def test_a_node_stands_where_the_run_was_started_and_tells_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # and back at the end
+    (tmp_path / "home").mkdir()
+    (tmp_path / ".run").write_text("token")
+    (left, remote), step = board(), Step()
+    assert _do(step, remote, str(tmp_path / "home"), str(tmp_path / ".run"), "token") == "done"
+    assert step.at == tmp_path / "home"
+    assert left.take() == [("step", "half", 1.0, 2.0)] and left.take() == []
+
+
+@pytest.mark.parametrize("other", ["no folder", "no run", "another run"])
+def test_a_node_that_does_not_see_the_run_folder_refuses(other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if other == "another run":
+        (tmp_path / ".run").write_text("another")
+    home, step = tmp_path / "missing" if other == "no folder" else tmp_path, Step()
+    with pytest.raises(PrunebenchError, match="nodes share these folders under the same paths"):
+        _do(step, board()[1], str(home), str(tmp_path / ".run"), "token")
+    assert step.at is None
+
+
+def test_what_a_future_holds_is_said_in_a_sentence(tmp_path):
+    ours = RuntimeError("a traceback")
+    ours.cause = PrunebenchError("What is wrong.")
+    assert Ray(tmp_path).why(ours) == "What is wrong."
+    assert "was lost 4 times, perhaps for want of memory (ValueError)" in Ray(tmp_path).why(ValueError())
+
+
+@pytest.mark.parametrize("option", ["--address=auto", "--gpus-per-job=0.5"])
+def test_options_for_ray_are_refused_without_it(option, tmp_path):
+    result = CliRunner().invoke(app, ["run", "digits-linf", "--out", str(tmp_path / "out"), option])
+    assert isinstance(result.exception, PrunebenchError) and "give --engine ray with it" in str(result.exception)
+    assert not (tmp_path / "out").exists()
