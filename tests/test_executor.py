@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
 
 import numpy as np
@@ -130,18 +131,19 @@ def test_no_images_give_no_logits():
 # Layers whose answer is known on paper
 
 
-def one_weight(row: int, col: int, **options) -> nn.Conv2d:
-    """A 3x3 convolution that hands on one neighbour of each pixel."""
+def one_weight(row: int, col: int, **options) -> nn.Sequential:
+    """A net of a 3x3 convolution that hands on one neighbour of each pixel."""
     conv = nn.Conv2d(1, 1, 3, bias=False, **options).requires_grad_(False)
     conv.weight.zero_()
     conv.weight[0, 0, row, col] = 1.0
-    return conv
+    return nn.Sequential(conv)
 
 
 def test_a_convolution_with_one_weight_moves_the_image():
     image = torch.arange(1.0, 10.0).view(1, 1, 3, 3)
     up_left = sparsely(one_weight(0, 0, padding=1))
     assert up_left(image)[0, 0].tolist() == [[0, 0, 0], [0, 1, 2], [0, 4, 5]]
+    assert not up_left.said  # it ran on the kernels
     assert both(up_left, image)[1][0, 0, 2].tolist() == [0, 0, 0]  # nobody reads the last row
     down_right = sparsely(one_weight(2, 2, padding=1))
     assert down_right(image)[0, 0].tolist() == [[5, 6, 0], [8, 9, 0], [0, 0, 0]]
@@ -583,7 +585,7 @@ def test_with_a_compiler_it_says_how_wide_and_what_decides_the_bits(monkeypatch,
 def test_other_flags_are_other_kernels(monkeypatch, small_source, empty_cache):
     first = native.identity()
     assert first == native.identity() != "none"
-    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-ffp-contract=off"))
+    monkeypatch.setattr(native, "load", partial(native.load, flags=(*native.FLAGS, "-ffp-contract=off")))
     native.library.cache_clear()
     assert native.identity() != first
 
