@@ -35,6 +35,9 @@ Examples = Annotated[int | None, typer.Option(min=1, help="Score only the first 
 Keep = Annotated[
     bool, typer.Option("--keep-proposals", help="Keep what fooled the net, so that a claim can be replayed.")
 ]
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Training curves as event files in each job's folder.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -54,6 +57,7 @@ def run_(
     examples: Examples = None,
     epochs: Epochs = None,
     keep_proposals: Keep = False,
+    tensorboard: Tensorboard = False,
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
@@ -61,12 +65,14 @@ def run_(
 ) -> None:
     """Train, score and rank a whole grid; safe to kill and start again."""
     import pruners
-    from bench import machine, run, show
+    from bench import curves, machine, run, show
     from leaderboard import check as board
     from leaderboard import render
 
     rules = _rules(protocol, epochs)
     machine.device_named(device)
+    if tensorboard:
+        curves.require()
     wanted = [_share(value) for value in sparsity or rules.sparsities]
     grid = run.grid(pruner or list(pruners.PRUNERS), wanted, seed if seed is not None else rules.seeds)
     store = _store(data)
@@ -75,7 +81,7 @@ def run_(
         watch.line(f"{len(grid)} jobs of {rules.name}, {jobs} side by side, in {out}")
         results = run.run(
             rules, grid, out, store, workers=jobs, threads=threads, device=device, examples=examples,
-            keep_proposals=keep_proposals, report=watch.report,
+            keep_proposals=keep_proposals, tensorboard=tensorboard, report=watch.report,
             ended=lambda end: watch.finish(end.task.job.name, f"{end.how}: {end.why}"),
         )  # fmt: skip
     if any(end.how in ("done", "kept", "refused") for end in results):
@@ -94,6 +100,7 @@ def train(
     sparsity: Annotated[str | None, typer.Option(help="In [0, 1).")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     epochs: Epochs = None,
+    tensorboard: Tensorboard = False,
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
@@ -112,7 +119,7 @@ def train(
     job = run.job_of(pruners.parse(pruner), None if sparsity is None else _share(sparsity), seed)
     with sole_user(out), show.Watch(quiet=quiet) as watch:
         net = run.train(
-            pruner, job, rules, out, out / "stages", _store(data), device=device,
+            pruner, job, rules, out, out / "stages", _store(data), device=device, tensorboard=tensorboard,
             report=lambda what, done, of: watch.report(job.name, what, done, of),
         )  # fmt: skip
     show.out(*show.net_tables(open_net(net), str(net)))

@@ -22,6 +22,7 @@ import torch
 
 from bench import machine
 from bench.checkpoint import Header, open_net, seal
+from bench.curves import Curves
 from bench.data import Store
 from bench.errors import PrunebenchError, Refused
 from bench.files import canonical_json, sha256_of, sole_user, write_bytes
@@ -54,6 +55,7 @@ class Task:
     examples: int | None
     keep_proposals: bool
     parent: Path | None
+    tensorboard: bool
 
     @property
     def dense(self) -> Path | None:
@@ -96,17 +98,21 @@ def grid(specs: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int]
 
 
 def train(spec: str, job: Job, protocol: Protocol, folder: Path, stages: Path, store: Store, *, device: str = "auto",
-          report: Report | None = None) -> Path:  # fmt: skip
+          report: Report | None = None, tensorboard: bool = False) -> Path:  # fmt: skip
     """Train the net of `job` into `folder` and return its path; a net that is there and whole is kept.
 
-    Raises PrunebenchError for whatever the pruner, its budget or the checks of the net file object to.
+    `tensorboard`: put the course of its trainings into event files below `folder/tensorboard`. Raises PrunebenchError
+    for whatever the pruner, its budget or the checks of the net file object to.
     """
     path = folder / NET
     chosen = parse(spec)
     if _made_for(path, job, protocol, chosen.source, store):
         return path
     where = machine.device_named(device)
-    lab = Lab(job, protocol, store, stages, device=where, report=report, resolve=lambda spec: parse(spec).pruner)
+    lab = Lab(
+        job, protocol, store, stages, device=where, report=report, resolve=lambda spec: parse(spec).pruner,
+        curves=Curves(folder / "tensorboard") if tensorboard else None,
+    )  # fmt: skip
     state = chosen.pruner(job, lab)
     header = Header(
         arch=protocol.model, classes=lab.info.classes, shape=lab.info.shape, protocol=protocol, job=job,
@@ -132,15 +138,15 @@ def _made_for(path: Path, job: Job, protocol: Protocol, source: str, store: Stor
 
 def run(
     protocol: Protocol, jobs: list[tuple[str, Job]], out: Path, store: Store, *, workers: int = 1, threads: int = 1,
-    device: str = "auto", examples: int | None = None, keep_proposals: bool = False,
+    device: str = "auto", examples: int | None = None, keep_proposals: bool = False, tensorboard: bool = False,
     report: Callable[[str, str, float, float], None] | None = None, ended: Callable[[Ended], None] | None = None,
 ) -> list[Ended]:  # fmt: skip
     """Train and score `jobs`, `workers` side by side, and publish their records below `out/records`.
 
-    `keep_proposals`: keep what fooled each net, so that a claim can be replayed. What is done already is kept, so a run
-    that was killed goes on where it was. A job that fails is reported once and does not stop the others. `report(job,
-    what, done, of)` and `ended` are called in this process. Raises PrunebenchError when another run is at work in
-    `out`.
+    `keep_proposals`: keep what fooled each net, so that a claim can be replayed. `tensorboard`: as for `train`. What is
+    done already is kept, so a run that was killed goes on where it was. A job that fails is reported once and does not
+    stop the others. `report(job, what, done, of)` and `ended` are called in this process. Raises PrunebenchError when
+    another run is at work in `out`.
     """
     with sole_user(out):
         folders = {job.name: out / "jobs" / job_id(protocol, spec, job) for spec, job in jobs}
@@ -151,7 +157,7 @@ def run(
             tasks.append(
                 Task(
                     spec, job, protocol, folders[job.name], out / "stages", store, device, threads, examples,
-                    keep_proposals, None if parent == job.name else folders[parent],
+                    keep_proposals, None if parent == job.name else folders[parent], tensorboard,
                 )
             )  # fmt: skip
         results = []
@@ -283,7 +289,7 @@ def _train(task: Task) -> Ended | None:
         try:
             train(
                 task.spec, task.job, task.protocol, task.folder, task.stages, task.store, device=task.device,
-                report=_reporter(task),
+                report=_reporter(task), tensorboard=task.tensorboard,
             )  # fmt: skip
         except Refused as refused:  # by the checks of the net file: there is no net to refuse a score
             return Ended(task, "failed", str(refused))

@@ -25,17 +25,26 @@ from bench.protocol import Threat, Training, exact
 from bench.seeds import derive
 
 Report = Callable[[str, float, float], None]  # what is at work, how much is done, of how much
+Log = Callable[[dict[str, Any], float], None]  # a row of the curve, and the seconds that its epoch took
 VALIDATED = 1000  # images; the robust accuracy on validation guides people, it enters no result
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves: the averaged `weights` (EMA), the `last` raw ones, and a `curve` of a row an epoch."""
+    """What a training leaves: the averaged `weights` (EMA), the `last` raw ones, and a `curve` of a row an epoch.
+
+    `times`: the seconds that each of those epochs took.
+    """
 
     weights: State
     last: State
     curve: list[dict[str, Any]]
-    seconds: float
+    times: list[float]
+
+    @property
+    def seconds(self) -> float:
+        """What the training took, without writing down where it is."""
+        return sum(self.times)
 
 
 @dataclass(frozen=True)
@@ -57,10 +66,13 @@ class Plan:
         """Whole batches in an epoch; what is left over comes in another epoch."""
         return images // min(self.recipe.batch, images)
 
+    def seen(self, images: int) -> int:
+        """How many of so many images an epoch trains on."""
+        return self.batches(images) * min(self.recipe.batch, images)
+
     def passes(self, images: int) -> int:
         """The price in sample passes."""
-        trained = self.batches(images) * min(self.recipe.batch, images)
-        return max(0, self.last - self.start) * trained * self.recipe.passes
+        return max(0, self.last - self.start) * self.seen(images) * self.recipe.passes
 
     def lr(self, progress: float) -> float:
         """The learning rate when `progress`, in [0, 1), of the schedule is done."""
@@ -71,18 +83,21 @@ class Plan:
 
 def fit(
     model: nn.Module, plan: Plan, train: Split, validation: Split, *, seed: int, masks: Masks | None = None,
-    partial: Path | None = None, report: Report | None = None,
+    partial: Path | None = None, report: Report | None = None, log: Log | None = None,
 ) -> Trained:  # fmt: skip
     """Train `model` in place by `plan` and return the averaged weights.
 
     `masks` hold their weights at zero. Batches, augmentation and noise of an epoch depend on `seed` and its number
     alone. After every epoch all that the next one needs is written to `partial`; a run that finds that file goes on
-    from there and ends in the same bytes. Raises PrunebenchError when the loss is no longer finite, and when one-step
-    training (fgsm-rs) overfits to its own attack.
+    from there and ends in the same bytes. `log` is told every epoch, those before such a start as well. Raises
+    PrunebenchError when the loss is no longer finite, and when one-step training (fgsm-rs) overfits to its own attack.
     """
     device = train.images.device
     trainer = _Trainer(model, plan, masks or {}, device)
     trainer.restore(partial)
+    if log is not None:
+        for row, seconds in zip(trainer.curve, trainer.times, strict=True):
+            log(row, seconds)
     batch = min(plan.recipe.batch, len(train))
     batches = plan.batches(len(train))
     for epoch in range(trainer.epoch, plan.last):
@@ -108,6 +123,8 @@ def fit(
         if one_step:
             _refuse_collapse([*trainer.curve, row], chance=1 / (int(train.labels.max()) + 1))
         trainer.close_epoch(row, time.perf_counter() - began, partial)
+        if log is not None:
+            log(row, trainer.times[-1])
         if report is not None:
             report(f"epoch {epoch + 1}/{plan.last}", epoch + 1 - plan.start, plan.last - plan.start)
     return trainer.result()
@@ -131,8 +148,9 @@ class _Trainer:
         )  # fmt: skip
         self.live = self.model.state_dict()  # the tensors themselves, which training changes in place
         self.average = {name: tensor.clone() for name, tensor in self.live.items()}
-        self.epoch, self.steps, self.seconds = plan.start, 0, 0.0
+        self.epoch, self.steps = plan.start, 0
         self.curve: list[dict[str, Any]] = []
+        self.times: list[float] = []
 
     def step(self, images: Tensor, labels: Tensor, progress: float, noise: torch.Generator) -> Tensor:
         """Train on one batch; returns the loss, not yet read back from the device."""
@@ -217,8 +235,9 @@ class _Trainer:
 
     def close_epoch(self, row: dict[str, Any], seconds: float, partial: Path | None) -> None:
         """Note what the epoch brought and write down where to go on."""
-        self.epoch, self.seconds = row["epoch"], self.seconds + seconds
+        self.epoch = row["epoch"]
         self.curve.append(row)
+        self.times.append(seconds)
         if partial is None:
             return
         tensors = {f"net/{name}": tensor for name, tensor in self.live.items()}
@@ -226,7 +245,7 @@ class _Trainer:
         for name, parameter in self.model.named_parameters():
             if (momentum := self.optimiser.state[parameter].get("momentum_buffer")) is not None:
                 tensors[f"momentum/{name}"] = momentum
-        about = {"epoch": self.epoch, "steps": self.steps, "seconds": self.seconds, "curve": self.curve}
+        about = {"epoch": self.epoch, "steps": self.steps, "times": self.times, "curve": self.curve}
         write_bytes(partial, pack(tensors, about))
 
     def restore(self, partial: Path | None) -> None:
@@ -245,15 +264,13 @@ class _Trainer:
         for name, parameter in self.model.named_parameters():
             if f"momentum/{name}" in tensors:
                 self.optimiser.state[parameter]["momentum_buffer"] = tensors[f"momentum/{name}"].to(parameter.device)
-        self.epoch, self.steps, self.seconds, self.curve = (
-            about[key] for key in ("epoch", "steps", "seconds", "curve")
-        )
+        self.epoch, self.steps, self.times, self.curve = (about[key] for key in ("epoch", "steps", "times", "curve"))
 
     def result(self) -> Trained:
         """The average and the raw weights, on the CPU, pruned weights exactly zero."""
         last = {name: tensor.detach().cpu().clone() for name, tensor in self.live.items()}
         weights = {name: tensor.cpu().clone() for name, tensor in self.average.items()}
-        return Trained(weights, last, self.curve, self.seconds)
+        return Trained(weights, last, self.curve, self.times)
 
 
 @contextmanager

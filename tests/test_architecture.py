@@ -18,7 +18,7 @@ GROUND = frozenset({"compare", "errors", "files", "proposals", "protocol", "reco
 # From the ground up. A module may import those below it and its own side of its layer ("|"), without cycles.
 LAYERS = (
     "compare errors files proposals protocol record seeds stats verdict",
-    "machine extras",
+    "machine extras curves",
     "data models mask",
     "checkpoint attacks executor peers zoo",
     "train lab stages | referee journal trial score flags probes",
