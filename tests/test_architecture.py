@@ -22,11 +22,11 @@ LAYERS = (
     "data models mask",
     "checkpoint attacks executor peers zoo",
     "train lab stages | referee journal trial score flags probes",
-    "verify claim conformance run show scaffold ingest",
+    "verify claim conformance run plan rehearsal pace show scaffold ingest",
     "cli pytest_plugin",
 )
 # Who may start pruners, and who may make tables.
-REGISTRY_USERS = frozenset({"conformance", "run", "cli", "pytest_plugin"})
+REGISTRY_USERS = frozenset({"conformance", "run", "plan", "cli", "pytest_plugin"})
 LEADERBOARD_USERS = frozenset({"cli", "pytest_plugin"})
 FOR_PRUNERS = GROUND | {"mask", "lab"}
 TORCH = frozenset({"torch", "torchvision", "pyautoattack", "torchattacks", "robustbench"})
