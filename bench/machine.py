@@ -78,7 +78,7 @@ def env(device: torch.device) -> dict[str, str | int | None]:
 @cache
 def training_code() -> str:
     """The hash of the code that decides what a training does, given its inputs."""
-    names = ("attacks", "data", "lab", "mask", "models", "train")
+    names = ("attacks", "capture", "data", "lab", "mask", "models", "train")
     return sha256_of(b"\0".join((HERE / f"{name}.py").read_bytes() for name in names))
 
 

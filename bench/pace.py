@@ -70,8 +70,8 @@ class Pace:
         recipe = plan.recipe.model_copy(update={"validate_every": EPOCHS + 1})
         batch, whole = min(recipe.batch, len(self.train)), len(self.train)
 
-        def tried(epochs: int, images: int) -> tuple[list[float], float]:
-            """The seconds of each epoch, and of writing down where it is."""
+        def tried(epochs: int, images: int) -> tuple[list[float], list[float]]:
+            """The seconds of each epoch, and when it had begun and ended, what is written down and all."""
             train = self.train.take(slice(0, images))
             validation = self.validation.take(slice(0, images))
             asked, times, ends = Plan(recipe, plan.threat, epochs), list[float](), [time.perf_counter()]
@@ -80,18 +80,19 @@ class Pace:
                     model(), asked, train, validation, seed=0, masks=masks, partial=Path(folder, "partial"),
                     report=lambda *_: ends.append(time.perf_counter()), log=lambda _, seconds: times.append(seconds),
                 )  # fmt: skip
-            return times, (ends[-1] - ends[0] - sum(times)) / epochs
+            return times, ends
 
         tried(1, SMALL)  # what a process does once
         (first,), _ = tried(1, SMALL)
         fits = int(self.seconds / EPOCHS / (first / SMALL))
         images = whole if fits >= whole else fits // batch * batch if fits >= batch else max(SMALL, fits)
-        times, save = tried(EPOCHS, images)
+        times, ends = tried(EPOCHS, images)
         middle = statistics.median(times[1:-1])
+        save = (ends[-1] - ends[1] - sum(times[1:])) / (EPOCHS - 1)
         seen = Plan(recipe, plan.threat, 1).seen
         shown = min(VALIDATED, len(self.validation))
         return Epochs(
-            start=max(0.0, times[0] - middle), epoch=middle * seen(whole) / seen(images) + save,
+            start=max(0.0, ends[1] - ends[0] - middle - save), epoch=middle * seen(whole) / seen(images) + save,
             validation=max(0.0, times[-1] - middle) * shown / min(shown, images),
         )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bench.attacks import pgd
+from bench.attacks import Model, pgd
+from bench.capture import captured, frozen
 from bench.checkpoint import pack, unpack
 from bench.data import Split, as_float
 from bench.errors import PrunebenchError, Refused
@@ -84,13 +85,15 @@ class Plan:
 def fit(
     model: nn.Module, plan: Plan, train: Split, validation: Split, *, seed: int, masks: Masks | None = None,
     partial: Path | None = None, report: Report | None = None, log: Log | None = None,
+    compiled: bool | None = None,
 ) -> Trained:  # fmt: skip
     """Train `model` in place by `plan` and return the averaged weights.
 
     `masks` hold their weights at zero. Batches, augmentation and noise of an epoch depend on `seed` and its number
     alone. After every epoch all that the next one needs is written to `partial`; a run that finds that file goes on
-    from there and ends in the same bytes. `log` is told every epoch, those before such a start as well. Raises
-    PrunebenchError when the loss is no longer finite, and when one-step training (fgsm-rs) overfits to its own attack.
+    from there and ends in the same bytes. `log` is told every epoch, those before such a start as well. `compiled`:
+    whether the net is compiled, by default on a CUDA card. Raises PrunebenchError when the loss is no longer finite,
+    and when one-step training (fgsm-rs) overfits to its own attack.
     """
     device = train.images.device
     trainer = _Trainer(model, plan, masks or {}, device)
@@ -100,6 +103,8 @@ def fit(
             log(row, seconds)
     batch = min(plan.recipe.batch, len(train))
     batches = plan.batches(len(train))
+    if compiled or (compiled is None and device.type == "cuda"):
+        trainer.capture(as_float(train.take(slice(0, batch)).images))
     for epoch in range(trainer.epoch, plan.last):
         began = time.perf_counter()
         shuffle = torch.Generator().manual_seed(derive(seed, "order", epoch))
@@ -111,7 +116,7 @@ def fit(
             images = as_float(part.images)
             if plan.recipe.augment == "crop-flip":
                 images = crop_flip(images, noise)
-            losses += trainer.step(images, part.labels, (epoch + i / batches) / plan.epochs, noise)
+            losses += trainer.step(trainer.laid_out(images), part.labels, (epoch + i / batches) / plan.epochs, noise)
         row = {"epoch": epoch + 1, "loss": losses.item() / batches, "lr": plan.lr((epoch + 1) / plan.epochs)}
         if not math.isfinite(row["loss"]):
             raise PrunebenchError(
@@ -140,6 +145,7 @@ class _Trainer:
         if cuda:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.autocast = torch.autocast("cuda", torch.bfloat16) if cuda else None
+        self.compiled: Model | None = None
         self.plan, self.masks = plan, {name: mask.to(device) for name, mask in masks.items()}
         enforce(self.model, self.masks)
         self.optimiser = torch.optim.SGD(
@@ -151,6 +157,21 @@ class _Trainer:
         self.epoch, self.steps = plan.start, 0
         self.curve: list[dict[str, Any]] = []
         self.times: list[float] = []
+
+    def capture(self, images: Tensor) -> None:
+        """Train through a compiled net from now on, if one works, on batches like these."""
+        self.compiled = captured(self.model, self.laid_out(images), self.autocast)
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """The images as the layers of this device like them in memory."""
+        cuda = images.device.type == "cuda"
+        return images.contiguous(memory_format=torch.channels_last) if cuda else images
+
+    @contextmanager
+    def attacked(self) -> Iterator[Model]:
+        """The net as attacks see it, in eval mode."""
+        with _attacking(self.model), frozen(self.model) if self.compiled else nullcontext():
+            yield self.compiled or self.model
 
     def step(self, images: Tensor, labels: Tensor, progress: float, noise: torch.Generator) -> Tensor:
         """Train on one batch; returns the loss, not yet read back from the device."""
@@ -169,12 +190,11 @@ class _Trainer:
         recipe, threat = self.plan.recipe, self.plan.threat
         step_size = float(exact(recipe.step_size))
         if recipe.objective == "trades":  # Zhang et al. 2019, arXiv 1901.08573, equation 5
-            with _attacking(self.model):  # not under no_grad: what is cached there would have no gradient
-                clean = F.softmax(self._logits(images), dim=1).detach()
+            with self.attacked() as model:  # not under no_grad: what is cached there would have no gradient
+                clean = F.softmax(self._logits(images, model), dim=1).detach()
                 start = images + 0.001 * torch.empty_like(images).normal_(generator=noise)
-            with _attacking(self.model):
                 adversarial = pgd(
-                    self.model, images, clean, threat, generator=noise, steps=recipe.steps, step_size=step_size,
+                    model, images, clean, threat, generator=noise, steps=recipe.steps, step_size=step_size,
                     loss=_divergence, start=start.clamp(0, 1), autocast=self.autocast,
                 )  # fmt: skip
             logits = self._logits(images)
@@ -184,24 +204,19 @@ class _Trainer:
         steps = recipe.steps
         if recipe.objective == "fgsm-rs":  # Wong et al. 2020, arXiv 2001.03994: one step of 1.25 eps
             steps, step_size = 1, 1.25 * threat.radius
-        with _attacking(self.model):
+        with self.attacked() as model:
             adversarial = pgd(
-                self.model,
-                images,
-                labels,
-                threat,
-                generator=noise,
-                steps=steps,
-                step_size=step_size,
+                model, images, labels, threat, generator=noise, steps=steps, step_size=step_size,
                 autocast=self.autocast,
-            )
+            )  # fmt: skip
         return F.cross_entropy(self._logits(adversarial), labels)
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _logits(self, images: Tensor, model: Model | None = None) -> Tensor:
+        model = model or self.compiled or self.model
         if self.autocast is None:
-            return self.model(images)
+            return model(images)
         with self.autocast:
-            logits = self.model(images.contiguous(memory_format=torch.channels_last))
+            logits = model(images)
         return logits.float()
 
     @torch.no_grad()
@@ -229,7 +244,10 @@ class _Trainer:
                 generator=torch.Generator(images.device).manual_seed(seed), autocast=self.autocast,
             )  # fmt: skip
             with torch.no_grad():
-                rates = [(self._logits(x).argmax(1) == labels).float().mean().item() for x in (images, adversarial)]
+                rates = [
+                    (self._logits(x, self.model).argmax(1) == labels).float().mean().item()
+                    for x in (images, adversarial)
+                ]
         self.model.load_state_dict(raw)
         return {"clean": rates[0], "robust": rates[1]}
 

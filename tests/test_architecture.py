@@ -20,7 +20,7 @@ LAYERS = (
     "compare errors files proposals protocol record seeds stats verdict",
     "machine extras curves",
     "data models mask",
-    "checkpoint attacks executor peers zoo",
+    "checkpoint attacks executor capture peers zoo",
     "train lab stages | referee journal trial score flags probes",
     "verify claim conformance run plan rehearsal pace show scaffold ingest",
     "cli pytest_plugin",

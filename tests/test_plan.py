@@ -158,8 +158,8 @@ def test_a_short_trial_stands_for_the_whole_epoch():
         patch.setattr("bench.pace.time.perf_counter", lambda: 0.0)
         found = pace.epochs(Plan(RULES.training, RULES.threat, 8), lambda: None, None, 1.0)
     assert set(seen) == {16}
-    save = (0.0 - (4 * 7 + 9)) / 5  # the clock stood still
-    assert found == Epochs(start=0.0, epoch=7 * 128 / 16 + save, validation=2.0 * 16 / 16)
+    save = (0.0 - (3 * 7 + 9)) / 4  # the clock stood still
+    assert found == Epochs(start=0.0 - 7 - save, epoch=7 * 128 / 16 + save, validation=2.0 * 16 / 16)
 
 
 def test_attacks_are_tried_through_the_referee_on_what_they_reach(monkeypatch):
