@@ -52,7 +52,7 @@ def run_(
     sparsity: Sparsities = None,
     seed: Seeds = None,
     out: Annotated[Path, typer.Option(help="Where everything goes; what is done there is kept.")] = Path("runs"),
-    jobs: Annotated[int, typer.Option(min=1, help="How many jobs are trained and scored side by side.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs side by side; on a card they share it.")] = 1,
     examples: Examples = None,
     epochs: Epochs = None,
     keep_proposals: Keep = False,

@@ -80,11 +80,13 @@ def test_an_epoch_does_not_wait_for_the_card():
     )
     noise = torch.Generator("cuda").manual_seed(0)
     order = torch.randperm(len(train)).cuda()
-    step = (
-        lambda: trainer.step(  # noqa: E731
-            crop_flip(as_float(train.take(order[:64]).images), noise), train.take(order[:64]).labels, 0.1, noise
-        )
-    )
+    trainer.capture(as_float(train.take(order[:64]).images))
+
+    def step():
+        part = train.take(order[:64])
+        images = trainer.laid_out(crop_flip(as_float(part.images), noise))
+        return trainer.step(images, part.labels, 0.1, noise)
+
     step()
     torch.cuda.set_sync_debug_mode("error")
     try:
