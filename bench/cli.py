@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.errors import PrunebenchError, printable
-from bench.protocol import PROTOCOLS, Protocol, as_sparsity, from_values, load
+from bench.protocol import PROTOCOLS, Job, Protocol, as_sparsity, from_values, load
 
 if TYPE_CHECKING:
     from bench.data import Store
@@ -27,6 +27,9 @@ app = typer.Typer(
 )  # fmt: skip
 
 Protocols = Annotated[str, typer.Argument(metavar="PROTOCOL", help="A built-in protocol or a TOML file.")]
+Pruners = Annotated[list[str] | None, typer.Option("--pruner", help="NAME[:option=value,...]; all by default.")]
+Sparsities = Annotated[list[str] | None, typer.Option("--sparsity", help="In [0, 1); the protocol's by default.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", min=0, help="The protocol's by default.")]
 DataRoot = Annotated[Path, typer.Option("--data", envvar="PRUNEBENCH_DATA", help="The folder where data sets lie.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads a job; results depend on the number.")]
@@ -34,6 +37,9 @@ Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs a unit, instead 
 Examples = Annotated[int | None, typer.Option(min=1, help="Score only the first so many test images.")]
 Keep = Annotated[
     bool, typer.Option("--keep-proposals", help="Keep what fooled the net, so that a claim can be replayed.")
+]
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Training curves as event files in each job's folder.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -49,16 +55,13 @@ class Engines(StrEnum):
 @app.command("run")
 def run_(
     protocol: Protocols,
-    pruner: Annotated[
-        list[str] | None, typer.Option("--pruner", help="NAME[:option=value,...]; all by default.")
-    ] = None,
-    sparsity: Annotated[
-        list[str] | None, typer.Option("--sparsity", help="In [0, 1); the protocol's by default.")
-    ] = None,
-    seed: Annotated[list[int] | None, typer.Option("--seed", min=0, help="The protocol's by default.")] = None,
+    pruner: Pruners = None,
+    sparsity: Sparsities = None,
+    seed: Seeds = None,
     out: Annotated[Path, typer.Option(help="Where everything goes; what is done there is kept.")] = Path("runs"),
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="How many are trained and scored side by side; ray: as many as fit.")
+        int | None,
+        typer.Option(min=1, help="How many are trained and scored side by side, on a card too; ray: as many as fit."),
     ] = None,
     engine: Annotated[Engines, typer.Option(help="Processes of this machine, or Ray, on this one or on a cluster.")] = (
         Engines.local
@@ -72,21 +75,21 @@ def run_(
     examples: Examples = None,
     epochs: Epochs = None,
     keep_proposals: Keep = False,
+    tensorboard: Tensorboard = False,
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
     quiet: Quiet = False,
 ) -> None:
     """Train, score and rank a whole grid; safe to kill and start again."""
-    import pruners
-    from bench import executor, machine, run, show
+    from bench import curves, executor, machine, run, show
     from leaderboard import check as board
     from leaderboard import render
 
-    rules = _rules(protocol, epochs)
+    rules, grid = _grid(protocol, epochs, pruner, sparsity, seed)
     workers = _engine(engine, jobs, threads, device, out, address, gpus_per_job)
-    wanted = [_share(value) for value in sparsity or rules.sparsities]
-    grid = run.grid(pruner or list(pruners.PRUNERS), wanted, seed if seed is not None else rules.seeds)
+    if tensorboard:
+        curves.require()
     store = _store(data)
     store.testing(rules.data, examples or rules.test)  # before any training: is the data there, and enough of it?
     with show.Watch(quiet=quiet) as watch:
@@ -96,7 +99,7 @@ def run_(
             watch.line(f"All nets run dense: {why}")
         results = run.run(
             rules, grid, out, store, engine=workers, threads=threads, device=device, examples=examples,
-            keep_proposals=keep_proposals, report=watch.report,
+            keep_proposals=keep_proposals, tensorboard=tensorboard, report=watch.report,
             ended=lambda end: watch.finish(end.task.job.name, f"{end.how}: {end.why}"),
         )  # fmt: skip
     if any(end.how in ("done", "kept", "refused") for end in results):
@@ -107,6 +110,41 @@ def run_(
         raise PrunebenchError(f"{len(bad)} of {len(results)} jobs did not end with a score; the reasons stand above.")
 
 
+@app.command("plan")
+def plan_(
+    protocol: Protocols,
+    pruner: Pruners = None,
+    sparsity: Sparsities = None,
+    seed: Seeds = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs side by side, as for run; as many try at once.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="Also the time on so many devices like this one.")] = 4,
+    clean: Annotated[float, typer.Option(help="Assumed share of images that nets classify rightly.")] = 0.85,
+    robust: Annotated[float, typer.Option(help="Assumed share that withstands every attack.")] = 0.55,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of one trial; there are a dozen or two.")] = 0.5,
+    examples: Examples = None,
+    epochs: Epochs = None,
+    data: DataRoot = Path("data"),
+    device: Device = "auto",
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a grid will take: passes, time, disk."""
+    from bench import machine, show
+    from bench.plan import plan
+    from bench.rehearsal import Shares
+
+    rules, grid = _grid(protocol, epochs, pruner, sparsity, seed)
+    machine.device_named(device)
+    found = plan(
+        rules, grid, _store(data), workers=jobs, devices=sorted({1, devices}), threads=threads, device=device,
+        examples=examples, shares=Shares(clean, robust), seconds=seconds,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        show.out(*show.forecast_table(found))
+
+
 @app.command()
 def train(
     protocol: Protocols,
@@ -115,6 +153,7 @@ def train(
     sparsity: Annotated[str | None, typer.Option(help="In [0, 1).")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     epochs: Epochs = None,
+    tensorboard: Tensorboard = False,
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
@@ -133,7 +172,7 @@ def train(
     job = run.job_of(pruners.parse(pruner), None if sparsity is None else _share(sparsity), seed)
     with sole_user(out), show.Watch(quiet=quiet) as watch:
         net = task.train(
-            pruner, job, rules, out, out / "stages", _store(data), device=device,
+            pruner, job, rules, out, out / "stages", _store(data), device=device, tensorboard=tensorboard,
             report=lambda what, done, of: watch.report(job.name, what, done, of),
         )  # fmt: skip
     show.out(*show.net_tables(open_net(net), str(net)))
@@ -458,6 +497,18 @@ def _rules(spec: str, epochs: int | None) -> Protocol:
     values = rules.model_dump(mode="json")
     changes = {"name": f"{rules.name}-epochs{epochs}", "training": values["training"] | {"epochs": epochs}}
     return from_values(values | changes, f"{spec} --epochs {epochs}")
+
+
+def _grid(
+    spec: str, epochs: int | None, pruner: list[str] | None, sparsity: list[str] | None, seed: list[int] | None
+) -> tuple[Protocol, list[tuple[str, Job]]]:
+    """The rules, and the jobs that are asked for: by default every pruner, and the protocol's sparsities and seeds."""
+    import pruners
+    from bench import run
+
+    rules = _rules(spec, epochs)
+    wanted = [_share(value) for value in sparsity or rules.sparsities]
+    return rules, run.grid(pruner or list(pruners.PRUNERS), wanted, rules.seeds if seed is None else seed)
 
 
 def _share(text: str | float) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bench import executor, machine
 from bench.attacks import Model, pgd
+from bench.curves import Curves
 from bench.data import Info, Split, Store, as_float
 from bench.errors import BudgetExceeded, PrunebenchError
 from bench.files import canonical_json, sha256_of
@@ -77,9 +78,12 @@ class Lab:
     def __init__(
         self, job: Job, protocol: Protocol, store: Store, stages: Path, *,
         device: torch.device | None = None, report: Report | None = None,
-        resolve: Callable[[str], Pruner] | None = None,
+        resolve: Callable[[str], Pruner] | None = None, curves: Curves | None = None,
     ) -> None:  # fmt: skip
-        """`stages`: the folder of finished stages. `resolve`: gives the pruner of a name, for `run`."""
+        """`stages`: the folder of finished stages. `resolve`: gives the pruner of a name, for `run`.
+
+        `curves`: where the course of every training is put down.
+        """
         self.job, self.protocol = job, protocol
         self.device = device or torch.device("cpu")
         self.info: Info = store.info(protocol.data)
@@ -88,6 +92,7 @@ class Lab:
         self.train: Split = train.to(self.device)
         self.validation: Split = validation.to(self.device)
         self._stages, self._report, self._resolve = Stages(stages), report, resolve or _no_pruners
+        self._curves = curves
         self.meter = Meter(int(protocol.units * self._price(protocol.training, protocol.training.epochs)))
         self.epochs = int(protocol.units * protocol.training.epochs)  # of the protocol's training that the budget buys
 
@@ -145,7 +150,7 @@ class Lab:
         """
         plan = self._plan(stage, {"lr": lr, "objective": objective}, epochs, first, stop)
         facts: list[object] = ["fit", _digest(start), _digest(masks or {})]
-        return self._train(stage, plan, facts, lambda: self.model(start), masks)
+        return self._train(stage, plan, facts, lambda: self.model(start), masks, kept=self._kept(masks))
 
     def fit_scores(
         self, stage: str, weights: State, scores: State, keeps: Mapping[str, int], *,
@@ -165,7 +170,7 @@ class Lab:
             attach_scores(net, scores, keeps)
             return net
 
-        return split_scores(self._train(stage, plan, facts, scored).last)
+        return split_scores(self._train(stage, plan, facts, scored, kept=sum(keeps.values())).last)
 
     def loop(
         self, stage: str, start: State, step: Callable[[State, int], State], *, steps: int, passes: int, facts: object
@@ -194,8 +199,7 @@ class Lab:
                 tell(f"step {index + 1}/{steps}", index + 1, steps)
             return state, about
 
-        facts = ["loop", source, facts, steps, _digest(start), *_rules(self.protocol.training, self.protocol.threat)]
-        state, about = self._stages.remember(self._key(facts), compute)
+        state, about = self._stages.remember(self._loop_key(source, start, steps, facts), compute)
         self.meter.charge(stage, passes, about["seconds"])
         return {name: tensor.cpu() for name, tensor in state.items()}
 
@@ -263,30 +267,50 @@ class Lab:
             )
         return plan
 
+    def _kept(self, masks: Masks | None) -> int:
+        """How many prunable weights `masks` leave."""
+        pruned = ((~mask).sum() for mask in (masks or {}).values())
+        return self.prunable - int(sum(pruned))
+
     def _train(
-        self, stage: str, plan: Plan, facts: list[object], model: Callable[[], nn.Module], masks: Masks | None = None
-    ) -> Trained:
-        """`model()` trained by `plan`: from the store if it is there, charged in any case."""
+        self, stage: str, plan: Plan, facts: list[object], model: Callable[[], nn.Module], masks: Masks | None = None,
+        *, kept: int,
+    ) -> Trained:  # fmt: skip
+        """`model()` trained by `plan` with `kept` weights: from the store if it is there, charged in any case."""
         passes = plan.passes(len(self.train))
         self.meter.check(stage, passes)
+        curve = None
+        if self._curves is not None:
+            sparsity = 1 - kept / self.prunable
+            curve = self._curves.stage(stage, images=plan.seen(len(self.train)), sparsity=sparsity)
 
         def compute(partial: Path) -> tuple[State, Any]:
             trained = fit(
                 model(), plan, self.train, self.validation, seed=self.job.seed, masks=masks, partial=partial,
-                report=_named(self._report, stage),
+                report=_named(self._report, stage), log=None if curve is None else curve.add,
             )  # fmt: skip
             halves = {f"weights/{key}": tensor for key, tensor in trained.weights.items()}
             halves |= {f"last/{key}": tensor for key, tensor in trained.last.items()}
-            return halves, {"curve": trained.curve, "seconds": trained.seconds}
+            return halves, {"curve": trained.curve, "times": trained.times}
 
-        rules, span = _rules(plan.recipe, self.protocol.threat), [plan.epochs, plan.start, plan.stop]
-        halves, about = self._stages.remember(self._key([*facts, *rules, *span]), compute)
-        self.meter.charge(stage, passes, about["seconds"])
+        halves, about = self._stages.remember(self._train_key(plan, facts), compute)
         weights, last = (
             {key.removeprefix(half): tensor for key, tensor in halves.items() if key.startswith(half)}
             for half in ("weights/", "last/")
         )
-        return Trained(weights, last, about["curve"], about["seconds"])
+        trained = Trained(weights, last, about["curve"], about["times"])
+        self.meter.charge(stage, passes, trained.seconds)
+        if curve is not None:
+            curve.close(trained.curve, trained.times)
+        return trained
+
+    def _train_key(self, plan: Plan, facts: list[object]) -> str:
+        span = [plan.epochs, plan.start, plan.stop]
+        return self._key([*facts, *_rules(plan.recipe, self.protocol.threat), *span])
+
+    def _loop_key(self, source: str, start: State, steps: int, facts: object) -> str:
+        rules = _rules(self.protocol.training, self.protocol.threat)
+        return self._key(["loop", source, facts, steps, _digest(start), *rules])
 
     def _key(self, facts: list[object]) -> str:
         """The name of a stage in the store: code, machine, data, net and seed, and what the stage itself depends on."""

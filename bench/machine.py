@@ -78,7 +78,7 @@ def env(device: torch.device) -> dict[str, str | int | None]:
 @cache
 def training_code() -> str:
     """The hash of the code that decides what a training does, given its inputs."""
-    names = ("attacks", "data", "lab", "mask", "models", "train")
+    names = ("attacks", "capture", "data", "lab", "mask", "models", "train")
     files = [*(HERE / f"{name}.py" for name in names), *sorted((HERE / "executor").glob("*.py"))]
     return sha256_of(b"\0".join(file.read_bytes() for file in files))
 

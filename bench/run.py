@@ -48,13 +48,14 @@ def grid(specs: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int]
 def run(
     protocol: Protocol, jobs: list[tuple[str, Job]], out: Path, store: Store, *, engine: Engine | None = None,
     threads: int = 1, device: str = "auto", examples: int | None = None, keep_proposals: bool = False,
-    report: Watcher | None = None, ended: Callable[[Ended], None] | None = None,
+    tensorboard: bool = False, report: Watcher | None = None, ended: Callable[[Ended], None] | None = None,
 ) -> list[Ended]:  # fmt: skip
     """Train and score `jobs` on `engine` (one process by default), and publish their records below `out/records`.
 
-    `keep_proposals`: keep what fooled each net, so that a claim can be replayed. What is done already is kept, so a run
-    that was killed goes on where it was. A job that fails is reported once and does not stop the others. `report` and
-    `ended` are called in this process. Raises PrunebenchError when another run is at work in `out`.
+    `keep_proposals`: keep what fooled each net, so that a claim can be replayed. `tensorboard`: as for `task.train`.
+    What is done already is kept, so a run that was killed goes on where it was. A job that fails is reported once and
+    does not stop the others. `report` and `ended` are called in this process. Raises PrunebenchError when another run
+    is at work in `out`.
     """
     with sole_user(out):
         folders = {job.name: out / "jobs" / job_id(protocol, spec, job) for spec, job in jobs}
@@ -65,7 +66,7 @@ def run(
             tasks.append(
                 Task(
                     spec, job, protocol, folders[job.name], out / "stages", store, device, threads, examples,
-                    keep_proposals, None if parent == job.name else folders[parent],
+                    keep_proposals, None if parent == job.name else folders[parent], tensorboard,
                 )
             )  # fmt: skip
         images = len(store.testing(protocol.data, examples or protocol.test))

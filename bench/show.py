@@ -16,6 +16,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from bench.checkpoint import Net
+    from bench.plan import Forecast
     from bench.record import Flag, Record
 
 PLAIN_EVERY = 15.0  # seconds between two plain lines about the same job
@@ -149,6 +150,36 @@ def net_tables(net: Net, name: str) -> list[Table | str]:
         table("", "", rows=about),
         "",
         table("layer", "shape", "kept", "sparsity", rows=layers, right=("kept", "sparsity")),
+    ]
+
+
+def forecast_table(found: Forecast) -> list[Table | str]:
+    """What a grid will take, for people."""
+    columns = ("Pruner", "Sparsity", "Jobs", "M passes", "M to score", "Training", "Scoring", "MB")
+    rows = [
+        (
+            line.pruner, f"{line.sparsity:g}", f"{line.jobs}", f"{line.train_passes / 1e6:,.1f}",
+            f"{line.score_passes / 1e6:,.1f}", _duration(line.train_seconds), _duration(line.score_seconds),
+            f"{line.bytes / 1e6:,.1f}",
+        )
+        for line in (*found.lines, found.total)
+    ]  # fmt: skip
+    side = "one job at a time" if found.workers == 1 else f"{found.workers} jobs side by side on each"
+    spans = [
+        f"In all about {_duration(span)} on {count} of this device, {side}." for count, span in found.spans.items()
+    ]
+    shares = f"{found.shares.clean:.0%} of the test images right and {found.shares.robust:.0%} robust"
+    about = (
+        "Sample passes (forward 1, backward 2) in millions, as they are charged. A stage\n"
+        "that jobs share is computed once: its time and disk stand with the first. Times\n"
+        "are one worker's, after short trials here.\n"
+        f"Assumed of every net: {shares} (--clean, --robust)."
+    )
+    return [
+        table(*columns, rows=[*rows[:-1], (rows[-1][0], "", *rows[-1][2:])], right=columns[1:]),
+        "",
+        about,
+        *spans,
     ]
 
 

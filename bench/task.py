@@ -11,6 +11,7 @@ import torch
 
 from bench import machine
 from bench.checkpoint import Header, open_net, seal
+from bench.curves import Curves
 from bench.data import Store
 from bench.errors import PrunebenchError, Refused
 from bench.files import sha256_of, write_bytes
@@ -43,6 +44,7 @@ class Task:
     examples: int | None
     keep_proposals: bool
     parent: Path | None
+    tensorboard: bool
 
     @property
     def dense(self) -> Path | None:
@@ -97,7 +99,7 @@ class Step:
         try:
             train(
                 task.spec, task.job, task.protocol, task.folder, task.stages, task.store, device=task.device,
-                report=report,
+                report=report, tensorboard=task.tensorboard,
             )  # fmt: skip
         except Refused as refused:  # by the checks of the net file: there is no net to refuse a score
             return Ended(task, "failed", str(refused))
@@ -124,17 +126,21 @@ class Step:
 
 
 def train(spec: str, job: Job, protocol: Protocol, folder: Path, stages: Path, store: Store, *, device: str = "auto",
-          report: Report | None = None) -> Path:  # fmt: skip
+          report: Report | None = None, tensorboard: bool = False) -> Path:  # fmt: skip
     """Train the net of `job` into `folder` and return its path; a net that is there and whole is kept.
 
-    Raises PrunebenchError for whatever the pruner, its budget or the checks of the net file object to.
+    `tensorboard`: put the course of its trainings into event files below `folder/tensorboard`. Raises PrunebenchError
+    for whatever the pruner, its budget or the checks of the net file object to.
     """
     path = folder / NET
     chosen = parse(spec)
     if _made_for(path, job, protocol, chosen.source, store):
         return path
     where = machine.device_named(device)
-    lab = Lab(job, protocol, store, stages, device=where, report=report, resolve=lambda spec: parse(spec).pruner)
+    lab = Lab(
+        job, protocol, store, stages, device=where, report=report, resolve=lambda spec: parse(spec).pruner,
+        curves=Curves(folder / "tensorboard") if tensorboard else None,
+    )  # fmt: skip
     state = chosen.pruner(job, lab)
     header = Header(
         arch=protocol.model, classes=lab.info.classes, shape=lab.info.shape, protocol=protocol, job=job,

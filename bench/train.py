@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bench.attacks import Model, pgd
+from bench.capture import captured, frozen
 from bench.checkpoint import pack, unpack
 from bench.data import Split, as_float
 from bench.errors import PrunebenchError, Refused
@@ -26,17 +27,26 @@ from bench.protocol import Threat, Training, exact
 from bench.seeds import derive
 
 Report = Callable[[str, float, float], None]  # what is at work, how much is done, of how much
+Log = Callable[[dict[str, Any], float], None]  # a row of the curve, and the seconds that its epoch took
 VALIDATED = 1000  # images; the robust accuracy on validation guides people, it enters no result
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves: the averaged `weights` (EMA), the `last` raw ones, and a `curve` of a row an epoch."""
+    """What a training leaves: the averaged `weights` (EMA), the `last` raw ones, and a `curve` of a row an epoch.
+
+    `times`: the seconds that each of those epochs took.
+    """
 
     weights: State
     last: State
     curve: list[dict[str, Any]]
-    seconds: float
+    times: list[float]
+
+    @property
+    def seconds(self) -> float:
+        """What the training took, without writing down where it is."""
+        return sum(self.times)
 
 
 @dataclass(frozen=True)
@@ -58,10 +68,13 @@ class Plan:
         """Whole batches in an epoch; what is left over comes in another epoch."""
         return images // min(self.recipe.batch, images)
 
+    def seen(self, images: int) -> int:
+        """How many of so many images an epoch trains on."""
+        return self.batches(images) * min(self.recipe.batch, images)
+
     def passes(self, images: int) -> int:
         """The price in sample passes."""
-        trained = self.batches(images) * min(self.recipe.batch, images)
-        return max(0, self.last - self.start) * trained * self.recipe.passes
+        return max(0, self.last - self.start) * self.seen(images) * self.recipe.passes
 
     def lr(self, progress: float) -> float:
         """The learning rate when `progress`, in [0, 1), of the schedule is done."""
@@ -72,20 +85,27 @@ class Plan:
 
 def fit(
     model: nn.Module, plan: Plan, train: Split, validation: Split, *, seed: int, masks: Masks | None = None,
-    partial: Path | None = None, report: Report | None = None,
+    partial: Path | None = None, report: Report | None = None, log: Log | None = None,
+    compiled: bool | None = None,
 ) -> Trained:  # fmt: skip
     """Train `model` in place by `plan` and return the averaged weights.
 
     `masks` hold their weights at zero. Batches, augmentation and noise of an epoch depend on `seed` and its number
     alone. After every epoch all that the next one needs is written to `partial`; a run that finds that file goes on
-    from there and ends in the same bytes. Raises PrunebenchError when the loss is no longer finite, and when one-step
-    training (fgsm-rs) overfits to its own attack.
+    from there and ends in the same bytes. `log` is told every epoch, those before such a start as well. `compiled`:
+    whether the net is compiled, by default on a CUDA card. Raises PrunebenchError when the loss is no longer finite,
+    and when one-step training (fgsm-rs) overfits to its own attack.
     """
     device = train.images.device
     trainer = _Trainer(model, plan, masks or {}, device)
     trainer.restore(partial)
+    if log is not None:
+        for row, seconds in zip(trainer.curve, trainer.times, strict=True):
+            log(row, seconds)
     batch = min(plan.recipe.batch, len(train))
     batches = plan.batches(len(train))
+    if compiled or (compiled is None and device.type == "cuda"):
+        trainer.capture(as_float(train.take(slice(0, batch)).images))
     for epoch in range(trainer.epoch, plan.last):
         began = time.perf_counter()
         shuffle = torch.Generator().manual_seed(derive(seed, "order", epoch))
@@ -97,7 +117,7 @@ def fit(
             images = as_float(part.images)
             if plan.recipe.augment == "crop-flip":
                 images = crop_flip(images, noise)
-            losses += trainer.step(images, part.labels, (epoch + i / batches) / plan.epochs, noise)
+            losses += trainer.step(trainer.laid_out(images), part.labels, (epoch + i / batches) / plan.epochs, noise)
         row = {"epoch": epoch + 1, "loss": losses.item() / batches, "lr": plan.lr((epoch + 1) / plan.epochs)}
         if not math.isfinite(row["loss"]):
             raise PrunebenchError(
@@ -109,6 +129,8 @@ def fit(
         if one_step:
             _refuse_collapse([*trainer.curve, row], chance=1 / (int(train.labels.max()) + 1))
         trainer.close_epoch(row, time.perf_counter() - began, partial)
+        if log is not None:
+            log(row, trainer.times[-1])
         if report is not None:
             report(f"epoch {epoch + 1}/{plan.last}", epoch + 1 - plan.start, plan.last - plan.start)
     return trainer.result()
@@ -123,6 +145,7 @@ class _Trainer:
         self.model = model.to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.autocast = torch.autocast("cuda", torch.bfloat16) if cuda else None
+        self.compiled: Model | None = None
         live = dict(self.model.named_parameters())
         self.plan = plan
         self.masks = {name: torch.empty_like(live[name], dtype=torch.bool).copy_(mask) for name, mask in masks.items()}
@@ -134,8 +157,31 @@ class _Trainer:
         )  # fmt: skip
         self.live = self.model.state_dict()  # the tensors themselves, which training changes in place
         self.average = {name: tensor.clone() for name, tensor in self.live.items()}
-        self.epoch, self.steps, self.seconds = plan.start, 0, 0.0
+        self.epoch, self.steps = plan.start, 0
         self.curve: list[dict[str, Any]] = []
+        self.times: list[float] = []
+
+    def capture(self, images: Tensor) -> None:
+        """Train through a compiled net from now on, if one works, on batches like these."""
+        self.compiled = captured(self.model, self.laid_out(images), self.autocast)
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """The images as the layers of this device like them in memory."""
+        cuda = images.device.type == "cuda"
+        return images.contiguous(memory_format=torch.channels_last) if cuda else images
+
+    @contextmanager
+    def attacked(self) -> Iterator[Model]:
+        """The net as attacks see it, in eval mode, with the weights that it has now."""
+        with _attacking(self.model):
+            if self.compiled is not None:
+                with frozen(self.model):
+                    yield self.compiled
+            elif self.quick is not None:
+                self.quick.refresh()
+                yield self.quick
+            else:
+                yield self.model
 
     def step(self, images: Tensor, labels: Tensor, progress: float, noise: torch.Generator) -> Tensor:
         """Train on one batch; returns the loss, not yet read back from the device."""
@@ -175,18 +221,9 @@ class _Trainer:
             )  # fmt: skip
         return F.cross_entropy(self._logits(adversarial), labels)
 
-    @contextmanager
-    def attacked(self) -> Iterator[Model]:
-        """The net as attacks see it, in eval mode, with the weights that it has now."""
-        with _attacking(self.model):
-            if self.quick is None:
-                yield self.model
-            else:
-                self.quick.refresh()
-                yield self.quick
-
     def _logits(self, images: Tensor, model: Model | None = None) -> Tensor:
-        model, images = model or self.model, images.contiguous(memory_format=torch.channels_last)
+        model = model or self.compiled or self.model
+        images = images.contiguous(memory_format=torch.channels_last)
         if self.autocast is None:
             return model(images)
         with self.autocast:
@@ -218,14 +255,18 @@ class _Trainer:
                 generator=torch.Generator(images.device).manual_seed(seed), autocast=self.autocast,
             )  # fmt: skip
             with torch.no_grad():
-                rates = [(self._logits(x).argmax(1) == labels).float().mean().item() for x in (images, adversarial)]
+                rates = [
+                    (self._logits(x, self.model).argmax(1) == labels).float().mean().item()
+                    for x in (images, adversarial)
+                ]
         self.model.load_state_dict(raw)
         return {"clean": rates[0], "robust": rates[1]}
 
     def close_epoch(self, row: dict[str, Any], seconds: float, partial: Path | None) -> None:
         """Note what the epoch brought and write down where to go on."""
-        self.epoch, self.seconds = row["epoch"], self.seconds + seconds
+        self.epoch = row["epoch"]
         self.curve.append(row)
+        self.times.append(seconds)
         if partial is None:
             return
         tensors = {f"net/{name}": tensor for name, tensor in self.live.items()}
@@ -233,7 +274,7 @@ class _Trainer:
         for name, parameter in self.model.named_parameters():
             if (momentum := self.optimiser.state[parameter].get("momentum_buffer")) is not None:
                 tensors[f"momentum/{name}"] = momentum
-        about = {"epoch": self.epoch, "steps": self.steps, "seconds": self.seconds, "curve": self.curve}
+        about = {"epoch": self.epoch, "steps": self.steps, "times": self.times, "curve": self.curve}
         write_bytes(partial, pack(tensors, about))
 
     def restore(self, partial: Path | None) -> None:
@@ -252,9 +293,7 @@ class _Trainer:
         for name, parameter in self.model.named_parameters():
             if f"momentum/{name}" in tensors:
                 self.optimiser.state[parameter]["momentum_buffer"] = tensors[f"momentum/{name}"].to(parameter.device)
-        self.epoch, self.steps, self.seconds, self.curve = (
-            about[key] for key in ("epoch", "steps", "seconds", "curve")
-        )
+        self.epoch, self.steps, self.times, self.curve = (about[key] for key in ("epoch", "steps", "times", "curve"))
 
     def result(self) -> Trained:
         """The average and the raw weights, on the CPU, pruned weights exactly zero."""
@@ -262,7 +301,7 @@ class _Trainer:
             {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
             for state in (self.average, self.live)
         )
-        return Trained(weights, last, self.curve, self.seconds)
+        return Trained(weights, last, self.curve, self.times)
 
 
 def _quick(model: nn.Module, masks: Masks, device: torch.device) -> Fast | None:

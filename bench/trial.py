@@ -23,6 +23,17 @@ _PRICE = {"apgd-ce": 102 + 2 * 101, "apgd-t": 910 + 2 * 909, "fab-t": 1800 + 2 *
           "fgsm": 4, "pgd-20": 61, "pgd-50": 151}  # fmt: skip
 
 
+def expected(images: int, points: int, *, clean: float, robust: float) -> dict[str, float]:
+    """Sample passes, by attack, of a scoring of which the shares `clean` and `robust` of the `images` are assumed.
+
+    `points`: how often PGD-20 runs. It is taken that what falls falls to the first attack, which runs to its end; with
+    their true shares, 114 scorings of the digits then took 89 to 99 % of the passes that they really took.
+    """
+    runs = dict.fromkeys(_PRICE, images * robust) | dict.fromkeys(("apgd-ce", *WEAK), images * clean)
+    runs["pgd-20"] *= points
+    return {attack: price * runs[attack] for attack, price in _PRICE.items()}
+
+
 @dataclass
 class Trial:
     """One net before all attacks. Every measurement is kept in the journal, so that a killed one goes on.

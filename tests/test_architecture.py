@@ -18,15 +18,15 @@ GROUND = frozenset({"compare", "errors", "files", "proposals", "protocol", "reco
 # From the ground up. A module may import those below it and its own side of its layer ("|"), without cycles.
 LAYERS = (
     "compare errors files proposals protocol record seeds stats verdict",
-    "machine extras",
+    "machine extras curves",
     "data models mask",
-    "checkpoint attacks autoattack executor peers zoo",
+    "checkpoint attacks autoattack executor capture peers zoo",
     "train lab stages | referee journal trial score flags probes",
-    "verify claim conformance task run engine cluster show scaffold ingest",
+    "verify claim conformance task run engine cluster plan rehearsal pace show scaffold ingest",
     "cli pytest_plugin",
 )
 # Who may start pruners, and who may make tables.
-REGISTRY_USERS = frozenset({"conformance", "task", "run", "cli", "pytest_plugin"})
+REGISTRY_USERS = frozenset({"conformance", "task", "run", "plan", "cli", "pytest_plugin"})
 LEADERBOARD_USERS = frozenset({"cli", "pytest_plugin"})
 FOR_PRUNERS = GROUND | {"mask", "lab"}
 TORCH = frozenset({"torch", "torchvision", "pyautoattack", "torchattacks", "robustbench"})

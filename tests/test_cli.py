@@ -25,8 +25,8 @@ from tests.claims import copied, make_claim, overstated
 from tests.records import make, save
 
 VERBS = (
-    "run", "train", "score", "import", "inspect", "rank", "site", "compare", "claim", "verify", "new", "check", "list",
-    "doctor",
+    "run", "plan", "train", "score", "import", "inspect", "rank", "site", "compare", "claim", "verify", "new", "check",
+    "list", "doctor",
 )  # fmt: skip
 
 TINY = """

@@ -7,17 +7,26 @@ import torch
 
 import bench.train
 from bench.attacks import pgd
-from bench.data import as_float
+from bench.capture import captured
+from bench.data import Info, as_float
+from bench.engine import Pool
 from bench.machine import device_named
+from bench.models import build
 from bench.referee import Referee, exact_float32
+from bench.run import grid, run
 from bench.score import score
 from bench.task import train
+from bench.train import Plan, _Trainer, crop_flip, fit
 from tests.nets import STORE, TINY, changed, job, lab
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+INFO = {
+    "mnist-cnn": Info(10, (1, 28, 28), (0.5,), (0.25,)),
+    "resnet18": Info(10, (3, 32, 32), (0.5,) * 3, (0.25,) * 3),
+}
 
 
 def test_training_attacks_in_bf16_with_a_float32_perturbation(tmp_path, monkeypatch):
@@ -34,6 +43,66 @@ def test_training_attacks_in_bf16_with_a_float32_perturbation(tmp_path, monkeypa
     trained = place.fit("train", place.initial(), epochs=1)
     assert set(seen) == {(torch.float32, torch.bfloat16, "cuda")}
     assert all(tensor.device.type == "cpu" and tensor.isfinite().all() for tensor in trained.weights.values())
+
+
+@pytest.mark.parametrize("arch", ["mnist-cnn", "resnet18"])
+def test_nets_are_compiled_and_agree(arch, caplog):
+    """Fused kernels under CUDA graphs, held against the net itself: nothing was said, so it agrees."""
+    info = INFO[arch]
+    net = build(arch, info=info, seed=0).cuda().to(memory_format=torch.channels_last)
+    images = torch.rand(64, *info.shape, device="cuda").contiguous(memory_format=torch.channels_last)
+    assert captured(net, images, torch.autocast("cuda", torch.bfloat16)) is not None, caplog.text
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("objective", ["pgd", "trades", "fgsm-rs"])
+def test_compiled_training_learns_as_plain_training_does(objective, caplog):
+    """The loss of the last epoch agrees; weights cannot, bfloat16 rounds otherwise in fused kernels."""
+    rules, splits = (
+        changed(epochs=10),
+        [split.to(device_named("cuda")) for split in STORE.training("digits", validation=64)],
+    )
+    rules = changed(rules, objective=objective)
+    plan = Plan(rules.training, rules.threat, 10)
+    losses = [
+        fit(build("digits-cnn", info=STORE.info("digits"), seed=0), plan, *splits, seed=0, compiled=compiled).curve[-1][
+            "loss"
+        ]
+        for compiled in (True, False)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1) and "uncompiled" not in caplog.text
+
+
+def test_an_epoch_does_not_wait_for_the_card():
+    """No step reads anything back: torch raises where one does."""
+    rules = changed(objective="trades", augment="crop-flip")
+    train = STORE.training("digits", validation=64)[0].to(device_named("cuda"))
+    trainer = _Trainer(
+        build("digits-cnn", info=STORE.info("digits")), Plan(rules.training, rules.threat, 2), {}, torch.device("cuda")
+    )
+    noise = torch.Generator("cuda").manual_seed(0)
+    order = torch.randperm(len(train)).cuda()
+    trainer.capture(as_float(train.take(order[:64]).images))
+
+    def step():
+        part = train.take(order[:64])
+        images = trainer.laid_out(crop_flip(as_float(part.images), noise))
+        return trainer.step(images, part.labels, 0.1, noise)
+
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+        with pytest.raises(RuntimeError, match="synchroniz"):  # the twin
+            step().item()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_jobs_share_the_card(tmp_path):
+    jobs = grid(["dense", "random"], [0.9], [0])
+    ends = run(changed(epochs=2), jobs, tmp_path, STORE, engine=Pool(2), device="cuda", examples=16)
+    assert [end.how for end in ends] == ["done", "done"]
 
 
 @pytest.mark.parametrize("objective", ["pgd", "trades", "fgsm-rs"])

@@ -1,0 +1,187 @@
+"""What a grid will take, before it runs: sample passes, time on this device and on more of them, disk."""
+
+from __future__ import annotations
+
+import heapq
+import multiprocessing
+import statistics
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.data import Store
+from bench.protocol import Job, Protocol
+from bench.rehearsal import Rehearsed, Shares, Work, rehearse
+from pruners import parse
+
+RECORD_BYTES = 100_000  # about: a record, its outcomes and pairs, twice, and the journal
+
+
+@dataclass(frozen=True)
+class Line:
+    """A pruner at one sparsity, its seeds together: jobs, passes charged, and what is really computed for it.
+
+    A stage that several jobs share counts for the first that asks for it. Seconds are those of one worker.
+    """
+
+    pruner: str
+    sparsity: float
+    jobs: int
+    train_passes: int
+    score_passes: int
+    train_seconds: float
+    score_seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The plan of a grid. `spans`: seconds from beginning to end, by the number of devices."""
+
+    lines: tuple[Line, ...]
+    spans: dict[int, float]
+    workers: int
+    shares: Shares
+
+    @property
+    def total(self) -> Line:
+        """All lines together."""
+        columns = ("jobs", "train_passes", "score_passes", "train_seconds", "score_seconds", "bytes")
+        return Line("all", 0.0, *(sum(getattr(line, column) for line in self.lines) for column in columns))
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON."""
+        facts = {
+            "lines": [vars(line) for line in self.lines],
+            "workers": self.workers,
+            "seconds": {str(count): span for count, span in self.spans.items()},
+            "assumed": vars(self.shares),
+        }
+        return facts | {
+            "total": {key: value for key, value in vars(self.total).items() if key not in ("pruner", "sparsity")}
+        }
+
+
+def plan(
+    protocol: Protocol, grid: list[tuple[str, Job]], store: Store, *, workers: int = 1, devices: Sequence[int] = (1,),
+    threads: int = 1, device: str = "auto", examples: int | None = None, shares: Shares, seconds: float = 0.5,
+) -> Forecast:  # fmt: skip
+    """Go through the jobs of the first seed without training, try how fast this device is, and add up.
+
+    `workers`: jobs side by side on a device; as many processes try at once, since they slow one another down. Jobs of
+    other seeds are taken to cost the same and to share nothing with those of the first, as stages are kept by seed.
+    `seconds`: of one trial. Raises PrunebenchError where a job would fail.
+    """
+    seeds = list(dict.fromkeys(job.seed for _, job in grid))
+    first = [(spec, job) for spec, job in grid if job.seed == seeds[0]]
+    spawn = multiprocessing.get_context("spawn")
+    began = time.time()
+    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        asked = [
+            pool.submit(_rehearse, first, protocol, store, device, threads, examples, shares, seconds)
+            for _ in range(workers)
+        ]
+        starts, found = zip(*(future.result() for future in asked), strict=True)
+    jobs = [_mean(same) for same in zip(*found, strict=True)]
+    everything = [_under(job, seed) for seed in seeds for job in jobs]
+    start = statistics.fmean(starts) - began
+    spans = {count: start + makespan(everything, workers * count) for count in devices}
+    return Forecast(_lines(everything), spans, workers, shares)
+
+
+def _rehearse(
+    grid: list[tuple[str, Job]], protocol: Protocol, store: Store, device: str, threads: int,
+    examples: int | None, shares: Shares, seconds: float,
+) -> tuple[float, list[Rehearsed]]:  # fmt: skip
+    """In a process of its own: when it could begin, and every job gone through."""
+    began = time.time()
+    jobs = [(parse(spec).pruner, job) for spec, job in grid]
+    found = rehearse(
+        jobs, protocol, store, device=device, threads=threads, examples=examples, shares=shares, seconds=seconds,
+        resolve=lambda spec: parse(spec).pruner,
+    )  # fmt: skip
+    return began, found
+
+
+def _mean(same: tuple[Rehearsed, ...]) -> Rehearsed:
+    """One job as several processes found it: their mean seconds."""
+
+    def mean(works: Sequence[Work]) -> Work:
+        return replace(works[0], seconds=statistics.fmean(work.seconds for work in works))
+
+    stages = zip(*(one.works for one in same), strict=True)
+    return replace(same[0], works=tuple(mean(works) for works in stages), score=mean([one.score for one in same]))
+
+
+def _under(one: Rehearsed, seed: int) -> Rehearsed:
+    """The same job under another seed, where the store keeps its stages under keys of their own."""
+    works = tuple(replace(work, key=work.key and f"{work.key}-{seed}") for work in one.works)
+    return replace(one, job=one.job.model_copy(update={"seed": seed}), works=works)
+
+
+def makespan(jobs: Sequence[Rehearsed], workers: int) -> float:
+    """Seconds from beginning to end when `workers` take the steps of `jobs` as `bench.run` hands them out.
+
+    Jobs are trained in their order; one is scored, before more are trained, as soon as the dense net of its seed is
+    there. Who wants a stage that another one computes waits for it.
+    """
+    dense = {one.job.seed: one.job.name for one in jobs if one.job.pruner == "dense" and not one.job.options}
+    untrained, trained, nets = deque(jobs), list[Rehearsed](), set[str]()
+    kept: dict[str, float] = {}  # stage -> when it is there
+    free = [(0.0, number) for number in range(workers)]
+    busy: dict[int, tuple[deque[Work], Rehearsed | None]] = {}  # worker -> what is left of its step, and whose training
+    idle: list[int] = []
+    now = end = 0.0
+    while free:
+        now, worker = heapq.heappop(free)
+        left, training = busy.pop(worker, (deque[Work](), None))
+        if left:
+            work = left.popleft()
+            done = now + work.seconds if work.key not in kept else max(now, kept[work.key])
+            if work.key is not None:
+                kept.setdefault(work.key, done)
+            busy[worker] = left, training
+            heapq.heappush(free, (done, worker))
+            end = max(end, done)
+            continue
+        if training is not None:
+            trained.append(training)
+            nets.add(training.job.name)
+            for other in idle:
+                heapq.heappush(free, (now, other))
+            idle.clear()
+        parent = {one.job.name: dense.get(one.job.seed, one.job.name) for one in trained}
+        ready = next((one for one in trained if parent[one.job.name] in nets), None)
+        if ready is not None:
+            trained.remove(ready)
+            busy[worker] = deque([ready.score]), None
+        elif untrained:
+            one = untrained.popleft()
+            busy[worker] = deque(one.works), one
+        else:
+            idle.append(worker)
+            continue
+        heapq.heappush(free, (now, worker))
+    return end
+
+
+def _lines(jobs: Sequence[Rehearsed]) -> tuple[Line, ...]:
+    """The jobs by pruner and sparsity, in their order."""
+    kept = set[str]()
+    lines: dict[tuple[str, float], Line] = {}
+    for one in jobs:
+        fresh = [work for work in one.works if work.key is None or work.key not in kept]
+        kept |= {work.key for work in fresh if work.key is not None}
+        what = (one.job.label, one.job.sparsity)
+        line = lines.get(what, Line(*what, 0, 0, 0, 0.0, 0.0, 0))
+        lines[what] = replace(
+            line, jobs=line.jobs + 1, train_passes=line.train_passes + one.passes,
+            score_passes=line.score_passes + one.score.passes,
+            train_seconds=line.train_seconds + sum(work.seconds for work in fresh),
+            score_seconds=line.score_seconds + one.score.seconds,
+            bytes=line.bytes + one.bytes + RECORD_BYTES + sum(work.bytes for work in fresh),
+        )  # fmt: skip
+    return tuple(lines.values())

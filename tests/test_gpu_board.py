@@ -1,0 +1,123 @@
+"""The script for a bare CUDA machine, tried on the CPU with a tiny net: what it finds, keeps, and ends at its limit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distributions, entry_points
+from pathlib import Path
+
+import pytest
+
+from tools import gpu_board
+from tools.gpu_board import Board, main, options, registered
+
+ROOT = Path(__file__).resolve().parents[1]
+RULES = """
+base = "digits-linf"
+name = "tiny-board"
+units = 1.0
+train = 64
+validation = 10
+test = 8
+[training]
+epochs = 1
+steps = 1
+"""
+
+
+def board(tmp_path, *arguments):
+    return Board(options(["--out", str(tmp_path / "out"), "--device", "cpu", *arguments]))
+
+
+def test_options_of_the_run_are_left_alone():
+    asked = options(["--out", "x", "--minutes", "3", "mnist-linf", "--pruner", "imp", "--device", "cuda:1"])
+    assert (asked.minutes, asked.device) == (3.0, "cuda")
+    assert asked.run == ["mnist-linf", "--pruner", "imp", "--device", "cuda:1"]
+
+
+def test_a_part_ends_at_the_limit_and_what_it_started_with_it(tmp_path):
+    """A part that would sleep for an hour, and its child that would write a file when it is not stopped."""
+    limited = board(tmp_path, "--minutes", "0.05")
+    child = f"import time; time.sleep(6); open({str(tmp_path / 'alive')!r}, 'w')"
+    script = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(3600)"
+    assert limited.call("part", "-c", script) == "cut off by the time limit"
+    assert limited.call("part", "-c", "print()") == "no time was left"
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(7)"], check=True)
+    assert not (tmp_path / "alive").exists()
+
+
+def test_how_a_part_ended(tmp_path):
+    whole = board(tmp_path)
+    assert whole.call("part", "-c", "print('said')") == ""
+    assert (tmp_path / "out" / "part.log").read_text() == "said\n"
+    assert whole.call("part", "-c", "raise SystemExit(3)") == "exit 3"
+
+
+def test_a_measurement_is_kept_for_the_same_source_and_questions(tmp_path, monkeypatch):
+    calls = []
+
+    def call(self, name, *command):
+        calls.append(name)
+        (self.out / f"{name}.log").write_text(f'a warning\n{{"ours": {len(calls)}}}\n')
+        return ""
+
+    monkeypatch.setattr(Board, "call", call)
+    assert board(tmp_path).measured("train")["ours"] == 1
+    assert board(tmp_path).measured("train")["ours"] == 1 and len(calls) == 1
+    assert board(tmp_path, "--images", "7").measured("train")["ours"] == 2
+    monkeypatch.setattr(gpu_board, "source", lambda: "another")
+    assert board(tmp_path, "--images", "7").measured("train")["ours"] == 3
+
+
+def test_what_fails_is_said_and_not_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Board, "call", lambda self, name, *command: "exit 1")
+    assert main(["--out", str(tmp_path / "out"), "--device", "cpu", "--skip", "tests"]) == 1
+    assert "| train | exit 1; see " in capsys.readouterr().out
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_an_earlier_call_is_gone_on_from(tmp_path):
+    (tmp_path / "before" / "runs").mkdir(parents=True)
+    (tmp_path / "before" / "runs" / "file").write_text("kept")
+    assert (board(tmp_path, "--from", str(tmp_path / "before")).out / "runs" / "file").read_text() == "kept"
+
+
+def test_pruners_are_found_without_an_installation(tmp_path, monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError
+
+    monkeypatch.setattr(gpu_board, "version", missing)
+    (found,) = distributions(path=[registered(tmp_path)])
+    points = {point.name: point.value for point in found.entry_points if point.group == "prunebench.pruners"}
+    assert points == {point.name: point.value for point in entry_points(group="prunebench.pruners")}
+    assert "imp" in points
+
+
+@pytest.mark.slow
+def test_the_whole_on_the_cpu(tmp_path):
+    """Twice: the second call finds the measurements and the grid done."""
+    rules = tmp_path / "rules.toml"
+    rules.write_text(RULES)
+    command = [
+        "bash", str(ROOT / "tools" / "gpu_board.sh"), "--out", str(tmp_path / "out"), "--device", "cpu",
+        "--minutes", "9", "--arch", "digits-cnn", "--images", "128", "--seconds", "0.05",
+        str(rules), "--pruner", "random", "--sparsity", "0.9", "--seed", "0", "--examples", "4",
+    ]  # fmt: skip
+    env = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    said = []
+    for _ in range(2):
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        said.append(done.stdout.splitlines())
+    head, rule, tests, train, score, grid = said[1]
+    assert said[0] == said[1] and (head, rule) == ("| what | found |", "| --- | --- |")
+    assert "skipped" in tests or "passed" in tests
+    assert train.startswith("| digits-cnn, PGD-10 training, an epoch of 128 | ours ") and "ratio" in train
+    assert score.startswith("| AutoAttack standard, digits-cnn 90 % sparse, 10,000 images") and "ratio" in score
+    assert grid.endswith("| 1 records in " + str(tmp_path / "out" / "runs" / "records") + ", complete |")
+    assert "kept: done before" in (tmp_path / "out" / "grid.log").read_text()
+    measured = json.loads((tmp_path / "out" / "measured-train.json").read_text())
+    assert measured["ratio"] == measured["peer"] / measured["ours"] and measured["env"]["device"] == "cpu"

@@ -1,0 +1,306 @@
+"""The tests marked gpu, a table of measurements and as much of a grid as fits a time limit; called by gpu_board.sh.
+
+Each part is a process with what is left of the time. What is whole is kept in --out and not done again: tests and
+measurements of this very source, and what `prunebench run` keeps. The last lines of the output are a short table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+EPOCH, STEPS = 50_000, 10  # images of an epoch, and steps of the peer that are timed
+TEST, ROBUST, CLEAN = 10_000, 0.45, 0.85  # of the scoring that a pace is laid over
+PEER_BATCH = 500
+
+
+def options(arguments: list[str]) -> argparse.Namespace:
+    """Ours, and in `run` the rest, which is for `prunebench run`."""
+    parser = argparse.ArgumentParser(prog="gpu_board", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--out", type=Path, required=True, help="where everything goes; what is there is kept")
+    parser.add_argument(
+        "--from", dest="earlier", type=Path, help="the --out of an earlier call, copied into --out first"
+    )
+    parser.add_argument("--minutes", type=float, default=25.0, help="for all of it (25)")
+    parser.add_argument("--skip", default="", help="any of tests,table,grid")
+    parser.add_argument("--device", default="cuda", help="cuda or cpu (cuda)")
+    parser.add_argument("--data", default=os.environ.get("PRUNEBENCH_DATA", "data"), help="where data sets lie")
+    parser.add_argument("--arch", default="resnet18", help="the net that is measured (resnet18)")
+    parser.add_argument("--images", type=int, default=EPOCH, help="random images to train on (50000)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each trial of an attack (5)")
+    parser.add_argument("--measure", choices=("train", "score"), help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("run", nargs=argparse.REMAINDER, help="PROTOCOL and options of `prunebench run`")
+    return parser.parse_args(arguments)
+
+
+class Board:
+    """One call: where it writes and when it has to end."""
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        self.asked, self.out = asked, asked.out.resolve()
+        self.deadline = time.monotonic() + 60 * asked.minutes
+        if asked.earlier is not None:
+            shutil.copytree(asked.earlier, self.out, dirs_exist_ok=True)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.env = os.environ | {"PYTHONPATH": f"{registered(self.out)}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+        self.source = source()
+
+    def call(self, name: str, *command: str) -> str:
+        """Run a part to its end or to the deadline; its output goes to NAME.log and is returned."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            return "no time was left"
+        log = self.out / f"{name}.log"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, *command], cwd=ROOT, env=self.env, stdout=file, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+            try:
+                code: int | str = process.wait(left)
+            except subprocess.TimeoutExpired:
+                code = "cut off by the time limit"
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+        return "" if code == 0 else f"exit {code}" if isinstance(code, int) else code
+
+    def tests(self) -> tuple[str, bool]:
+        """The tests that need a card, in a line, and whether they passed."""
+        kept = self.out / "tests.json"
+        if (known := self._kept(kept)) is not None:
+            return known["line"], True
+        failed = self.call("tests", "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py")
+        log = self.out / "tests.log"
+        said = [line for line in log.read_text().splitlines() if line.strip()] if log.exists() else []
+        line = said[-1].strip("= ") if said else "nothing was said"
+        if failed:
+            return f"{failed}; {line}; see {log}", False
+        self._keep(kept, {"line": line})
+        return line, True
+
+    def measured(self, name: str) -> dict[str, Any]:
+        """One measurement; {"failed": why} where there is none."""
+        asked, path = self.asked, self.out / f"measured-{name}.json"
+        about = {"arch": asked.arch, "images": asked.images, "seconds": asked.seconds, "device": asked.device}
+        if (known := self._kept(path)) is not None and known["about"] == about:
+            return known
+        part = (f"--measure={name}", f"--device={asked.device}", f"--arch={asked.arch}", f"--images={asked.images}")
+        failed = self.call(
+            f"measured-{name}", "tools/gpu_board.py", f"--out={self.out}", f"--seconds={asked.seconds}", *part
+        )
+        if failed:
+            return {"failed": f"{failed}; see {self.out / f'measured-{name}.log'}"}
+        found = json.loads((self.out / f"measured-{name}.log").read_text().splitlines()[-1]) | {"about": about}
+        self._keep(path, found)
+        return found
+
+    def grid(self, arguments: list[str]) -> str:
+        """As much of the grid as fits, in a line."""
+        runs = self.out / "runs"
+        common = ("--device", self.asked.device, "--data", str(Path(self.asked.data).resolve()), "--out", str(runs))
+        failed = self.call("grid", "-m", "bench.cli", "run", *arguments, *common)
+        records = [path for path in (runs / "records").rglob("*.json") if path.parent.name != "records"]
+        if failed and records:
+            self.deadline = max(self.deadline, time.monotonic() + 60)  # a table of what there is
+            self.call("rank", "-m", "bench.cli", "rank", str(runs / "records"))
+        return f"{len(records)} records in {runs / 'records'}" + (f", {failed}" if failed else ", complete")
+
+    def _kept(self, path: Path) -> dict[str, Any] | None:
+        try:
+            known: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return None
+        return known if known.get("source") == self.source and known.get("device") == self.asked.device else None
+
+    def _keep(self, path: Path, facts: dict[str, Any]) -> None:
+        aside = path.with_suffix(".aside")
+        aside.write_text(json.dumps(facts | {"source": self.source, "device": self.asked.device}, indent=1) + "\n")
+        aside.replace(path)
+
+
+def source() -> str:
+    """The hash of the code that is tested and measured."""
+    files = sorted(path for room in ("bench", "pruners", "tools") for path in (ROOT / room).rglob("*.py"))
+    return hashlib.sha256(
+        b"\0".join(path.read_bytes() for path in [*files, ROOT / "tests" / "test_gpu.py"])
+    ).hexdigest()
+
+
+def registered(out: Path) -> str:
+    """A folder for PYTHONPATH that tells Python of our pruners where prunebench is not installed."""
+    site, project = out / "registered", tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    try:
+        version("prunebench")
+    except PackageNotFoundError:
+        info = site / f"prunebench-{project['version']}.dist-info"
+        info.mkdir(parents=True, exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: prunebench\nVersion: {project['version']}\n")
+        groups = [f"[{group}]\n" + "".join(f"{name} = {point}\n" for name, point in points.items())
+                  for group, points in project["entry-points"].items()]  # fmt: skip
+        (info / "entry_points.txt").write_text("\n".join(groups))
+    return str(site)
+
+
+def measure_training(asked: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of an epoch of PGD-10 training: ours, and those of a plain eager float32 loop."""
+    import torch
+
+    from bench.data import Split
+    from bench.models import build
+    from bench.protocol import PROTOCOLS
+    from bench.train import Plan, fit
+
+    rules, info, device = PROTOCOLS["cifar10-linf"], shape_of(asked.arch), torch.device(asked.device)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (asked.images, *info.shape), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(info.classes, (asked.images,), generator=generator)
+    batch = min(rules.training.batch, asked.images)
+    recipe = rules.training.model_copy(update={"validate_every": 100, "lr": 0.01})
+    plan = Plan(recipe, rules.threat, epochs=10, stop=3)
+    split = Split(images, labels).to(device)
+    times = fit(build(asked.arch, info=info), plan, split, split.take(slice(0, 16)), seed=0).times
+    ours = times[1]  # the first compiles, the last validates
+    peer = peer_step(build(asked.arch, info=info).to(device), split, batch, rules) * plan.batches(asked.images)
+    return {"what": f"{asked.arch}, PGD-10 training, an epoch of {asked.images:,}", "ours": ours, "peer": peer,
+            "unit": "s", "ratio": peer / ours, "batch": batch} | where(device)  # fmt: skip
+
+
+def peer_step(net: Any, split: Any, batch: int, rules: Any) -> float:
+    """Seconds of a step of a plain loop: eager, float32, contiguous, a batch fetched from the CPU, a loss read back."""
+    import torch
+    import torch.nn.functional as F
+
+    from bench.data import as_float
+
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    radius, size = rules.threat.radius, 2 / 255
+    device = split.images.device
+    images, labels = as_float(split.images.cpu()), split.labels.cpu()
+    times = []
+    for step in range(STEPS + 2):
+        began = time.perf_counter()
+        index = torch.arange(step * batch, (step + 1) * batch) % len(labels)
+        x, y = images[index].to(device), labels[index].to(device)
+        net.eval()
+        adversarial = (x + torch.empty_like(x).uniform_(-radius, radius)).clamp(0, 1)
+        for _ in range(rules.training.steps):
+            adversarial.requires_grad_()
+            (gradient,) = torch.autograd.grad(F.cross_entropy(net(adversarial), y), adversarial)
+            adversarial = (adversarial.detach() + size * gradient.sign()).clamp(x - radius, x + radius).clamp(0, 1)
+        net.train()
+        loss = F.cross_entropy(net(adversarial), y)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        loss.item()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[2:])
+
+
+def measure_scoring(asked: argparse.Namespace) -> dict[str, Any]:
+    """Images a second of AutoAttack *standard* on a net of which a tenth of the weights is left, ours and stock."""
+    import torch
+
+    from bench.attacks import STANDARD
+    from bench.data import Split
+    from bench.mask import draw, masked, rescaled
+    from bench.models import build, prunable
+    from bench.pace import Pace
+    from bench.protocol import PROTOCOLS
+    from bench.referee import Referee, batch_size, exact_float32
+    from bench.trial import expected
+
+    device, info = torch.device(asked.device), shape_of(asked.arch)
+    rules = PROTOCOLS["cifar10-linf"].model_copy(update={"model": asked.arch})
+    net = build(asked.arch, info=info)
+    shapes = {name: tuple(weight.shape) for name, weight in prunable(net).items()}
+    keeps = {name: round(0.1 * torch.Size(shape).numel()) for name, shape in shapes.items()}
+    masks = draw(shapes, keeps, torch.Generator().manual_seed(1))
+    net.load_state_dict(masked(rescaled(net.state_dict(), masks), masks))
+    pixels = torch.randint(
+        256, (min(asked.images, PEER_BATCH), *info.shape), generator=torch.Generator().manual_seed(0)
+    )
+    images = pixels.float() / 255
+    split = Split(pixels.to(torch.uint8), torch.zeros(len(pixels), dtype=torch.int64))
+    pace = Pace(rules, split, split, device, asked.seconds)
+    passes = expected(TEST, 1, clean=CLEAN, robust=ROBUST)
+
+    class Stock(Referee):
+        """The net as stock pyautoattack sees it: as it is, its weights with gradients."""
+
+        def attacked(self, images: torch.Tensor) -> torch.Tensor:
+            cost = len(images) * (3 if images.requires_grad and torch.is_grad_enabled() else 1)
+            if self.listener is not None:
+                self.listener(cost)
+            return self.net(images)
+
+    seconds = {}
+    for name, kind in (("ours", Referee), ("peer", Stock)):
+        referee = kind(net, rules, batch_size(rules, asked.arch, device.type), device)
+        referee.net.requires_grad_(kind is Stock)
+        lent = images if kind is Stock else images[: rules.shard]
+        with exact_float32():
+            paces = {attack: pace.attack(referee, run, lent) for attack, run in STANDARD.items()}
+        seconds[name] = sum(passes[attack] * each for attack, each in paces.items())
+    return {"what": f"AutoAttack standard, {asked.arch} 90 % sparse, {TEST:,} images, {ROBUST:.0%} robust",
+            "ours": TEST / seconds["ours"], "peer": TEST / seconds["peer"], "unit": "images/s",
+            "ratio": seconds["peer"] / seconds["ours"], "minutes": seconds["ours"] / 60} | where(device)  # fmt: skip
+
+
+def shape_of(arch: str) -> Any:
+    """Images as that architecture takes them."""
+    from bench.data import Info
+
+    shape = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28)}.get(arch, (3, 32, 32))
+    return Info(10, shape, (0.5,) * shape[0], (0.25,) * shape[0])
+
+
+def where(device: Any) -> dict[str, Any]:
+    """What it was measured on."""
+    from bench import machine
+
+    return {"env": machine.env(device)}
+
+
+def main(arguments: list[str]) -> int:
+    """Do all parts and print the table; 0 when none of them failed."""
+    asked = options(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no part outlives this call
+    if asked.measure:
+        print(json.dumps({"train": measure_training, "score": measure_scoring}[asked.measure](asked)))
+        return 0
+    board, skip, rows, good = Board(asked), asked.skip.split(","), list[tuple[str, str]](), True
+    if "tests" not in skip:
+        line, good = board.tests()
+        rows.append(("tests marked gpu", line))
+    if "table" not in skip:
+        for name in ("train", "score"):
+            found = board.measured(name)
+            good &= "failed" not in found
+            rows.append((name, found["failed"]) if "failed" in found else (
+                found["what"],
+                f"ours {found['ours']:.3g} {found['unit']}, peer {found['peer']:.3g}, ratio {found['ratio']:.2f}",
+            ))  # fmt: skip
+    if "grid" not in skip and asked.run:
+        rows.append((f"grid {' '.join(asked.run)}", board.grid(asked.run)))
+    print("\n".join(f"| {what} | {line} |" for what, line in [("what", "found"), ("---", "---"), *rows]))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
