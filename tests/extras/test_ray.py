@@ -166,8 +166,9 @@ def test_a_killed_driver_is_started_again(cluster, tmp_path, local):
     assert results(out) == local
 
 
-def test_one_machine_without_an_address(tmp_path):
+def test_one_machine_without_an_address(tmp_path, monkeypatch):
     """A job whose process dies whenever it is tried fails after Ray's retries; progress comes from the others."""
+    monkeypatch.setattr("bench.cluster.RETRIES", 1)  # each begins with a new process, which takes seconds
     told, spec, out = [], pruner(tmp_path), tmp_path / "out"
     asked = [*grid([f"{spec}:mode=dies"], [0.9], [0]), *grid(["random"], [0.9], [0])]
     ends = run(
@@ -175,7 +176,7 @@ def test_one_machine_without_an_address(tmp_path):
     )  # fmt: skip
     fates = {end.task.job.label: end for end in ends}
     assert fates["random"].how == "done" and fates["held.Held:mode=dies"].how == "failed" and len(ends) == 2
-    assert "was lost 4 times" in fates["held.Held:mode=dies"].why
+    assert "was lost 2 times" in fates["held.Held:mode=dies"].why
     assert {job for job, *_ in told} == {"random-s0.9-seed0"}
 
 
