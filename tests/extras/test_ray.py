@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import pytest
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_raylet_start_wait_time_s"] = "180"  # on a busy machine its processes take long to come up
 pytest.importorskip("ray", reason="needs the extra 'ray': make test-extras")
 
 from bench.cluster import Ray
