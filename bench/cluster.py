@@ -30,8 +30,8 @@ MARK = ".run"  # the file of the run folder by which nodes know it
 class Ray:
     """The tasks of a grid on Ray: on the cluster at `address`, or on this machine, `jobs` side by side, without one.
 
-    A step takes `threads` CPUs and the share `gpus` of a GPU: by default none on the device cpu or where the cluster
-    has no GPU, else SHARE. `folder` is the run folder. Raises PrunebenchError for what cannot be asked of Ray.
+    A step takes `threads` CPUs and the share `gpus` of a GPU: by default SHARE on the device cuda, on auto where the
+    cluster has a GPU, else none. `folder` is the run folder. Raises PrunebenchError for what cannot be asked of Ray.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Ray:
             options = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "object_store_memory": 2**27}
         try:
             self._ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # a node that is slow to come up raises nothing more special
             raise PrunebenchError(
                 f"Cannot use Ray at {self.address or 'this machine'} ({str(error).partition(chr(10))[0]}); start it "
                 "with `ray start --head`, or leave --address out."
@@ -81,8 +81,8 @@ class Ray:
 
     def _begin(self) -> None:
         if self.gpus is None:
-            has_some = self.device != "cpu" and self._ray.cluster_resources().get("GPU", 0) > 0
-            self.gpus = SHARE if has_some else 0.0
+            has_some = self._ray.cluster_resources().get("GPU", 0) > 0
+            self.gpus = SHARE if self.device == "cuda" or (self.device == "auto" and has_some) else 0.0
         if self._fitting() == 0:
             raise PrunebenchError(
                 f"No node of the cluster has {self.threads} CPUs and {self.gpus:g} GPUs for a job; ask for less "

@@ -41,6 +41,15 @@ def test_without_the_extra_it_says_how_to_get_it(tmp_path):
         pass
 
 
+def test_where_no_ray_answers_it_says_how_to_start_one(tmp_path, monkeypatch):
+    def init(**options):
+        raise ConnectionError("Failed to connect\nand much more")
+
+    monkeypatch.setattr("bench.cluster._ray", lambda: SimpleNamespace(init=init))
+    with pytest.raises(PrunebenchError, match=r"Cannot use Ray at auto \(Failed to connect\); start it"):
+        Ray(tmp_path, address="auto").__enter__()
+
+
 def fitting(folder, *nodes, **options):
     engine = Ray(folder, **options)
     engine._ray = SimpleNamespace(
