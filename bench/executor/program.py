@@ -20,8 +20,9 @@ PIXEL, FLAT, SQUARE = range(3)  # tiles of 1 x 1, 1 x 8 and 2 x 4 output pixels
 QUAD = 4  # output channels that share what they read
 SIGNS = 4  # bytes that hold the signs of a pixel's images
 # Processor cycles (AMD Zen 5, 16 floats wide) that a pixel costs: for a weight whose inputs lie in the second cache, or
-# in the first; for a sum that is begun, or put down and taken up again; for a weight of four channels.
-FAR, NEAR, BEGIN, PAUSE, FOUR = 1.3, 0.8, 5.6, 2.6, 2.3
+# in the first; for a sum that is begun, or put down and taken up again; for a weight of four channels (2.5 where images
+# are large, 4 where their rows are shorter than a tile).
+FAR, NEAR, BEGIN, PAUSE, FOUR = 1.3, 0.8, 5.6, 2.6, 2.8
 WINDOW = 40 * 1024  # bytes of input that stay in the first cache
 
 Pair = tuple[int, int]
