@@ -28,7 +28,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from bench import machine
+from bench import executor, machine
 from bench.checkpoint import Header, open_net, seal
 from bench.data import Store, as_float
 from bench.errors import BudgetExceeded, Refused, printable
@@ -374,6 +374,7 @@ def _run(chosen: Chosen, task: Protocol, folder: Path, world: int) -> _Run:
     sparsity = task.sparsities[0] if chosen.prunes else 0.0
     job = Job(pruner=chosen.name, options=chosen.options, sparsity=sparsity, seed=0)
     lab = _Lab(job, task, Store(Path("data")), folder / "stages", resolve=lambda spec: parse(spec).pruner).watched()
+    executor.lacking()  # starts a compiler where there are no kernels yet: before anybody is watched
     seen = _Seen(folder)
     state, error = None, None
     with _generators(world, seen), _elsewhere(folder, seen), _watched(seen):

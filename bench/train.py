@@ -171,10 +171,13 @@ class _Trainer:
         return images.contiguous(memory_format=torch.channels_last) if cuda else images
 
     @contextmanager
-    def attacked(self) -> Iterator[Model]:
-        """The net as attacks see it, in eval mode, with the weights that it has now."""
+    def attacked(self, *, batch: bool = True) -> Iterator[Model]:
+        """The net as attacks see it, in eval mode, with the weights that it has now; `batch`: on batches of training.
+
+        A net is compiled for these alone.
+        """
         with _attacking(self.model):
-            if self.compiled is not None:
+            if batch and self.compiled is not None:
                 with frozen(self.model):
                     yield self.compiled
             elif self.quick is not None:
@@ -248,7 +251,7 @@ class _Trainer:
         raw = {name: tensor.clone() for name, tensor in self.live.items()}
         self.model.load_state_dict(self.average)
         recipe = self.plan.recipe
-        with self.attacked() as model:
+        with self.attacked(batch=False) as model:
             adversarial = pgd(
                 model, images, labels, self.plan.threat, steps=recipe.steps,
                 step_size=float(exact(recipe.step_size)),

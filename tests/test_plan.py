@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bench.lab
-import bench.run
+import bench.task
 import bench.train
 from bench.errors import PrunebenchError
 from bench.lab import Lab
@@ -18,8 +18,9 @@ from bench.plan import RECORD_BYTES, Forecast, _lines, _mean, _under, makespan, 
 from bench.protocol import Job
 from bench.referee import Referee
 from bench.rehearsal import Rehearsed, Shares, Work, rehearse
-from bench.run import grid, job_id, train
+from bench.run import grid, job_id
 from bench.stages import Stages
+from bench.task import train
 from bench.train import Plan
 from bench.trial import expected
 from pruners import parse
@@ -61,7 +62,7 @@ def really_trained(spec, job, rules, folder, monkeypatch):
         return labs[0]
 
     monkeypatch.setattr(bench.lab, "Stages", Told)
-    monkeypatch.setattr(bench.run, "Lab", kept)
+    monkeypatch.setattr(bench.task, "Lab", kept)
     train(spec, job, rules, folder / job.name, folder / "stages", STORE, device="cpu")
     return labs[0].meter.stages, fresh
 

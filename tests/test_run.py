@@ -183,7 +183,7 @@ def tasks(*names, parent=None):
     folders = {name: Path(name) for name in names}
     return [
         Task("dense", job(), RULES, folder, Path(), STORE, "cpu", 1, None, False,
-             folders[parent] if parent not in (None, name) else None)
+             folders[parent] if parent not in (None, name) else None, tensorboard=False)
         for name, folder in folders.items()
     ]  # fmt: skip
 
