@@ -122,10 +122,11 @@ def kernel_disagrees(unconfirmed: int, proposals: int, turned: int, n: int) -> F
 
     Of `proposals` that attacks made, it called `unconfirmed` adversarial and the net itself did not; on
     `turned` of `n` images its input gradient points elsewhere than the net's. The value is the larger of the two
-    shares, the second less what the last bits explain.
+    shares, each less what the last bits explain: one proposal, which lies where two logits are equal, and some kinks.
     """
+    value = max(max(unconfirmed - 1, 0) / max(proposals, 1), turned / n - KINKS, 0.0)
     return _flag(
-        "kernel-disagrees", max(unconfirmed / max(proposals, 1), turned / n - KINKS, 0.0), KERNELS,
+        "kernel-disagrees", value, KERNELS,
         f"The fast net that attacks see called {unconfirmed / max(proposals, 1):.2%} of the proposals adversarial that "
         f"the net itself gets right, and its gradient points elsewhere on {turned / n:.1%} of the images; attacks that "
         "saw another net are weaker than they should be: measure again on the net itself, with CXX=none.",

@@ -44,7 +44,7 @@ class Entry(Rules):
 class Finding:
     """What a measurement found: who stands, bool (images,); proposals that fooled nothing; the batch; the passes.
 
-    `unconfirmed`: proposals that fooled the sparse kernels alone. `images`: float32 (k, c, h, w), what fooled the net,
+    `unconfirmed`: proposals that fooled the fast net alone. `images`: float32 (k, c, h, w), what fooled the net,
     one for each image that fell, in their order.
     """
 

@@ -83,6 +83,13 @@ def training_code() -> str:
     return sha256_of(b"\0".join(file.read_bytes() for file in files))
 
 
+@cache
+def attack_code() -> str:
+    """The hash of the code that decides what an attack finds, given a net: ours, and pyautoattack's version."""
+    files = [HERE / "attacks.py", HERE / "referee.py", *sorted((HERE / "autoattack").glob("*.py"))]
+    return sha256_of(b"\0".join([*(file.read_bytes() for file in files), str(package("pyautoattack")).encode()]))
+
+
 def env_key(device: torch.device) -> str:
     """What must be equal for two trainings to be the same bytes."""
     facts = env(device)

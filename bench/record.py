@@ -113,8 +113,8 @@ class Score(Rules):
     Attacks run one after the other on what survived the ones before, so `robust` is the last count. `ran` says what
     was run where an attack had to be adapted to the number of classes. `disagreements` counts proposals that an attack
     handed over as adversarial and that the plain net, measured again inside the ball, still classified rightly;
-    `unconfirmed` those that the net misclassifies as attacks see it, on sparse kernels, and the plain net does not
-    (None: not counted, in records of schema 2).
+    `unconfirmed` those that the net misclassifies as attacks see it, on sparse kernels or folded, and the plain net
+    does not (None: not counted, in records of schema 2).
 
     Beside AutoAttack, and never part of it: `weak[attack]` counts the images that are right after one weak attack on
     all of them, as a paper's usual claim does; `curve` is the security curve, eps growing; `flags` are doubts.

@@ -22,7 +22,7 @@ from bench.models import prunable
 from bench.pace import Pace
 from bench.protocol import Job, Protocol
 from bench.train import Plan, Trained
-from bench.trial import expected, radii
+from bench.trial import expected
 
 STEPS = 4  # of a search, that are really run: the first warms up
 
@@ -109,8 +109,7 @@ class _Rehearsal:
         net = self.lab.model(self.state)
         weights = prunable(net)
         kept = sum(int(weight.count_nonzero()) for weight in weights.values())
-        count, points = len(test), len(radii(self.protocol.threat, test.images[0].numel()))
-        passes = expected(count, points, clean=shares.clean, robust=shares.robust)
+        passes = expected(self.protocol.threat, test, clean=shares.clean, robust=shares.robust)
         reached = dict.fromkeys(passes, shares.robust) | {"apgd-ce": shares.clean, "pgd": shares.clean}
         density = kept / self.lab.prunable
         pace = self.pace.attacks(lambda: net, density, test, reached)

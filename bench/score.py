@@ -151,6 +151,12 @@ def _test_images(net: Net, path: Path, rules: Protocol, examples: int | None, st
     return test, len(test) == len(store.testing(rules.data, rules.test))
 
 
+def journal_facts(referee: Referee, net: Net, test: Split) -> list[object]:
+    """All that decides what an attack finds: net, images, rules, batch, machine, kernels, the attacks."""
+    where = [machine.env_key(referee.device), referee.fast.bits(net.header.shape), machine.attack_code()]
+    return [net.id.sha256, test.sha256, referee.rules.sha256, referee.batch, *where]
+
+
 class _Scoring:
     """One net on its way to a record."""
 
@@ -161,9 +167,8 @@ class _Scoring:
         self.net, self.path, self.rules, self.test, self.device = net, path, rules, test, device
         self.referee = self._referee(net)
         self.bits = self.referee.fast.bits(net.header.shape)
-        facts: list[object] = [net.id.sha256, test.sha256, rules.sha256, self.referee.batch, machine.env_key(device)]
-        journal = Journal(None if out is None else out / "journal", [*facts, self.bits])
-        self.trial = Trial(self.referee, test, journal, report, also)
+        facts = journal_facts(self.referee, net, test)
+        self.trial = Trial(self.referee, test, Journal(None if out is None else out / "journal", facts), report, also)
 
     def __call__(self, parent: Net | None, *, whole: bool, keep_proposals: bool) -> Scored:
         """Measure everything and write it down; `whole`: these are all the images that the protocol wants."""

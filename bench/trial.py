@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.attacks import STANDARD, WEAK, Attack
+from bench.autoattack import square
 from bench.data import Split, as_float
 from bench.journal import Entry, Finding, Journal
 from bench.protocol import Threat, exact
@@ -18,20 +20,28 @@ from bench.seeds import derive
 
 Report = Callable[[str, float, float], None]  # what is at work, how much is done, of how much (sample passes)
 
-# Sample passes that an attack costs a point that survives it, for ETAs: forwards + 2 * backwards.
-_PRICE = {"apgd-ce": 102 + 2 * 101, "apgd-t": 910 + 2 * 909, "fab-t": 1800 + 2 * 900, "square": 5000,
-          "fgsm": 4, "pgd-20": 61, "pgd-50": 151}  # fmt: skip
+
+def prices(threat: Threat, shape: tuple[int, int, int]) -> dict[str, int]:
+    """Sample passes, by attack, that a point of `shape` (c, h, w) costs which survives it: forwards + 2 * backwards."""
+    search = square.price(shape) if threat.norm == "Linf" else square.QUERIES
+    return {"apgd-ce": 102 + 2 * 101, "apgd-t": 910 + 2 * 909, "fab-t": 1800 + 2 * 900, "square": search,
+            "fgsm": 4, "pgd-20": 61, "pgd-50": 151}  # fmt: skip
 
 
-def expected(images: int, points: int, *, clean: float, robust: float) -> dict[str, float]:
-    """Sample passes, by attack, of a scoring of which the shares `clean` and `robust` of the `images` are assumed.
+def expected(threat: Threat, test: Split, *, clean: float, robust: float) -> dict[str, float]:
+    """Sample passes, by attack, of a scoring of which the shares `clean` and `robust` of the images are assumed.
 
-    `points`: how often PGD-20 runs. It is taken that what falls falls to the first attack, which runs to its end; with
-    their true shares, 114 scorings of the digits then took 89 to 99 % of the passes that they really took.
+    It is taken that what falls falls to the first attack, which runs to its end.
     """
-    runs = dict.fromkeys(_PRICE, images * robust) | dict.fromkeys(("apgd-ce", *WEAK), images * clean)
-    runs["pgd-20"] *= points
-    return {attack: price * runs[attack] for attack, price in _PRICE.items()}
+    images, shape = len(test), _shape(test)
+    runs = dict.fromkeys(STANDARD, images * robust) | dict.fromkeys(("apgd-ce", *WEAK), images * clean)
+    runs["pgd-20"] *= len(radii(threat, math.prod(shape)))
+    return {attack: price * runs[attack] for attack, price in prices(threat, shape).items()}
+
+
+def _shape(test: Split) -> tuple[int, int, int]:
+    _, channels, height, width = test.images.shape
+    return channels, height, width
 
 
 @dataclass
@@ -54,7 +64,8 @@ class Trial:
 
     def __post_init__(self) -> None:
         images = sum(shard.stop - shard.start for _, shard in self._shards())
-        self._progress = _Progress(images, len(self._radii()), self.report, tuple(self.also))
+        price = prices(self.referee.rules.threat, _shape(self.test))
+        self._progress = _Progress(images, len(self._radii()), price, self.report, tuple(self.also))
 
     def standard(self, clean: Tensor, *, keep_images: bool = False) -> dict[str, Tensor]:
         """AutoAttack *standard* on the images in `clean`, bool (n,): who still stands after each attack."""
@@ -89,7 +100,7 @@ class Trial:
         return shards if self.only is None else shards[self.only : self.only + 1]
 
     def _radii(self) -> tuple[str, ...]:
-        return radii(self.referee.rules.threat, self.test.images[0].numel())
+        return radii(self.referee.rules.threat, math.prod(_shape(self.test)))
 
     def _alone(self, name: str, attack: Attack, clean: Tensor, threat: Threat | None = None) -> Tensor:
         after = torch.zeros(len(self.test), dtype=torch.bool)
@@ -141,11 +152,13 @@ def radii(threat: Threat, pixels: int) -> tuple[str, ...]:
 class _Progress:
     """How far a scoring is, in sample passes: what is done, and what is left if images keep falling as they did."""
 
-    def __init__(self, images: int, points: int, report: Report | None, also: Sequence[str] = ()) -> None:
+    def __init__(
+        self, images: int, points: int, price: Mapping[str, int], report: Report | None, also: Sequence[str] = ()
+    ) -> None:
         """`points`: how often PGD-20 runs, on all images each time. `also`: attacks that are priced as PGD-50 is."""
         self.images, self.report = images, report
         self.done = self.current = self.estimate = 0.0
-        self.price = _PRICE | dict.fromkeys(also, _PRICE["pgd-50"])
+        self.price = dict(price) | dict.fromkeys(also, price["pgd-50"])
         self.seen = dict.fromkeys(self.price, (0, 0))  # attack -> images it reached, images that survived it
         self.runs = {name: points if name == "pgd-20" else 1 for name in self.price}
 

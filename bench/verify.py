@@ -20,6 +20,7 @@ from bench.journal import Journal
 from bench.protocol import Protocol, Threat
 from bench.record import standing
 from bench.referee import Referee, batch_size, exact_float32
+from bench.score import journal_facts
 from bench.seeds import derive, order
 from bench.trial import Report, Trial
 from bench.verdict import Verdict
@@ -183,9 +184,7 @@ def _attacked(
 def _full(check: _Check, device: torch.device, out: Path | None, report: Report | None) -> Verdict:
     """Run all of AutoAttack on all of the images, with the seeds of the protocol."""
     claim, referee, test = check.claim, check.referee(device), check.test
-    bits = referee.fast.bits(check.net.header.shape)
-    where = [machine.env_key(device), bits]
-    facts: list[object] = [claim.net.sha256, test.sha256, check.rules.sha256, referee.batch, *where]
+    facts = journal_facts(referee, check.net, test)
     trial = Trial(referee, test, Journal(None if out is None else out / "journal", facts), report)
     images = as_float(test.images)
     clean = referee.steady_logits(images).argmax(1) == test.labels

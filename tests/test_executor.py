@@ -11,6 +11,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -502,11 +503,14 @@ def test_a_net_that_cannot_be_read_runs_dense():
     assert "cannot be read" in quick.said[0]
 
 
-def test_a_layer_that_writes_over_what_others_read_runs_dense():
+@pytest.mark.parametrize(
+    "over", [nn.ReLU(inplace=True), partial(F.relu, inplace=True), lambda x: F.relu(x, True), torch.relu_]
+)
+def test_a_layer_that_writes_over_what_others_read_runs_dense(over):
     class Over(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.relu = nn.Conv2d(1, 1, 1), nn.ReLU(inplace=True)
+            self.conv, self.relu = nn.Conv2d(1, 1, 1), over
 
         def forward(self, images):
             first = self.conv(images)
@@ -519,8 +523,21 @@ def test_a_layer_that_writes_over_what_others_read_runs_dense():
 
 
 def test_training_mode_is_refused():
-    with pytest.raises(PrunebenchError, match="eval mode"):
-        fast(build("digits-cnn").train())
+    half = build("digits-cnn").eval()
+    next(module for module in half.modules() if isinstance(module, nn.BatchNorm2d)).train()
+    for net in (build("digits-cnn").train(), half):
+        with pytest.raises(PrunebenchError, match="eval mode"):
+            fast(net)
+
+
+def test_batches_of_any_size_share_one_arena_a_program(monkeypatch):
+    """An attack's batch shrinks through every size; on three threads 1, 2 and 3 of them have work."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    net = sparsely(sparse_net("digits-cnn", 0.1))
+    for images in (48, 32, 16, 1):
+        both(net, torch.rand(images, 1, 8, 8, generator=generator()))
+    ((compiled,),) = net.plans.values()
+    assert [len(idle) for idle in compiled._idle.values()] == [1, 1]  # forward and backward
 
 
 def test_a_dense_net_runs_dense_and_a_sparse_one_sparse():

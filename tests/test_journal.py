@@ -168,3 +168,10 @@ def test_the_journal_of_other_kernels_is_no_help_to_a_sparse_net(nets, tmp_path,
     record, calls = scoring(nets["imp"], tmp_path / "imp", monkeypatch)
     assert calls == list(STANDARD) * 4 and record.env["kernels"] == "4 floats wide, of another compiler"
     assert scoring(nets["dense"], tmp_path / "dense", monkeypatch)[1] == []  # its attacks never saw a kernel
+
+
+def test_the_journal_of_other_attacks_is_no_help(nets, tmp_path, monkeypatch):
+    scoring(nets["dense"], tmp_path, monkeypatch)
+    assert scoring(nets["dense"], tmp_path, monkeypatch)[1] == []
+    monkeypatch.setattr("bench.machine.attack_code", lambda: "another Square")
+    assert len(scoring(nets["dense"], tmp_path, monkeypatch)[1]) == 16

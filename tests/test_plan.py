@@ -10,19 +10,20 @@ import torch
 import bench.lab
 import bench.task
 import bench.train
+from bench.data import Split
 from bench.errors import PrunebenchError
 from bench.lab import Lab
 from bench.models import build
 from bench.pace import Epochs, Pace
 from bench.plan import RECORD_BYTES, Forecast, _lines, _mean, _under, makespan, plan
-from bench.protocol import Job
+from bench.protocol import Job, Threat
 from bench.referee import Referee
 from bench.rehearsal import Rehearsed, Shares, Work, rehearse
 from bench.run import grid, job_id
 from bench.stages import Stages
 from bench.task import train
 from bench.train import Plan
-from bench.trial import expected
+from bench.trial import expected, radii
 from pruners import parse
 from tests.nets import STORE, TINY, changed
 
@@ -203,11 +204,13 @@ def test_a_slow_referee_is_seen(monkeypatch):
 
 
 def test_the_passes_of_a_scoring_on_paper():
-    found = expected(100, 7, clean=0.8, robust=0.5)
-    assert found == {
-        "apgd-ce": 80 * 304, "apgd-t": 50 * 2728, "fab-t": 50 * 3600, "square": 50 * 5000, "fgsm": 80 * 4,
-        "pgd-20": 7 * 80 * 61, "pgd-50": 80 * 151,
-    }  # fmt: skip
+    """An image of one pixel knows two squares; L2's published search asks about every one."""
+    dots = Split(torch.zeros(100, 1, 1, 1, dtype=torch.uint8), torch.zeros(100, dtype=torch.int64))
+    for threat, search in ((Threat(norm="Linf", eps="0.2"), 3 + 2), (Threat(norm="L2", eps="0.2"), 5000)):
+        assert expected(threat, dots, clean=0.8, robust=0.5) == {
+            "apgd-ce": 80 * 304, "apgd-t": 50 * 2728, "fab-t": 50 * 3600, "square": 50 * search, "fgsm": 80 * 4,
+            "pgd-20": len(radii(threat, 1)) * 80 * 61, "pgd-50": 80 * 151,
+        }  # fmt: skip
 
 
 def job(name="dense", sparsity=0.0, seed=0):

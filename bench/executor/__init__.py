@@ -10,11 +10,12 @@ import logging
 import math
 import operator
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
@@ -41,7 +42,7 @@ class Fast:
     """A net that runs sparse where that is quicker; `said` holds what the kernels do not know, and why."""
 
     def __init__(self, net: nn.Module, *, always: bool = False, masks: Masks | None = None) -> None:
-        _refuse_training(net)
+        _refuse_training(net.modules())
         self.net, self._always, self._pattern = net, always, Pattern(masks)
         self.said: list[str] = []
         self.plans: dict[tuple[int, ...], list[Stage] | None] = {}
@@ -52,7 +53,7 @@ class Fast:
 
         Raises PrunebenchError for a net in training mode and for images that the net does not take.
         """
-        _refuse_training(self.net)
+        _refuse_training([self.net])
         if images.dtype != torch.float32 or images.device.type != "cpu" or images.shape[:1] == (0,):
             return self.net(images)
         plan = self._planned(images.shape[1:])
@@ -193,8 +194,8 @@ def _tell(sentence: str, level: int) -> None:
     _SAY.log(level, "%s", sentence)
 
 
-def _refuse_training(net: nn.Module) -> None:
-    if net.training:
+def _refuse_training(modules: Iterable[nn.Module]) -> None:
+    if any(module.training for module in modules):
         raise PrunebenchError("fast() takes a net in eval mode, and this one is in training mode; call net.eval().")
 
 
@@ -213,7 +214,10 @@ def _overwritten(graph: fx.GraphModule) -> fx.Node | None:
     """A node that a layer writes over though another one reads it."""
     for node in graph.graph.nodes:
         module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-        over = getattr(module, "inplace", False) or node.target is operator.iadd or str(node.target).endswith("_")
+        name = str(getattr(node.target, "__name__", node.target))
+        over = getattr(module, "inplace", False) or node.target is operator.iadd or name.endswith("_")
+        if node.target is F.relu:
+            over = node.kwargs.get("inplace", len(node.args) > 1 and node.args[1])
         if over and any(len(source.users) > 1 for source in _names(graph, node.args[0])):
             return node
     return None

@@ -22,8 +22,7 @@ _ALIGNED = 64  # bytes
 class Compiled:
     """A callable: the values of `inputs` in, those of `outputs` out, a tuple each, (n, ...) float32 on the CPU.
 
-    Several Python threads may call it at once, but not while it is refreshed. `work`: what an image costs,
-    in processor cycles.
+    Several Python threads may call it at once, but not while it is refreshed.
     """
 
     def __init__(self, segment: Segment, kernels: Any) -> None:
@@ -51,11 +50,6 @@ class Compiled:
             {number: bias.numpy() for number, (_, bias) in read.items()},
         )
         return True
-
-    @property
-    def work(self) -> float:
-        """What one image costs forward, in processor cycles as the cost model has them."""
-        return self._lowered.forward.work
 
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The outputs; with gradients of the inputs where they are asked for."""
@@ -88,7 +82,7 @@ class Compiled:
         self, program: Program, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], saved: Tensor | None
     ) -> None:
         images = len(inputs[0])
-        threads = max(1, min(torch.get_num_threads(), -(-images // GROUP)))
+        threads = torch.get_num_threads()
         plain = [value.detach().to(torch.float32).contiguous() for value in inputs]
         arenas = self._borrow(threads * program.arena)
         self._kernels.execute(

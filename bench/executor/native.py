@@ -39,7 +39,7 @@ class Step(ctypes.Structure):
 
 
 def compiler() -> str | None:
-    """The path of the system's C++ compiler, None where there is none; `CXX` names another one."""
+    """The path of the system's C++ compiler, None where there is none; `CXX` names another one, "none" none at all."""
     wanted = os.environ.get("CXX")
     return next((path for name in ((wanted,) if wanted else COMPILERS) if (path := shutil.which(name))), None)
 
@@ -95,19 +95,23 @@ def load(kept: Path, flags: Sequence[str] = FLAGS, targets: Sequence[str] = TARG
     """
     path = compiler()
     if path is None:
+        if wanted := os.environ.get("CXX"):
+            raise PrunebenchError(f"CXX names {wanted!r}, and no program of that name is here; name one, or unset it.")
         raise PrunebenchError(f"there is no C++ compiler ({', '.join(COMPILERS)}) on the path; install one.")
     if sys.platform == "win32":
         raise PrunebenchError("the kernels are written for GCC and Clang, not for Windows.")
     key = _key(path, flags, targets)
-    for built in sorted(kept.glob(f"{key}-*.so")):
-        if built.stem == f"{key}-{sha256_of(built.read_bytes())[:16]}":
-            return _open(built)
-        built.unlink(missing_ok=True)
     try:
+        for built in sorted(kept.glob(f"{key}-*.so")):
+            if built.stem == f"{key}-{sha256_of(built.read_bytes())[:16]}":
+                return _open(built)
+            built.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
             made = Path(scratch) / "kernels.so"
             _compile(path, made, flags, targets)
             data = made.read_bytes()
+    except FileNotFoundError:  # another process took a broken one away
+        return load(kept, flags, targets)
     except OSError as error:
         raise PrunebenchError(f"the kernels cannot be built ({error.strerror or error}).") from error
     built = kept / f"{key}-{sha256_of(data)[:16]}.so"

@@ -20,9 +20,9 @@ PIXEL, FLAT, SQUARE = range(3)  # tiles of 1 x 1, 1 x 8 and 2 x 4 output pixels
 QUAD = 4  # output channels that share what they read
 SIGNS = 4  # bytes that hold the signs of a pixel's images
 # Processor cycles (AMD Zen 5, 16 floats wide) that a pixel costs: for a weight whose inputs lie in the second cache, or
-# in the first; for a sum that is begun, or put down and taken up again; for a weight of four channels (2.5 where images
-# are large, 4 where their rows are shorter than a tile).
-FAR, NEAR, BEGIN, PAUSE, FOUR = 1.3, 0.8, 5.6, 2.6, 2.8
+# in the first; for a sum that is put down and taken up again; for a weight of four channels (2.5 where images are
+# large, 4 where their rows are shorter than a tile).
+FAR, NEAR, PAUSE, FOUR = 1.3, 0.8, 2.6, 2.8
 WINDOW = 40 * 1024  # bytes of input that stay in the first cache
 
 Pair = tuple[int, int]
@@ -113,14 +113,13 @@ class Program:
     """Jobs, then the steps that they become, then their weights, as often as these change.
 
     `tensors` and `jobs` are filled first; `finish` chooses frames, places and kernels; `fill` writes weights. `arena`:
-    floats that a thread needs. `work`: what a group costs, in processor cycles as the constants above have it.
+    floats that a thread needs.
     """
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
         self.jobs: list[Job] = []
         self.arena = 0
-        self.work = 0.0
         self._alive: list[Any] = []  # what the steps point into
         self._steps: list[Step] = []
         self._slack = 0  # floats past the last tensor that may be read
@@ -251,7 +250,6 @@ class Program:
             step.in_row, step.in_col = job.stride[0] * moved.row, job.stride[1] * GROUP
         if job.bits is not None:
             _set(step, "saved", job.bits.offset, *job.bits.pitches())
-        self.work += float(np.prod(source.shape))
         self._append(step)
 
     def _convolve(self, job: Job, phase: Phase) -> None:
@@ -276,7 +274,6 @@ class Program:
         step.kind, step.tile, step.blocks = packed.kind, packed.tile, packed.blocks
         step.starts, step.entries = self._address(packed.starts), self._address(packed.entries)
         self._weights.append((packed.entries["weight"], np.append(phase.holds, -1)[packed.taps], job.layer))
-        self.work += packed.cost * step.rows * step.cols
         # A tile may read seven columns, or a row and three columns, past the last output.
         self._slack = max(self._slack, step.in_row + 7 * step.in_col)
         self._append(step)
@@ -291,8 +288,7 @@ class Program:
 class Packed:
     """A phase as a kernel reads it: fields of Step by their names, the weights in `entries` still to come.
 
-    `taps`: for each place of `entries["weight"]` the tap whose weight it holds, -1 where there is none. `cost`: cycles
-    a pixel.
+    `taps`: for each place of `entries["weight"]` the tap whose weight it holds, -1 where there is none.
     """
 
     kind: int
@@ -301,7 +297,6 @@ class Packed:
     starts: NDArray[np.int32]
     entries: NDArray[Any]
     taps: NDArray[np.int64]
-    cost: float
 
 
 def pack(phase: Phase, pitches: NDArray[np.int64], channels: int) -> Packed:
@@ -327,13 +322,13 @@ def pack(phase: Phase, pitches: NDArray[np.int64], channels: int) -> Packed:
         taps = np.full((len(shared), QUAD), -1)
         taps[np.searchsorted(shared, keys), outputs % QUAD] = np.arange(len(outputs))
         starts = np.searchsorted(shared // span, np.arange(-(-channels // QUAD) + 1)).astype(np.int32)
-        return Packed(DENSE, PIXEL, 1, starts, quads, taps, FOUR * len(quads) + BEGIN * channels)
+        return Packed(DENSE, PIXEL, 1, starts, quads, taps)
     sums = phase.taps[:, 1] // block * channels + outputs
     taps = np.argsort(sums * span + offsets - low)
     entries = np.zeros(len(taps), Entries)
     entries["offset"] = offsets[taps]
     starts = np.append(0, np.bincount(sums, minlength=blocks * channels).cumsum()).astype(np.int32)
-    return Packed(CONV, tile, blocks, starts, entries, taps, cost * waste + BEGIN * channels)
+    return Packed(CONV, tile, blocks, starts, entries, taps)
 
 
 def _tile(phase: Phase) -> tuple[int, float]:
