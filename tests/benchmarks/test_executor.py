@@ -40,6 +40,8 @@ SPARSE = (0.1, 0.05, 0.01)
 DENSITIES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 BATCHES = (1, 4, 16, 17, 64, 256)
 
+MARK = "\n<!-- The tables above are written anew by their command; what follows stays. -->\n"
+
 Net = Callable[[Tensor], Tensor]
 
 
@@ -261,4 +263,6 @@ def _milliseconds(seconds: float, images: Tensor) -> str:
 
 
 if __name__ == "__main__":
-    write_bytes(Path(sys.argv[1]), tables().encode())
+    target = Path(sys.argv[1])
+    kept = target.read_text().partition(MARK)[2] if target.exists() else ""
+    write_bytes(target, f"{tables()}{MARK}{kept}".encode())
