@@ -295,7 +295,8 @@ class _Trainer:
             average.copy_(tensors[f"average/{name}"])
         for name, parameter in self.model.named_parameters():
             if f"momentum/{name}" in tensors:
-                self.optimiser.state[parameter]["momentum_buffer"] = tensors[f"momentum/{name}"].to(parameter.device)
+                momentum = torch.empty_like(parameter).copy_(tensors[f"momentum/{name}"])  # fused SGD wants its strides
+                self.optimiser.state[parameter]["momentum_buffer"] = momentum
         self.epoch, self.steps, self.times, self.curve = (about[key] for key in ("epoch", "steps", "times", "curve"))
 
     def result(self) -> Trained:

@@ -99,6 +99,19 @@ def test_an_epoch_does_not_wait_for_the_card():
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_a_training_that_was_cut_off_goes_on(tmp_path):
+    """What is read back lies in memory as the fused optimiser wants it."""
+    splits = [split.to(device_named("cuda")) for split in STORE.training("digits", validation=64)]
+    partial, seen = tmp_path / "partial", []
+    for stop in (2, 4):
+        plan = Plan(changed().training, TINY.threat, 4, stop=stop)
+        fit(
+            build("digits-cnn", info=STORE.info("digits")), plan, *splits, seed=0, partial=partial,
+            report=lambda what, done, of: seen.append(done),
+        )  # fmt: skip
+    assert seen == [1, 2, 3, 4]
+
+
 def test_jobs_share_the_card(tmp_path):
     jobs = grid(["dense", "random"], [0.9], [0])
     ends = run(changed(epochs=2), jobs, tmp_path, STORE, engine=Pool(2), device="cuda", examples=16)
