@@ -169,4 +169,4 @@ class _EnoughError(Exception):
 
 def _alike(density: float) -> int:
     """The same number for densities that are less than about a fifth apart."""
-    return round(4 * math.log2(density))
+    return round(4 * math.log2(max(density, 1e-6)))  # nothing may be left of a net
