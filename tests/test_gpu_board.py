@@ -79,6 +79,18 @@ def test_what_fails_is_said_and_not_kept(tmp_path, monkeypatch, capsys):
     assert not list((tmp_path / "out").glob("*.json"))
 
 
+@pytest.mark.parametrize(
+    ("ended", "status"), [("exit 1", 1), ("cut off by the time limit", 0), ("no time was left", 0), ("", 0)]
+)
+def test_a_grid_that_fails_is_no_success_and_one_that_is_cut_off_no_failure(
+    ended, status, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(Board, "call", lambda self, name, *command, **options: ended)
+    asked = ["--out", str(tmp_path / "out"), "--device", "cpu", "--skip", "tests,table", "mnist-linf"]
+    assert main(asked) == status
+    assert f"{ended or 'complete'} |" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_an_earlier_call_is_gone_on_from(tmp_path):
     (tmp_path / "before" / "runs").mkdir(parents=True)
     (tmp_path / "before" / "runs" / "file").write_text("kept")

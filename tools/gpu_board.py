@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EPOCH, STEPS = 50_000, 10  # images of an epoch, and steps of the peer that are timed
 TEST, ROBUST, CLEAN = 10_000, 0.45, 0.85  # of the scoring that a pace is laid over
 PEER_BATCH = 500
+LATE = "no time was left", "cut off by the time limit"  # what a part may say that has not failed
 
 
 def options(arguments: list[str]) -> argparse.Namespace:
@@ -62,7 +63,7 @@ class Board:
         """Run a part to its end or to the deadline; its output goes to NAME.log and is returned."""
         left = self.deadline - time.monotonic()
         if left <= 0:
-            return "no time was left"
+            return LATE[0]
         log = self.out / f"{name}.log"
         with log.open("w") as file:
             process = subprocess.Popen(
@@ -72,7 +73,7 @@ class Board:
             try:
                 code: int | str = process.wait(left)
             except subprocess.TimeoutExpired:
-                code = "cut off by the time limit"
+                code = LATE[1]
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
@@ -109,8 +110,8 @@ class Board:
         self._keep(path, found)
         return found
 
-    def grid(self, arguments: list[str]) -> str:
-        """As much of the grid as fits, in a line."""
+    def grid(self, arguments: list[str]) -> tuple[str, bool]:
+        """As much of the grid as fits, in a line, and whether nothing but the time limit ended it."""
         runs = self.out / "runs"
         common = ("--device", self.asked.device, "--data", str(Path(self.asked.data).resolve()), "--out", str(runs))
         failed = self.call("grid", "-m", "bench.cli", "run", *arguments, *common)
@@ -118,7 +119,7 @@ class Board:
         if failed and records:
             self.deadline = max(self.deadline, time.monotonic() + 60)  # a table of what there is
             self.call("rank", "-m", "bench.cli", "rank", str(runs / "records"))
-        return f"{len(records)} records in {runs / 'records'}" + (f", {failed}" if failed else ", complete")
+        return f"{len(records)} records in {runs / 'records'}, {failed or 'complete'}", failed in ("", *LATE)
 
     def _kept(self, path: Path) -> dict[str, Any] | None:
         try:
@@ -297,7 +298,9 @@ def main(arguments: list[str]) -> int:
                 f"ours {found['ours']:.3g} {found['unit']}, peer {found['peer']:.3g}, ratio {found['ratio']:.2f}",
             ))  # fmt: skip
     if "grid" not in skip and asked.run:
-        rows.append((f"grid {' '.join(asked.run)}", board.grid(asked.run)))
+        line, whole = board.grid(asked.run)
+        good &= whole
+        rows.append((f"grid {' '.join(asked.run)}", line))
     print("\n".join(f"| {what} | {line} |" for what, line in [("what", "found"), ("---", "---"), *rows]))
     return 0 if good else 1
 
