@@ -108,6 +108,16 @@ def test_pruners_are_found_without_an_installation(tmp_path, monkeypatch):
     assert "imp" in points
 
 
+def test_what_is_there_is_newer_than_an_earlier_call(tmp_path):
+    (tmp_path / "before").mkdir()
+    for folder, said in (("before", "old"), ("out", "new")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "file").write_text(said)
+    (tmp_path / "before" / "other").write_text("old")
+    out = board(tmp_path, "--from", str(tmp_path / "before")).out
+    assert ((out / "file").read_text(), (out / "other").read_text()) == ("new", "old")
+
+
 @pytest.mark.slow
 def test_the_whole_on_the_cpu(tmp_path):
     """Twice: the second call finds the measurements and the grid done."""

@@ -33,7 +33,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu_board", description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="where everything goes; what is there is kept")
     parser.add_argument(
-        "--from", dest="earlier", type=Path, help="the --out of an earlier call, copied into --out first"
+        "--from", dest="earlier", type=Path, help="the --out of an earlier call; what --out lacks is copied"
     )
     parser.add_argument("--minutes", type=float, default=25.0, help="for all of it (25)")
     parser.add_argument("--skip", default="", help="any of tests,table,grid")
@@ -54,7 +54,7 @@ class Board:
         self.asked, self.out = asked, asked.out.resolve()
         self.deadline = time.monotonic() + 60 * asked.minutes
         if asked.earlier is not None:
-            shutil.copytree(asked.earlier, self.out, dirs_exist_ok=True)
+            shutil.copytree(asked.earlier, self.out, dirs_exist_ok=True, copy_function=copy_new)
         self.out.mkdir(parents=True, exist_ok=True)
         self.env = os.environ | {"PYTHONPATH": f"{registered(self.out)}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
         self.source = source()
@@ -132,6 +132,11 @@ class Board:
         aside = path.with_suffix(".aside")
         aside.write_text(json.dumps(facts | {"source": self.source, "device": self.asked.device}, indent=1) + "\n")
         aside.replace(path)
+
+
+def copy_new(earlier: str, new: str) -> str:
+    """Copy a file unless one is there, which is of a later call."""
+    return new if os.path.exists(new) else str(shutil.copy2(earlier, new))
 
 
 def source() -> str:
