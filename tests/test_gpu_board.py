@@ -10,9 +10,12 @@ from importlib.metadata import PackageNotFoundError, distributions, entry_points
 from pathlib import Path
 
 import pytest
+import torch
 
+from bench.attacks import STANDARD
+from bench.protocol import Threat
 from tools import gpu_board
-from tools.gpu_board import Board, main, options, registered
+from tools.gpu_board import PEER_PASSES, Board, main, options, registered, stock
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = """
@@ -116,6 +119,37 @@ def test_what_is_there_is_newer_than_an_earlier_call(tmp_path):
     (tmp_path / "before" / "other").write_text("old")
     out = board(tmp_path, "--from", str(tmp_path / "before")).out
     assert ((out / "file").read_text(), (out / "other").read_text()) == ("new", "old")
+
+
+@pytest.fixture
+def withstanding():
+    """A net for 10 classes and two images on which no attack of eps 1e-6 gets anywhere; a list of passes of each."""
+    weights = torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    costs = []
+
+    def net(x):
+        costs.append(len(x) * (3 if x.requires_grad and torch.is_grad_enabled() else 1))
+        return x.flatten(1) @ weights.T
+
+    labels = net(images).argmax(1)
+    costs.clear()
+    return net, images, labels, costs
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square"])
+def test_the_peer_is_stock_pyautoattack_and_its_passes_are_known(name, withstanding, monkeypatch):
+    """Its own classes run, none of ours; the table lays their pace over the passes that are counted here."""
+    for room in ("apgd", "fab", "square"):  # the twin: what runs ours instead, dies
+        for attack in ("apgd_ce", "apgd_t", "fab_t", "square"):
+            monkeypatch.setattr(f"bench.autoattack.{room}.{attack}", None, raising=False)
+    monkeypatch.setattr("bench.attacks.linf_square", None)
+    net, images, labels, costs = withstanding
+    asked = images, labels, Threat(norm="Linf", eps="1/1000000")
+    stock()[name](net, *asked, generator=torch.Generator().manual_seed(0))
+    assert sum(costs) / len(images) == pytest.approx(PEER_PASSES[name], rel=0.01)
+    with pytest.raises(TypeError, match="not callable"):
+        STANDARD[name](net, *asked, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.slow
