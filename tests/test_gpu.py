@@ -29,6 +29,11 @@ INFO = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _afresh():
+    torch.compiler.reset()
+
+
 def test_training_attacks_in_bf16_with_a_float32_perturbation(tmp_path, monkeypatch):
     seen = []
 
