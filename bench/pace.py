@@ -77,7 +77,7 @@ class Pace:
             asked, times, ends = Plan(recipe, plan.threat, epochs), list[float](), [time.perf_counter()]
             with tempfile.TemporaryDirectory() as folder:
                 fit(
-                    model(), asked, train, validation, seed=0, masks=masks, partial=Path(folder, "partial"),
+                    model(), asked, train, validation, seed=0, masks=masks, partial=Path(folder, "partial"), trial=True,
                     report=lambda *_: ends.append(time.perf_counter()), log=lambda _, seconds: times.append(seconds),
                 )  # fmt: skip
             return times, ends
