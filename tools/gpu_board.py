@@ -37,7 +37,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--from", dest="earlier", type=Path, help="the --out of an earlier call; what --out lacks is copied"
     )
-    parser.add_argument("--minutes", type=float, default=25.0, help="for all of it (25)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for all of it (8)")
     parser.add_argument("--skip", default="", help="any of tests,table,grid")
     parser.add_argument("--device", default="cuda", help="cuda or cpu (cuda)")
     parser.add_argument("--data", default=os.environ.get("PRUNEBENCH_DATA", "data"), help="where data sets lie")
