@@ -77,7 +77,7 @@ class Pace:
             asked, times, ends = Plan(recipe, plan.threat, epochs), list[float](), [time.perf_counter()]
             with tempfile.TemporaryDirectory() as folder:
                 fit(
-                    model(), asked, train, validation, seed=0, masks=masks, partial=Path(folder, "partial"),
+                    model(), asked, train, validation, seed=0, masks=masks, partial=Path(folder, "partial"), trial=True,
                     report=lambda *_: ends.append(time.perf_counter()), log=lambda _, seconds: times.append(seconds),
                 )  # fmt: skip
             return times, ends
@@ -169,4 +169,4 @@ class _EnoughError(Exception):
 
 def _alike(density: float) -> int:
     """The same number for densities that are less than about a fifth apart."""
-    return round(4 * math.log2(density))
+    return round(4 * math.log2(max(density, 1e-6)))  # nothing may be left of a net

@@ -86,7 +86,7 @@ class Plan:
 def fit(
     model: nn.Module, plan: Plan, train: Split, validation: Split, *, seed: int, masks: Masks | None = None,
     partial: Path | None = None, report: Report | None = None, log: Log | None = None,
-    compiled: bool | None = None,
+    compiled: bool | None = None, trial: bool = False,
 ) -> Trained:  # fmt: skip
     """Train `model` in place by `plan` and return the averaged weights.
 
@@ -94,7 +94,7 @@ def fit(
     alone. After every epoch all that the next one needs is written to `partial`; a run that finds that file goes on
     from there and ends in the same bytes. `log` is told every epoch, those before such a start as well. `compiled`:
     whether the net is compiled, by default on a CUDA card. Raises PrunebenchError when the loss is no longer finite,
-    and when one-step training (fgsm-rs) overfits to its own attack.
+    and, unless it is a `trial` of the pace alone, when one-step training (fgsm-rs) overfits to its own attack.
     """
     device = train.images.device
     trainer = _Trainer(model, plan, masks or {}, device)
@@ -126,7 +126,7 @@ def fit(
         one_step = plan.recipe.objective == "fgsm-rs"
         if one_step or (epoch + 1) % plan.recipe.validate_every == 0 or epoch + 1 == plan.last:
             row |= trainer.validate(validation, derive(seed, "validation", epoch))
-        if one_step:
+        if one_step and not trial:
             _refuse_collapse([*trainer.curve, row], chance=1 / (int(train.labels.max()) + 1))
         trainer.close_epoch(row, time.perf_counter() - began, partial)
         if log is not None:
@@ -295,7 +295,8 @@ class _Trainer:
             average.copy_(tensors[f"average/{name}"])
         for name, parameter in self.model.named_parameters():
             if f"momentum/{name}" in tensors:
-                self.optimiser.state[parameter]["momentum_buffer"] = tensors[f"momentum/{name}"].to(parameter.device)
+                momentum = torch.empty_like(parameter).copy_(tensors[f"momentum/{name}"])  # fused SGD wants its strides
+                self.optimiser.state[parameter]["momentum_buffer"] = momentum
         self.epoch, self.steps, self.times, self.curve = (about[key] for key in ("epoch", "steps", "times", "curve"))
 
     def result(self) -> Trained:

@@ -7,6 +7,7 @@ kernels: it compiles in a moment. Inductor itself is tried in a slow test.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -145,6 +146,47 @@ def test_a_net_made_of_scores_is_trained_as_it_is(calls):
     scores = {name: p.detach().clone() for name, p in scored.named_parameters() if name in names}
     attach_scores(scored, scores, dict.fromkeys(names, 5))
     assert captured(scored, IMAGES, backend="aot_eager") is None and calls == []
+
+
+def compilations(nets, monkeypatch):
+    """How many graphs each of so many nets of one class was compiled to, and how many more its later use took."""
+    calls, found = [], []
+    compile_ = torch.compile
+
+    def counted(graph, inputs):
+        calls.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda module, **options: compile_(module, **options | {"backend": counted}))
+    for number in range(nets):
+        plain, before, images = net(), len(calls), IMAGES[number:]  # another batch: nothing compiled before will do
+        compiled = captured(plain, images)
+        after = len(calls)
+        if compiled is not None:
+            plain.train()
+            compiled(images)
+            plain.eval()
+            with frozen(plain):
+                compiled(images)
+        found.append((compiled is not None, after - before, len(calls) - after))
+    return found
+
+
+def test_many_nets_of_one_class_are_compiled_each(monkeypatch):
+    """Dynamo gives up on code that it compiled eight times; the twin, with its own limits, is believed unseen."""
+    found = compilations(5, monkeypatch)
+    assert all(trusted and graphs > 0 and more == 0 for trusted, graphs, more in found), found
+    torch.compiler.reset()
+    monkeypatch.undo()
+    monkeypatch.setattr("bench.capture._LIMITS", nullcontext)
+    assert (True, 0, 0) in compilations(5, monkeypatch)
+
+
+def test_where_the_compiler_gives_up_it_is_said(monkeypatch, caplog):
+    limits = torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True)
+    monkeypatch.setattr("bench.capture._LIMITS", lambda: limits)
+    assert captured(net(), IMAGES, backend="aot_eager") is None
+    assert "Training goes on uncompiled" in caplog.text
 
 
 def test_frozen_parameters_come_back_as_they_were():

@@ -29,6 +29,11 @@ INFO = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _afresh():
+    torch.compiler.reset()
+
+
 def test_training_attacks_in_bf16_with_a_float32_perturbation(tmp_path, monkeypatch):
     seen = []
 
@@ -97,6 +102,19 @@ def test_an_epoch_does_not_wait_for_the_card():
             step().item()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_training_that_was_cut_off_goes_on(tmp_path):
+    """What is read back lies in memory as the fused optimiser wants it."""
+    splits = [split.to(device_named("cuda")) for split in STORE.training("digits", validation=64)]
+    partial, seen = tmp_path / "partial", []
+    for stop in (2, 4):
+        plan = Plan(changed().training, TINY.threat, 4, stop=stop)
+        fit(
+            build("digits-cnn", info=STORE.info("digits")), plan, *splits, seed=0, partial=partial,
+            report=lambda what, done, of: seen.append(done),
+        )  # fmt: skip
+    assert seen == [1, 2, 3, 4]
 
 
 def test_jobs_share_the_card(tmp_path):

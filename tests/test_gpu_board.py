@@ -10,9 +10,12 @@ from importlib.metadata import PackageNotFoundError, distributions, entry_points
 from pathlib import Path
 
 import pytest
+import torch
 
+from bench.attacks import STANDARD
+from bench.protocol import Threat
 from tools import gpu_board
-from tools.gpu_board import Board, main, options, registered
+from tools.gpu_board import PEER_PASSES, Board, main, options, registered, stock
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = """
@@ -79,6 +82,18 @@ def test_what_fails_is_said_and_not_kept(tmp_path, monkeypatch, capsys):
     assert not list((tmp_path / "out").glob("*.json"))
 
 
+@pytest.mark.parametrize(
+    ("ended", "status"), [("exit 1", 1), ("cut off by the time limit", 0), ("no time was left", 0), ("", 0)]
+)
+def test_a_grid_that_fails_is_no_success_and_one_that_is_cut_off_no_failure(
+    ended, status, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(Board, "call", lambda self, name, *command, **options: ended)
+    asked = ["--out", str(tmp_path / "out"), "--device", "cpu", "--skip", "tests,table", "mnist-linf"]
+    assert main(asked) == status
+    assert f"{ended or 'complete'} |" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_an_earlier_call_is_gone_on_from(tmp_path):
     (tmp_path / "before" / "runs").mkdir(parents=True)
     (tmp_path / "before" / "runs" / "file").write_text("kept")
@@ -94,6 +109,47 @@ def test_pruners_are_found_without_an_installation(tmp_path, monkeypatch):
     points = {point.name: point.value for point in found.entry_points if point.group == "prunebench.pruners"}
     assert points == {point.name: point.value for point in entry_points(group="prunebench.pruners")}
     assert "imp" in points
+
+
+def test_what_is_there_is_newer_than_an_earlier_call(tmp_path):
+    (tmp_path / "before").mkdir()
+    for folder, said in (("before", "old"), ("out", "new")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "file").write_text(said)
+    (tmp_path / "before" / "other").write_text("old")
+    out = board(tmp_path, "--from", str(tmp_path / "before")).out
+    assert ((out / "file").read_text(), (out / "other").read_text()) == ("new", "old")
+
+
+@pytest.fixture
+def withstanding():
+    """A net for 10 classes and two images on which no attack of eps 1e-6 gets anywhere; a list of passes of each."""
+    weights = torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    costs = []
+
+    def net(x):
+        costs.append(len(x) * (3 if x.requires_grad and torch.is_grad_enabled() else 1))
+        return x.flatten(1) @ weights.T
+
+    labels = net(images).argmax(1)
+    costs.clear()
+    return net, images, labels, costs
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square"])
+def test_the_peer_is_stock_pyautoattack_and_its_passes_are_known(name, withstanding, monkeypatch):
+    """Its own classes run, none of ours; the table lays their pace over the passes that are counted here."""
+    for room in ("apgd", "fab", "square"):  # the twin: what runs ours instead, dies
+        for attack in ("apgd_ce", "apgd_t", "fab_t", "square"):
+            monkeypatch.setattr(f"bench.autoattack.{room}.{attack}", None, raising=False)
+    monkeypatch.setattr("bench.attacks.linf_square", None)
+    net, images, labels, costs = withstanding
+    asked = images, labels, Threat(norm="Linf", eps="1/1000000")
+    stock()[name](net, *asked, generator=torch.Generator().manual_seed(0))
+    assert sum(costs) / len(images) == pytest.approx(PEER_PASSES[name], rel=0.01)
+    with pytest.raises(TypeError, match="not callable"):
+        STANDARD[name](net, *asked, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from bench.data import Split
 from bench.errors import PrunebenchError
 from bench.lab import Lab
 from bench.models import build
-from bench.pace import Epochs, Pace
+from bench.pace import Epochs, Pace, _alike
 from bench.plan import RECORD_BYTES, Forecast, _lines, _mean, _under, makespan, plan
 from bench.protocol import Job, Threat
 from bench.referee import Referee
@@ -162,6 +162,11 @@ def test_a_short_trial_stands_for_the_whole_epoch():
     assert set(seen) == {16}
     save = (0.0 - (3 * 7 + 9)) / 4  # the clock stood still
     assert found == Epochs(start=0.0 - 7 - save, epoch=7 * 128 / 16 + save, validation=2.0 * 16 / 16)
+
+
+def test_densities_a_fifth_apart_count_as_the_same_down_to_none():
+    assert _alike(1.0) == _alike(0.95) == 0 and _alike(0.5) == -4
+    assert _alike(0.0) == _alike(1e-9) < _alike(1e-4)  # a pruner may leave nothing
 
 
 def test_attacks_are_tried_through_the_referee_on_what_they_reach(monkeypatch):

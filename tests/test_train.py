@@ -380,6 +380,19 @@ def test_a_resume_that_forgets_a_part_is_found(part, tmp_path, monkeypatch):
     assert content(trained(partial=partial)) != content(trained())
 
 
+def test_a_momentum_comes_back_in_the_layout_of_its_weight(tmp_path):
+    """Files know no strides, and SGD's fused kernel for cards refuses a momentum that lies otherwise."""
+    partial, how = tmp_path / "partial", plan(stop=2)
+    trained(how, partial=partial)
+    it = _Trainer(net(), plan(), {}, CPU)
+    it.restore(partial)
+    moments = {name: it.optimiser.state[p]["momentum_buffer"] for name, p in it.model.named_parameters()}
+    weights = dict(it.model.named_parameters())
+    assert all(moments[name].stride() == weight.stride() for name, weight in weights.items())
+    plain = {name: moment.contiguous().stride() for name, moment in moments.items()}  # the twin: as they were read
+    assert any(plain[name] != weight.stride() for name, weight in weights.items())
+
+
 @pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: b"", lambda data: data[:-4] + b"abcd"])
 def test_a_spoilt_partial_file_starts_anew(spoil, tmp_path):
     partial, seen = tmp_path / "partial.safetensors", []
@@ -416,6 +429,15 @@ def test_catastrophic_overfitting_is_stopped():
         _refuse_collapse(curve(0.3, 0.44, 0.20))
     for harmless in ((0.3, 0.44, 0.23), (0.1, 0.19, 0.0), (0.44,), (0.05, 0.2, 0.11)):
         _refuse_collapse(curve(*harmless))
+
+
+def test_a_trial_of_the_pace_may_collapse(monkeypatch):
+    rates = iter([0.9, 0.1, 0.9, 0.1])
+    monkeypatch.setattr(_Trainer, "validate", lambda *_: {"clean": 1.0, "robust": next(rates)})
+    how = plan(stop=2, objective="fgsm-rs", lr=0.001)
+    assert [row["robust"] for row in trained(how, trial=True).curve] == [0.9, 0.1]
+    with pytest.raises(PrunebenchError, match="Catastrophic overfitting"):
+        trained(how)
 
 
 def test_a_collapsed_training_is_refused_again_when_it_is_started_again(tmp_path, monkeypatch):

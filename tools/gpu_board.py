@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 EPOCH, STEPS = 50_000, 10  # images of an epoch, and steps of the peer that are timed
 TEST, ROBUST, CLEAN = 10_000, 0.45, 0.85  # of the scoring that a pace is laid over
 PEER_BATCH = 500
+# Sample passes of stock pyautoattack for an image that withstands it: forwards + 2 * backwards.
+PEER_PASSES = {"apgd-ce": 102 + 2 * 101, "apgd-t": 910 + 2 * 909, "fab-t": 1800 + 2 * 900, "square": 5000}
+LATE = "no time was left", "cut off by the time limit"  # what a part may say that has not failed
 
 
 def options(arguments: list[str]) -> argparse.Namespace:
@@ -32,9 +35,9 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu_board", description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="where everything goes; what is there is kept")
     parser.add_argument(
-        "--from", dest="earlier", type=Path, help="the --out of an earlier call, copied into --out first"
+        "--from", dest="earlier", type=Path, help="the --out of an earlier call; what --out lacks is copied"
     )
-    parser.add_argument("--minutes", type=float, default=25.0, help="for all of it (25)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for all of it (8)")
     parser.add_argument("--skip", default="", help="any of tests,table,grid")
     parser.add_argument("--device", default="cuda", help="cuda or cpu (cuda)")
     parser.add_argument("--data", default=os.environ.get("PRUNEBENCH_DATA", "data"), help="where data sets lie")
@@ -53,7 +56,7 @@ class Board:
         self.asked, self.out = asked, asked.out.resolve()
         self.deadline = time.monotonic() + 60 * asked.minutes
         if asked.earlier is not None:
-            shutil.copytree(asked.earlier, self.out, dirs_exist_ok=True)
+            shutil.copytree(asked.earlier, self.out, dirs_exist_ok=True, copy_function=copy_new)
         self.out.mkdir(parents=True, exist_ok=True)
         self.env = os.environ | {"PYTHONPATH": f"{registered(self.out)}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
         self.source = source()
@@ -62,7 +65,7 @@ class Board:
         """Run a part to its end or to the deadline; its output goes to NAME.log and is returned."""
         left = self.deadline - time.monotonic()
         if left <= 0:
-            return "no time was left"
+            return LATE[0]
         log = self.out / f"{name}.log"
         with log.open("w") as file:
             process = subprocess.Popen(
@@ -72,7 +75,7 @@ class Board:
             try:
                 code: int | str = process.wait(left)
             except subprocess.TimeoutExpired:
-                code = "cut off by the time limit"
+                code = LATE[1]
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
@@ -109,8 +112,8 @@ class Board:
         self._keep(path, found)
         return found
 
-    def grid(self, arguments: list[str]) -> str:
-        """As much of the grid as fits, in a line."""
+    def grid(self, arguments: list[str]) -> tuple[str, bool]:
+        """As much of the grid as fits, in a line, and whether nothing but the time limit ended it."""
         runs = self.out / "runs"
         common = ("--device", self.asked.device, "--data", str(Path(self.asked.data).resolve()), "--out", str(runs))
         failed = self.call("grid", "-m", "bench.cli", "run", *arguments, *common)
@@ -118,7 +121,7 @@ class Board:
         if failed and records:
             self.deadline = max(self.deadline, time.monotonic() + 60)  # a table of what there is
             self.call("rank", "-m", "bench.cli", "rank", str(runs / "records"))
-        return f"{len(records)} records in {runs / 'records'}" + (f", {failed}" if failed else ", complete")
+        return f"{len(records)} records in {runs / 'records'}, {failed or 'complete'}", failed in ("", *LATE)
 
     def _kept(self, path: Path) -> dict[str, Any] | None:
         try:
@@ -131,6 +134,11 @@ class Board:
         aside = path.with_suffix(".aside")
         aside.write_text(json.dumps(facts | {"source": self.source, "device": self.asked.device}, indent=1) + "\n")
         aside.replace(path)
+
+
+def copy_new(earlier: str, new: str) -> str:
+    """Copy a file unless one is there, which is of a later call."""
+    return new if Path(new).exists() else str(shutil.copy2(earlier, new))
 
 
 def source() -> str:
@@ -238,28 +246,49 @@ def measure_scoring(asked: argparse.Namespace) -> dict[str, Any]:
     images = pixels.float() / 255
     split = Split(pixels.to(torch.uint8), torch.zeros(len(pixels), dtype=torch.int64))
     pace = Pace(rules, split, split, device, asked.seconds)
-    passes = expected(TEST, 1, clean=CLEAN, robust=ROBUST)
 
-    class Stock(Referee):
+    class Plain(Referee):
         """The net as stock pyautoattack sees it: as it is, its weights with gradients."""
 
         def attacked(self, images: torch.Tensor) -> torch.Tensor:
-            cost = len(images) * (3 if images.requires_grad and torch.is_grad_enabled() else 1)
+            cost = self._count(images)
             if self.listener is not None:
                 self.listener(cost)
             return self.net(images)
 
+    reached = {name: TEST * (CLEAN if name == "apgd-ce" else ROBUST) for name in STANDARD}
+    sides = {
+        "ours": (Referee, STANDARD, images[: rules.shard], expected(TEST, 1, clean=CLEAN, robust=ROBUST)),
+        "peer": (Plain, stock(), images, {name: PEER_PASSES[name] * reached[name] for name in STANDARD}),
+    }
     seconds = {}
-    for name, kind in (("ours", Referee), ("peer", Stock)):
+    for side, (kind, attacks, lent, passes) in sides.items():
         referee = kind(net, rules, batch_size(rules, asked.arch, device.type), device)
-        referee.net.requires_grad_(kind is Stock)
-        lent = images if kind is Stock else images[: rules.shard]
+        referee.net.requires_grad_(kind is Plain)
         with exact_float32():
-            paces = {attack: pace.attack(referee, run, lent) for attack, run in STANDARD.items()}
-        seconds[name] = sum(passes[attack] * each for attack, each in paces.items())
+            seconds[side] = sum(passes[name] * pace.attack(referee, run, lent) for name, run in attacks.items())
     return {"what": f"AutoAttack standard, {asked.arch} 90 % sparse, {TEST:,} images, {ROBUST:.0%} robust",
             "ours": TEST / seconds["ours"], "peer": TEST / seconds["peer"], "unit": "images/s",
             "ratio": seconds["peer"] / seconds["ours"], "minutes": seconds["ours"] / 60} | where(device)  # fmt: skip
+
+
+def stock() -> dict[str, Any]:
+    """The attacks of pyautoattack's AutoAttack *standard*, each under the signature of ours."""
+    from pyautoattack import AutoAttack
+
+    def made(pick: Any) -> Any:
+        def attack(model: Any, images: Any, labels: Any, threat: Any, *, generator: Any) -> Any:
+            seed = generator.initial_seed() % 2**32
+            whole = AutoAttack(
+                model, eps=threat.radius, norm=threat.norm, seed=seed, version="standard", device=images.device
+            )
+            whole.apgd.loss, whole.fab.targeted = "ce", True  # as run_standard_evaluation sets them
+            return pick(whole).perturb(images, labels).detach()
+
+        return attack
+
+    return {"apgd-ce": made(lambda whole: whole.apgd), "apgd-t": made(lambda whole: whole.apgd_targeted),
+            "fab-t": made(lambda whole: whole.fab), "square": made(lambda whole: whole.square)}  # fmt: skip
 
 
 def shape_of(arch: str) -> Any:
@@ -297,7 +326,9 @@ def main(arguments: list[str]) -> int:
                 f"ours {found['ours']:.3g} {found['unit']}, peer {found['peer']:.3g}, ratio {found['ratio']:.2f}",
             ))  # fmt: skip
     if "grid" not in skip and asked.run:
-        rows.append((f"grid {' '.join(asked.run)}", board.grid(asked.run)))
+        line, whole = board.grid(asked.run)
+        good &= whole
+        rows.append((f"grid {' '.join(asked.run)}", line))
     print("\n".join(f"| {what} | {line} |" for what, line in [("what", "found"), ("---", "---"), *rows]))
     return 0 if good else 1
 
