@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from logging.handlers import QueueHandler, QueueListener
 from multiprocessing.connection import wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -67,16 +68,23 @@ class Pool:
         spawn = multiprocessing.get_context("spawn")
         self._others = set(multiprocessing.active_children())
         self._news = spawn.Queue()
-        self._pool = ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=_begin, initargs=(self._news,))
+        logged = spawn.Queue()
+        self._listener = QueueListener(logged, _Here())
+        self._listener.start()
+        self._pool = ProcessPoolExecutor(
+            self.workers, mp_context=spawn, initializer=_begin, initargs=(self._news, logged)
+        )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
-        if kind is not None:
-            for process in set(multiprocessing.active_children()) - self._others:
-                process.kill()
+        if kind is None:
+            self._listener.stop()
+            return
+        for process in set(multiprocessing.active_children()) - self._others:
+            process.kill()
 
     def room(self, running: int) -> bool:
         """As long as a process is idle: what comes next is decided as late as can be."""
@@ -119,15 +127,25 @@ def seldom(tell: Callable[[str, float, float], None], seconds: float = 0.25) -> 
     return report
 
 
+class _Here(logging.Handler):
+    """Takes what a worker logged to the loggers of this process."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log it here, unless it says why nets run dense: that holds for all jobs, and a run says it itself."""
+        if record.name != "prunebench.executor":
+            logging.getLogger(record.name).handle(record)
+
+
 _news: Any = None  # in a worker: the queue to the process that started the grid
 
 
-def _begin(news: Any) -> None:
+def _begin(news: Any, logged: Any) -> None:
     """In a worker: know whom to tell, and die with them, so that nobody writes after a new run has begun."""
     global _news
     _news = news
-    logging.getLogger("prunebench").addHandler(logging.NullHandler())  # what all jobs have to say, the run says once
-    news.cancel_join_thread()  # what nobody will read must not hold up the end
+    logging.getLogger("prunebench").addHandler(QueueHandler(logged))
+    for told in (news, logged):
+        told.cancel_join_thread()  # what nobody will read must not hold up the end
     parent = multiprocessing.parent_process()
     if parent is not None:
         sentinel = parent.sentinel

@@ -40,8 +40,8 @@ class Case:
 # A point that stands costs about 7,800 forwards and 1,900 backwards, and an image that falls next to nothing: eps is
 # such that about half of the images stand.
 CASES = {
-    "resnet18-0.9": Case(8, "0.0008", 4, 0.1), "resnet18-0.95": Case(8, "0.0007", 7, 0.05),
-    "resnet18-0.99": Case(8, "0.0025", 15, 0.01), "digits-cnn-0.95": Case(256, "0.2", 2, rounds=3),
+    "resnet18-0.9": Case(16, "0.0004", 4, 0.1), "resnet18-0.95": Case(16, "0.0004", 7, 0.05),
+    "resnet18-0.99": Case(16, "0.0018", 15, 0.01), "digits-cnn-0.95": Case(256, "0.2", 2, rounds=3),
 }  # fmt: skip
 
 
