@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import multiprocessing
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from bench.data import Store
 from bench.protocol import Job, Protocol
 from bench.rehearsal import Rehearsed, Shares, Work, rehearse
+from bench.run import Order, order_of
+from bench.task import Ended, Step
 from pruners import parse
 
 RECORD_BYTES = 100_000  # about: a record, its outcomes and pairs, twice, and the journal
@@ -87,8 +91,13 @@ def plan(
         starts, found = zip(*(future.result() for future in asked), strict=True)
     jobs = [_mean(same) for same in zip(*found, strict=True)]
     everything = [_under(job, seed) for seed in seeds for job in jobs]
+    costs = {one.job.name: one for one in everything}
+    asked_for = list(zip([spec for spec, _ in first] * len(seeds), (one.job for one in everything), strict=True))
     start = statistics.fmean(starts) - began
-    spans = {count: start + makespan(everything, workers * count) for count in devices}
+    spans = {
+        count: start + makespan(order_of(protocol, asked_for, Path(), store, examples=examples), costs, workers * count)
+        for count in devices
+    }
     return Forecast(_lines(everything), spans, workers, shares)
 
 
@@ -122,50 +131,37 @@ def _under(one: Rehearsed, seed: int) -> Rehearsed:
     return replace(one, job=one.job.model_copy(update={"seed": seed}), works=works)
 
 
-def makespan(jobs: Sequence[Rehearsed], workers: int) -> float:
-    """Seconds from beginning to end when `workers` take the steps of `jobs` as `bench.run` hands them out.
+def makespan(order: Order, costs: Mapping[str, Rehearsed], workers: int) -> float:
+    """Seconds from beginning to end when `workers` take all the steps of `order`; `costs`: of each job, by its name.
 
-    Jobs are trained in their order; one is scored, before more are trained, as soon as the dense net of its seed is
-    there. Who wants a stage that another one computes waits for it.
+    The shards of a net take the same time each, and its record none. Who wants a stage that another one computes
+    waits for it.
     """
-    dense = {one.job.seed: one.job.name for one in jobs if one.job.pruner == "dense" and not one.job.options}
-    untrained, trained, nets = deque(jobs), list[Rehearsed](), set[str]()
     kept: dict[str, float] = {}  # stage -> when it is there
-    free = [(0.0, number) for number in range(workers)]
-    busy: dict[int, tuple[deque[Work], Rehearsed | None]] = {}  # worker -> what is left of its step, and whose training
-    idle: list[int] = []
-    now = end = 0.0
-    while free:
-        now, worker = heapq.heappop(free)
-        left, training = busy.pop(worker, (deque[Work](), None))
-        if left:
-            work = left.popleft()
-            done = now + work.seconds if work.key not in kept else max(now, kept[work.key])
-            if work.key is not None:
-                kept.setdefault(work.key, done)
-            busy[worker] = left, training
-            heapq.heappush(free, (done, worker))
-            end = max(end, done)
+    running: list[tuple[float, int, Step, deque[Work]]] = []  # when its stage ends, its number, what is left of it
+    numbers = itertools.count()
+    now = 0.0
+    while True:
+        while len(running) < workers and (step := order.next()) is not None:
+            heapq.heappush(running, (now, next(numbers), step, _works(step, costs, order.shards)))
+        if not running:
+            return now
+        now, number, step, left = heapq.heappop(running)
+        if not left:
+            order.came(step, Ended(step.task, "done", "planned") if step.what == "record" else None)
             continue
-        if training is not None:
-            trained.append(training)
-            nets.add(training.job.name)
-            for other in idle:
-                heapq.heappush(free, (now, other))
-            idle.clear()
-        parent = {one.job.name: dense.get(one.job.seed, one.job.name) for one in trained}
-        ready = next((one for one in trained if parent[one.job.name] in nets), None)
-        if ready is not None:
-            trained.remove(ready)
-            busy[worker] = deque([ready.score]), None
-        elif untrained:
-            one = untrained.popleft()
-            busy[worker] = deque(one.works), one
-        else:
-            idle.append(worker)
-            continue
-        heapq.heappush(free, (now, worker))
-    return end
+        work = left.popleft()
+        done = now + work.seconds if work.key not in kept else max(now, kept[work.key])
+        if work.key is not None:
+            kept.setdefault(work.key, done)
+        heapq.heappush(running, (done, number, step, left))
+
+
+def _works(step: Step, costs: Mapping[str, Rehearsed], shards: int) -> deque[Work]:
+    """What a step consists of."""
+    one = costs[step.task.job.name]
+    shard = replace(one.score, seconds=one.score.seconds / shards)
+    return deque({"train": one.works, "attack": (shard,), "record": ()}[step.what])
 
 
 def _lines(jobs: Sequence[Rehearsed]) -> tuple[Line, ...]:

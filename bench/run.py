@@ -58,19 +58,10 @@ def run(
     is at work in `out`.
     """
     with sole_user(out):
-        folders = {job.name: out / "jobs" / job_id(protocol, spec, job) for spec, job in jobs}
-        dense = {job.seed: job.name for _, job in jobs if job.pruner == "dense" and not job.options}
-        tasks = []
-        for spec, job in jobs:
-            parent = dense.get(job.seed, job.name)
-            tasks.append(
-                Task(
-                    spec, job, protocol, folders[job.name], out / "stages", store, device, threads, examples,
-                    keep_proposals, None if parent == job.name else folders[parent], tensorboard,
-                )
-            )  # fmt: skip
-        images = len(store.testing(protocol.data, examples or protocol.test))
-        order = Order(tasks, shards=-(-images // protocol.shard))
+        order = order_of(
+            protocol, jobs, out, store, threads=threads, device=device, examples=examples,
+            keep_proposals=keep_proposals, tensorboard=tensorboard,
+        )  # fmt: skip
         results = []
         with engine or Pool() as engine:  # inside the lock: nobody works on after it was let go
             for result in _work_through(order, engine, report):
@@ -79,6 +70,26 @@ def run(
                 if ended is not None:
                     ended(result)
     return results
+
+
+def order_of(
+    protocol: Protocol, jobs: list[tuple[str, Job]], out: Path, store: Store, *, threads: int = 1,
+    device: str = "auto", examples: int | None = None, keep_proposals: bool = False, tensorboard: bool = False,
+) -> Order:  # fmt: skip
+    """The order in which the steps of `jobs` are taken, below `out`; a dense net is the parent of those of its seed."""
+    folders = {job.name: out / "jobs" / job_id(protocol, spec, job) for spec, job in jobs}
+    dense = {job.seed: job.name for _, job in jobs if job.pruner == "dense" and not job.options}
+    tasks = []
+    for spec, job in jobs:
+        parent = dense.get(job.seed, job.name)
+        tasks.append(
+            Task(
+                spec, job, protocol, folders[job.name], out / "stages", store, device, threads, examples,
+                keep_proposals, None if parent == job.name else folders[parent], tensorboard,
+            )
+        )  # fmt: skip
+    images = len(store.testing(protocol.data, examples or protocol.test))
+    return Order(tasks, shards=-(-images // protocol.shard))
 
 
 def job_id(protocol: Protocol, spec: str, job: Job) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from bench.plan import RECORD_BYTES, Forecast, _lines, _mean, _under, makespan, 
 from bench.protocol import Job, Threat
 from bench.referee import Referee
 from bench.rehearsal import Rehearsed, Shares, Work, rehearse
-from bench.run import grid, job_id
+from bench.run import grid, job_id, order_of
 from bench.stages import Stages
 from bench.task import train
 from bench.train import Plan
@@ -232,27 +233,43 @@ def work(key, seconds):
     return Work(key, key or "own", 100, seconds, 3)
 
 
+def span(jobs, workers, shards=1):
+    """Seconds of `jobs` in the order of a run, each net attacked in so many shards."""
+    rules = changed(RULES, test=shards, shard=1)
+    order = order_of(rules, [(one.job.pruner, one.job) for one in jobs], Path(), STORE)
+    assert order.shards == shards
+    return makespan(order, {one.job.name: one for one in jobs}, workers)
+
+
 def test_the_schedule_on_paper():
     dense, imp = one("dense", work("a", 4.0)), one("imp", work("b", 6.0))
-    assert makespan([dense, imp], 1) == 4 + 10 + 6 + 10
-    assert makespan([dense, imp], 2) == 6 + 10
-    assert makespan([dense, imp], 9) == 6 + 10
+    assert span([dense, imp], 1) == 4 + 10 + 6 + 10
+    assert span([dense, imp], 2) == 6 + 10
+    assert span([dense, imp], 9) == 6 + 10
+
+
+def test_the_shards_of_a_net_are_attacked_side_by_side():
+    """10 s of training, then 400 s of scoring in 40 shards: 10 s a round."""
+    net = one("imp", work("a", 10.0), score=400.0)
+    assert [span([net], workers, shards=40) for workers in (1, 4, 7, 40, 80)] == [410, 110, 70, 20, 20]
+    assert span([net], 40, shards=1) == 410  # the twin: in one piece, more workers are of no use
 
 
 def test_a_stage_is_computed_once_and_waited_for():
     first, second = one("magnitude", work("a", 4.0), work("b", 1.0)), one("hydra", work("a", 4.0), work("c", 2.0))
-    assert makespan([first, second], 1) == 4 + 1 + 10 + 2 + 10
-    assert makespan([first, second], 2) == 4 + 2 + 10  # both wait for the dense half
+    assert span([first, second], 1) == 4 + 1 + 10 + 2 + 10
+    assert span([first, second], 2) == 4 + 2 + 10  # both wait for the dense half
     apart = one("hydra", work("d", 4.0), work("c", 2.0))
-    assert makespan([first, apart], 1) == 4 + 1 + 10 + 4 + 2 + 10
+    assert span([first, apart], 1) == 4 + 1 + 10 + 4 + 2 + 10
 
 
-def test_a_net_is_scored_after_its_parent_is_there():
-    """The only two workers train imp (1 s) and the dense net (20 s); imp is scored after that."""
+def test_a_net_is_attacked_before_its_parent_is_there():
+    """One worker trains imp (1 s) and attacks it while the other trains the dense net (20 s); the record waits."""
     imp, dense = one("imp", work("b", 1.0), score=2.0), one("dense", work("a", 20.0), score=3.0)
-    assert makespan([imp, dense], 2) == 20 + 3
-    assert makespan([imp, one("dense", work("a", 20.0), seed=1, score=3.0)], 2) == 23  # another seed is no parent
-    assert makespan([imp, dense], 1) == 1 + 20 + 2 + 3
+    assert span([imp, dense], 2) == 20 + 3
+    slow = one("imp", work("b", 1.0), score=30.0)
+    assert span([slow, dense], 2) == 1 + 30  # not 20 + 30
+    assert span([imp, dense], 1) == 1 + 2 + 20 + 3
 
 
 def test_lines_sum_the_seeds_and_count_what_is_shared_once():
