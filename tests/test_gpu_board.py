@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distributions, entry_points
@@ -13,9 +14,10 @@ import pytest
 import torch
 
 from bench.attacks import STANDARD
+from bench.errors import PrunebenchError
 from bench.protocol import Threat
 from tools import gpu_board
-from tools.gpu_board import PEER_PASSES, Board, main, options, registered, stock
+from tools.gpu_board import MIB, PEER_PASSES, Board, main, options, pack, registered, stock, unpack, volumes
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = """
@@ -62,7 +64,7 @@ def test_how_a_part_ended(tmp_path):
 def test_a_measurement_is_kept_for_the_same_source_and_questions(tmp_path, monkeypatch):
     calls = []
 
-    def call(self, name, *command):
+    def call(self, name, *command, **where):
         calls.append(name)
         (self.out / f"{name}.log").write_text(f'a warning\n{{"ours": {len(calls)}}}\n')
         return ""
@@ -76,7 +78,7 @@ def test_a_measurement_is_kept_for_the_same_source_and_questions(tmp_path, monke
 
 
 def test_what_fails_is_said_and_not_kept(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Board, "call", lambda self, name, *command: "exit 1")
+    monkeypatch.setattr(Board, "call", lambda self, name, *command, **where: "exit 1")
     assert main(["--out", str(tmp_path / "out"), "--device", "cpu", "--skip", "tests"]) == 1
     assert "| train | exit 1; see " in capsys.readouterr().out
     assert not list((tmp_path / "out").glob("*.json"))
@@ -119,6 +121,123 @@ def test_what_is_there_is_newer_than_an_earlier_call(tmp_path):
     (tmp_path / "before" / "other").write_text("old")
     out = board(tmp_path, "--from", str(tmp_path / "before")).out
     assert ((out / "file").read_text(), (out / "other").read_text()) == ("new", "old")
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """A folder of 3,000 bytes that do not compress, the stem of its pack in volumes of 1,000, and these volumes."""
+    noise = torch.randint(256, (3000,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    out = tmp_path / "packed"
+    for name in ("runs/nets/a", "runs/stages/b", "site/c", "registered/d", "runs/.lock", "runs/e.lock"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(noise.numpy().tobytes())
+    stem = tmp_path / "home" / "pack"
+    return out, stem, pack(out, stem, 1000)
+
+
+@pytest.mark.parametrize("ending", ["", ".00"])
+def test_a_pack_is_gone_on_from(ending, packed, tmp_path):
+    """Four volumes: 3,000 bytes that do not compress and the names; what need not be kept would make six times that."""
+    out, stem, written = packed
+    assert [path.name for path in written] == ["pack.00", "pack.01", "pack.02", "pack.03"]
+    assert sorted(stem.parent.iterdir()) == written and list(volumes(stem).values()) == written
+    sizes = [path.stat().st_size for path in written]
+    assert sizes[:3] == [1000] * 3 and 0 < sizes[3] <= 1000
+    new = board(tmp_path, "--from", f"{stem}{ending}").out
+    assert [path for path in new.rglob("*") if path.is_file()] == [new / "runs/nets/a"]
+    assert (new / "runs/nets/a").read_bytes() == (out / "runs/nets/a").read_bytes()
+    (new / "runs/nets/a").write_text("new")
+    assert (board(tmp_path, "--from", str(stem)).out / "runs/nets/a").read_text() == "new"
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("harm", ["missing", "flipped", "cut"])
+def test_a_pack_with_a_volume_missing_or_broken_is_refused(harm, number, packed, tmp_path):
+    """The twin: the same pack, mended, is taken."""
+    _, stem, written = packed
+    path, whole = written[number], written[number].read_bytes()
+    middle = len(whole) // 2
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:middle] + (bytes([whole[middle] ^ 255]) + whole[middle + 1 :]) * (harm == "flipped"))
+    said = f"{path.name} is missing, a volume" if harm == "missing" and number < 3 else "do not make a pack"
+    with pytest.raises(PrunebenchError, match=said):
+        board(tmp_path, "--from", str(stem))
+    assert not list((tmp_path / "out").rglob("*"))
+    path.write_bytes(whole)
+    unpack(stem, tmp_path / "mended")
+    assert (tmp_path / "mended" / "runs/nets/a").is_file()
+
+
+def test_what_is_no_pack_is_said_in_a_sentence(tmp_path, capsys):
+    assert main(["--out", str(tmp_path / "out"), "--from", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'none'}.00 is missing")
+
+
+def test_volumes_of_an_older_pack_go_and_other_files_stay(packed):
+    out, stem, _ = packed
+    for name in ("pack.04", "pack.100", "pack.4", "pack.tar", "pack2.00"):
+        (stem.parent / name).write_text("old")
+    assert pack(out, stem, MIB) == [stem.with_name("pack.00")]
+    assert {path.name for path in stem.parent.iterdir()} == {"pack.00", "pack.4", "pack.tar", "pack2.00"}
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf"])
+def test_a_volume_that_holds_nothing_is_refused(size, capsys):
+    with pytest.raises(SystemExit):
+        options(["--out", "x", "--volume", size])
+    assert "a volume needs a number above 0" in capsys.readouterr().err
+
+
+def test_a_call_that_is_ended_packs_what_there_is(tmp_path, monkeypatch):
+    def call(self, name, *command, **where):
+        (self.out / f"{name}.log").write_text("so far")
+        os.kill(os.getpid(), signal.SIGTERM)
+        return ""
+
+    monkeypatch.setattr(Board, "call", call)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit):
+            main(["--out", str(tmp_path / "out"), "--pack", str(tmp_path / "pack"), "--device", "cpu"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    unpack(tmp_path / "pack", tmp_path / "unpacked")
+    assert (tmp_path / "unpacked" / "tests.log").read_text() == "so far"
+
+
+def test_tests_leave_two_thirds_of_the_time(tmp_path, monkeypatch):
+    shares = []
+
+    def call(self, name, *command, share=1.0, **where):
+        shares.append(share)
+        return "cut off by the time limit"
+
+    monkeypatch.setattr(Board, "call", call)
+    line, good = board(tmp_path).tests()
+    assert line.startswith("cut off by their own limit, a third of the time that was left;") and not good
+    assert shares == [1 / 3]
+
+
+def test_a_share_of_the_time_ends_a_part_and_not_the_call(tmp_path):
+    limited = board(tmp_path, "--minutes", "1")
+    sleep = ("-c", "import time; time.sleep(3600)")
+    assert limited.call("part", *sleep, share=0.005) == "cut off by the time limit"
+    assert limited.call("part", "-c", "print()") == ""
+
+
+def test_paths_of_the_grid_are_those_of_the_caller(tmp_path, monkeypatch):
+    """A TOML file beside the caller, who has a `bench` as well; the rules are wrong, so that nothing is trained."""
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "cli.py").write_text("raise SystemExit('not ours')")
+    (tmp_path / "bench" / "__init__.py").touch()
+    (tmp_path / "mine.toml").write_text('base = "nothing-known"\n')
+    monkeypatch.chdir(tmp_path)
+    line, good = board(tmp_path).grid(["mine.toml", "--pruner", "dense"])
+    log = (tmp_path / "out" / "grid.log").read_text()
+    assert "nothing-known" in log and "not ours" not in log
+    assert not good and "exit " in line
 
 
 @pytest.fixture

@@ -1,22 +1,30 @@
 """The tests marked gpu, a table of measurements and as much of a grid as fits a time limit; called by gpu_board.sh.
 
 Each part is a process with what is left of the time. What is whole is kept in --out and not done again: tests and
-measurements of this very source, and what `prunebench run` keeps. The last lines of the output are a short table.
+measurements of this very source, and what `prunebench run` keeps. --pack makes a few files of it that can be carried
+home, for --from. The last lines of the output are a short table.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 import tomllib
+import zlib
+from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,6 +35,10 @@ TEST, ROBUST, CLEAN = 10_000, 0.45, 0.85  # of the scoring that a pace is laid o
 PEER_BATCH = 500
 # Sample passes of stock pyautoattack for an image that withstands it: forwards + 2 * backwards.
 PEER_PASSES = {"apgd-ce": 102 + 2 * 101, "apgd-t": 910 + 2 * 909, "fab-t": 1800 + 2 * 900, "square": 5000}
+TESTS = 1 / 3  # of the time that is left
+MIB = 1 << 20
+# What a pack leaves out: a later call trains the stages again where a job is not finished, and makes the rest anew.
+LEFT_OUT = "stages", "site", "registered", "*.lock", "*.aside"
 LATE = "no time was left", "cut off by the time limit"  # what a part may say that has not failed
 
 
@@ -35,8 +47,15 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu_board", description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="where everything goes; what is there is kept")
     parser.add_argument(
-        "--from", dest="earlier", type=Path, help="the --out of an earlier call; what --out lacks is copied"
+        "--from", dest="earlier", type=Path, help="the --out or --pack of an earlier call; what --out lacks is copied"
     )
+    parser.add_argument(
+        "--pack",
+        type=Path,
+        metavar="FILE",
+        help="at the end, --out without the stages of training as a tar.gz in volumes FILE.00, FILE.01, ...",
+    )
+    parser.add_argument("--volume", type=volume, default=15 * MIB, metavar="MIB", help="most MiB of a volume (15)")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all of it (8)")
     parser.add_argument("--skip", default="", help="any of tests,table,grid")
     parser.add_argument("--device", default="cuda", help="cuda or cpu (cuda)")
@@ -49,6 +68,14 @@ def options(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def volume(text: str) -> int:
+    """Bytes of that many MiB."""
+    size = round(float(text) * MIB) if 0 < float(text) < math.inf else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text} MiB hold nothing; a volume needs a number above 0")
+    return size
+
+
 class Board:
     """One call: where it writes and when it has to end."""
 
@@ -56,20 +83,23 @@ class Board:
         self.asked, self.out = asked, asked.out.resolve()
         self.deadline = time.monotonic() + 60 * asked.minutes
         if asked.earlier is not None:
-            shutil.copytree(asked.earlier, self.out, dirs_exist_ok=True, copy_function=copy_new)
+            go_on_from(asked.earlier, self.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.env = os.environ | {"PYTHONPATH": f"{registered(self.out)}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
         self.source = source()
 
-    def call(self, name: str, *command: str) -> str:
-        """Run a part to its end or to the deadline; its output goes to NAME.log and is returned."""
-        left = self.deadline - time.monotonic()
+    def call(self, name: str, *command: str, share: float = 1.0, folder: Path = ROOT) -> str:
+        """Run a part in `folder`, for at most that share of what is left; its output goes to NAME.log.
+
+        Returns why it did not succeed, and nothing when it did.
+        """
+        left = share * (self.deadline - time.monotonic())
         if left <= 0:
             return LATE[0]
         log = self.out / f"{name}.log"
         with log.open("w") as file:
             process = subprocess.Popen(
-                [sys.executable, *command], cwd=ROOT, env=self.env, stdout=file, stderr=subprocess.STDOUT,
+                [sys.executable, *command], cwd=folder, env=self.env, stdout=file, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
             try:
@@ -87,7 +117,10 @@ class Board:
         kept = self.out / "tests.json"
         if (known := self._kept(kept)) is not None:
             return known["line"], True
-        failed = self.call("tests", "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py")
+        pytest = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py")
+        failed = self.call("tests", *pytest, share=TESTS)
+        if failed == LATE[1]:
+            failed = "cut off by their own limit, a third of the time that was left"
         log = self.out / "tests.log"
         said = [line for line in log.read_text().splitlines() if line.strip()] if log.exists() else []
         line = said[-1].strip("= ") if said else "nothing was said"
@@ -116,7 +149,8 @@ class Board:
         """As much of the grid as fits, in a line, and whether nothing but the time limit ended it."""
         runs = self.out / "runs"
         common = ("--device", self.asked.device, "--data", str(Path(self.asked.data).resolve()), "--out", str(runs))
-        failed = self.call("grid", "-m", "bench.cli", "run", *arguments, *common)
+        # Where the caller is, for paths among the arguments; -P: no `bench` of that folder is taken for ours.
+        failed = self.call("grid", "-P", "-m", "bench.cli", "run", *arguments, *common, folder=Path.cwd())
         records = [path for path in (runs / "records").rglob("*.json") if path.parent.name != "records"]
         if failed and records:
             self.deadline = max(self.deadline, time.monotonic() + 60)  # a table of what there is
@@ -134,6 +168,82 @@ class Board:
         aside = path.with_suffix(".aside")
         aside.write_text(json.dumps(facts | {"source": self.source, "device": self.asked.device}, indent=1) + "\n")
         aside.replace(path)
+
+
+def go_on_from(earlier: Path, out: Path) -> None:
+    """Copy what `out` lacks from an earlier one, a folder or a pack; raises PrunebenchError when there is neither."""
+    if earlier.is_dir():
+        shutil.copytree(earlier, out, dirs_exist_ok=True, copy_function=copy_new)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(earlier, Path(folder))
+        shutil.copytree(folder, out, dirs_exist_ok=True, copy_function=copy_new)
+
+
+def volumes(stem: Path) -> dict[int, Path]:
+    """The volumes of a pack that lie there, by number."""
+    ends = re.compile(rf"{re.escape(stem.name)}\.(\d{{2,}})")
+    found = {int(end[1]): path for path in stem.parent.glob("*") if (end := ends.fullmatch(path.name))}
+    return dict(sorted(found.items()))
+
+
+def pack(out: Path, stem: Path, most: int) -> list[Path]:
+    """Write `out`, without what is LEFT_OUT, as volumes of at most that many bytes; those of an older pack go.
+
+    The first volume is written last: where it is, all are.
+    """
+    from bench.files import write_bytes
+
+    stem = stem.resolve()
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for old in volumes(stem).values():
+        old.unlink()
+
+    def needed(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return None if any(fnmatch(Path(member.name).name, pattern) for pattern in LEFT_OUT) else member
+
+    with tempfile.TemporaryFile(dir=stem.parent) as whole:
+        with tarfile.open(fileobj=whole, mode="w:gz", compresslevel=1) as archive:
+            archive.add(out, ".", filter=needed)
+        count = -(-whole.tell() // most)
+        written = [stem.with_name(f"{stem.name}.{number:02}") for number in range(count)]
+        for number in reversed(range(count)):
+            whole.seek(number * most)
+            write_bytes(written[number], whole.read(most))
+    return written
+
+
+def unpack(stem: Path, folder: Path) -> None:
+    """Extract a pack, named by its stem or its first volume, into a new folder.
+
+    Raises PrunebenchError when a volume is missing or broken; what is in the folder then is of no use.
+    """
+    from bench.errors import PrunebenchError
+
+    stem = stem.with_suffix("") if stem.suffix == ".00" else stem
+    found = volumes(stem)
+    lacking = sorted(set(range(max(found, default=0) + 1)) - set(found))
+    if lacking:
+        raise PrunebenchError(
+            f"{stem}.{lacking[0]:02} is missing, a volume of the pack (or no folder {stem}): bring all its volumes, "
+            "or leave --from out."
+        )
+    with tempfile.TemporaryFile() as whole:
+        for path in found.values():
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, whole)
+        whole.seek(0)
+        try:
+            with gzip.GzipFile(fileobj=whole) as plain:
+                with tarfile.open(fileobj=plain, mode="r|") as archive:
+                    archive.extractall(folder, filter="data")
+                while plain.read(MIB):  # to the end, where the checksum is
+                    pass
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            raise PrunebenchError(
+                f"The volumes {stem}.00 to .{max(found):02} do not make a pack ({error}): one of them is broken, or a "
+                "later one is missing: bring all of them again, or leave --from out."
+            ) from None
 
 
 def copy_new(earlier: str, new: str) -> str:
@@ -306,14 +416,9 @@ def where(device: Any) -> dict[str, Any]:
     return {"env": machine.env(device)}
 
 
-def main(arguments: list[str]) -> int:
-    """Do all parts and print the table; 0 when none of them failed."""
-    asked = options(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no part outlives this call
-    if asked.measure:
-        print(json.dumps({"train": measure_training, "score": measure_scoring}[asked.measure](asked)))
-        return 0
-    board, skip, rows, good = Board(asked), asked.skip.split(","), list[tuple[str, str]](), True
+def parts(board: Board) -> tuple[list[tuple[str, str]], bool]:
+    """Do all parts: the rows of the table, and whether none of them failed."""
+    asked, skip, rows, good = board.asked, board.asked.skip.split(","), list[tuple[str, str]](), True
     if "tests" not in skip:
         line, good = board.tests()
         rows.append(("tests marked gpu", line))
@@ -329,6 +434,30 @@ def main(arguments: list[str]) -> int:
         line, whole = board.grid(asked.run)
         good &= whole
         rows.append((f"grid {' '.join(asked.run)}", line))
+    return rows, good
+
+
+def main(arguments: list[str]) -> int:
+    """Do all parts and print the table; 0 when none of them failed."""
+    from bench.errors import PrunebenchError
+
+    asked = options(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no part outlives this call
+    if asked.measure:
+        print(json.dumps({"train": measure_training, "score": measure_scoring}[asked.measure](asked)))
+        return 0
+    try:
+        board = Board(asked)
+    except PrunebenchError as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        rows, good = parts(board)
+    finally:
+        if asked.pack is not None:
+            ended = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who ends us wants the pack, too
+            print(f"packed: {', '.join(map(str, pack(board.out, asked.pack, asked.volume)))}", flush=True)
+            signal.signal(signal.SIGTERM, ended)
     print("\n".join(f"| {what} | {line} |" for what, line in [("what", "found"), ("---", "---"), *rows]))
     return 0 if good else 1
 
