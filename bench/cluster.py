@@ -93,13 +93,17 @@ class Ray:
         self._do = self._ray.remote(
             num_cpus=self.threads, num_gpus=self.gpus, max_retries=RETRIES, retry_exceptions=False
         )(_do)
+        self._steps: dict[Future[Any], Any] = {}
+        self._put_up()
+
+    def _put_up(self) -> None:
+        """A board on this node, where steps tell how far they are."""
         here = self._ray.get_runtime_context().get_node_id()
         stay = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy(
             here, soft=False
         )
         self._board = self._ray.remote(num_cpus=0, scheduling_strategy=stay)(Board).remote()
         self._asked = self._board.take.remote()
-        self._steps: dict[Future[Any], Any] = {}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -137,10 +141,15 @@ class Ray:
     def news(self) -> Iterator[News]:
         """What the steps have told; the way is long, so it comes a moment late."""
         ready, _ = self._ray.wait([self._asked], timeout=0)
-        if ready:
+        if not ready:
+            return
+        try:
             told = self._ray.get(self._asked)
-            self._asked = self._board.take.remote()
-            yield from told
+        except self._ray.exceptions.RayActorError:  # nothing is given up for the sake of progress
+            self._put_up()
+            return
+        self._asked = self._board.take.remote()
+        yield from told
 
     def why(self, error: BaseException) -> str:
         """An error of ours as it is; for all else, that the step was lost again and again."""
