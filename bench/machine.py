@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,19 +76,23 @@ def env(device: torch.device) -> dict[str, str | int | None]:
     return facts
 
 
-@cache
-def training_code() -> str:
-    """The hash of the code that decides what a training does, given its inputs."""
-    names = ("attacks", "capture", "data", "lab", "mask", "models", "train")
-    files = [*(HERE / f"{name}.py" for name in names), *sorted((HERE / "executor").glob("*.py"))]
+def hash_of(files: Iterable[Path]) -> str:
+    """The hash of what stands in `files`, one after the other."""
     return sha256_of(b"\0".join(file.read_bytes() for file in files))
 
 
 @cache
+def training_code() -> str:
+    """The hash of the code that decides what a training does, given its inputs."""
+    names = ("attacks", "capture", "data", "lab", "mask", "models", "train")
+    return hash_of([*(HERE / f"{name}.py" for name in names), *sorted((HERE / "executor").glob("*.py"))])
+
+
+@cache
 def attack_code() -> str:
-    """The hash of the code that decides what an attack finds, given a net: ours, and pyautoattack's version."""
+    """What tells code that decides what an attack finds, given a net: a hash of ours, and pyautoattack's version."""
     files = [HERE / "attacks.py", HERE / "referee.py", *sorted((HERE / "autoattack").glob("*.py"))]
-    return sha256_of(b"\0".join([*(file.read_bytes() for file in files), str(package("pyautoattack")).encode()]))
+    return f"{hash_of(files)} pyautoattack {package('pyautoattack')}"
 
 
 def env_key(device: torch.device) -> str:

@@ -177,19 +177,12 @@ def test_a_spoilt_stage_is_computed_again(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("partial.safetensors"))
 
 
-def test_other_training_code_is_another_stage(tmp_path, monkeypatch):
+@pytest.mark.parametrize("told_by", ["machine.training_code", "executor.identity"])
+def test_other_code_and_other_kernels_are_another_stage(told_by, tmp_path, monkeypatch):
+    """The attack of a training runs on the kernels, and other ones may round otherwise."""
     plans = counting(monkeypatch)
-    for code in ("one", "one", "two"):
-        monkeypatch.setattr(bench.lab.machine, "training_code", lambda code=code: code)
-        lab(tmp_path, RULES).fit("a", lab(tmp_path, RULES).initial(), epochs=1)
-    assert len(plans) == 2
-
-
-def test_other_kernels_are_another_stage(tmp_path, monkeypatch):
-    """The attack of a training runs on them, and other ones may round otherwise."""
-    plans = counting(monkeypatch)
-    for kernels in ("one", "one", "none"):
-        monkeypatch.setattr(bench.lab.executor, "identity", lambda kernels=kernels: kernels)
+    for code in ("one", "one", "none"):
+        monkeypatch.setattr(f"bench.{told_by}", lambda code=code: code)
         lab(tmp_path, RULES).fit("a", lab(tmp_path, RULES).initial(), epochs=1)
     assert len(plans) == 2
 

@@ -84,7 +84,7 @@ def identity() -> str:
 
 def lowering() -> str:
     """A hash of the code that decides how a net is folded and lowered to kernels."""
-    return sha256_of(b"\0".join(path.read_bytes() for path in sorted(SOURCE.parent.glob("*.py"))))[:12]
+    return machine.hash_of(sorted(SOURCE.parent.glob("*.py")))[:12]
 
 
 def load(kept: Path, flags: Sequence[str] = FLAGS, targets: Sequence[str] = TARGETS) -> ctypes.CDLL:
