@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier
@@ -421,7 +422,13 @@ def test_images_that_the_kernels_cannot_count_through_are_refused():
 # Threads
 
 
-def test_the_number_of_threads_changes_no_bit():
+@pytest.mark.parametrize("team", ["torch's", "none"])
+def test_the_number_of_threads_changes_no_bit(team, monkeypatch):
+    """On the threads that torch has, and on others."""
+    if team == "none":
+        monkeypatch.setattr(native, "team", lambda: None)
+    elif sys.platform == "linux":
+        assert native.team() is not None, "premise"
     net, before = sparsely(sparse_net("mnist-cnn", 0.05)), torch.get_num_threads()
     images = torch.rand(70, 1, 28, 28, generator=generator())
     try:

@@ -89,7 +89,7 @@ class Compiled:
             program.steps, len(program.steps), _aligned(arenas.data_ptr()), program.arena,
             None if saved is None else _aligned(saved.data_ptr()), self._lowered.saved,
             pointers([value.data_ptr() for value in plain]), pointers([value.data_ptr() for value in outputs]),
-            images, threads,
+            images, threads, native.team(),
         )  # fmt: skip
         with self._lock:
             self._idle.setdefault(len(arenas), []).append(arenas)

@@ -409,26 +409,35 @@ void run(const Step* steps, int64_t count, float* arena, uint8_t* saved, const f
 
 extern "C" {
 
+typedef void (*Team)(void (*work)(void*), void* with, unsigned threads, unsigned flags);
+
 int64_t step_bytes() { return sizeof(Step); }
 int64_t lanes() { return LANES; }
 
 // Run a program on `images` images. `arenas`: one of `arena` floats for each thread; `saved`: `saved_bytes` for each
-// group, or null. Pointers are aligned to 64 bytes, but for inputs and outputs (n, c, h, w).
+// group, or null. Pointers are aligned to 64 bytes, but for inputs and outputs (n, c, h, w). `team`: what has threads
+// that are there already do something (GOMP_parallel), or null. Threads of our own beside a team that still waits busily
+// for its next work would have to share the processor with it.
 void execute(const Step* steps, int64_t count, float* arenas, int64_t arena, uint8_t* saved, int64_t saved_bytes,
-             const float* const* inputs, float* const* outputs, int64_t images, int64_t threads) {
+             const float* const* inputs, float* const* outputs, int64_t images, int64_t threads, Team team) {
     const int64_t groups = (images + GROUP - 1) / GROUP;
-    std::atomic<int64_t> next{0};
-    auto work = [&](int64_t worker) {
+    std::atomic<int64_t> workers{0}, next{0};
+    auto work = [&] {
+        float* mine = arenas + workers.fetch_add(1) * arena;
         for (int64_t group; (group = next.fetch_add(1)) < groups;)
-            run(steps, count, arenas + worker * arena, saved ? saved + group * saved_bytes : nullptr, inputs, outputs,
-                group, images);
+            run(steps, count, mine, saved ? saved + group * saved_bytes : nullptr, inputs, outputs, group, images);
     };
+    threads = std::min(threads, groups);
+    if (team && threads > 1) {
+        team([](void* all) { (*static_cast<decltype(work)*>(all))(); }, &work, threads, 0);
+        return;
+    }
     std::vector<std::thread> others;
     try {
-        for (int64_t worker = 1; worker < std::min(threads, groups); ++worker) others.emplace_back(work, worker);
+        while (static_cast<int64_t>(others.size()) + 1 < threads) others.emplace_back(work);
     } catch (const std::system_error&) {  // no more threads to be had: fewer do it
     }
-    work(0);
+    work();
     for (std::thread& other : others) other.join();
 }
 

@@ -87,6 +87,18 @@ def lowering() -> str:
     return machine.hash_of(sorted(SOURCE.parent.glob("*.py")))[:12]
 
 
+@cache
+def team() -> int | None:
+    """Where the function lies that has torch's own threads do something; None where torch has threads of another kind.
+
+    It is libgomp's (and libomp's) GOMP_parallel, what compilers make of `#pragma omp parallel`.
+    """
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
+    except (AttributeError, OSError):
+        return None
+
+
 def load(kept: Path, flags: Sequence[str] = FLAGS, targets: Sequence[str] = TARGETS) -> ctypes.CDLL:
     """The library out of the folder `kept`, compiled if it is not there whole: for the first target that is accepted.
 
@@ -159,7 +171,7 @@ def _open(path: Path) -> ctypes.CDLL:
     found.execute.restype = None
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     found.execute.argtypes = [
-        pointer, number, pointer, number, pointer, number, pointer, pointer, number, number
+        pointer, number, pointer, number, pointer, number, pointer, pointer, number, number, pointer
     ]  # fmt: skip
     if found.step_bytes() != ctypes.sizeof(Step):
         raise PrunebenchError(f"the compiled kernels {path} are of another layout; delete the file.")

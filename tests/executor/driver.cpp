@@ -1,10 +1,10 @@
 // Runs programs that Python wrote, on buffers of exactly the size that the kernels are promised, and compares.
 //
 // `driver TOLERANCE FILE...`: each file holds a forward and a backward program with their inputs and the outputs that
-// are expected. Every program runs on one thread and on three; the forward one also without saving. What the kernels
-// must not read before they write it is filled with ones: NaN, and signs that are all set. An output may be TOLERANCE
-// times the largest expected one away from what is expected; at 0 every bit must be the same. Ends with 1 where one is
-// further away.
+// are expected. Every program runs on one thread, on three, and on three that are lent; the forward one also without
+// saving. What the kernels must not read before they write it is filled with ones: NaN, and signs that are all set. An
+// output may be TOLERANCE times the largest expected one away from what is expected; at 0 every bit must be the same.
+// Ends with 1 where one is further away.
 
 #include "../../bench/executor/kernels.cpp"
 
@@ -82,7 +82,7 @@ struct Program {
     }
 
     // How far the outputs are from what is expected, relative to the largest of these; 0 where every bit is the same.
-    double apart(int64_t images, int64_t threads, uint8_t* saved, int64_t saved_bytes) const {
+    double apart(int64_t images, int64_t threads, Team team, uint8_t* saved, int64_t saved_bytes) const {
         Buffer arenas(((threads - 1) * pitch + arena) * 4, true);
         std::vector<const float*> from;
         std::vector<Buffer> made;
@@ -93,7 +93,7 @@ struct Program {
             to.push_back(made.back().as<float>());
         }
         execute(begin(), count(), arenas.as<float>(), pitch, saved, saved_bytes, from.data(), to.data(), images,
-                threads);
+                threads, team);
         double worst = 0;
         for (size_t k = 0; k < made.size(); ++k) {
             if (!std::memcmp(made[k].memory.get(), expected[k].memory.get(), made[k].bytes)) continue;
@@ -111,6 +111,19 @@ struct Program {
     }
 };
 
+// Threads that are lent, as torch lends its own.
+void lent(void (*work)(void*), void* with, unsigned threads, unsigned) {
+    std::vector<std::thread> others;
+    for (unsigned other = 1; other < threads; ++other) others.emplace_back(work, with);
+    work(with);
+    for (std::thread& other : others) other.join();
+}
+
+struct Way {
+    int64_t threads;
+    Team team;
+};
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -121,14 +134,14 @@ int main(int argc, char** argv) {
         File file(argv[k]);
         const int64_t images = file.number(), saved_bytes = file.number();
         const Program forward(file), backward(file);
-        for (int64_t threads : {1, 3}) {
+        for (const auto& [threads, team] : {Way{1, nullptr}, Way{3, nullptr}, Way{3, lent}}) {
             Buffer saved((images + GROUP - 1) / GROUP * saved_bytes, true);
-            const double apart[] = {forward.apart(images, threads, nullptr, saved_bytes),
-                                    forward.apart(images, threads, saved.as<uint8_t>(), saved_bytes),
-                                    backward.apart(images, threads, saved.as<uint8_t>(), saved_bytes)};
+            const double apart[] = {forward.apart(images, threads, team, nullptr, saved_bytes),
+                                    forward.apart(images, threads, team, saved.as<uint8_t>(), saved_bytes),
+                                    backward.apart(images, threads, team, saved.as<uint8_t>(), saved_bytes)};
             for (double far : apart) fine = fine && far <= tolerance;
-            std::printf("%s, threads %d: apart %g %g %g\n", argv[k], static_cast<int>(threads), apart[0], apart[1],
-                        apart[2]);
+            std::printf("%s, %d threads%s: apart %g %g %g\n", argv[k], static_cast<int>(threads), team ? ", lent" : "",
+                        apart[0], apart[1], apart[2]);
         }
     }
     return !fine;
