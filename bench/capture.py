@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch._dynamo.config
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -18,10 +16,6 @@ from bench.attacks import Model
 
 _SAY = logging.getLogger("prunebench.capture")
 TRIES = 3  # a CUDA graph is warmed up, recorded, and only then replayed
-# Nets of one class share their code, and dynamo gives up on code that it compiled a few times: late, and not unsaid.
-_LIMITS = partial(
-    torch._dynamo.config.patch, recompile_limit=1024, accumulated_recompile_limit=1024, fail_on_recompile_limit_hit=True
-)
 AGREE = 0.01, 0.2  # the share by which gradients may differ in norm: in float32, and where layers run in bfloat16
 
 
@@ -41,7 +35,7 @@ def captured(
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     mode = net.training
     try:
-        with warnings.catch_warnings(), _LIMITS(), autocast or nullcontext():
+        with warnings.catch_warnings(), _limits(), autocast or nullcontext():
             warnings.simplefilter("ignore")  # of the compiler, about itself
             compiled: Model = torch.compile(net, dynamic=False, backend=backend, options=options)
             for use in (_trained, _attacked):
@@ -62,6 +56,13 @@ def captured(
             for name, tensor in net.state_dict().items():
                 tensor.copy_(before[name])
     return compiled
+
+
+def _limits() -> AbstractContextManager[Any]:
+    """Nets of one class share their code, and dynamo gives up on code that it compiled a few times, late and unsaid."""
+    from torch._dynamo import config  # takes seconds to import
+
+    return config.patch(recompile_limit=1024, accumulated_recompile_limit=1024, fail_on_recompile_limit_hit=True)
 
 
 @contextmanager

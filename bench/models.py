@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet
-from torchvision.models.resnet import BasicBlock
-from torchvision.models.vgg import cfgs, make_layers
 
 from bench.data import Info
 from bench.errors import PrunebenchError, unknown
+
+# torchvision takes seconds to import, so the nets that are made of it import it.
 
 
 class Normalise(nn.Module):
@@ -59,6 +58,8 @@ def _mnist_cnn(classes: int, shape: tuple[int, int, int]) -> nn.Module:
 
 def _resnet18(classes: int, shape: tuple[int, int, int]) -> nn.Module:
     """torchvision's ResNet-18 with the stem for small images: one 3x3 convolution of stride 1, no pooling."""
+    from torchvision.models.resnet import BasicBlock, ResNet
+
     net = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes)
     net.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -68,6 +69,8 @@ def _resnet18(classes: int, shape: tuple[int, int, int]) -> nn.Module:
 
 def _vgg16_bn(classes: int, shape: tuple[int, int, int]) -> nn.Module:
     """torchvision's VGG-16-BN features and one linear layer."""
+    from torchvision.models.vgg import cfgs, make_layers
+
     features = make_layers(cfgs["D"], batch_norm=True)
     if shape[0] != 3:
         features[0] = nn.Conv2d(shape[0], 64, 3, padding=1)

@@ -178,13 +178,13 @@ def test_many_nets_of_one_class_are_compiled_each(monkeypatch):
     assert all(trusted and graphs > 0 and more == 0 for trusted, graphs, more in found), found
     torch.compiler.reset()
     monkeypatch.undo()
-    monkeypatch.setattr("bench.capture._LIMITS", nullcontext)
+    monkeypatch.setattr("bench.capture._limits", nullcontext)
     assert (True, 0, 0) in compilations(5, monkeypatch)
 
 
 def test_where_the_compiler_gives_up_it_is_said(monkeypatch, caplog):
     limits = torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True)
-    monkeypatch.setattr("bench.capture._LIMITS", lambda: limits)
+    monkeypatch.setattr("bench.capture._limits", lambda: limits)
     assert captured(net(), IMAGES, backend="aot_eager") is None
     assert "Training goes on uncompiled" in caplog.text
 
