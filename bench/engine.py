@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from logging.handlers import QueueHandler, QueueListener
 from multiprocessing.connection import wait
 from types import TracebackType
@@ -56,7 +57,10 @@ class Engine(Protocol):
 
 
 class Pool:
-    """`workers` processes of this machine, which die with this one."""
+    """`workers` processes of this machine, which die with this one; where one dies, another takes its place.
+
+    Each is an executor of its own, because what happens to a process of an executor happens to all that it has.
+    """
 
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
@@ -71,15 +75,20 @@ class Pool:
         logged = spawn.Queue()
         self._listener = QueueListener(logged, _Here())
         self._listener.start()
-        self._pool = ProcessPoolExecutor(
-            self.workers, mp_context=spawn, initializer=_begin, initargs=(self._news, logged)
+        self._worker = partial(
+            ProcessPoolExecutor, 1, mp_context=spawn, initializer=_begin, initargs=(self._news, logged)
         )
+        self._workers = [self._worker() for _ in range(self.workers)]
+        self._idle = queue.SimpleQueue[ProcessPoolExecutor]()
+        for worker in self._workers:
+            self._idle.put(worker)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        for worker in self._workers:
+            worker.shutdown(wait=kind is None, cancel_futures=True)
         if kind is None:
             self._listener.stop()
             return
@@ -92,12 +101,24 @@ class Pool:
 
     def submit(self, step: Work) -> Future[Any]:
         """Have `step` done by the next idle process."""
+        worker = self._idle.get()
         try:
-            return self._pool.submit(_do, step)
-        except BrokenProcessPool as error:
-            broken: Future[Any] = Future()
-            broken.set_exception(error)
-            return broken
+            future = worker.submit(_do, step)
+        except BrokenProcessPool:  # it died while it had nothing to do
+            worker = self._another()
+            future = worker.submit(_do, step)
+        future.add_done_callback(partial(self._rest, worker))
+        return future
+
+    def _rest(self, worker: ProcessPoolExecutor, future: Future[Any]) -> None:
+        """`worker` is idle again, or dead."""
+        died = not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
+        self._idle.put(self._another() if died else worker)
+
+    def _another(self) -> ProcessPoolExecutor:
+        """In the place of a worker that died."""
+        self._workers.append(self._worker())
+        return self._workers[-1]
 
     def news(self) -> Iterator[News]:
         """What the processes have told."""
@@ -108,9 +129,9 @@ class Pool:
                 return
 
     def why(self, error: BaseException) -> str:
-        """A process that died takes all that are at work with it."""
+        """A process died, or what it was to take or to return could not be handed over."""
         if isinstance(error, BrokenProcessPool):
-            return "A worker process died, perhaps for want of memory; run again, with fewer --jobs."
+            return "Its worker process died, perhaps for want of memory; run again, with fewer --jobs."
         return f"{type(error).__name__}: {error}"
 
 
