@@ -40,8 +40,7 @@ test-extras: $(READY) $(EXTRAS:%=.venv-%/.ready-$(VERSION)) ## test torchattacks
 	$(BIN)/pytest tests/extras/test_conflict.py
 	.venv-torchattacks/bin/python -m pytest tests/extras/test_torchattacks.py
 	.venv-robustbench/bin/python -m pytest tests/extras/test_robustbench.py
-	.venv-ray/bin/python -m pytest tests/extras/test_ray.py -k "not progress_comes"
-	.venv-ray/bin/python -m pytest tests/extras/test_ray.py -k progress_comes  # after the others Ray drops its actor
+	.venv-ray/bin/python -m pytest tests/extras/test_ray.py
 
 sanitise: $(READY) ## run the kernels under sanitisers and, where there is an emulator, on another processor
 	$(BIN)/pytest -m "" tests/test_executor_sanitised.py

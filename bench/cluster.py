@@ -8,12 +8,16 @@ lost node costs what it was at, and two that do the same thing write the same by
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
+import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,7 +28,10 @@ from bench.files import write_bytes
 
 SHARE = 0.25  # of a GPU, for a job, where nothing else is asked for
 RETRIES = 3  # of a step whose process or node was lost
-MARK = ".run"  # the file of the run folder by which nodes know it
+LOST = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "LocalRayletDiedError")  # what Ray tries again
+DESK = ".nodes"  # the folder of the run folder by which nodes know it, and where they leave how far they are
+TOKEN = "token"
+OFTEN = 1.0  # seconds between two words of a step, and between two looks at them
 
 
 class Ray:
@@ -51,6 +58,7 @@ class Ray:
         if address is not None and address.startswith("ray://"):
             raise PrunebenchError(f"{address} is Ray's client; run this on a machine of the cluster, with auto.")
         self.folder, self.address, self.jobs = folder.absolute(), address, jobs
+        self.desk = self.folder / DESK
         self.threads, self.device, self.gpus = threads, device, gpus
 
     def __str__(self) -> str:
@@ -88,22 +96,13 @@ class Ray:
                 f"No node of the cluster has {self.threads} CPUs and {self.gpus:g} GPUs for a job; ask for less "
                 "(--threads, --gpus-per-job), or start a node that has them."
             )
-        self._token = uuid.uuid4().hex
-        write_bytes(self.folder / MARK, self._token.encode())
+        self._token, self._looked, self._seen = uuid.uuid4().hex, 0.0, dict[str, News]()
+        shutil.rmtree(self.desk, ignore_errors=True)  # of a run that was killed
+        write_bytes(self.desk / TOKEN, self._token.encode())
         self._do = self._ray.remote(
             num_cpus=self.threads, num_gpus=self.gpus, max_retries=RETRIES, retry_exceptions=False
         )(_do)
         self._steps: dict[Future[Any], Any] = {}
-        self._put_up()
-
-    def _put_up(self) -> None:
-        """A board on this node, where steps tell how far they are."""
-        here = self._ray.get_runtime_context().get_node_id()
-        stay = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy(
-            here, soft=False
-        )
-        self._board = self._ray.remote(num_cpus=0, scheduling_strategy=stay)(Board).remote()
-        self._asked = self._board.take.remote()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -113,7 +112,7 @@ class Ray:
                 if not future.done():
                     self._ray.cancel(step, force=True)
         self._ray.shutdown()
-        (self.folder / MARK).unlink(missing_ok=True)
+        shutil.rmtree(self.desk, ignore_errors=True)
 
     def _fitting(self) -> int:
         """How many steps the nodes that are alive can take side by side."""
@@ -133,64 +132,61 @@ class Ray:
 
     def submit(self, step: Work) -> Future[Any]:
         """Have `step` done by a node that has room for it, and by another one if that is lost."""
-        task = self._do.remote(step, self._board, os.fspath(Path.cwd()), os.fspath(self.folder / MARK), self._token)
+        task = self._do.remote(step, os.fspath(Path.cwd()), os.fspath(self.desk), self._token)
         future: Future[Any] = task.future()
         self._steps[future] = task
         return future
 
     def news(self) -> Iterator[News]:
-        """What the steps have told; the way is long, so it comes a moment late."""
-        ready, _ = self._ray.wait([self._asked], timeout=0)
-        if not ready:
+        """What the steps have told; it lies in files, at which nobody looks more than once a second."""
+        if time.monotonic() - self._looked < OFTEN:
             return
-        try:
-            told = self._ray.get(self._asked)
-        except self._ray.exceptions.RayActorError:  # nothing is given up for the sake of progress
-            self._put_up()
-            return
-        self._asked = self._board.take.remote()
-        yield from told
+        self._looked = time.monotonic()
+        for path in self.desk.glob("*.json"):
+            with suppress(OSError, ValueError):  # it was at its end just now; nothing is given up for progress
+                name, what, done, of = json.loads(path.read_bytes())
+                if self._seen.get(name) != (told := (name, what, done, of)):
+                    self._seen[name] = told
+                    yield told
 
     def why(self, error: BaseException) -> str:
-        """An error of ours as it is; for all else, that the step was lost again and again."""
-        cause = getattr(error, "cause", None)
+        """An error of ours as it is; that the step was lost again and again; or what Ray could not do."""
+        cause = getattr(error, "cause", None) or error
         if isinstance(cause, PrunebenchError):
             return str(cause)
+        if type(error).__name__ in LOST:
+            return (
+                f"Its process or its node was lost {RETRIES + 1} times, perhaps for want of memory "
+                f"({type(error).__name__}); run again, with more --threads or a larger --gpus-per-job."
+            )
         return (
-            f"Its process or its node was lost {RETRIES + 1} times, perhaps for want of memory "
-            f"({type(error).__name__}); run again, with more --threads or a larger --gpus-per-job."
+            f"Ray could not have it done ({type(cause).__name__}: {str(cause).partition(chr(10))[0]}); see that all "
+            "nodes have the same packages, pruners and versions, then run again."
         )
 
 
-class Board:
-    """Where steps on all nodes leave how far they are: the last word of each, until it is taken."""
-
-    def __init__(self) -> None:
-        self.last: dict[str, News] = {}
-
-    def tell(self, *news: Any) -> None:
-        """Leave news of a step."""
-        self.last[news[0]] = news
-
-    def take(self) -> list[News]:
-        """All that was left since the last call."""
-        told, self.last = list(self.last.values()), {}
-        return told
-
-
-def _do(step: Work, board: Any, home: str, mark: str, token: str) -> Any:
+def _do(step: Work, home: str, desk: str, token: str) -> Any:
     """On a node: do `step`, where the one who submitted it stands."""
     try:
         os.chdir(home)
-        found = Path(mark).read_text()
+        found = (Path(desk) / TOKEN).read_text()
     except OSError as error:
         found = str(error.strerror)
     if found != token:
         raise PrunebenchError(
-            f"The node {socket.gethostname()} does not see {home} and {Path(mark).parent} as they are where the run "
+            f"The node {socket.gethostname()} does not see {home} and {Path(desk).parent} as they are where the run "
             f"began ({found[:40]}); nodes share these folders under the same paths."
         )
-    return step(seldom(lambda *told: board.tell.remote(step.name, *told), 1.0))
+    left = Path(desk) / f"{step.name}.json"
+
+    def tell(*told: str | float) -> None:
+        with suppress(PrunebenchError):  # a disk that cannot take it fails the job when that has something to keep
+            write_bytes(left, json.dumps([step.name, *told]).encode())
+
+    try:
+        return step(seldom(tell, OFTEN))
+    finally:
+        left.unlink(missing_ok=True)
 
 
 def _ray() -> Any:

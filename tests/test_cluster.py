@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.cli import app
-from bench.cluster import SHARE, Board, Ray, _do
+from bench.cluster import DESK, LOST, OFTEN, SHARE, TOKEN, Ray, _do
 from bench.errors import PrunebenchError
 
 
@@ -72,46 +72,80 @@ class Step:
     name = "step"
 
     def __init__(self):
-        self.at = None
+        self.at, self.left = None, []
 
     def __call__(self, report):
         report("half", 1.0, 2.0)
         report("more", 1.5, 2.0)  # too soon after the first to be told
         self.at = Path.cwd()
+        self.left = self.engine.looked()
         return "done"
 
 
-def board():
-    left = Board()
-    return left, SimpleNamespace(tell=SimpleNamespace(remote=left.tell))
+def desk(folder, token="token"):
+    """Where steps tell how far they are, as the one who started the run sees it."""
+    engine = Ray(folder)
+    engine._looked, engine._seen = -OFTEN, {}
+    engine.desk.mkdir()
+    (engine.desk / TOKEN).write_text(token)
+    engine.looked = lambda: [*engine.news()]
+    return engine
 
 
 def test_a_node_stands_where_the_run_was_started_and_tells_how_far_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # and back at the end
     (tmp_path / "home").mkdir()
-    (tmp_path / ".run").write_text("token")
-    (left, remote), step = board(), Step()
-    assert _do(step, remote, str(tmp_path / "home"), str(tmp_path / ".run"), "token") == "done"
+    step, engine = Step(), desk(tmp_path)
+    step.engine = engine
+    assert _do(step, str(tmp_path / "home"), str(engine.desk), "token") == "done"
     assert step.at == tmp_path / "home"
-    assert left.take() == [("step", "half", 1.0, 2.0)] and left.take() == []
+    assert step.left == [("step", "half", 1.0, 2.0)]
+    assert [path.name for path in engine.desk.iterdir()] == [TOKEN]  # nothing is left of a step that has ended
+
+
+def test_what_was_told_is_told_once_and_spoilt_files_are_passed_over(tmp_path):
+    engine = desk(tmp_path)
+    (engine.desk / "a.json").write_text('["a", "half", 1.0, 2.0]')
+    (engine.desk / "b.json").write_text("[")
+    first = engine.looked()
+    (engine.desk / "b.json").write_text('["b", "half", 1.0, 2.0]')
+    soon, engine._looked = engine.looked(), -OFTEN
+    assert (first, soon, engine.looked()) == ([("a", "half", 1.0, 2.0)], [], [("b", "half", 1.0, 2.0)])
+
+
+def test_a_full_disk_does_not_stop_a_step_that_tells(tmp_path, monkeypatch):
+    def full(path, data):
+        raise PrunebenchError("Could not write")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bench.cluster.write_bytes", full)
+    step, engine = Step(), desk(tmp_path)
+    step.engine = engine
+    assert _do(step, str(tmp_path), str(engine.desk), "token") == "done" and step.left == []
 
 
 @pytest.mark.parametrize("other", ["no folder", "no run", "another run"])
 def test_a_node_that_does_not_see_the_run_folder_refuses(other, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if other == "another run":
-        (tmp_path / ".run").write_text("another")
+        desk(tmp_path, "another")
     home, step = tmp_path / "missing" if other == "no folder" else tmp_path, Step()
     with pytest.raises(PrunebenchError, match="nodes share these folders under the same paths"):
-        _do(step, board()[1], str(home), str(tmp_path / ".run"), "token")
+        _do(step, str(home), str(tmp_path / DESK), "token")
     assert step.at is None
 
 
 def test_what_a_future_holds_is_said_in_a_sentence(tmp_path):
-    ours = RuntimeError("a traceback")
-    ours.cause = PrunebenchError("What is wrong.")
-    assert Ray(tmp_path).why(ours) == "What is wrong."
-    assert "was lost 4 times, perhaps for want of memory (ValueError)" in Ray(tmp_path).why(ValueError())
+    """An error of ours, one of Ray's after it has tried again, one of a package that a node lacks."""
+    engine, caused = Ray(tmp_path), RuntimeError("a traceback")
+    caused.cause = PrunebenchError("What is wrong.")
+    assert engine.why(caused) == "What is wrong."
+    lost = type(LOST[0], (Exception,), {})
+    assert f"was lost 4 times, perhaps for want of memory ({LOST[0]})" in engine.why(lost("and so on"))
+    caused.cause = ModuleNotFoundError("No module named 'mine'\nand more")
+    said = engine.why(caused)
+    assert "(ModuleNotFoundError: No module named 'mine'); see that all nodes have the same" in said
+    assert "lost" not in said
 
 
 @pytest.mark.parametrize("option", ["--address=auto", "--gpus-per-job=0.5"])
