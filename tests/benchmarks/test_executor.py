@@ -178,8 +178,8 @@ def tables() -> str:
 `python -m tests.benchmarks.test_executor bench/executor/BENCHMARKS.md`.
 
 Images of 32x32; ours against the peer on the same net, alternating: {WALL.name}, for {WALL.images} images, and
-{WORK.name} (which waiting does not count in), for {WORK.images}. Medians of {ROUNDS} turns; a turn is a call that is not
-counted, since an attack calls one net thousands of times in a row, and then calls for {TURN} s. Weights are at random
+{WORK.name} (which waiting does not count in), for {WORK.images}. Medians of {ROUNDS} turns: a call that is not
+counted, since an attack calls one net thousands of times in a row, then calls for {TURN} s. Weights are at random
 places: in every layer the same share of them (uniform), or by ERK, which leaves small layers a larger share, and so
 more multiplications.
 
