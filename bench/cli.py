@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from bench.data import Store
     from bench.engine import Engine
 
+BEGAN = time.time()
 # torch takes seconds to import, so what needs it is imported by the verbs that need it.
 
 app = typer.Typer(
@@ -137,7 +139,7 @@ def plan_(
     machine.device_named(device)
     found = plan(
         rules, grid, _store(data), workers=jobs, devices=sorted({1, devices}), threads=threads, device=device,
-        examples=examples, shares=Shares(clean, robust), seconds=seconds,
+        examples=examples, shares=Shares(clean, robust), seconds=seconds, began=BEGAN,
     )  # fmt: skip
     if as_json:
         print(json.dumps(found.as_json(), indent=1))

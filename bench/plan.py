@@ -72,17 +72,19 @@ class Forecast:
 def plan(
     protocol: Protocol, grid: list[tuple[str, Job]], store: Store, *, workers: int = 1, devices: Sequence[int] = (1,),
     threads: int = 1, device: str = "auto", examples: int | None = None, shares: Shares, seconds: float = 0.5,
+    began: float | None = None,
 ) -> Forecast:  # fmt: skip
     """Go through the jobs of the first seed without training, try how fast this device is, and add up.
 
     `workers`: jobs side by side on a device; as many processes try at once, since they slow one another down. Jobs of
     other seeds are taken to cost the same and to share nothing with those of the first, as stages are kept by seed.
-    `seconds`: of one trial. Raises PrunebenchError where a job would fail.
+    `seconds`: of one trial. `began`: when the command did, as `time.time()` tells it; that of the run takes as long
+    until its workers begin. Raises PrunebenchError where a job would fail.
     """
     seeds = list(dict.fromkeys(job.seed for _, job in grid))
     first = [(spec, job) for spec, job in grid if job.seed == seeds[0]]
     spawn = multiprocessing.get_context("spawn")
-    began = time.time()
+    began = time.time() if began is None else began
     with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         asked = [
             pool.submit(_rehearse, first, protocol, store, device, threads, examples, shares, seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,12 @@ class _Rehearsal:
             self.state = pruner(job, self.lab)
         except PrunebenchError as error:
             raise PrunebenchError(f"{job.name} would fail: {error}") from error
+        except Exception as error:  # a pruner may be anybody's code
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            raise PrunebenchError(
+                f"{job.name} fails where no net is trained: {type(error).__name__}: {error} ({at.filename}, line "
+                f"{at.lineno}); mend the pruner, or leave it out with --pruner."
+            ) from error
         own = time.perf_counter() - began - (pace.spent - before)
         self.works = [*self.lab.works, Work(None, "the pruner's own", 0, own)]
 

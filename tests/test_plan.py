@@ -302,6 +302,17 @@ def test_a_job_that_would_fail_is_named(flat):
         gone_through(["magnitude:dense=0.9"], rules=changed(RULES, units=1.0, epochs=2))
 
 
+def test_a_fault_of_a_pruner_is_a_sentence(flat, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Mine:\n    def __call__(self, job, lab):\n"
+        "        raise RuntimeError('a fault')\n"
+    )
+    with pytest.raises(
+        PrunebenchError, match=r"seed0 fails where no net .* RuntimeError: a fault \(.*mine.py, line 5\)"
+    ):
+        gone_through([f"{tmp_path / 'mine.py'}:Mine"])
+
+
 @pytest.mark.parametrize(("clean", "robust"), [(0.5, 0.6), (1.1, 0.5), (0.5, -0.1)])
 def test_shares_that_cannot_be(clean, robust):
     with pytest.raises(PrunebenchError, match="0 <= robust <= clean <= 1"):
@@ -311,10 +322,12 @@ def test_shares_that_cannot_be(clean, robust):
 def test_the_whole_in_a_process_of_its_own():
     rules = changed(RULES, train=64, epochs=1)
     jobs = grid(["dense"], [0.9], [0, 1])
-    found = plan(rules, jobs, STORE, devices=(1, 2), device="cpu", shares=SHARES, seconds=0.01, examples=16)
+    options = {"device": "cpu", "shares": SHARES, "seconds": 0.01, "examples": 16}
+    found = plan(rules, jobs, STORE, devices=(1, 2), **options)
     (line,) = found.lines
     assert (line.pruner, line.jobs, line.train_passes) == ("dense", 2, 2 * 4 * 64 * (3 + 3))
     seconds = line.train_seconds + line.score_seconds
     assert found.spans[1] - found.spans[2] == pytest.approx(seconds / 2)  # two jobs alike, one after the other
     assert found.spans[1] > seconds  # the process had to begin
     assert found.as_json()["assumed"] == {"clean": 0.8, "robust": 0.5}
+    assert plan(rules, jobs[:1], STORE, began=time.time() - 1000, **options).spans[1] > 1000  # so did the command
