@@ -54,6 +54,7 @@ class Pace:
     _epochs: dict[object, Epochs] = field(default_factory=dict)
     _attacks: dict[object, dict[str, float]] = field(default_factory=dict)
     spent: float = 0.0  # seconds on trials
+    once: float = 0.0  # seconds that the first trial took because it was the first of its process
 
     def epochs(self, plan: Plan, model: Callable[[], nn.Module], masks: Masks | None, density: float) -> Epochs:
         """What epochs of the training by `plan` of `model()` under `masks` take; `density`: of its weights."""
@@ -82,9 +83,11 @@ class Pace:
                 )  # fmt: skip
             return times, ends
 
-        tried(1, SMALL)  # what a process does once
-        (first,), _ = tried(1, SMALL)
-        fits = int(self.seconds / EPOCHS / (first / SMALL))
+        _, first = tried(1, SMALL)
+        (_, each, _), ends = tried(3, SMALL)  # the first compiles, the last validates
+        if not self._epochs:
+            self.once = max(0.0, (first[1] - first[0]) - (ends[1] - ends[0]))
+        fits = int(self.seconds / EPOCHS / (each / SMALL))
         images = whole if fits >= whole else fits // batch * batch if fits >= batch else max(SMALL, fits)
         times, ends = tried(EPOCHS, images)
         middle = statistics.median(times[1:-1])

@@ -107,14 +107,14 @@ def _rehearse(
     grid: list[tuple[str, Job]], protocol: Protocol, store: Store, device: str, threads: int,
     examples: int | None, shares: Shares, seconds: float,
 ) -> tuple[float, list[Rehearsed]]:  # fmt: skip
-    """In a process of its own: when it could begin, and every job gone through."""
+    """In a process of its own: when it could begin to train, had it not tried anything, and every job gone through."""
     began = time.time()
     jobs = [(parse(spec).pruner, job) for spec, job in grid]
-    found = rehearse(
+    found, once = rehearse(
         jobs, protocol, store, device=device, threads=threads, examples=examples, shares=shares, seconds=seconds,
         resolve=lambda spec: parse(spec).pruner,
     )  # fmt: skip
-    return began, found
+    return began + once, found
 
 
 def _mean(same: tuple[Rehearsed, ...]) -> Rehearsed:

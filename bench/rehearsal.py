@@ -72,19 +72,23 @@ class Rehearsed:
 def rehearse(
     jobs: list[tuple[Pruner, Job]], protocol: Protocol, store: Store, *, device: str, threads: int,
     examples: int | None, shares: Shares, seconds: float, resolve: Callable[[str], Pruner],
-) -> list[Rehearsed]:  # fmt: skip
+) -> tuple[list[Rehearsed], float]:  # fmt: skip
     """Go through `jobs` in this process: every pruner runs, and every training it asks for gives back its start.
 
-    Each kind of work is tried for some `seconds`, on nets of the sparsity that is asked for. Raises PrunebenchError
-    where a job would fail for its options or its budget.
+    Each kind of work is tried for some `seconds`, on nets of the sparsity that is asked for. Returns also the seconds
+    that a process takes once, before its first training. Raises PrunebenchError where a job would fail for its options
+    or its budget.
     """
     torch.set_num_threads(threads)
     where = machine.device_named(device)
+    began = time.perf_counter()
     train, validation = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
+    loaded = time.perf_counter() - began
     pace = Pace(protocol, train.to(where), validation.to(where), where, seconds)
-    return [
+    found = [
         _Rehearsal(pruner, job, protocol, store, where, pace, resolve).ended(examples, shares) for pruner, job in jobs
     ]
+    return found, loaded + pace.once
 
 
 class _Rehearsal:

@@ -166,7 +166,6 @@ class _Scoring:
     ) -> None:  # fmt: skip
         self.net, self.path, self.rules, self.test, self.device = net, path, rules, test, device
         self.referee = self._referee(net)
-        self.bits = self.referee.fast.bits(net.header.shape)
         facts = journal_facts(self.referee, net, test)
         self.trial = Trial(self.referee, test, Journal(None if out is None else out / "journal", facts), report, also)
 
@@ -283,7 +282,7 @@ class _Scoring:
                 score_passes=passes, score_seconds=sum(e.seconds for e in entries),
                 device=str(machine.env(self.device)["device"]),
             ),
-            env=machine.env(self.device) | {"kernels": self.bits},
+            env=machine.env(self.device) | {"kernels": self.referee.fast.bits(self.net.header.shape)},
             notes=notes | distribution(prunable(self.net.module).values()),
             outcomes=sha256_of(outcomes),
             proposals=None if proposals is None else sha256_of(proposals),

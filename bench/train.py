@@ -104,10 +104,10 @@ def fit(
             log(row, seconds)
     batch = min(plan.recipe.batch, len(train))
     batches = plan.batches(len(train))
+    began = time.perf_counter()  # compiling is part of the first epoch
     if compiled or (compiled is None and device.type == "cuda"):
         trainer.capture(as_float(train.take(slice(0, batch)).images))
     for epoch in range(trainer.epoch, plan.last):
-        began = time.perf_counter()
         shuffle = torch.Generator().manual_seed(derive(seed, "order", epoch))
         noise = torch.Generator(device).manual_seed(derive(seed, "noise", epoch))
         order = torch.randperm(len(train), generator=shuffle).to(device)
@@ -133,6 +133,7 @@ def fit(
             log(row, trainer.times[-1])
         if report is not None:
             report(f"epoch {epoch + 1}/{plan.last}", epoch + 1 - plan.start, plan.last - plan.start)
+        began = time.perf_counter()
     return trainer.result()
 
 

@@ -27,6 +27,17 @@ TINY = Protocol(
     training=Training(objective="pgd", steps=3, step_size="0.075", epochs=3, batch=64, lr=0.1, validate_every=3),
 )  # fmt: skip
 STORE = Store(Path("there-is-no-such-folder"))  # digits come with scikit-learn
+SMALL = """
+base = "digits-linf"
+name = "small"
+units = 1.0
+train = 64
+validation = 10
+test = 8
+[training]
+epochs = 1
+steps = 1
+"""  # a protocol as a user writes it, on top of a built-in one
 SPECS = {"dense": ("dense", None), "imp": ("imp:rounds=2", 0.9)}
 
 

@@ -54,6 +54,20 @@ def near(compiled, plain):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+def test_compiling_is_part_of_the_first_epoch(monkeypatch):
+    """The clock moves by 100 s while the net is compiled, and not otherwise."""
+    now = [0.0]
+    monkeypatch.setattr(bench.train.time, "perf_counter", lambda: now[0])
+
+    def slowly(*_):
+        now[0] += 100.0
+
+    monkeypatch.setattr(bench.train, "captured", slowly)
+    plan = Plan(RULES.training, RULES.threat, 2)
+    assert fit(net(), plan, TRAIN, VALIDATION, seed=5, compiled=True).times == [100.0, 0.0]
+    assert fit(net(), plan, TRAIN, VALIDATION, seed=5, compiled=False).times == [0.0, 0.0]
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """What went through compiled nets: (training mode, whether the weights could have gradients)."""

@@ -22,24 +22,13 @@ from bench.models import MODELS, build, prunable
 from bench.protocol import PROTOCOLS, Job
 from bench.record import Stage
 from tests.claims import copied, make_claim, overstated
+from tests.nets import SMALL
 from tests.records import make, save
 
 VERBS = (
     "run", "plan", "train", "score", "import", "inspect", "rank", "site", "compare", "claim", "verify", "new", "check",
     "list", "doctor",
 )  # fmt: skip
-
-TINY = """
-base = "digits-linf"
-name = "tiny"
-units = 1.0
-train = 64
-validation = 10
-test = 8
-[training]
-epochs = 1
-steps = 1
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -177,8 +166,8 @@ def test_inspect(prunebench, net):
 
 
 def test_train_writes_a_net_that_inspect_reads_and_does_not_train_it_twice(prunebench, tmp_path):
-    (tmp_path / "tiny.toml").write_text(TINY)
-    train = ("train", "tiny.toml", "--pruner", "random", "--sparsity", "0.90", "--out", "here", "--quiet")
+    (tmp_path / "small.toml").write_text(SMALL)
+    train = ("train", "small.toml", "--pruner", "random", "--sparsity", "0.90", "--out", "here", "--quiet")
     code, out, err = prunebench(*train)
     assert (code, err) == (0, "")
     assert "3816 of 38160 kept" in out and "made for" in out
@@ -187,13 +176,13 @@ def test_train_writes_a_net_that_inspect_reads_and_does_not_train_it_twice(prune
     assert prunebench(*train)[0] == 0
     assert (path.read_bytes(), path.stat().st_mtime_ns) == (first, written)
     facts = json.loads(prunebench("inspect", path, "--json")[1])
-    assert facts["header"]["protocol"]["name"] == "tiny"
+    assert facts["header"]["protocol"]["name"] == "small"
     assert facts["header"]["job"]["sparsity"] == 0.9
 
 
 def test_why_nets_run_dense_is_said_once(prunebench, nets, quick, monkeypatch, tmp_path):
     why = "there is no C++ compiler; install one."
-    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "small.toml").write_text(SMALL)
     score = ("score", nets["imp"], "--parent", nets["dense"], "--examples", "8", "--out", "here")
     monkeypatch.setattr("bench.run.run", lambda *_, **__: [])
     for lacks in (None, why):
@@ -201,7 +190,7 @@ def test_why_nets_run_dense_is_said_once(prunebench, nets, quick, monkeypatch, t
         code, _, err = prunebench(*score)
         assert (code, err.count(f"The net runs dense: {why}")) == (0, int(lacks is not None))
         assert prunebench(*score, "--quiet")[2] == ""
-        code, _, err = prunebench("run", "tiny.toml", "--device", "cpu")
+        code, _, err = prunebench("run", "small.toml", "--device", "cpu")
         assert (code, err.count(f"All nets run dense: {why}")) == (0, int(lacks is not None))
 
 
@@ -326,26 +315,26 @@ def test_mistakes(prunebench, tmp_path, arguments, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (TINY + "epohcs = 3", "The protocol tiny.toml breaks the rules: unknown key 'training.epohcs'"),
-        (TINY + '[threat]\neps = "8/0"', "'8/0' divides by zero"),
-        (TINY + "epochs = ", "is not valid TOML"),
+        (SMALL + "epohcs = 3", "The protocol small.toml breaks the rules: unknown key 'training.epohcs'"),
+        (SMALL + '[threat]\neps = "8/0"', "'8/0' divides by zero"),
+        (SMALL + "epochs = ", "is not valid TOML"),
         (
-            'model = "digits-cmn"\n' + TINY,
+            'model = "digits-cmn"\n' + SMALL,
             "Unknown model 'digits-cmn'; did you mean 'digits-cnn'? Choose from",
         ),
-        ('model = "mnist-cnn"\n' + TINY, "Model mnist-cnn needs images of at least 16x16 pixels, not 8x8"),
-        ('data = "digts"\n' + TINY, "Unknown data set 'digts'; did you mean 'digits'? Choose from: cifar10"),
-        ('data = "folder:none"\n' + TINY, "folder:PATH needs train/CLASS/"),
+        ('model = "mnist-cnn"\n' + SMALL, "Model mnist-cnn needs images of at least 16x16 pixels, not 8x8"),
+        ('data = "digts"\n' + SMALL, "Unknown data set 'digts'; did you mean 'digits'? Choose from: cifar10"),
+        ('data = "folder:none"\n' + SMALL, "folder:PATH needs train/CLASS/"),
         (
-            TINY.replace("train = 64", "train = 6400"),
+            SMALL.replace("train = 64", "train = 6400"),
             "has 1297 images to train on, fewer than the 10 for",
         ),
-        (TINY.replace('"tiny"', '"digits-linf"'), "give it a name of its own"),
+        (SMALL.replace('"small"', '"digits-linf"'), "give it a name of its own"),
     ],
 )
 def test_mistakes_in_a_protocol(prunebench, tmp_path, text, said):
-    (tmp_path / "tiny.toml").write_text(text)
-    assert said in mistake(prunebench, *training("--quiet", protocol="tiny.toml", pruner="random"))
+    (tmp_path / "small.toml").write_text(text)
+    assert said in mistake(prunebench, *training("--quiet", protocol="small.toml", pruner="random"))
     assert not list(tmp_path.rglob("net.safetensors"))
 
 

@@ -16,21 +16,11 @@ import torch
 from bench.attacks import STANDARD
 from bench.errors import PrunebenchError
 from bench.protocol import Threat
+from tests.nets import SMALL
 from tools import gpu_board
 from tools.gpu_board import MIB, PEER_PASSES, Board, main, options, pack, registered, stock, unpack, volumes
 
 ROOT = Path(__file__).resolve().parents[1]
-RULES = """
-base = "digits-linf"
-name = "tiny-board"
-units = 1.0
-train = 64
-validation = 10
-test = 8
-[training]
-epochs = 1
-steps = 1
-"""
 
 
 def board(tmp_path, *arguments):
@@ -275,7 +265,7 @@ def test_the_peer_is_stock_pyautoattack_and_its_passes_are_known(name, withstand
 def test_the_whole_on_the_cpu(tmp_path):
     """Twice: the second call finds the measurements and the grid done."""
     rules = tmp_path / "rules.toml"
-    rules.write_text(RULES)
+    rules.write_text(SMALL)
     command = [
         "bash", str(ROOT / "tools" / "gpu_board.sh"), "--out", str(tmp_path / "out"), "--device", "cpu",
         "--minutes", "9", "--arch", "digits-cnn", "--images", "128", "--seconds", "0.05",

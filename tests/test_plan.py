@@ -47,7 +47,7 @@ def gone_through(specs, sparsities=(0.9,), rules=RULES, shares=SHARES, examples=
     return rehearse(
         jobs, rules, STORE, device="cpu", threads=1, examples=examples, shares=shares, seconds=0.01,
         resolve=lambda spec: parse(spec).pruner,
-    )  # fmt: skip
+    )[0]  # fmt: skip
 
 
 def really_trained(spec, job, rules, folder, monkeypatch):
@@ -163,6 +163,27 @@ def test_a_short_trial_stands_for_the_whole_epoch():
     assert set(seen) == {16}
     save = (0.0 - (3 * 7 + 9)) / 4  # the clock stood still
     assert found == Epochs(start=0.0 - 7 - save, epoch=7 * 128 / 16 + save, validation=2.0 * 16 / 16)
+
+
+def test_what_a_process_does_once_is_told_apart(monkeypatch):
+    """An epoch takes a second, and the first that this process trains 100 more."""
+    now, calls = [0.0], []
+
+    def slow_at_first(model, plan, train, validation, *, report, log, **_):
+        now[0] += 0.0 if calls else 100.0
+        calls.append(plan.epochs)
+        for number in range(plan.epochs):
+            now[0] += 1.0
+            log({"epoch": number + 1}, 1.0)
+            report("", 1, 1)
+
+    monkeypatch.setattr("bench.pace.fit", slow_at_first)
+    monkeypatch.setattr("bench.pace.time.perf_counter", lambda: now[0])
+    pace = Pace(RULES, *STORE.training("digits", validation=16, train=128), torch.device("cpu"), seconds=0.0)
+    first = pace.epochs(Plan(RULES.training, RULES.threat, 8), lambda: None, None, 1.0)
+    assert (pace.once, first.start) == (100.0, 0.0)
+    pace.epochs(Plan(RULES.training, RULES.threat, 8), lambda: None, None, 0.1)
+    assert pace.once == 100.0 and len(calls) == 6
 
 
 def test_densities_a_fifth_apart_count_as_the_same_down_to_none():
