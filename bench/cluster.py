@@ -28,7 +28,7 @@ from bench.files import write_bytes
 
 SHARE = 0.25  # of a GPU, for a job, where nothing else is asked for
 RETRIES = 3  # of a step whose process or node was lost
-LOST = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "LocalRayletDiedError")  # what Ray tries again
+LOST = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError")  # what Ray tries again
 DESK = ".nodes"  # the folder of the run folder by which nodes know it, and where they leave how far they are
 TOKEN = "token"
 OFTEN = 1.0  # seconds between two words of a step, and between two looks at them
@@ -142,12 +142,13 @@ class Ray:
         if time.monotonic() - self._looked < OFTEN:
             return
         self._looked = time.monotonic()
-        for path in self.desk.glob("*.json"):
-            with suppress(OSError, ValueError):  # it was at its end just now; nothing is given up for progress
-                name, what, done, of = json.loads(path.read_bytes())
-                if self._seen.get(name) != (told := (name, what, done, of)):
-                    self._seen[name] = told
-                    yield told
+        with suppress(OSError):  # nothing is given up for progress
+            for path in self.desk.glob("*.json"):
+                with suppress(OSError, ValueError):  # the step ended just now
+                    name, what, done, of = json.loads(path.read_bytes())
+                    if self._seen.get(name) != (told := (name, what, done, of)):
+                        self._seen[name] = told
+                        yield told
 
     def why(self, error: BaseException) -> str:
         """An error of ours as it is; that the step was lost again and again; or what Ray could not do."""
@@ -178,15 +179,18 @@ def _do(step: Work, home: str, desk: str, token: str) -> Any:
             f"began ({found[:40]}); nodes share these folders under the same paths."
         )
     left = Path(desk) / f"{step.name}.json"
+    aside = left.with_suffix(".aside")
 
     def tell(*told: str | float) -> None:
-        with suppress(PrunebenchError):  # a disk that cannot take it fails the job when that has something to keep
-            write_bytes(left, json.dumps([step.name, *told]).encode())
+        with suppress(OSError):  # a disk that cannot take it fails the job when that has something to keep
+            aside.write_text(json.dumps([step.name, *told]))
+            aside.replace(left)
 
     try:
         return step(seldom(tell, OFTEN))
     finally:
-        left.unlink(missing_ok=True)
+        with suppress(OSError):
+            left.unlink()
 
 
 def _ray() -> Any:

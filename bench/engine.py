@@ -79,9 +79,7 @@ class Pool:
             ProcessPoolExecutor, 1, mp_context=spawn, initializer=_begin, initargs=(self._news, logged)
         )
         self._workers = [self._worker() for _ in range(self.workers)]
-        self._idle = queue.SimpleQueue[ProcessPoolExecutor]()
-        for worker in self._workers:
-            self._idle.put(worker)
+        self._last: list[Future[Any] | None] = [None] * self.workers  # the step that each was given last
         return self
 
     def __exit__(
@@ -100,25 +98,16 @@ class Pool:
         return running < self.workers
 
     def submit(self, step: Work) -> Future[Any]:
-        """Have `step` done by the next idle process."""
-        worker = self._idle.get()
+        """Have `step` done by the first idle process, which has begun if any has; there is room for it."""
+        number = next(n for n, last in enumerate(self._last) if last is None or last.done())
         try:
-            future = worker.submit(_do, step)
-        except BrokenProcessPool:  # it died while it had nothing to do
-            worker = self._another()
-            future = worker.submit(_do, step)
-        future.add_done_callback(partial(self._rest, worker))
+            future = self._workers[number].submit(_do, step)
+        except BrokenProcessPool:  # it died, in the step before or since then
+            self._workers[number].shutdown()
+            self._workers[number] = self._worker()
+            future = self._workers[number].submit(_do, step)
+        self._last[number] = future
         return future
-
-    def _rest(self, worker: ProcessPoolExecutor, future: Future[Any]) -> None:
-        """`worker` is idle again, or dead."""
-        died = not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
-        self._idle.put(self._another() if died else worker)
-
-    def _another(self) -> ProcessPoolExecutor:
-        """In the place of a worker that died."""
-        self._workers.append(self._worker())
-        return self._workers[-1]
 
     def news(self) -> Iterator[News]:
         """What the processes have told."""

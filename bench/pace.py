@@ -83,8 +83,8 @@ class Pace:
                 )  # fmt: skip
             return times, ends
 
-        _, first = tried(1, SMALL)
-        (_, each, _), ends = tried(3, SMALL)  # the first compiles, the last validates
+        _, first = tried(2, SMALL)
+        (_, each, _), ends = tried(3, SMALL)  # an epoch that compiles, and one that validates, around it
         if not self._epochs:
             self.once = max(0.0, (first[1] - first[0]) - (ends[1] - ends[0]))
         fits = int(self.seconds / EPOCHS / (each / SMALL))

@@ -19,7 +19,7 @@ from bench.errors import PrunebenchError
 from bench.files import sha256_of
 from bench.lab import Lab, Pruner
 from bench.mask import Masks, State, masked
-from bench.models import prunable
+from bench.models import build, prunable
 from bench.pace import Pace
 from bench.protocol import Job, Protocol
 from bench.train import Plan, Trained
@@ -83,6 +83,7 @@ def rehearse(
     where = machine.device_named(device)
     began = time.perf_counter()
     train, validation = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
+    build(protocol.model, info=store.info(protocol.data))  # the first one imports what it is made of
     loaded = time.perf_counter() - began
     pace = Pace(protocol, train.to(where), validation.to(where), where, seconds)
     found = [
@@ -102,14 +103,15 @@ class _Rehearsal:
         began, before = time.perf_counter(), pace.spent
         self.lab = _DryLab(job, protocol, store, Path(), device=device, resolve=resolve, pace=pace)
         try:
-            self.state = pruner(job, self.lab)
+            self.net = self.lab.model(pruner(job, self.lab))
         except PrunebenchError as error:
             raise PrunebenchError(f"{job.name} would fail: {error}") from error
         except Exception as error:  # a pruner may be anybody's code
-            at = traceback.extract_tb(error.__traceback__)[-1]
+            source = inspect.getfile(type(pruner))
+            at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
             raise PrunebenchError(
-                f"{job.name} fails where no net is trained: {type(error).__name__}: {error} ({at.filename}, line "
-                f"{at.lineno}); mend the pruner, or leave it out with --pruner."
+                f"{job.name} fails where no net is trained: {type(error).__name__}: {error} ({source}, line "
+                f"{at[-1] if at else '?'}); mend the pruner, or name the others with --pruner."
             ) from error
         own = time.perf_counter() - began - (pace.spent - before)
         self.works = [*self.lab.works, Work(None, "the pruner's own", 0, own)]
@@ -117,8 +119,7 @@ class _Rehearsal:
     def ended(self, examples: int | None, shares: Shares) -> Rehearsed:
         """With the score of the net that it would leave."""
         test = self.store.testing(self.protocol.data, examples or self.protocol.test)
-        net = self.lab.model(self.state)
-        weights = prunable(net)
+        net, weights = self.net, prunable(self.net)
         kept = sum(int(weight.count_nonzero()) for weight in weights.values())
         passes = expected(self.protocol.threat, test, clean=shares.clean, robust=shares.robust)
         reached = dict.fromkeys(passes, shares.robust) | {"apgd-ce": shares.clean, "pgd": shares.clean}

@@ -42,6 +42,14 @@ def scored(nets: dict[str, Path], shared: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
+def dense_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let dense nets run on torch, however small."""
+    import bench.executor
+
+    monkeypatch.setattr(bench.executor, "SMALL", 0)
+
+
+@pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the referee run four quick attacks under the names of AutoAttack's."""
     import bench.trial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,19 +109,20 @@ def test_what_was_told_is_told_once_and_spoilt_files_are_passed_over(tmp_path):
     (engine.desk / "a.json").write_text('["a", "half", 1.0, 2.0]')
     (engine.desk / "b.json").write_text("[")
     first = engine.looked()
+    engine._looked = math.inf  # just now
     (engine.desk / "b.json").write_text('["b", "half", 1.0, 2.0]')
     soon, engine._looked = engine.looked(), -OFTEN
     assert (first, soon, engine.looked()) == ([("a", "half", 1.0, 2.0)], [], [("b", "half", 1.0, 2.0)])
 
 
 def test_a_full_disk_does_not_stop_a_step_that_tells(tmp_path, monkeypatch):
-    def full(path, data):
-        raise PrunebenchError("Could not write")
+    def full(path, text):
+        raise OSError("No space left on device")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bench.cluster.write_bytes", full)
     step, engine = Step(), desk(tmp_path)
     step.engine = engine
+    monkeypatch.setattr(Path, "write_text", full)
     assert _do(step, str(tmp_path), str(engine.desk), "token") == "done" and step.left == []
 
 

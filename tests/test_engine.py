@@ -66,8 +66,9 @@ def test_a_process_that_dies_takes_neither_its_neighbour_nor_its_successors_with
                 pool.submit(Dies("dies")).result()
             assert "Its worker process died, perhaps for want of memory" in pool.why(died.value)
         assert not neighbour.done()
+        following = pool.submit(Works("next", tmp_path / "go"))
         (tmp_path / "go").touch()
-        assert pool.submit(Works("next", tmp_path / "go")).result() != neighbour.result()
+        assert following.result() != neighbour.result()
 
 
 def test_a_process_that_dies_while_it_has_nothing_to_do_is_replaced(tmp_path):
@@ -79,3 +80,8 @@ def test_a_process_that_dies_while_it_has_nothing_to_do_is_replaced(tmp_path):
         while not worker._broken:
             time.sleep(0.05)
         assert pool.submit(step).result() != first
+
+
+def test_a_process_that_has_begun_is_taken_before_one_that_has_not(tmp_path):
+    with Pool(3) as pool:
+        assert len({pool.submit(Works(f"{k}", tmp_path)).result() for k in range(4)}) == 1

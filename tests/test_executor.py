@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bench.errors import PrunebenchError
-from bench.executor import Fast, fast, native, program
+from bench.executor import Fast, fast, multiplications, native, program
 from bench.executor.compiled import Compiled
 from bench.mask import draw, erk, rescaled
 from bench.models import build, prunable
@@ -547,13 +547,27 @@ def test_batches_of_any_size_share_one_arena_a_program(monkeypatch):
     assert [len(idle) for idle in compiled._idle.values()] == [1, 1]  # forward and backward
 
 
-def test_a_dense_net_runs_dense_and_a_sparse_one_sparse():
-    images = torch.rand(32, 1, 8, 8)
-    for density, sparse in ((1.0, False), (0.02, True)):
-        quick = fast(sparse_net("digits-cnn", density))
-        quick(images)
-        assert any(isinstance(stage, Compiled) for plan in quick.plans.values() for stage in plan or ()) == sparse
-        assert quick.differs(images.shape[1:])  # kernels, or norms folded
+@pytest.mark.parametrize(
+    ("arch", "density", "sparse"), [("mnist-cnn", 1.0, False), ("mnist-cnn", 0.02, True), ("digits-cnn", 1.0, True)]
+)
+def test_a_dense_net_runs_dense_and_a_sparse_or_small_one_on_the_kernels(arch, density, sparse):
+    images = torch.rand(2, *SHAPES[arch])
+    quick = fast(sparse_net(arch, density))
+    quick(images)
+    assert any(isinstance(stage, Compiled) for plan in quick.plans.values() for stage in plan or ()) == sparse
+    assert quick.differs(images.shape[1:])  # kernels, or norms folded
+
+
+def test_multiplications_on_paper():
+    """digits-cnn on 8x8: 9 x 16 at 64 pixels, 16 x 9 x 32 at 16, 512 x 64, 64 x 10; two, three, five, seven are left."""
+    net = build("digits-cnn").eval().requires_grad_(False)
+    for weight, count in zip(prunable(net).values(), (2, 3, 5, 7), strict=True):
+        weight.view(-1)[count:] = 0
+    quick = fast(net)
+    quick(torch.rand(1, *SHAPES["digits-cnn"]))
+    left, whole = multiplications(quick._graph, quick._pattern)
+    assert whole == 9 * 16 * 64 + 16 * 9 * 32 * 16 + 512 * 64 + 64 * 10
+    assert left == 2 * 64 + 3 * 16 + 5 + 7
 
 
 # The compiler and its cache
@@ -600,7 +614,7 @@ def test_with_a_compiler_it_says_how_wide_and_what_decides_the_bits(monkeypatch,
     before = native.explain()
     assert "floats wide" in before
     assert fast(sparse_net("digits-cnn", 0.02)).bits(SHAPES["digits-cnn"]) == before
-    assert fast(sparse_net("digits-cnn", 1.0)).bits(SHAPES["digits-cnn"]) == f"folded, {native.lowering()}"
+    assert fast(sparse_net("mnist-cnn", 1.0)).bits(SHAPES["mnist-cnn"]) == f"folded, {native.lowering()}"
     assert fast(Odd().eval()).bits((1, 9, 9)) == "plain"
     monkeypatch.setattr(native, "SOURCE", tmp_path / "kernels.cpp")  # another lowering: there is none
     assert native.explain() != before

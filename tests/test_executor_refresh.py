@@ -15,6 +15,8 @@ from bench.mask import draw
 from bench.models import build, prunable
 from tests.test_executor import SHAPES, Residual, apart, both, generator, sparse_net, stir
 
+pytestmark = pytest.mark.usefixtures("dense_on_torch")
+
 
 def masks_of(net, density):
     shapes = {name: tuple(weight.shape) for name, weight in prunable(net).items()}

@@ -55,7 +55,7 @@ def test_every_verdict_is_pyautoattacks(name, nets, scored, monkeypatch):
     theirs = reference(nets[name], TINY, monkeypatch)
 
     assert list(theirs) == list(STANDARD)
-    assert record.env["kernels"].startswith("folded") == (name == "dense")
+    assert "floats wide" in record.env["kernels"]  # not the net itself, and the net is too small to run on torch
     for attack in STANDARD:
         assert int((ours[f"survived/{attack}"] != theirs[attack]).sum()) <= 3, attack
     assert abs(int(theirs["square"].sum()) - record.score.robust) <= 1

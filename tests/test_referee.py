@@ -142,6 +142,7 @@ def test_what_wrong_kernels_call_fooled_is_counted_and_never_believed():
     assert judge.fooled(answers(DARK), DARK, LABELS, 0).unconfirmed == 0  # nobody looked at the kernels
 
 
+@pytest.mark.usefixtures("dense_on_torch")
 def test_attacks_see_a_sparse_net_on_kernels_and_a_dense_one_folded(nets):
     images = as_float(STORE.testing("digits", 16).images)
     for name, how in (("imp", "floats wide"), ("dense", "folded")):

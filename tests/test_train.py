@@ -188,6 +188,7 @@ def apart_after_a_step(it):
     return shares
 
 
+@pytest.mark.usefixtures("dense_on_torch")
 @pytest.mark.parametrize(("density", "kind"), [(0.1, Compiled), (0.9, Folded)])
 def test_the_attack_runs_quickly_on_the_weights_of_now(density, kind, monkeypatch):
     it = sparse_trainer(density)
@@ -203,6 +204,7 @@ def kinds(it):
     return {type(stage) for plan in it.quick.plans.values() for stage in plan}
 
 
+@pytest.mark.usefixtures("dense_on_torch")
 @pytest.mark.parametrize(("density", "kind"), [(0.1, Compiled), (0.9, Folded)])
 @pytest.mark.parametrize("fill", [0.0, 1.0])
 def test_masks_alone_decide_how_the_attack_runs(density, kind, fill):

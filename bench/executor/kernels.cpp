@@ -427,14 +427,13 @@ void execute(const Step* steps, int64_t count, float* arenas, int64_t arena, uin
         for (int64_t group; (group = next.fetch_add(1)) < groups;)
             run(steps, count, mine, saved ? saved + group * saved_bytes : nullptr, inputs, outputs, group, images);
     };
-    threads = std::min(threads, groups);
-    if (team && threads > 1) {
+    if (team && threads > 1 && groups > 1) {  // all of it: a team that shrinks ends threads and makes them again
         team([](void* all) { (*static_cast<decltype(work)*>(all))(); }, &work, threads, 0);
         return;
     }
     std::vector<std::thread> others;
     try {
-        while (static_cast<int64_t>(others.size()) + 1 < threads) others.emplace_back(work);
+        while (static_cast<int64_t>(others.size()) + 1 < std::min(threads, groups)) others.emplace_back(work);
     } catch (const std::system_error&) {  // no more threads to be had: fewer do it
     }
     work();

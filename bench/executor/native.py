@@ -91,7 +91,8 @@ def lowering() -> str:
 def team() -> int | None:
     """Where the function lies that has torch's own threads do something; None where torch has threads of another kind.
 
-    It is libgomp's (and libomp's) GOMP_parallel, what compilers make of `#pragma omp parallel`.
+    It is libgomp's (and libomp's) GOMP_parallel, what compilers make of `#pragma omp parallel`. Where a process has
+    loaded more than one of these libraries it may be another's: as right, and no quicker than threads of our own.
     """
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
