@@ -559,7 +559,7 @@ def test_a_dense_net_runs_dense_and_a_sparse_or_small_one_on_the_kernels(arch, d
 
 
 def test_multiplications_on_paper():
-    """digits-cnn on 8x8: 9 x 16 at 64 pixels, 16 x 9 x 32 at 16, 512 x 64, 64 x 10; two, three, five, seven are left."""
+    """digits-cnn on 8x8: 9 x 16 at 64 pixels, 16 x 9 x 32 at 16, 512 x 64, 64 x 10; 2, 3, 5 and 7 are left."""
     net = build("digits-cnn").eval().requires_grad_(False)
     for weight, count in zip(prunable(net).values(), (2, 3, 5, 7), strict=True):
         weight.view(-1)[count:] = 0
