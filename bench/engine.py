@@ -154,8 +154,7 @@ def _begin(news: Any, logged: Any) -> None:
     global _news
     _news = news
     logging.getLogger("prunebench").addHandler(QueueHandler(logged))
-    for told in (news, logged):
-        told.cancel_join_thread()  # what nobody will read must not hold up the end
+    news.cancel_join_thread()  # what nobody will read must not hold up the end; what was logged is read until then
     parent = multiprocessing.parent_process()
     if parent is not None:
         sentinel = parent.sentinel

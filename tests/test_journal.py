@@ -161,6 +161,7 @@ def test_the_journal_of_another_net_or_other_rules_is_no_help(nets, tmp_path, mo
     assert len(scoring(nets["dense"], tmp_path, monkeypatch)[1]) == 16
 
 
+@pytest.mark.usefixtures("dense_on_torch")
 def test_the_journal_of_other_kernels_is_no_help_to_a_sparse_net(nets, tmp_path, monkeypatch):
     for name in ("imp", "dense"):
         scoring(nets[name], tmp_path / name, monkeypatch)
