@@ -261,6 +261,15 @@ def test_the_peer_is_stock_pyautoattack_and_its_passes_are_known(name, withstand
         STANDARD[name](net, *asked, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.filterwarnings("ignore")  # stock pyautoattack warns of what it finds suspicious
+def test_scoring_is_measured_on_both_sides():
+    """What a ratio says: the seconds of 10,000 images, ours and stock's."""
+    asked = options(["--out", "", "--device", "cpu", "--arch", "digits-cnn", "--images", "16", "--seconds", "0.01"])
+    found = gpu_board.measure_scoring(asked)
+    assert found["ratio"] == pytest.approx(found["ours"] / found["peer"])
+    assert found["minutes"] * 60 * found["ours"] == pytest.approx(gpu_board.TEST)
+
+
 @pytest.mark.slow
 def test_the_whole_on_the_cpu(tmp_path):
     """Twice: the second call finds the measurements and the grid done."""

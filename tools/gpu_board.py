@@ -367,8 +367,14 @@ def measure_scoring(asked: argparse.Namespace) -> dict[str, Any]:
             return self.net(images)
 
     reached = {name: TEST * (CLEAN if name == "apgd-ce" else ROBUST) for name in STANDARD}
+    prices = expected(rules.threat, split, clean=CLEAN, robust=ROBUST)
     sides = {
-        "ours": (Referee, STANDARD, images[: rules.shard], expected(TEST, 1, clean=CLEAN, robust=ROBUST)),
+        "ours": (
+            Referee,
+            STANDARD,
+            images[: rules.shard],
+            {name: prices[name] * TEST / len(split) for name in STANDARD},
+        ),
         "peer": (Plain, stock(), images, {name: PEER_PASSES[name] * reached[name] for name in STANDARD}),
     }
     seconds = {}

@@ -25,6 +25,7 @@ from dataclasses import asdict, astuple, dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from statistics import geometric_mean, mean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,9 @@ class Row:
 class Watching(Lab):
     """A lab that keeps some of the states that a search goes through."""
 
-    def loop(self, stage: str, start: State, step: Callable[[State, int], State], *, steps: int, **options) -> State:
+    def loop(
+        self, stage: str, start: State, step: Callable[[State, int], State], *, steps: int, **options: Any
+    ) -> State:
         """As `Lab.loop`."""
         wanted = {round(share * steps): share for share in SNAPSHOTS}
         self.steps, self.seen = steps, {0.0: start}
@@ -262,7 +265,7 @@ def read(path: Path) -> list[Row]:
     """The rows of the CSV at `path`, none when there is no such file."""
     if not path.exists():
         return []
-    kinds: dict[str, Callable[[str], object]] = {"int": int, "float": float, "str": str}
+    kinds: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
     with path.open(encoding="utf-8", newline="") as file:
         return [Row(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Row)}) for row in csv.DictReader(file)]
 
@@ -323,7 +326,7 @@ def main() -> None:
             job = Job(pruner="awt", sparsity=sparsity, seed=seed)
             with tempfile.TemporaryDirectory() as stages:
                 lab = Watching(job, rules, Store(asked.data), Path(stages))
-                found = [Row(*cell, *moment, code) for moment in measure(lab, pruner, kind, teachers)]
+                found = [Row(*cell, *moment, code) for moment in measure(lab, pruner, kind, teachers)]  # type: ignore[arg-type]
             rows += found
             write_rows(asked.out, rows)
             print(*cell, *(f"{row.phase} {row.done}: {row.distance:.3f}" for row in found), flush=True)
