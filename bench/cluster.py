@@ -181,7 +181,7 @@ def _do(step: Work, home: str, desk: str, token: str) -> Any:
     left = Path(desk) / f"{step.name}.json"
     aside = left.with_suffix(".aside")
 
-    def tell(*told: str | float) -> None:
+    def tell(*told: str | float) -> None:  # whole for who reads it, but not made sure of on the disk: no `write_bytes`
         with suppress(OSError):  # a disk that cannot take it fails the job when that has something to keep
             aside.write_text(json.dumps([step.name, *told]))
             aside.replace(left)

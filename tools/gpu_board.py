@@ -367,14 +367,10 @@ def measure_scoring(asked: argparse.Namespace) -> dict[str, Any]:
             return self.net(images)
 
     reached = {name: TEST * (CLEAN if name == "apgd-ce" else ROBUST) for name in STANDARD}
-    prices = expected(rules.threat, split, clean=CLEAN, robust=ROBUST)
+    priced = expected(rules.threat, split, clean=CLEAN, robust=ROBUST)
+    ours = {name: passes * TEST / len(split) for name, passes in priced.items()}
     sides = {
-        "ours": (
-            Referee,
-            STANDARD,
-            images[: rules.shard],
-            {name: prices[name] * TEST / len(split) for name in STANDARD},
-        ),
+        "ours": (Referee, STANDARD, images[: rules.shard], ours),
         "peer": (Plain, stock(), images, {name: PEER_PASSES[name] * reached[name] for name in STANDARD}),
     }
     seconds = {}
