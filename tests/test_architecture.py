@@ -21,7 +21,7 @@ LAYERS = (
     "machine extras curves",
     "data models mask",
     "checkpoint attacks autoattack executor capture peers zoo",
-    "train lab stages | referee journal trial score flags probes",
+    "train lab stages | wide collapse referee journal trial score flags probes",
     "verify claim conformance task run engine cluster plan rehearsal pace show scaffold ingest",
     "cli pytest_plugin",
 )
