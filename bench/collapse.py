@@ -30,7 +30,7 @@ def collapse(net: Net) -> list[str]:
 
 
 def warnings(net: Net) -> list[str]:
-    """What `collapse` says, and what some images that are no data show: equal logits, or numbers of no sensible size."""
+    """What `collapse` says, and what images that are no data show: equal logits, or numbers of no sensible size."""
     found, images = collapse(net), _images(net.header.shape)
     wide = Wide(net.module)
     with torch.no_grad():

@@ -30,9 +30,10 @@ def batch_size(protocol: Protocol, arch: str, device: str) -> int:
 class Measured:
     """What one attack came to, by our own measurement; everything lies on the CPU.
 
-    `fooled`: bool (n,), which images the net itself does not get right. `images`: float32 (n, c, h, w), what was measured.
-    `disagreements`: proposals that moved an image and fooled nothing. `unconfirmed`: proposals that the net gets wrong
-    as the attack saw it, on sparse kernels or folded, and the net itself does not.
+    `fooled`: bool (n,), which images the net itself does not get right. `images`: float32 (n, c, h, w), what was
+    measured. `disagreements`: proposals that moved an image and fooled nothing. `unconfirmed`: proposals that the net
+    gets wrong as the attack saw it, on sparse kernels or folded, and the net itself does not; or images without finite
+    logits there, if these are more.
     """
 
     fooled: Tensor
@@ -48,9 +49,9 @@ class Referee:
     the net through `fast`, on sparse kernels or with its norms folded, and `net` is what is measured: wrong kernels may
     make an attack weaker, but what they call fooled is counted when it is not.
 
-    An image is right when its label's logit is strictly the largest in float32 and float32 holds the logits, which those
-    in float64 tell. A net whose numbers leave float32's sensible range is shown to attacks in float64. A net that has no
-    finite logits for an image in [0, 1], whoever asked about it, is refused.
+    An image is right when its label's logit is strictly the largest in float32, and float32 holds the logits: they are
+    those of float64 but for an offset and the last bits. Attacks see a net in float64 when its numbers leave float32's
+    sensible range. A net without finite logits on any image in [0, 1] that is measured or asked about is refused.
     """
 
     def __init__(self, module: nn.Module, rules: Protocol, batch: int, device: torch.device) -> None:
@@ -229,8 +230,8 @@ def _finite(logits: Tensor, what: str) -> None:
     if bad:
         raise Refused(
             "non-finite",
-            f"The net gives NaN or infinite logits on {bad} of {len(logits)} {what}; a net has to answer every image in "
-            "[0, 1], so make its weights smaller or train it anew.",
+            f"The net gives NaN or infinite logits on {bad} of {len(logits)} {what}; a net has to answer every image "
+            "in [0, 1], so make its weights smaller or train it anew.",
         )
 
 

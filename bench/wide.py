@@ -105,8 +105,8 @@ def gaps(logits: Tensor) -> Tensor:
 def unheld(narrow: Tensor, wide: Tensor) -> Tensor:
     """Where float32 does not hold the logits: bool (n,).
 
-    `narrow`, `wide`: the logits (n, classes) in float32 and in float64. They are held when all differ by about the same,
-    to within ROUNDED of the gap from the first to the third: an image beside a boundary is no exception then.
+    `narrow`, `wide`: the logits (n, classes) in float32 and in float64. They are held when all differ by the same, to
+    within ROUNDED of the gap from the first to the third, which stays wide where an image lies beside a boundary.
     """
     off = narrow.double() - wide
     return ~(off.amax(1) - off.amin(1) <= ROUNDED * gaps(wide))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
 from torch import nn
 
+from bench import cli
 from bench.checkpoint import open_net
 from bench.collapse import collapse, connected, warnings
 from bench.models import build, prunable
@@ -119,26 +119,20 @@ def test_the_probe_leaves_the_net_as_it_is():
     assert isinstance(net[1][1], nn.BatchNorm2d) and net[1][1].weight.dtype == torch.float32
 
 
-def prunebench(*arguments):
-    """The command with these arguments: exit code, standard output, standard error."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.cli", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_inspect_import_and_score_warn_in_a_sentence(tmp_path):
-    net = emptied()
+def test_inspect_import_and_score_warn_in_a_sentence(tmp_path, monkeypatch, capsys):
+    net, path = emptied(), tmp_path / "net.safetensors"
     opened(net, tmp_path)
     torch.save(net.state_dict(), tmp_path / "theirs.pt")
+    brought = ["--arch", "digits-cnn", "--protocol", "digits-linf", "--out", tmp_path / "brought"]
     for arguments in (
-        ["inspect", tmp_path / "net.safetensors"],
-        ["inspect", tmp_path / "net.safetensors", "--json"],
-        ["import", tmp_path / "theirs.pt", "--arch", "digits-cnn", "--protocol", "digits-linf", "--out", tmp_path / "o"],
-        ["score", tmp_path / "net.safetensors", "--quiet"],
-    ):
-        code, out, told = prunebench(*arguments)
-        assert code == 0, told
-        assert told.count("prunebench: warning: No weight is left: 0 of 38160 are kept") == 1
+        ["inspect", path], ["inspect", path, "--json"], ["import", tmp_path / "theirs.pt", *brought],
+        ["score", path, "--quiet"],
+    ):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["prunebench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        said = capsys.readouterr()
+        assert not stop.value.code, said.err
+        assert said.err.count("prunebench: warning: No weight is left: 0 of 38160 are kept") == 1
         if "--json" in arguments:
-            assert "cannot see its images" in json.loads(out)["warnings"][0]
+            assert "cannot see its images" in json.loads(said.out)["warnings"][0]
