@@ -140,8 +140,9 @@ def out_of_range(excess: float) -> Flag:
     """`excess`: the net's largest number in units of what is sensible in float32, see `bench.wide.Sizes`."""
     return _flag(
         "out-of-range", min(excess, sys.float_info.max), RANGE,
-        f"A weight or a hidden value of the net is above {LARGEST:g}, or a logit above {LARGEST_LOGIT:g}: {excess:.3g} "
-        "times as large as that; attacks saw the net in float64, since gradients in float32 may vanish or overflow.",
+        f"The largest number in the net is {excess:.3g} times as large as is sensible in float32 ({LARGEST:g} for weights "
+        f"and hidden values, {LARGEST_LOGIT:g} for logits); above 1, attacks see the net in float64, since gradients in "
+        "float32 may vanish or overflow.",
     )  # fmt: skip
 
 
