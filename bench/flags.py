@@ -140,9 +140,9 @@ def out_of_range(excess: float) -> Flag:
     """`excess`: the net's largest number in units of what is sensible in float32, see `bench.wide.Sizes`."""
     return _flag(
         "out-of-range", min(excess, sys.float_info.max), RANGE,
-        f"The largest number in the net is {excess:.3g} times as large as is sensible in float32 ({LARGEST:g} for weights "
-        f"and hidden values, {LARGEST_LOGIT:g} for logits); above 1, attacks see the net in float64, since gradients in "
-        "float32 may vanish or overflow.",
+        f"The largest number in the net is {excess:.3g} times as large as is sensible in float32 ({LARGEST:g} for "
+        f"weights and hidden values, {LARGEST_LOGIT:g} for logits); above 1, attacks see the net in float64, since "
+        "gradients in float32 may vanish or overflow.",
     )  # fmt: skip
 
 
