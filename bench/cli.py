@@ -237,6 +237,7 @@ def score(
         print(json.dumps(record.model_dump(mode="json", by_alias=True), indent=1))
     else:
         show.out(*show.score_table(record), show.written("Written", [folder / "record.json"]))
+    show.warn([flag.sentence for flag in record.score.flags if flag.up and flag.name == "constant"])
 
 
 @app.command("import")
@@ -271,6 +272,7 @@ def import_(
         print(json.dumps(made.as_json(), indent=1))
     else:
         show.out(show.table("theirs", "ours", "how", rows=made.matches), "", *show.net_tables(made.net, str(made.path)))
+    show.warn(made.warnings)
 
 
 @app.command()
@@ -280,11 +282,13 @@ def inspect(net: Annotated[Path, typer.Argument(metavar="NET")], as_json: AsJson
     from bench.checkpoint import open_net
 
     opened = open_net(net)
+    said = show.warnings(opened)
     if as_json:
         facts = {"header": opened.header.model_dump(mode="json"), "net": opened.id.model_dump(mode="json")}
-        print(json.dumps(facts | {"sparsity": opened.sparsity}, indent=1))
+        print(json.dumps(facts | {"sparsity": opened.sparsity, "warnings": said}, indent=1))
     else:
         show.out(*show.net_tables(opened, str(net)))
+    show.warn(said)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from bench import collapse
 from bench.checkpoint import LARGEST, Header, Net, open_net, seal
 from bench.data import Info, Store
 from bench.errors import PrunebenchError, Refused, printable
@@ -39,16 +40,21 @@ _SHOWN = 5  # names in a refusal
 
 @dataclass(frozen=True)
 class Imported:
-    """A sealed checkpoint: where it lies, and for every tensor of it whose it is: (theirs, ours, how)."""
+    """A sealed checkpoint: where it lies, and for every tensor of it whose it is: (theirs, ours, how).
+
+    `warnings`: what speaks against the net before anybody attacks it, a sentence each.
+    """
 
     path: Path
     net: Net
     matches: list[tuple[str, str, str]]
+    warnings: list[str]
 
     def as_json(self) -> dict[str, Any]:
         """What happened as a JSON value."""
         names = [dict(zip(("theirs", "ours", "how"), match, strict=True)) for match in self.matches]
-        return {"net": str(self.path), "sha256": self.net.id.sha256, "sparsity": self.net.sparsity, "matches": names}
+        facts = {"net": str(self.path), "sha256": self.net.id.sha256, "sparsity": self.net.sparsity}
+        return facts | {"matches": names, "warnings": self.warnings}
 
 
 def ingest(
@@ -87,7 +93,8 @@ def ingest(
         job=Job(pruner=PRUNER, options={} if label is None else {"label": label}, sparsity=asked, seed=0),
     )  # fmt: skip
     seal(path, state, header, passes_granted=0)
-    return Imported(path, open_net(path), matches + told)
+    net = open_net(path)
+    return Imported(path, net, matches + told, collapse.warnings(net))
 
 
 # Reading, without running anything

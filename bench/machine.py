@@ -91,7 +91,7 @@ def training_code() -> str:
 @cache
 def attack_code() -> str:
     """What tells code that decides what an attack finds, given a net: a hash of ours, and pyautoattack's version."""
-    files = [HERE / "attacks.py", HERE / "referee.py", *sorted((HERE / "autoattack").glob("*.py"))]
+    files = [HERE / "attacks.py", HERE / "referee.py", HERE / "wide.py", *sorted((HERE / "autoattack").glob("*.py"))]
     return f"{hash_of(files)} pyautoattack {package('pyautoattack')}"
 
 

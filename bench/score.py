@@ -15,6 +15,7 @@ from torch import Tensor
 from bench import flags, machine, probes
 from bench.attacks import Attack, adapted
 from bench.checkpoint import LARGEST, Header, Net, open_net
+from bench.collapse import collapse
 from bench.data import Split, Store, as_float
 from bench.errors import PrunebenchError, Refused
 from bench.files import canonical_json, sha256_of, write_bytes
@@ -42,7 +43,7 @@ from bench.record import (
     pairs_path,
     proposals_path,
 )
-from bench.referee import Referee, batch_size, exact_float32
+from bench.referee import NO_ANSWER, Referee, batch_size, exact_float32
 from bench.seeds import derive
 from bench.trial import Report, Trial
 from bench.zoo import PREFIX, open_zoo
@@ -179,8 +180,8 @@ class _Scoring:
         test, trial, referee = self.test, self.trial, self.referee
         images = as_float(test.images)
         with exact_float32():
-            logits = referee.steady_logits(images)
-            clean = logits.argmax(1) == test.labels
+            predicted = referee.answers(images)
+            clean = predicted == test.labels
             before = referee.passes
             survived = trial.standard(clean, keep_images=keep_proposals)
             disagreements = sum(entry.disagreements for entry in trial.entries)
@@ -196,12 +197,12 @@ class _Scoring:
                 shard=self.rules.shard, weak=_counts(weak),
                 curve=tuple(Point(eps=eps, robust=count) for eps, count in _counts(curve).items()), flags=(),
             )  # fmt: skip
-            flags = self._flags(score, logits, survived, weak, parent)
+            flags = self._flags(score, predicted, survived, weak, parent)
             seed = derive(self.rules.attack_seed, "pairs")
             pairs = pack_pairs(probes.pairs(referee, test, clean, seed))
             proposals = self._proposals(clean & ~robust) if keep_proposals else None
         outcomes = pack_outcomes(
-            test.labels.numpy(), logits.argmax(1).numpy(),
+            test.labels.numpy(), predicted.numpy(),
             *({name: bits.numpy() for name, bits in kind.items()} for kind in (survived, weak, curve)),
         )  # fmt: skip
         passes = referee.passes - attacked + sum(entry.passes for entry in trial.entries)  # as if nothing had been kept
@@ -215,7 +216,7 @@ class _Scoring:
         part, clean = self.test.take(shard), torch.zeros(len(self.test), dtype=torch.bool)
         trial = replace(self.trial, only=number)
         with exact_float32():
-            clean[shard] = self.referee.steady_logits(as_float(part.images)).argmax(1) == part.labels
+            clean[shard] = self.referee.answers(as_float(part.images)) == part.labels
             trial.standard(clean, keep_images=keep_images)
             trial.curve(clean, trial.weak(clean)["pgd-20"])
 
@@ -223,7 +224,7 @@ class _Scoring:
         return Referee(net.module, self.rules, batch_size(self.rules, net.header.arch, self.device.type), self.device)
 
     def _flags(
-        self, score: Score, logits: Tensor, survived: dict[str, Tensor], weak: dict[str, Tensor], parent: Net | None
+        self, score: Score, predicted: Tensor, survived: dict[str, Tensor], weak: dict[str, Tensor], parent: Net | None
     ) -> tuple[Flag, ...]:
         referee, test, n = self.referee, self.test, score.n
         images, seed = as_float(test.images), self.rules.attack_seed
@@ -241,12 +242,15 @@ class _Scoring:
             flags.weak_strong_gap(score.weak["pgd-20"], score.robust, n),
             flags.nondeterministic(0, n),  # else it had been refused
             flags.quantised_input(probes.unmoved(referee, images, derive(seed, "nudge")), n, probes.NUDGE),
-            flags.softmax_output(probes.probabilities(logits), n),
+            flags.softmax_output(probes.probabilities(referee.logits(images)), n),
             flags.transfer(fooled, n),
             flags.kernel_disagrees(
                 score.unconfirmed or 0, score.proposed, probes.turned(referee, images, test.labels), n
             ),
             self._budget(),
+            flags.out_of_range(referee.sizes.excess),
+            flags.rounding(int((predicted == NO_ANSWER).sum()), n),
+            flags.constant(collapse(self.net), predicted.tolist(), test.labels.tolist()),
         )
 
     def _budget(self) -> Flag:

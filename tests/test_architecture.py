@@ -23,7 +23,7 @@ LAYERS = (
     "machine extras curves",
     "data models mask",
     "checkpoint attacks autoattack executor capture handover host peers sandbox zoo",
-    "budget train lab stages | referee journal trial score flags probes",
+    "budget train lab stages | wide collapse referee journal trial score flags probes",
     "player verify claim conformance task run engine cluster plan rehearsal pace show scaffold ingest",
     "cli pytest_plugin",
 )
