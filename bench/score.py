@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from bench import flags, machine, probes
 from bench.attacks import Attack, adapted
+from bench.bounded import json_of
 from bench.checkpoint import LARGEST, Header, Net, open_net
 from bench.data import Split, Store, as_float
 from bench.errors import PrunebenchError, Refused
-from bench.files import canonical_json, sha256_of, write_bytes, write_json
+from bench.files import canonical_json, digest_outside, read_outside, sha256_of, write_bytes
 from bench.journal import Journal
 from bench.mask import distribution
 from bench.models import prunable
@@ -26,11 +27,14 @@ from bench.record import (
     Cost,
     DataId,
     Flag,
+    Hashed,
     Point,
     ProtocolId,
     Record,
     Refusal,
     Score,
+    Seconds,
+    Sha256,
     Stage,
     outcomes_path,
     pack_outcomes,
@@ -43,6 +47,7 @@ from bench.trial import Report, Trial
 from bench.zoo import PREFIX, open_zoo
 
 REFUSAL, RECORD, TIMES = "refusal.json", "record.json", "times.json"
+LARGEST_TIMES = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -295,20 +300,29 @@ def _counts(bits: dict[str, Tensor]) -> dict[str, int]:
     return {name: int(alive.sum()) for name, alive in bits.items()}
 
 
+class Times(Hashed):
+    """What each stage of a training took, and the sha256 of the header of its net."""
+
+    header: Sha256
+    seconds: tuple[Seconds, ...] = Field(strict=False)
+
+
 def save_times(net: Path, header: Header, seconds: list[float]) -> None:
     """Put down what each stage of the training of `net` took, beside it: nets themselves compare byte for byte."""
-    write_json(net.with_name(TIMES), {"header": _of(header), "seconds": seconds})
+    times: Times = Times.sealed(header=_of(header), seconds=tuple(seconds))
+    times.save(net.with_name(TIMES))
 
 
 def _timed(net: Path, header: Header) -> tuple[tuple[Stage, ...], float | None]:
-    """The stages with their seconds, and the sum, where they were put down beside the net."""
-    path = net.with_name(TIMES)
-    times = json.loads(path.read_bytes()) if path.exists() else {}
-    if times.get("header") != _of(header):
+    """The stages with their seconds, and the sum, where they were put down beside the net; None where unknown."""
+    try:
+        times = Times.model_validate(json_of(read_outside(net.with_name(TIMES), "times of a training", LARGEST_TIMES)))
+    except (PrunebenchError, ValueError, ValidationError):
         return header.stages, None
-    seconds: list[float] = times["seconds"]
-    stages = tuple(s.model_copy(update={"seconds": t}) for s, t in zip(header.stages, seconds, strict=True))
-    return stages, sum(seconds)
+    if times.own_sha256 != times.sha256 or times.header != _of(header) or len(times.seconds) != len(header.stages):
+        return header.stages, None
+    stages = tuple(s.model_copy(update={"seconds": t}) for s, t in zip(header.stages, times.seconds, strict=True))
+    return stages, sum(times.seconds)
 
 
 def _of(header: Header) -> str:
@@ -327,5 +341,7 @@ def _refusal(path: Path, net: Net | None, refused: Refused, device: torch.device
 
 
 def _file_sha256(path: Path) -> str | None:
-    readable = path.is_file() and path.stat().st_size <= LARGEST
-    return sha256_of(path.read_bytes()) if readable else None
+    try:
+        return digest_outside(path, "a net file", LARGEST)
+    except PrunebenchError:
+        return None

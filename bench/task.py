@@ -17,7 +17,7 @@ from bench.errors import PrunebenchError, Refused
 from bench.files import sha256_of, write_bytes
 from bench.lab import Lab
 from bench.protocol import Job, Protocol
-from bench.record import Record, load_record, proposals_path, recount
+from bench.record import Record, complete, load_record, proposals_path
 from bench.score import RECORD, attack_shard, save_times, score
 from bench.train import Report
 from pruners import parse
@@ -172,7 +172,7 @@ def _scored(task: Task) -> bool:
     try:
         record = load_record(task.folder / RECORD)
         if isinstance(record, Record):
-            recount(task.folder / RECORD, record)
+            complete(task.folder / RECORD, record)
     except PrunebenchError:
         return False
     if not isinstance(record, Record):

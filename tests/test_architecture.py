@@ -14,10 +14,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("bench", "pruners", "leaderboard")
 
-GROUND = frozenset({"compare", "errors", "files", "proposals", "protocol", "record", "seeds", "stats", "verdict"})
+GROUND = frozenset(
+    {"bounded", "compare", "errors", "files", "proposals", "protocol", "record", "seeds", "sources", "stats", "verdict"}
+)
 # From the ground up. A module may import those below it and its own side of its layer ("|"), without cycles.
 LAYERS = (
-    "compare errors files proposals protocol record seeds stats verdict",
+    "bounded compare errors files proposals protocol record seeds sources stats verdict",
     "machine extras curves",
     "data models mask",
     "checkpoint attacks autoattack executor capture peers zoo",
