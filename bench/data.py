@@ -309,6 +309,8 @@ def _reason(error: BaseException) -> str:
 def _images(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     from torchvision.datasets import ImageFolder
 
+    if odd := next((path for path in folder.rglob("*") if not (path.is_file() or path.is_dir())), None):
+        raise PrunebenchError(f"{odd} is neither a file nor a folder; every file must be an image.")
     try:
         listing = ImageFolder(str(folder))
         images = [np.asarray(image) for image, _ in listing]

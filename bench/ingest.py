@@ -23,6 +23,7 @@ from bench.errors import PrunebenchError, Refused, printable
 from bench.files import read_outside, sha256_of
 from bench.mask import State, keep_count, keep_largest
 from bench.models import build, prunable
+from bench.pickled import refuse_explosive
 from bench.protocol import Job, Protocol
 
 PRUNER = "import"
@@ -130,6 +131,7 @@ def _unpickled(data: bytes) -> Any:
     """What torch.save wrote, by torch's reader that knows tensors and plain containers and no other code."""
     if data[:2] == b"PK" and (size := unzipped_size(data)) > LARGEST:
         raise ValueError(f"it unpacks to {size} bytes")
+    refuse_explosive(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old formats
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -132,6 +132,9 @@ class Protocol(Rules):
 
     @model_validator(mode="after")
     def _check(self) -> Protocol:
+        folder = PurePosixPath(self.data.removeprefix("folder:"))
+        if folder.is_absolute() or ".." in folder.parts or not self.data.isprintable():
+            raise ValueError(f"data = {self.data!r} leads outside the data folder; name one below it")
         for sparsity in self.sparsities:
             try:
                 as_sparsity(sparsity)

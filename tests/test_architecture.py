@@ -20,7 +20,7 @@ GROUND = frozenset(
 # From the ground up. A module may import those below it and its own side of its layer ("|"), without cycles.
 LAYERS = (
     "bounded compare errors files proposals protocol record seeds sources stats verdict",
-    "machine extras curves",
+    "machine extras curves pickled",
     "data models mask",
     "checkpoint attacks autoattack executor capture peers zoo",
     "train lab stages | referee journal trial score flags probes",
