@@ -511,18 +511,55 @@ NUMBERS = ("0", "-1", "1e9", "9" * 30, "nan", "inf", "0.5", "", "\u0663", "1" * 
 NAMES = ("imp", "imp:rounds=0", "imp:rounds=" + "9" * 5000, "imp:x=1", "no-such", "", ":", "=", "a:b:c", "none.py:A",
          "zero:A", "bench.lab:Lab", "os:system", "robustbench:x", "imp:rounds=2,rounds=3")  # fmt: skip
 OPTIONS = {
-    "--pruner": NAMES, "--sparsity": NUMBERS, "--seed": NUMBERS, "--out": PATHS, "--jobs": NUMBERS, "--threads": NUMBERS,
+    "--pruner": NAMES, "--sparsity": NUMBERS, "--seed": NUMBERS, "--out": PATHS, "--jobs": NUMBERS,
+    "--threads": NUMBERS,
     "--engine": ("ray", "local", "x"), "--address": ("auto", "\x1b"), "--gpus-per-job": NUMBERS, "--examples": NUMBERS,
     "--epochs": NUMBERS, "--data": PATHS, "--device": ("cpu", "tpu", "cuda:99", "cuda", "\x1b"), "--quiet": (),
     "--keep-proposals": (), "--tensorboard": (), "--json": (), "--devices": NUMBERS, "--clean": NUMBERS,
-    "--robust": NUMBERS, "--seconds": NUMBERS, "--protocol": ("digits-linf", "none.toml", "bent.toml", "zero.toml", "x"),
+    "--robust": NUMBERS, "--seconds": NUMBERS,
+    "--protocol": ("digits-linf", "none.toml", "bent.toml", "zero.toml", "x"),
     "--parent": PATHS, "--also": NAMES, "--mirror": PATHS, "--arch": ("digits-cnn", "resnet19", ""), "--label": NAMES,
-    "--normalisation": ("none", "0.5/0.25", "0/0", "nan/1", "1/", ",", "1" * 5000), "--format": ("md,csv", "", ",", "x"),
+    "--normalisation": ("none", "0.5/0.25", "0/0", "nan/1", "1/", ",", "1" * 5000),
+    "--format": ("md,csv", "", ",", "x"),
     "--check": (), "--net": PATHS, "--level": ("replay", "quick", "full", "x"), "--help": (), "--no-such": ("x",),
 }  # fmt: skip
 # What these verbs do for long has to be refused first, by one of these.
 LONG = frozenset({"run", "plan", "train", "check", "score", "verify"})
 BROKEN = (("--device", "tpu"), ("--threads", "0"), ("--no-such", "x"), ("--device", "cuda:99"))
+
+
+# Lines that are sound but for a data set that is not there, or a bent file, and the options that each verb takes.
+_GRID = ("--pruner", "--sparsity", "--seed", "--examples", "--epochs", "--data", "--device", "--threads")
+SOUND = {
+    "run": (["far.toml", "--pruner", "imp"], (*_GRID, "--out", "--jobs", "--address", "--gpus-per-job")),
+    "plan": (["far.toml"], (*_GRID, "--jobs", "--devices", "--clean", "--robust", "--seconds")),
+    "train": (["far.toml", "--pruner", "imp", "--sparsity", "0.9", "--out", "o"], (*_GRID[1:], "--out", "--pruner")),
+    "score": (["bent.net"], ("--protocol", "--examples", "--out", "--parent", "--also", "--mirror", *_GRID[5:])),
+    "import": (["bent.pt", "--arch", "digits-cnn", "--protocol", "digits-linf", "--out", "o"],
+               ("--arch", "--protocol", "--out", "--sparsity", "--label", "--normalisation", "--data", "--json")),
+    "inspect": (["bent.net"], ("--json",)),
+    "rank": (["digits-linf"], ("--out", "--format", "--check")),
+    "site": (["digits-linf", "--out", "o"], ("--out",)),
+    "compare": (["record.json", "digits-linf/imp-s0.9-seed0.json"], ("--json",)),
+    "claim": (["digits-linf/imp-s0.9-seed0.json", "--out", "o"], ("--net", "--out")),
+    "verify": (["claim"], ("--level", "--seed", "--out", "--data", "--device", "--threads", "--json")),
+    "new": (["mine"], ("--out",)),
+    "check": (["no-such"], ("--threads", "--json")),
+    "list": (["pruners"], ("--json",)),
+    "doctor": ([], ("--data", "--json")),
+}  # fmt: skip
+
+
+def bent_line(draw):
+    """A sound line with a few of its options written over, and sometimes an argument."""
+    verb = draw.choice(sorted(SOUND))
+    words, options = list(SOUND[verb][0]), SOUND[verb][1]
+    if words and draw.random() < 0.2:
+        at = draw.randrange(len(words))
+        words[at] = draw.choice((*PATHS, *NUMBERS, *NAMES))
+    for name in draw.choices(options, k=draw.choice((0, 1, 1, 2, 3))):
+        words += [name, draw.choice(OPTIONS[name])] if OPTIONS[name] else [name]
+    return [verb, *words]
 
 
 def command_line(draw):
@@ -558,10 +595,13 @@ def test_command_lines(tmp_path, share, monkeypatch):
         os.mkfifo("pipe")
         record = records.save(work, records.make())
         Path("record.json").write_bytes(record.read_bytes())
+        Path("far.toml").write_text('data = "folder:none"\n' + SMALL)
+        Path("claim").mkdir()
+        Path("claim/CLAIM.toml").write_bytes(bent_bytes(SMALL.encode(), draw))
         for name, data in (("bent.json", record.read_bytes()), ("bent.toml", SMALL.encode()), ("bent.net", b"\0" * 99),
                            ("bent.pt", b"\x80\x02}.")):  # fmt: skip
             Path(name).write_bytes(bent_bytes(data, draw))
-        words = command_line(draw)
+        words = bent_line(draw) if case % 3 else command_line(draw)
 
         def run(words=words):
             monkeypatch.setattr("sys.argv", ["prunebench", *words])
