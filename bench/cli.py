@@ -405,7 +405,7 @@ def new(
     from bench import scaffold, show
 
     files = scaffold.new(name, out, taken=pruners.PRUNERS)
-    show.out(show.written("Written", files), f"Next: prunebench check {scaffold.spec(files[0])}")
+    show.out(show.written("Written", files), f"Next: prunebench check {printable(scaffold.spec(files[0]))}")
 
 
 @app.command("check")
