@@ -31,10 +31,10 @@ app = typer.Typer(
 Protocols = Annotated[str, typer.Argument(metavar="PROTOCOL", help="A built-in protocol or a TOML file.")]
 Pruners = Annotated[list[str] | None, typer.Option("--pruner", help="NAME[:option=value,...]; all by default.")]
 Sparsities = Annotated[list[str] | None, typer.Option("--sparsity", help="In [0, 1); the protocol's by default.")]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", min=0, help="The protocol's by default.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", min=0, max=2**63 - 1, help="The protocol's by default.")]
 DataRoot = Annotated[Path, typer.Option("--data", envvar="PRUNEBENCH_DATA", help="The folder where data sets lie.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads a job; results depend on the number.")]
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="CPU threads a job; results depend on the number.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs a unit, instead of the protocol's: not official.")]
 Examples = Annotated[int | None, typer.Option(min=1, help="Score only the first so many test images.")]
 Keep = Annotated[
@@ -160,7 +160,7 @@ def train(
     pruner: Annotated[str, typer.Option(help="NAME[:option=value,...], module:Class or file.py:Class.")],
     out: Annotated[Path, typer.Option(help="The folder for the net.")],
     sparsity: Annotated[str | None, typer.Option(help="In [0, 1).")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     epochs: Epochs = None,
     tensorboard: Tensorboard = False,
     sandbox: Sandbox = False,
@@ -370,7 +370,7 @@ class Level(StrEnum):
 def verify(
     place: Annotated[Path, typer.Argument(metavar="CLAIM", help="A claim, or a folder that holds some.")],
     level: Annotated[Level, typer.Option(help="Replay stored images, attack a tenth of all, or all.")] = Level.replay,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the images of level quick.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws the images of level quick.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Keep what level full has measured here, to go on.")] = None,
     data: DataRoot = Path("data"),
     device: Device = "auto",
@@ -423,7 +423,7 @@ def new(
     from bench import scaffold, show
 
     files = scaffold.new(name, out, taken=pruners.PRUNERS)
-    show.out(show.written("Written", files), f"Next: prunebench check {scaffold.spec(files[0])}")
+    show.out(show.written("Written", files), f"Next: prunebench check {printable(scaffold.spec(files[0]))}")
 
 
 @app.command("check")
@@ -573,6 +573,12 @@ def main() -> None:
         app()
     except PrunebenchError as error:
         print(f"prunebench: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:  # a path that the file system does not take, such as one of a thousand letters
+        if error.filename is None:
+            raise
+        reason = PrunebenchError(f"Cannot use {error.filename} ({error.strerror}); name another path.")
+        print(f"prunebench: {reason}", file=sys.stderr)
         sys.exit(1)
 
 

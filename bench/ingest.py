@@ -6,7 +6,6 @@ import io
 import math
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,14 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from bench import collapse
+from bench.bounded import unzipped_size
 from bench.checkpoint import LARGEST, Header, Net, open_net, seal
 from bench.data import Info, Store
 from bench.errors import PrunebenchError, Refused, printable
-from bench.files import sha256_of
+from bench.files import read_outside, sha256_of
 from bench.mask import State, keep_count, keep_largest
 from bench.models import build, prunable
+from bench.pickled import refuse_explosive
 from bench.protocol import Job, Protocol
 
 PRUNER = "import"
@@ -80,7 +81,7 @@ def ingest(
     ours = build(arch, info=info).state_dict()
     with torch.device("meta"):
         names = list(prunable(build(arch, info=info)))
-    data = _bytes(file)
+    data = read_outside(file, "a checkpoint", LARGEST, complain=Refused)
     theirs = _tensors(data, file)
     state, matches = _matched(theirs, ours, names, arch, sparsity, str(file))
     state, told = _completed(state, ours, info, normalisation, str(file))
@@ -98,17 +99,6 @@ def ingest(
 
 
 # Reading, without running anything
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        if not file.is_file():
-            raise Refused("file", f"There is no file {str(file)!r}; check the path.")
-        if file.stat().st_size > LARGEST:
-            raise Refused("format", f"{str(file)!r} is larger than {LARGEST} bytes, which no net of the table is.")
-        return file.read_bytes()
-    except OSError as error:
-        raise Refused("file", f"Cannot read {str(file)!r} ({error.strerror}); check the path.") from None
 
 
 def _tensors(data: bytes, file: Path) -> dict[str, Tensor]:
@@ -146,11 +136,9 @@ def _tensors(data: bytes, file: Path) -> dict[str, Tensor]:
 
 def _unpickled(data: bytes) -> Any:
     """What torch.save wrote, by torch's reader that knows tensors and plain containers and no other code."""
-    if data[:2] == b"PK":
-        with zipfile.ZipFile(io.BytesIO(data)) as members:
-            size = sum(member.file_size for member in members.infolist())
-        if size > LARGEST:
-            raise ValueError(f"it unpacks to {size} bytes")
+    if data[:2] == b"PK" and (size := unzipped_size(data)) > LARGEST:
+        raise ValueError(f"it unpacks to {size} bytes")
+    refuse_explosive(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old formats
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

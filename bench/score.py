@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +13,12 @@ from torch import Tensor
 
 from bench import flags, machine, probes
 from bench.attacks import Attack, adapted
+from bench.bounded import json_of
 from bench.checkpoint import LARGEST, Header, Net, open_net
 from bench.collapse import collapse
 from bench.data import Split, Store, as_float
 from bench.errors import PrunebenchError, Refused
-from bench.files import canonical_json, sha256_of, write_bytes
+from bench.files import canonical_json, digest_outside, read_outside, sha256_of, write_bytes
 from bench.journal import Journal
 from bench.mask import distribution
 from bench.models import prunable
@@ -49,6 +49,7 @@ from bench.trial import Report, Trial
 from bench.zoo import PREFIX, open_zoo
 
 REFUSAL, RECORD, TIMES, JOURNAL = "refusal.json", "record.json", "times.json", "journal"
+LARGEST_TIMES = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -357,8 +358,10 @@ def save_effort(net: Path, header: Header, **values: object) -> None:
 def effort_of(net: Path, header: Header) -> Effort | None:
     """What the training of `net` took, from beside it; None where nothing whole is there, or something of another."""
     try:
-        effort = Effort.model_validate(json.loads(net.with_name(TIMES).read_bytes()))
-    except (OSError, ValueError, RecursionError):
+        effort = Effort.model_validate(
+            json_of(read_outside(net.with_name(TIMES), "times of a training", LARGEST_TIMES))
+        )
+    except (PrunebenchError, ValueError):
         return None
     whole = effort.own_sha256 == effort.sha256 and effort.header == _of(header)
     return effort if whole and len(effort.stages) == len(header.stages) else None
@@ -380,5 +383,7 @@ def _refusal(path: Path, net: Net | None, refused: Refused, device: torch.device
 
 
 def _file_sha256(path: Path) -> str | None:
-    readable = path.is_file() and path.stat().st_size <= LARGEST
-    return sha256_of(path.read_bytes()) if readable else None
+    try:
+        return digest_outside(path, "a net file", LARGEST)
+    except PrunebenchError:
+        return None

@@ -120,7 +120,7 @@ def written(word: str, files: Sequence[Path]) -> str:
     """A line that names files as they are seen from here."""
     here = Path.cwd()
     names = (path.relative_to(here) if path.is_relative_to(here) else path for path in files)
-    return f"{word}: {', '.join(str(name) for name in names)}"
+    return f"{word}: {', '.join(printable(str(name)) for name in names)}"
 
 
 def table(*columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()) -> Table:

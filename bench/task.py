@@ -22,7 +22,7 @@ from bench.handover import Play
 from bench.host import Fault, Host, host
 from bench.lab import granted
 from bench.protocol import Job, Protocol
-from bench.record import Record, load_record, proposals_path, recount
+from bench.record import Record, complete, load_record, proposals_path
 from bench.score import RECORD, attack_shard, effort_of, forget_others, forget_scores, save_effort, score
 from bench.spec import source_of
 from bench.train import Report
@@ -227,7 +227,7 @@ def _scored(task: Task) -> bool:
     try:
         record = load_record(task.folder / RECORD)
         if isinstance(record, Record):
-            recount(task.folder / RECORD, record)
+            complete(task.folder / RECORD, record)
     except PrunebenchError:
         return False
     if not isinstance(record, Record):

@@ -13,8 +13,9 @@ from pathlib import Path, PurePosixPath
 import jinja2
 from markupsafe import Markup
 
+from bench.bounded import json_of
 from bench.errors import PrunebenchError
-from bench.files import replace_folder
+from bench.files import read_outside, replace_folder
 from bench.record import LARGEST, Record
 from leaderboard import entry, plots
 from leaderboard.render import CONTRASTS, SIGN, cells, clean, contrasts, doubts, percent, references
@@ -243,11 +244,9 @@ def _refuse_foreign(target: Path) -> None:
 def _listed(manifest: Path) -> frozenset[str]:
     """The files that a site says it has; none when it does not say."""
     try:
-        if manifest.stat().st_size > LARGEST:
-            return frozenset()
-        values = json.loads(manifest.read_bytes())
+        values = json_of(read_outside(manifest, "the list of a site's files", LARGEST))
         return frozenset(values["files"]) if values["prunebench_site"] == 1 else frozenset()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (PrunebenchError, ValueError, KeyError, TypeError):
         return frozenset()
 
 

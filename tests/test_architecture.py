@@ -15,12 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("bench", "pruners", "leaderboard")
 
 GROUND = frozenset(
-    {"compare", "errors", "files", "proposals", "protocol", "record", "seeds", "spec", "stats", "verdict"}
+    {"bounded", "compare", "errors", "files", "proposals", "protocol", "record", "seeds", "sources", "spec", "stats"}
+    | {"verdict"}
 )
 # From the ground up. A module may import those below it and its own side of its layer ("|"), without cycles.
 LAYERS = (
-    "compare errors files proposals protocol record seeds spec stats verdict",
-    "machine extras curves",
+    "bounded compare errors files proposals protocol record seeds sources spec stats verdict",
+    "machine extras curves pickled",
     "data models mask",
     "checkpoint attacks autoattack executor capture handover host peers sandbox zoo",
     "budget train lab stages | wide collapse referee journal trial score flags probes",

@@ -165,7 +165,7 @@ def test_protocols_that_are_none_or_reach_outside(place):
         rules = TINY.model_copy(update={"data": data})
         path = place(protocol={"name": "rules.toml", "sha256": rules.sha256})
         (path.parent / "rules.toml").write_text(toml(rules))
-        with pytest.raises(Refused, match="outside the data folder"):
+        with pytest.raises(PrunebenchError, match="outside the data folder"):
             rules_of(path, load_claim(path))
 
 
