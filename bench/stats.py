@@ -103,7 +103,7 @@ def mcnemar(b: int, c: int) -> float:
 def paired(b: int, c: int) -> float:
     """The exact one-sided p-value of `b` or more of b + c discordant pairs, each a fair coin: the sign test.
 
-    For claims, `b` images are claimed robust and now fooled, `c` the other way round. Raises ValueError below 0.
+    Raises ValueError below 0.
     """
     if b < 0 or c < 0:
         raise ValueError(f"{b} and {c} are not counts")
@@ -120,15 +120,27 @@ def noise(count: int, n: int, rate: float) -> float:
     return float(stats.binom.sf(count - 1, n, rate))
 
 
+def noise_gap(gap: int, n: int, rate: float) -> float:
+    """The probability that noise alone makes a second count of `n` robust images smaller by `gap` or more.
+
+    Either of the two runs loses each image with probability `rate`, independently, so the gap is the difference of two
+    binomial counts. Raises ValueError when gap > n.
+    """
+    if gap > n:
+        raise ValueError(f"a gap of {gap} of {n} images is not possible")
+    lost = np.arange(min(n, int(stats.binom.isf(1e-18, n, rate))) + 1)  # beyond lies less than 1e-18
+    return min(1.0, float((stats.binom.pmf(lost, n, rate) * stats.binom.sf(lost + gap - 1, n, rate)).sum()))
+
+
 def sampled_noise(standing: int, sample: int, robust: int, n: int, rate: float) -> float:
     """The probability that `standing` or fewer of a random `sample` stand when `robust` of all `n` images are robust.
 
-    How many of the sample are robust is hypergeometric; the attack's noise then fools some of the sample, each with
-    probability `rate`. For the whole (sample = n) this is `noise(robust - standing, n, rate)`. Raises ValueError for
-    counts that are not within each other.
+    How many of the sample are robust is hypergeometric; the attack's noise then fools each of these with probability
+    `rate`. For the whole (sample = n) this is `noise(robust - standing, robust, rate)`. Raises ValueError for counts
+    that are not within each other.
     """
     if not (0 <= standing <= sample <= n and 0 <= robust <= n):
         raise ValueError(f"{standing} of {sample} and {robust} of {n} are not counts of one sample")
     drawn = np.arange(max(0, sample - (n - robust)), min(sample, robust) + 1)
-    chance = stats.hypergeom.pmf(drawn, n, robust, sample) * stats.binom.sf(drawn - standing - 1, sample, rate)
+    chance = stats.hypergeom.pmf(drawn, n, robust, sample) * stats.binom.sf(drawn - standing - 1, drawn, rate)
     return min(1.0, float(chance.sum()))
