@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import hashlib
 import re
 from fractions import Fraction
@@ -66,7 +66,7 @@ def _plain(text: str) -> str:
 
 def _day(text: str) -> str:
     try:
-        if len(text) == 10 and datetime.date.fromisoformat(text):
+        if len(text) == 10 and dt.date.fromisoformat(text):
             return text
     except ValueError:
         pass
@@ -90,7 +90,7 @@ class About(Rules):
 class Claim(Rules):
     """That so many of the first `n` test images survive AutoAttack by these rules: `robust`, or `at_least` a share.
 
-    `data`: the sha256 over those images. `outcomes` say which images are robust, `proposals` hold what fools the others.
+    `data`: the sha256 over those images. `outcomes` say which are robust, `proposals` hold what fools the others.
     """
 
     schema_: Literal[1, 2] = Field(1, alias="schema")
@@ -287,8 +287,8 @@ def make(record: Path, net: Path, out: Path, *, at_least: str | None = None, for
         raise PrunebenchError(f"This claim breaks the rules: {explain(error)}") from None
     if scored.score.robust < claim.least:
         raise PrunebenchError(
-            f"{record} has {scored.score.robust} of {claim.n} images robust, and at least {at_least} are {claim.least}; "
-            "claim a smaller share."
+            f"{record} has {scored.score.robust} of {claim.n} images robust, and at least {at_least} are "
+            f"{claim.least}; claim a smaller share."
         )
     _put(out, dict([*files.values(), *beside, (NAME, _toml_of(claim))]), force=force)
     return out / NAME
@@ -312,8 +312,8 @@ def _put(out: Path, files: dict[str, bytes], *, force: bool) -> None:
     others = [name for name in FILES if _is_other(out / name, files.get(name))]
     if others and not force:
         raise PrunebenchError(
-            f"{out} holds another claim or another net ({', '.join(others)}); name another folder, or put the new claim "
-            "in its place with --force."
+            f"{out} holds another claim or another net ({', '.join(others)}); name another folder, or put the new "
+            "claim in its place with --force."
         )
     try:
         if others:
@@ -322,7 +322,7 @@ def _put(out: Path, files: dict[str, bytes], *, force: bool) -> None:
             if name not in files:
                 (out / name).unlink(missing_ok=True)
     except OSError as error:
-        raise PrunebenchError(f"Could not remove the old claim in {out} ({error.strerror}); check the folder.") from None
+        raise PrunebenchError(f"Cannot remove the old claim in {out} ({error.strerror}); check the folder.") from None
     for name in sorted(files, key=FILES.index):
         write_bytes(out / name, files[name])
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -110,6 +111,7 @@ def paired(b: int, c: int) -> float:
     return float(stats.binom.sf(b - 1, b + c, 0.5))
 
 
+@cache
 def noise(count: int, n: int, rate: float) -> float:
     """The probability that an attack's own noise changes `count` or more of `n` images, each with probability `rate`.
 
@@ -120,6 +122,7 @@ def noise(count: int, n: int, rate: float) -> float:
     return float(stats.binom.sf(count - 1, n, rate))
 
 
+@cache
 def noise_gap(gap: int, n: int, rate: float) -> float:
     """The probability that noise alone makes a second count of `n` robust images smaller by `gap` or more.
 

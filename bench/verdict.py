@@ -15,9 +15,9 @@ import numpy as np
 from bench.stats import noise, noise_gap, sampled_noise
 
 REFUTED, DOUBTED = 1e-3, 1e-2  # a claim is refuted at p below the one, undecided below the other
-# The chance that an image which survives one run of AutoAttack is fooled in another, of another seed, batch shape, number
-# of threads, or on the net itself: the upper 99 % bound of docs/claims/attack-noise.md.
-NOISE = 0.02
+# The chance that an image which is robust in one run of AutoAttack is fooled in another that draws other random numbers
+# (another seed, batch shape or kind of device): the upper 99 % bound of docs/claims/attack-noise.md, rounded up.
+NOISE = 0.014
 POINTS = 5  # per cent of the images; a measurement that could not refute an overstatement of so much decides nothing
 
 _REPLAY = "A replay cannot show that more images fall; levels quick and full look for these."
@@ -56,7 +56,9 @@ def whole(claimed: np.ndarray, measured: np.ndarray, labels: Labels | None = Non
     """
     n, fallen, risen = len(claimed), claimed & ~measured, measured & ~claimed
     b, c, robust, found = int(fallen.sum()), int(risen.sum()), int(claimed.sum()), int(measured.sum())
-    told = f"{found} of {n} are robust, {robust} are claimed: {b} claimed robust are now fooled, {c} the other way round"
+    told = (
+        f"{found} of {n} are robust, {robust} are claimed: {b} claimed robust are now fooled, {c} the other way round"
+    )
     return _harshest(
         told, [noise(b, robust, NOISE), noise_gap(robust - found, robust, NOISE)], fallen, labels,
         reach=noise_gap(min(robust, _points(n)), robust, NOISE), overstated=robust - found, exhaustive=True,
@@ -143,22 +145,19 @@ def _harshest(
 ) -> Verdict:  # fmt: skip
     """The verdict of several tests, each at its share of the level (Bonferroni); `tests`: their p-values.
 
-    `fallen`: bool (n,), which images are claimed robust and are now fooled; `foreign`: the p-value of those the other
-    way round, which are no overstatement, but with the fallen ones say that the outcomes are another net's. The `labels`
-    are a test of their own.
+    The clean `labels` are one more test. `fallen`: bool (n,), which images are claimed robust and are now fooled.
+    `foreign`: the p-value of those the other way round. They are no overstatement, but when both are beyond noise, the
+    outcomes are another net's.
     """
     other = np.zeros(len(fallen), bool) if labels is None else labels[0] != labels[1]
     share = len(tests) + (labels is not None)
-    shown = [min(1.0, share * test) for test in (*tests, noise(int(other.sum()), len(other), NOISE), foreign)]
-    p, strange, back = min(shown[: len(tests)]), shown[-2], shown[-1]
-    if labels is not None and strange < DOUBTED:
+    found, strange = share * min(tests), share * noise(int(other.sum()), len(other), NOISE)
+    if strange < DOUBTED:
         told = f"{told}; {int(other.sum())} images get another label when clean"
-    if strange < REFUTED or (p < REFUTED and back < REFUTED):
+    if strange < REFUTED or max(found, share * foreign) < REFUTED:
         told = f"{told}; so many do not change by chance: these outcomes are not this net's"
-    speak = (fallen if p < DOUBTED else np.zeros_like(fallen)) | (other if strange < DOUBTED else np.zeros_like(other))
-    return _decide(
-        told, min(p, strange), share * reach, overstated, _index(speak if speak.any() else fallen), exhaustive=exhaustive
-    )
+    against = _index(other | fallen if found < DOUBTED else other) if strange < DOUBTED else _index(fallen)
+    return _decide(told, min(1.0, found, strange), share * reach, overstated, against, exhaustive=exhaustive)
 
 
 def _decide(

@@ -33,16 +33,17 @@ QUICK = ("apgd-ce", "apgd-t")
 
 
 def verify(
-    claim: str | Path, level: Level = "replay", *, store: Store | None = None, device: str = "auto", seed: int | None = None,
-    out: Path | None = None, report: Report | None = None,
+    claim: str | Path, level: Level = "replay", *, store: Store | None = None, device: str = "auto",
+    seed: int | None = None, out: Path | None = None, report: Report | None = None,
 ) -> Verdict:  # fmt: skip
     """Check the claim in the file `claim` against a new measurement.
 
-    `replay` measures the stored adversarial images again; `quick` runs APGD-CE and APGD-T on a tenth of the images,
-    drawn by `seed`, which is drawn itself unless it is given, for a forger who knew the images would spare them; `full`
-    runs all of AutoAttack on all of them, and keeps a journal in `out`, from which a killed run goes on. Raises PrunebenchError, before anything is measured, for a claim that breaks its
-    format, whose net or other files are not those that it names, or that lacks what the level needs; and afterwards,
-    when nothing was found against it by attacks that saw another net, because the sparse kernels here are wrong.
+    `replay` measures the stored adversarial images again; `quick` runs APGD-CE and APGD-T on some of the images, drawn
+    by `seed`, or by a new one each time, for a forger who knew the images would spare them; `full` runs all of
+    AutoAttack on all of them, and keeps a journal in `out`, from which a killed run resumes. Raises PrunebenchError,
+    before anything is measured, for a claim that breaks its format, whose net or other files are not those that it
+    names, or that lacks what the level needs; and afterwards, when nothing was found against it by attacks that saw
+    another net, because the sparse kernels here are wrong.
     """
     path = Path(claim)
     check = _prepare(path, store or Store(Path("data")))

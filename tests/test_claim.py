@@ -23,6 +23,12 @@ VALUES = {
 }  # fmt: skip
 
 
+NO_SHARES = (
+    "60", "60%", "60.0000001 %", "0 %", "0.0 %", "100.1 %", "-1 %", "1e1 %", "060 %", "60,5 %", "60 %\n",
+    "\u0666\u0660 %", "nan %",
+)  # fmt: skip
+
+
 @pytest.fixture
 def place(tmp_path):
     """Write a claim with these values; the file that it names as its net is there."""
@@ -60,9 +66,7 @@ def test_a_sound_claim_is_read(place):
         ({"at_least": "60 %"}, "`at_least` and `about` belong to schema = 2"),
         ({"about": {}}, "`at_least` and `about` belong to schema = 2"),
         ({"schema": 2, "at_least": "50.5 %"}, "robust = 50 of 100 is less than at_least = '50.5 %'"),
-        *(({"schema": 2, "at_least": text}, "is not a percentage above 0 and up to 100")
-          for text in ("60", "60%", "60.0000001 %", "0 %", "0.0 %", "100.1 %", "-1 %", "1e1 %", "060 %", "60,5 %",
-                       "60 %\n", "\u0666\u0660 %", "nan %")),
+        *(({"schema": 2, "at_least": text}, "is not a percentage above 0 and up to 100") for text in NO_SHARES),
         ({"schema": 2, "at_least": 60}, "at_least = 60"),
         ({"schema": 2, "about": {"author": "me"}}, "unknown key 'about.author'"),
         ({"schema": 2, "about": {"pruner": "x" * 201}}, "about.pruner"),
@@ -108,7 +112,8 @@ def test_a_claim_may_state_a_count_a_share_or_both(place):
         ({"at_least": "0.000001 %"}, 1), ({"robust": 50, "at_least": "49.5 %"}, 50), ({"robust": 0}, 0),
     ):  # fmt: skip
         assert read(**changes).needed == needed
-    assert read(at_least="62.5 %").explained == " At least 62.5 % of 100 images are 63." and read(robust=1).explained == ""
+    assert read(at_least="62.5 %").explained == " At least 62.5 % of 100 images are 63."
+    assert read(robust=1).explained == ""
     with pytest.raises(PrunebenchError, match="nothing is claimed; add robust = COUNT or at_least"):
         read()
     about = {"pruner": "imp", "sparsity": 0.95, "date": "2026-01-31", "version": "0.1", "url": "https://a.b/c?d#e"}
@@ -120,7 +125,7 @@ def test_a_claim_may_state_a_count_a_share_or_both(place):
 
 def test_a_share_that_the_outcomes_do_not_show_is_refused(place):
     data = records.outcomes(100, 80, 50)
-    for share, said in (("50 %", None), ("50.1 %", "claims at least 50.1 % of 100 images, which are 51, and its outcomes")):
+    for share, said in (("50 %", None), ("50.1 %", "claims at least 50.1 % of 100 images, which are 51, and its")):
         path = place(schema=2, at_least=share, outcomes={"path": "o.npz", "sha256": sha256_of(data)})
         path.write_text(path.read_text().replace("robust = 50\n", ""))
         (path.parent / "o.npz").write_bytes(data)
@@ -368,7 +373,7 @@ def test_force_leaves_nothing_of_the_old_claim(scored, tmp_path):
     assert files_in(out) == files_in(fresh) | {"notes.txt": b"mine"} and claim.robust == 40
     pipe = out / "protocol.toml"
     os.mkfifo(pipe)  # never opened
-    with pytest.raises(PrunebenchError, match="protocol.toml"):
+    with pytest.raises(PrunebenchError, match=r"protocol\.toml"):
         make(*other, out)
     make(*other, out, force=True)
     assert not pipe.exists()
@@ -399,7 +404,7 @@ def test_a_claim_of_a_share_and_what_the_record_tells(scored, tmp_path):
     assert (claim.robust, claim.at_least, claim.needed) == (None, "49.5 %", 50)
     assert (claim.about.pruner, claim.about.sparsity, claim.about.version) == ("imp", 0.9, None)
     assert claim.about.date is None and claim.about.url is None
-    with pytest.raises(PrunebenchError, match=r"has 50 of 100 images robust, and at least 51 % are 51; claim a smaller"):
+    with pytest.raises(PrunebenchError, match="has 50 of 100 images robust, and at least 51 % are 51; claim a"):
         make(*scored, tmp_path / "more", at_least="51 %")
     with pytest.raises(PrunebenchError, match="write it as '60 %'"):
         make(*scored, tmp_path / "more", at_least="half")

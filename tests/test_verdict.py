@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from math import comb
 
 import numpy as np
@@ -176,7 +177,7 @@ def test_quick_refutes_what_is_shuffled_and_lets_true_claims_hold(real):
 
 
 def test_the_simulation_can_fail(monkeypatch, real):
-    """The twin: one point more is missed, a test at 30 % refutes true claims, the old paired test lets forgers through."""
+    """The twin: one point more is missed, a count alone lets forgers through, a test at 30 % refutes true claims."""
     assert claim_power.words("full", 1000, 1, "edited", 50, RATE, real)["refuted"] < 45
     monkeypatch.setattr(verdict, "noise", lambda count, n, rate: 1.0)
     assert claim_power.words("full", 500, 0, "shuffled", 20, RATE, real)["refuted"] == 0
@@ -208,7 +209,7 @@ def test_a_cell_on_paper(real):
 
 
 def test_the_rate_is_the_measured_bound():
-    """The constant is the upper 99 % bound of what was measured, rounded up."""
+    """The constant is the upper 99 % bound of what was measured, rounded up to a thousandth."""
     bound = attack_noise.worst(attack_noise.read(claim_power.ROOT / "docs/claims/attack-noise.csv"))[3]
-    assert bound <= NOISE <= bound + 0.0005
+    assert math.ceil(1000 * bound) / 1000 == NOISE
     assert (REFUTED, DOUBTED) == (0.001, 0.01)

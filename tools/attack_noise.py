@@ -7,7 +7,8 @@ net itself in place of the fast one; two threads. An image that survives one of 
     python -m tools.attack_noise claims/*/net.safetensors mnist/net.safetensors=64/32 --data DATA --work runs/noise \
         --out docs/claims
 
-`NET=64/32`: 64 images, and 32 of them on the net itself and on two threads, which take longer; `NET`: all test images. Writes attack-noise.csv and attack-noise.md to the folder `--out`. Each shard that was attacked is kept in
+`NET=64/32`: 64 images, and 32 of them on the net itself and on two threads, which take longer; `NET`: all test
+images. Writes attack-noise.csv and attack-noise.md to the folder `--out`. Each shard that was attacked is kept in
 `--work`, so that a run may be killed, and nets added later.
 """
 
@@ -51,8 +52,8 @@ class Itself(Fast):
 class Row:
     """One net under one kind of change: counts of images.
 
-    `standing` and `again`: robust in the first and in the changed run. `fallen`: robust in the first run alone; `risen`: in
-    the changed run alone. `labels`: images whose clean label differs. `seconds`: of the changed run.
+    `standing` and `again`: robust in the first and in the changed run. `fallen`: robust in the first run alone;
+    `risen`: in the changed run alone. `labels`: images whose clean label differs. `seconds`: of the changed run.
     """
 
     net: str
@@ -91,6 +92,15 @@ def pooled(rows: Iterable[Row]) -> tuple[int, int, float, float]:
 def worst(rows: Iterable[Row]) -> tuple[int, int, float, float]:
     """As `pooled`, of the changes that draw other random numbers: what may happen between two machines."""
     return pooled(row for row in rows if row.kind in OTHER_DRAWS)
+
+
+def noisiest(rows: Iterable[Row]) -> tuple[str, float]:
+    """The net with the highest rate of `worst`, and that rate."""
+    nets: dict[str, list[Row]] = {}
+    for row in rows:
+        nets.setdefault(f"{row.net} {row.sparsity:.2f}", []).append(row)
+    rates = {name: worst(group)[2] for name, group in nets.items()}
+    return max(rates.items(), key=lambda item: item[1])
 
 
 def measured(net: Net, kind: str, count: int, store: Store, work: Path) -> Run:
@@ -148,11 +158,19 @@ def rows_of(path: Path, count: int | None, few: int | None, store: Store, work: 
 
 def table(rows: Sequence[Row]) -> str:
     """The Markdown table, and the pooled rates by kind, by architecture and over all."""
-    lines = [
-        "| net | architecture | sparsity | changed | images | robust, first run | robust, changed run | fallen | risen |"
-        " other clean label |",
-        "|---|---|--:|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    heads = (
+        "net",
+        "architecture",
+        "sparsity",
+        "changed",
+        "images",
+        "robust",
+        "again",
+        "fallen",
+        "risen",
+        "other label",
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---|---|--:|---|--:|--:|--:|--:|--:|--:|"]
     for row in rows:
         counts = (row.images, row.standing, row.again, row.fallen, row.risen, row.labels)
         lines.append(f"| {row.net} | {row.arch} | {row.sparsity:.2f} | {row.kind} | {' | '.join(map(str, counts))} |")
@@ -161,15 +179,16 @@ def table(rows: Sequence[Row]) -> str:
     groups = {"all": rows, "other random numbers": [row for row in rows if row.kind in OTHER_DRAWS]}
     groups |= {kind: [row for row in rows if row.kind == kind] for kind in KINDS}
     groups |= {arch: [row for row in rows if row.arch == arch] for arch in sorted({row.arch for row in rows})}
+    groups |= {row.net: [other for other in rows if other.net == row.net and other.kind in OTHER_DRAWS] for row in rows}
     for name, group in groups.items():
         if not group:
             continue
         changes, chances, rate, bound = pooled(group)
         lines.append(f"| {name} | {changes} | {chances} | {rate:.5f} | {bound:.5f} |")
     env = machine.env(torch.device("cpu"))
-    lines += ["", f"Measured on {env['cpu']}, one thread (two where threads changed), with torch {env['torch']}; "
-              f"{sum(row.seconds for row in rows) / 60:.0f} minutes for the changed runs."]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    minutes = sum(row.seconds for row in rows) / 60
+    where = f"on {env['cpu']}, one thread (two where threads changed), with torch {env['torch']}, beside other work"
+    return "\n".join([*lines, "", f"Measured {where}; {minutes:.0f} minutes for the changed runs.", ""])
 
 
 def read(path: Path) -> list[Row]:
