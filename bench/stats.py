@@ -144,6 +144,9 @@ def sampled_noise(standing: int, sample: int, robust: int, n: int, rate: float) 
     """
     if not (0 <= standing <= sample <= n and 0 <= robust <= n):
         raise ValueError(f"{standing} of {sample} and {robust} of {n} are not counts of one sample")
-    drawn = np.arange(max(0, sample - (n - robust)), min(sample, robust) + 1)
+    share = robust / n
+    mean, spread = sample * share, math.sqrt(sample * share * (1 - share) * (n - sample) / max(1, n - 1))
+    least, most = int(mean - 10 * spread) - 30, int(mean + 10 * spread) + 30  # beyond lies less than 1e-20
+    drawn = np.arange(max(0, sample - (n - robust), least), min(sample, robust, most) + 1)
     chance = stats.hypergeom.pmf(drawn, n, robust, sample) * stats.binom.sf(drawn - standing - 1, drawn, rate)
     return min(1.0, float(chance.sum()))

@@ -186,9 +186,8 @@ def table(rows: Sequence[Row]) -> str:
         changes, chances, rate, bound = pooled(group)
         lines.append(f"| {name} | {changes} | {chances} | {rate:.5f} | {bound:.5f} |")
     env = machine.env(torch.device("cpu"))
-    minutes = sum(row.seconds for row in rows) / 60
-    where = f"on {env['cpu']}, one thread (two where threads changed), with torch {env['torch']}, beside other work"
-    return "\n".join([*lines, "", f"Measured {where}; {minutes:.0f} minutes for the changed runs.", ""])
+    where = f"{env['cpu']}, one thread (two where threads changed), with torch {env['torch']}"
+    return "\n".join([*lines, "", f"Measured on {where}.", ""])
 
 
 def read(path: Path) -> list[Row]:
