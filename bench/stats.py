@@ -9,7 +9,7 @@ from fractions import Fraction
 from functools import cache
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 
 def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -111,6 +111,18 @@ def paired(b: int, c: int) -> float:
     return float(stats.binom.sf(b - 1, b + c, 0.5))
 
 
+def _or_more(count: np.ndarray | int, n: np.ndarray | int, rate: float) -> np.ndarray:
+    """The probability of `count` or more of `n` events, each with probability `rate`; broadcast over counts and n."""
+    k, most = np.asarray(count), np.asarray(n)
+    inside = special.betainc(np.maximum(k, 1), np.maximum(most - k + 1, 1), rate)
+    return np.where(k <= 0, 1.0, np.where(k > most, 0.0, inside))
+
+
+def _log_choose(n: int, k: np.ndarray | int) -> np.ndarray:
+    """The logarithm of the binomial coefficient n over k."""
+    return -special.betaln(n - np.asarray(k) + 1, np.asarray(k) + 1) - math.log(n + 1)
+
+
 @cache
 def noise(count: int, n: int, rate: float) -> float:
     """The probability that an attack's own noise changes `count` or more of `n` images, each with probability `rate`.
@@ -119,7 +131,7 @@ def noise(count: int, n: int, rate: float) -> float:
     """
     if count > n:
         raise ValueError(f"{count} of {n} images is not possible")
-    return float(stats.binom.sf(count - 1, n, rate))
+    return float(_or_more(count, n, rate))
 
 
 @cache
@@ -131,8 +143,11 @@ def noise_gap(gap: int, n: int, rate: float) -> float:
     """
     if gap > n:
         raise ValueError(f"a gap of {gap} of {n} images is not possible")
-    lost = np.arange(min(n, int(stats.binom.isf(1e-18, n, rate))) + 1)  # beyond lies less than 1e-18
-    return min(1.0, float((stats.binom.pmf(lost, n, rate) * stats.binom.sf(lost + gap - 1, n, rate)).sum()))
+    most = min(n, int(n * rate + 10 * math.sqrt(n * rate)) + 30)  # beyond lies less than 1e-20
+    lost = np.arange(most + 1)
+    chance = np.exp(_log_choose(n, lost) + special.xlogy(lost, rate) + special.xlog1py(n - lost, -rate))
+    or_more = np.append(chance[::-1].cumsum()[::-1], 0.0)
+    return min(1.0, float((chance * or_more[np.clip(lost + gap, 0, most + 1)]).sum()))
 
 
 def sampled_noise(standing: int, sample: int, robust: int, n: int, rate: float) -> float:
@@ -148,5 +163,5 @@ def sampled_noise(standing: int, sample: int, robust: int, n: int, rate: float) 
     mean, spread = sample * share, math.sqrt(sample * share * (1 - share) * (n - sample) / max(1, n - 1))
     least, most = int(mean - 10 * spread) - 30, int(mean + 10 * spread) + 30  # beyond lies less than 1e-20
     drawn = np.arange(max(0, sample - (n - robust), least), min(sample, robust, most) + 1)
-    chance = stats.hypergeom.pmf(drawn, n, robust, sample) * stats.binom.sf(drawn - standing - 1, drawn, rate)
-    return min(1.0, float(chance.sum()))
+    ways = _log_choose(robust, drawn) + _log_choose(n - robust, sample - drawn) - _log_choose(n, sample)
+    return min(1.0, float((np.exp(ways) * _or_more(drawn - standing, drawn, rate)).sum()))

@@ -166,6 +166,26 @@ def test_noise_on_paper():
         noise(4, 3, 1 / 4)
 
 
+@given(st.integers(1, 2000), st.floats(0, 1), st.data())
+def test_the_noise_is_the_binomial_distribution_of_scipy(n, rate, data):
+    count = data.draw(st.integers(-1, n))
+    assert noise(count, n, rate) == pytest.approx(stats.binom.sf(count - 1, n, rate), rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize(("n", "rate"), [(1, 0.3), (40, 0.5), (650, 0.014), (6500, 0.0105), (300, 1.0), (300, 0.0)])
+def test_gaps_and_samples_are_the_sums_of_scipys_distributions(n, rate):
+    for gap in (-3, 0, 1, n // 50, n // 20, n):
+        lost = range(n + 1)
+        expected = (stats.binom.pmf(lost, n, rate) * stats.binom.sf([k + gap - 1 for k in lost], n, rate)).sum()
+        assert noise_gap(gap, n, rate) == pytest.approx(expected, rel=1e-9, abs=1e-18)
+    robust, sample = 2 * n // 3, n // 2
+    for standing in (0, sample // 2, sample):
+        drawn = [k for k in range(sample + 1) if k <= robust]
+        chance = stats.hypergeom.pmf(drawn, n, robust, sample)
+        expected = (chance * stats.binom.sf([k - standing - 1 for k in drawn], drawn, rate)).sum()
+        assert sampled_noise(standing, sample, robust, n, rate) == pytest.approx(expected, rel=1e-9, abs=1e-18)
+
+
 def test_the_gap_of_two_noisy_counts_on_paper():
     # One image, lost in either run with 1/2: the second count is smaller by one in 1 case of 4, and not larger in 3.
     assert [noise_gap(k, 1, 1 / 2) for k in (-1, 0, 1)] == pytest.approx([1, 3 / 4, 1 / 4])

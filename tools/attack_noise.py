@@ -144,32 +144,20 @@ def rows_of(path: Path, count: int | None, few: int | None, store: Store, work: 
     net = open_net(path)
     job = net.header.job
     total = len(store.testing(net.header.protocol.data, net.header.protocol.test))
-    first = measured(net, "first", count or total, store, work)
     for kind in KINDS:
         images = (few if kind in ("plain net", "threads") else count) or total
-        other = measured(net, kind, images, store, work)
-        before, after = first.robust[:images], other.robust
+        first, other = (measured(net, which, images, store, work) for which in ("first", kind))
+        before, after = first.robust, other.robust
         yield Row(
             f"{net.header.protocol.name} {job.label}", net.header.arch, net.sparsity, kind, images, int(before.sum()),
             int(after.sum()), int((before & ~after).sum()), int((after & ~before).sum()),
-            int((first.labels[:images] != other.labels).sum()), other.seconds,
+            int((first.labels != other.labels).sum()), other.seconds,
         )  # fmt: skip
 
 
 def table(rows: Sequence[Row]) -> str:
     """The Markdown table, and the pooled rates by kind, by architecture and over all."""
-    heads = (
-        "net",
-        "architecture",
-        "sparsity",
-        "changed",
-        "images",
-        "robust",
-        "again",
-        "fallen",
-        "risen",
-        "other label",
-    )
+    heads = ["net", "architecture", "sparsity", "changed", "images", "robust", "again", "fallen", "risen", "relabelled"]
     lines = [f"| {' | '.join(heads)} |", "|---|---|--:|---|--:|--:|--:|--:|--:|--:|"]
     for row in rows:
         counts = (row.images, row.standing, row.again, row.fallen, row.risen, row.labels)
