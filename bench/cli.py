@@ -349,12 +349,17 @@ def claim(
     net: Annotated[
         Path | None, typer.Option(help="The net that was scored; by default the one beside the record.")
     ] = None,
+    at_least: Annotated[
+        str | None, typer.Option(help="Claim that share of the images alone, as '60 %', in place of the count.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace another claim or another net in the folder.")] = False,
 ) -> None:
     """Make a claim that others can verify: CLAIM.toml and its files."""
     from bench import show
     from bench.claim import make
 
-    path = make(record, record.with_name("net.safetensors") if net is None else net, out)
+    net = record.with_name("net.safetensors") if net is None else net
+    path = make(record, net, out, at_least=at_least, force=force)
     show.out(show.written("Written", [path]))
 
 
@@ -370,7 +375,10 @@ class Level(StrEnum):
 def verify(
     place: Annotated[Path, typer.Argument(metavar="CLAIM", help="A claim, or a folder that holds some.")],
     level: Annotated[Level, typer.Option(help="Replay stored images, attack a tenth of all, or all.")] = Level.replay,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws the images of level quick.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, help="Draws the images of level quick; a new one each time by default."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Keep what level full has measured here, to go on.")] = None,
     data: DataRoot = Path("data"),
     device: Device = "auto",

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 
 def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -103,13 +104,26 @@ def mcnemar(b: int, c: int) -> float:
 def paired(b: int, c: int) -> float:
     """The exact one-sided p-value of `b` or more of b + c discordant pairs, each a fair coin: the sign test.
 
-    For claims, `b` images are claimed robust and now fooled, `c` the other way round. Raises ValueError below 0.
+    Raises ValueError below 0.
     """
     if b < 0 or c < 0:
         raise ValueError(f"{b} and {c} are not counts")
     return float(stats.binom.sf(b - 1, b + c, 0.5))
 
 
+def _or_more(count: np.ndarray | int, n: np.ndarray | int, rate: float) -> np.ndarray:
+    """The probability of `count` or more of `n` events, each with probability `rate`; broadcast over counts and n."""
+    k, most = np.asarray(count), np.asarray(n)
+    inside = special.betainc(np.maximum(k, 1), np.maximum(most - k + 1, 1), rate)
+    return np.where(k <= 0, 1.0, np.where(k > most, 0.0, inside))
+
+
+def _log_choose(n: int, k: np.ndarray | int) -> np.ndarray:
+    """The logarithm of the binomial coefficient n over k."""
+    return -special.betaln(n - np.asarray(k) + 1, np.asarray(k) + 1) - math.log(n + 1)
+
+
+@cache
 def noise(count: int, n: int, rate: float) -> float:
     """The probability that an attack's own noise changes `count` or more of `n` images, each with probability `rate`.
 
@@ -117,18 +131,37 @@ def noise(count: int, n: int, rate: float) -> float:
     """
     if count > n:
         raise ValueError(f"{count} of {n} images is not possible")
-    return float(stats.binom.sf(count - 1, n, rate))
+    return float(_or_more(count, n, rate))
+
+
+@cache
+def noise_gap(gap: int, n: int, rate: float) -> float:
+    """The probability that noise alone makes a second count of `n` robust images smaller by `gap` or more.
+
+    Either of the two runs loses each image with probability `rate`, independently, so the gap is the difference of two
+    binomial counts. Raises ValueError when gap > n.
+    """
+    if gap > n:
+        raise ValueError(f"a gap of {gap} of {n} images is not possible")
+    most = min(n, int(n * rate + 10 * math.sqrt(n * rate)) + 30)  # beyond lies less than 1e-20
+    lost = np.arange(most + 1)
+    chance = np.exp(_log_choose(n, lost) + special.xlogy(lost, rate) + special.xlog1py(n - lost, -rate))
+    or_more = np.append(chance[::-1].cumsum()[::-1], 0.0)
+    return min(1.0, float((chance * or_more[np.clip(lost + gap, 0, most + 1)]).sum()))
 
 
 def sampled_noise(standing: int, sample: int, robust: int, n: int, rate: float) -> float:
     """The probability that `standing` or fewer of a random `sample` stand when `robust` of all `n` images are robust.
 
-    How many of the sample are robust is hypergeometric; the attack's noise then fools some of the sample, each with
-    probability `rate`. For the whole (sample = n) this is `noise(robust - standing, n, rate)`. Raises ValueError for
-    counts that are not within each other.
+    How many of the sample are robust is hypergeometric; the attack's noise then fools each of these with probability
+    `rate`. For the whole (sample = n) this is `noise(robust - standing, robust, rate)`. Raises ValueError for counts
+    that are not within each other.
     """
     if not (0 <= standing <= sample <= n and 0 <= robust <= n):
         raise ValueError(f"{standing} of {sample} and {robust} of {n} are not counts of one sample")
-    drawn = np.arange(max(0, sample - (n - robust)), min(sample, robust) + 1)
-    chance = stats.hypergeom.pmf(drawn, n, robust, sample) * stats.binom.sf(drawn - standing - 1, sample, rate)
-    return min(1.0, float(chance.sum()))
+    share = robust / n
+    mean, spread = sample * share, math.sqrt(sample * share * (1 - share) * (n - sample) / max(1, n - 1))
+    least, most = int(mean - 10 * spread) - 30, int(mean + 10 * spread) + 30  # beyond lies less than 1e-20
+    drawn = np.arange(max(0, sample - (n - robust), least), min(sample, robust, most) + 1)
+    ways = _log_choose(robust, drawn) + _log_choose(n - robust, sample - drawn) - _log_choose(n, sample)
+    return min(1.0, float((np.exp(ways) * _or_more(drawn - standing, drawn, rate)).sum()))

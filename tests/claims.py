@@ -67,9 +67,14 @@ def robust(claim: Path) -> np.ndarray:
 def overstated(claim: Path, points: float) -> Path:
     """Rewrite the claim and its outcomes, consistently, to say that so many points more of the images stand."""
     arrays = load_arrays(claim.parent / "outcomes.npz", load_claim(claim).outcomes.sha256, "outcomes")
-    fooled = np.flatnonzero(arrays["clean"] & ~standing(arrays))[: round(points * N / 100)]
-    survived = {name.removeprefix("survived/"): bits for name, bits in arrays.items() if name.startswith("survived/")}
-    for bits in survived.values():
-        bits[fooled] = True
+    bits = standing(arrays)
+    bits[np.flatnonzero(arrays["clean"] & ~bits)[: round(points * N / 100)]] = True
+    return claiming(claim, bits)
+
+
+def claiming(claim: Path, bits: np.ndarray, **changes) -> Path:
+    """Rewrite the claim and its outcomes, consistently, to say that these images stand, bool (n,)."""
+    arrays = load_arrays(claim.parent / "outcomes.npz", load_claim(claim).outcomes.sha256, "outcomes")
+    survived = {name.removeprefix("survived/"): bits for name in arrays if name.startswith("survived/")}
     write_bytes(claim.parent / "outcomes.npz", pack_outcomes(arrays["labels"], arrays["predicted"], survived, {}, {}))
-    return edited(claim, robust=load_claim(claim).robust + len(fooled))
+    return edited(claim, **({"robust": int(bits.sum())} | changes))

@@ -218,6 +218,12 @@ def test_a_claim_from_a_record_to_its_verdicts(prunebench, honest, tmp_path):
     code, out, err = prunebench("verify", "over", "--quiet")
     assert (code, err) == (1, "") and "not reproduced: Of 400 images 20 are claimed robust and are wrong here: " in out
 
+    refused = mistake(prunebench, "claim", scored, "--out", "mine", "--at-least", "10 %")
+    assert "mine holds another claim or another net (CLAIM.toml)" in refused and "--force" in refused
+    assert prunebench("claim", scored, "--out", "mine", "--at-least", "10 %", "--force")[0] == 0
+    code, out, err = prunebench("verify", "mine", "--quiet")
+    assert (code, err) == (0, "") and out.endswith("At least 10 % of 400 images are 40.\n")
+
     (tmp_path / "mine" / "net.safetensors").write_bytes(b"another")
     assert "is of a net with the sha256 " in mistake(prunebench, "verify", "mine", "--quiet")
     copied(honest, tmp_path / "good \x1b[31m")

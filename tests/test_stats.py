@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bench.stats import Spread, holm, mcnemar, noise, paired, places, pooled, sampled_noise, wilson
+from bench.stats import Spread, holm, mcnemar, noise, noise_gap, paired, places, pooled, sampled_noise, wilson
 
 Z = 1.959963984540054  # 97.5 % quantile of the normal
 
@@ -166,17 +166,47 @@ def test_noise_on_paper():
         noise(4, 3, 1 / 4)
 
 
+@given(st.integers(1, 2000), st.floats(0, 1), st.data())
+def test_the_noise_is_the_binomial_distribution_of_scipy(n, rate, data):
+    count = data.draw(st.integers(-1, n))
+    assert noise(count, n, rate) == pytest.approx(stats.binom.sf(count - 1, n, rate), rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize(("n", "rate"), [(1, 0.3), (40, 0.5), (650, 0.014), (6500, 0.0105), (300, 1.0), (300, 0.0)])
+def test_gaps_and_samples_are_the_sums_of_scipys_distributions(n, rate):
+    for gap in (-3, 0, 1, n // 50, n // 20, n):
+        lost = range(n + 1)
+        expected = (stats.binom.pmf(lost, n, rate) * stats.binom.sf([k + gap - 1 for k in lost], n, rate)).sum()
+        assert noise_gap(gap, n, rate) == pytest.approx(expected, rel=1e-9, abs=1e-18)
+    robust, sample = 2 * n // 3, n // 2
+    for standing in (0, sample // 2, sample):
+        drawn = [k for k in range(sample + 1) if k <= robust]
+        chance = stats.hypergeom.pmf(drawn, n, robust, sample)
+        expected = (chance * stats.binom.sf([k - standing - 1 for k in drawn], drawn, rate)).sum()
+        assert sampled_noise(standing, sample, robust, n, rate) == pytest.approx(expected, rel=1e-9, abs=1e-18)
+
+
+def test_the_gap_of_two_noisy_counts_on_paper():
+    # One image, lost in either run with 1/2: the second count is smaller by one in 1 case of 4, and not larger in 3.
+    assert [noise_gap(k, 1, 1 / 2) for k in (-1, 0, 1)] == pytest.approx([1, 3 / 4, 1 / 4])
+    # With 1/2 the gap is a count of 2n fair coins, less n: of 40 coins 25 or more.
+    assert noise_gap(5, 20, 1 / 2) == pytest.approx(paired(25, 15)) == pytest.approx(noise(25, 40, 1 / 2))
+    assert noise_gap(0, 100, 0) == 1 and noise_gap(1, 100, 0) == 0
+    with pytest.raises(ValueError, match="not possible"):
+        noise_gap(5, 4, 1 / 2)
+
+
 def test_sampled_noise_on_paper():
     # Of 4 images 2 are robust, 2 are drawn: 0, 1, 2 robust ones with 1/6, 4/6, 1/6. Without noise that is all.
     assert [sampled_noise(k, 2, 2, 4, 0) for k in (0, 1, 2)] == pytest.approx([1 / 6, 5 / 6, 1])
-    # Each of the 2 is fooled with 1/2, so 0, 1, 2 fall with 1/4, 2/4, 1/4. None stands: all of what was robust fell.
-    assert sampled_noise(0, 2, 2, 4, 1 / 2) == pytest.approx(1 / 6 + 4 / 6 * 3 / 4 + 1 / 6 * 1 / 4)
+    # Each robust one is fooled with 1/2. None stands: of 0, 1, 2 robust ones all fell, with 1, 1/2, 1/4.
+    assert sampled_noise(0, 2, 2, 4, 1 / 2) == pytest.approx(1 / 6 + 4 / 6 * 1 / 2 + 1 / 6 * 1 / 4)
 
 
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.integers(0, n), st.just(n))))
 def test_a_sample_of_all_is_the_noise_alone(case):
     standing, robust, n = case
-    assert sampled_noise(standing, n, robust, n, 1 / 256) == pytest.approx(noise(robust - standing, n, 1 / 256))
+    assert sampled_noise(standing, n, robust, n, 1 / 256) == pytest.approx(noise(robust - standing, robust, 1 / 256))
 
 
 @pytest.mark.parametrize("case", [(3, 2, 2, 4), (0, 5, 2, 4), (0, 2, 5, 4), (-1, 2, 2, 4)])
