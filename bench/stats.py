@@ -115,9 +115,9 @@ def bootstrap(
 
     `differences`: 1 where only the first of two rows has the image right, -1 where only the second, else 0, shape
     (seeds, images). `seeds`, `images`: how often each draw has each of them, from `drawn`; both rows get the same. The
-    pigeonhole bootstrap (Owen 2007, Annals of Applied Statistics 1, p. 386) with percentiles. It errs to the wide
-    side, for the noise of single outcomes is drawn twice, and with a handful of seeds to the narrow one. All sums are
-    of whole numbers below 2**24, so that it is the same on every machine.
+    pigeonhole bootstrap (Owen 2007, Annals of Applied Statistics 1, p. 386) with percentiles. With ten seeds or more
+    it errs to the wide side, for the noise of single outcomes is drawn twice, with three to the narrow one. All sums
+    are of whole numbers below 2**24, so that it is the same on every machine.
     """
     sums = (images @ differences.astype(np.float32).T * seeds).sum(axis=1, dtype=np.float64)
     low, high = np.quantile(sums / differences.size, [(1 - confidence) / 2, (1 + confidence) / 2])

@@ -127,7 +127,7 @@ def contrasts(
     """
     jobs = {label: group[0][1].job for label, group in rivals.items()}
     found: list[Contrast] = []
-    for family, pairs in _families(jobs).items():
+    for family, pairs in families(jobs).items():
         tests = [_test(rivals[a], rivals[b]) for a, b in pairs]
         for (a, b), (seeds, test), adjusted in zip(pairs, tests, stats.holm([t.p for _, t in tests]), strict=True):
             found.append(Contrast(
@@ -137,7 +137,7 @@ def contrasts(
     return found
 
 
-def _families(jobs: Mapping[str, Job]) -> dict[Family, list[tuple[str, str]]]:
+def families(jobs: Mapping[str, Job]) -> dict[Family, list[tuple[str, str]]]:
     """The pairs to compare; which they are depends on names and options alone, never on a result."""
     methods = [label for label, job in jobs.items() if role_of(job) == "method"]
     shuffles = [(m, other) for m in methods for other, job in jobs.items() if _is_shuffle(job, jobs[m])]

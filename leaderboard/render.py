@@ -199,7 +199,7 @@ CONTRASTS = (
     "have; its 95 % interval is that of one comparison, while the verdict allows for all of them (Holm, 5 %; methods "
     f"against {PRIMARY} for themselves, methods against {RANDOM} and their own shuffles for themselves). The bootstrap "
     "is a second opinion: its interval comes from drawing seeds and test images anew 2,000 times, and "
-    f"{ODDS} marks where only one of the two intervals holds 0. With a handful of seeds the bootstrap's is too narrow."
+    f"{ODDS} marks where only one of the two intervals holds 0."
 )
 SHUFFLES = (
     f"Methods against {RANDOM} and against their own shuffle. A method that does not beat its own shuffle has found "
