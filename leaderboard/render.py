@@ -50,11 +50,15 @@ def points(contrast: Contrast) -> str:
     """A difference in points with its interval: "+1.3 [-4.2, +6.8]"; without one where there is one common seed."""
     if contrast.gap is None:
         return "no common seed"
-    return f"{100 * contrast.gap:+.1f}" + _interval(contrast.low, contrast.high)
+    return _signed(contrast.gap) + _interval(contrast.low, contrast.high)
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return "" if low is None or high is None else f" [{_signed(low)}, {_signed(high)}]"
+
+
+def _signed(rate: float) -> str:
+    return f"{round(100 * rate, 1) + 0:+.1f}"  # + 0: no -0.0
 
 
 VERDICTS = {"+": "better", "-": "worse", "=": "cannot tell"}

@@ -52,8 +52,11 @@ OWN = re.compile(
 )
 
 
-def ranking(label="imp", **changes):
-    """A method of this name, magnitude, random and dense; by seed the method has 11, 12 and 13 more than magnitude."""
+def ranking(label="imp", shuffled=False, **changes):
+    """A method of this name, magnitude, random and dense; by seed the method has 11, 12 and 13 more than magnitude.
+
+    `shuffled`: with a shuffle of the method, whose name stands in contrasts as well.
+    """
     counts = {(label, 0.9): (50, 51, 52), ("magnitude", 0.9): (39, 39, 39), ("random", 0.9): (20, 30, 25)}
     counts |= {("dense", 0.0): (60, 61, 62)}
     records = [
@@ -61,6 +64,8 @@ def ranking(label="imp", **changes):
         for (name, sparsity), robust in counts.items()
         for seed, count in enumerate(robust)
     ]
+    job = {"options": {"shuffle": True}}
+    records += [make(label, 0.9, seed, robust=10 + seed, job=job, **changes) for seed in range(3 * shuffled)]
     results = {Path(f"r/{i:02d}.json"): record for i, record in enumerate(records)}
     return rank(results | {Path("r/refused.json"): refusal(reason=label, refused=label)})
 
@@ -104,6 +109,7 @@ def compared_with(**changes):
         ({"gap": -0.05, "low": -0.088, "high": -0.012}, "-5.0 [-8.8, -1.2]", "[+1.0, +7.0]", "worse"),
         ({"adjusted": 0.05}, "+5.0 [+1.2, +8.8]", "[+1.0, +7.0]", "cannot tell"),
         ({"bootstrap": (-0.001, 0.07)}, "+5.0 [+1.2, +8.8]", "[-0.1, +7.0]", "better \u2020"),
+        ({"gap": -0.0004, "bootstrap": None, "adjusted": 1.0}, "+0.0 [+1.2, +8.8]", "not available", "cannot tell"),
         ({"bootstrap": None}, "+5.0 [+1.2, +8.8]", "not available", "better"),
         ({"low": None, "high": None, "bootstrap": None, "adjusted": 1.0}, "+5.0", "", "cannot tell"),
         ({"gap": None, "low": None, "bootstrap": None, "adjusted": 1.0}, "no common seed", "", "cannot tell"),
@@ -244,9 +250,10 @@ def test_every_file_begins_as_its_format_says(form):
 def test_a_record_cannot_break_out_of_a_table(hostile):
     flag = FLAG | {"name": hostile, "sentence": hostile}
     made = ranking(
-        hostile, data={"name": hostile}, protocol={"name": hostile}, cost={"device": hostile}, score={"flags": [flag]}
-    )
-    flagged = ranking(score={"flags": [FLAG]})
+        hostile, True, data={"name": hostile}, protocol={"name": hostile}, cost={"device": hostile},
+        score={"flags": [flag]},
+    )  # fmt: skip
+    flagged = ranking(shuffled=True, score={"flags": [FLAG]})
     text = markdown(made)
     assert {len(row) for row in markdown_rows(text)} == COLUMNS
     assert len(text.splitlines()) == len(markdown(flagged).splitlines())
@@ -255,7 +262,12 @@ def test_a_record_cannot_break_out_of_a_table(hostile):
     rows = list(csv.reader(io.StringIO(comma_separated(made))))
     assert {len(row) for row in rows} == {len(rows[0])}
     assert not [cell for row in rows for cell in row if cell[:1] in tuple("=+-@\uff1d")]
-    assert {row["pruner"] for row in json.loads(as_json(made))["boards"][0]["rows"]} == {hostile, *OTHERS}
+    assert {row["pruner"] for row in json.loads(as_json(made))["boards"][0]["rows"]} == {
+        hostile, f"{hostile}:shuffle=true", *OTHERS,
+    }  # fmt: skip
+    assert f"{hostile}:shuffle=true" in {
+        each["control"] for each in json.loads(as_json(made))["boards"][0]["contrasts"]
+    }
     tex = latex(made)
     assert tex.count("\n") == latex(flagged).count("\n")
     assert tex.count("{") - tex.count(r"\{") == tex.count("}") - tex.count(r"\}")

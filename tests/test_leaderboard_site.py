@@ -30,6 +30,7 @@ HOSTILE = (
     "%{fullData.name}",
 )  # fmt: skip
 FLAG = {"name": "black-box-wins", "value": 0.0, "threshold": 1.0, "sentence": "Square fools 7 of the survivors."}
+ROWS = ("imp-s0.95", "imp-shuffle=true-s0.95", "magnitude-s0.95", "random-s0.95", "dense-s0")
 CURVE = [{"eps": "0.1", "robust": 70}, {"eps": "1/5", "robust": 20}]
 
 
@@ -39,7 +40,7 @@ def pairs(channels=1):
 
 
 def fill(folder, name="imp", text="plain", file="refused", *, shown=None):
-    """Records of a method `name`, magnitude and two others, with `text` wherever a record has room for it."""
+    """Records of a method `name`, its shuffle and three others, with `text` wherever a record has room for it."""
     kept = pairs() if shown is None else shown
     for seed in range(3):
         flags = [FLAG | {"value": 7.0 if seed else 0.0, "sentence": f"{FLAG['sentence']} {text}"}]
@@ -52,6 +53,7 @@ def fill(folder, name="imp", text="plain", file="refused", *, shown=None):
         write_bytes(pairs_path(save(folder, record, f"a-seed{seed}")), kept)
         save(folder, make("random", 0.95, seed, robust=20 + seed, **common), f"b-seed{seed}")
         save(folder, make("magnitude", 0.95, seed, robust=40 - seed, **common), f"d-seed{seed}")
+        save(folder, make(name, 0.95, seed, robust=10, job={"options": {"shuffle": True}}, **common), f"e-seed{seed}")
         save(folder, make("dense", 0.0, seed, robust=60 + seed, **common), f"c-seed{seed}")
     refusal(reason=text, refused=text, file=text).save(folder / f"{file}.json")
     return folder
@@ -104,9 +106,7 @@ def html_pages(folder):
 
 
 def test_a_page_for_the_board_and_one_for_each_row(made):
-    names = {
-        f"entries/digits-linf-{name}.html" for name in ("imp-s0.95", "magnitude-s0.95", "random-s0.95", "dense-s0")
-    }
+    names = {f"entries/digits-linf-{name}.html" for name in ROWS}
     assert set(html_pages(made)) == {"index.html", *names}
     assert {path.name for path in (made / "assets").iterdir()} == {
         "plotly.js", "site.css", "site.js", "tables.css", "tables.js",
@@ -408,7 +408,7 @@ def test_the_table_sorts_filters_and_leads_to_an_entry(watched, made):
     shows(page, 1, "1", "2")
     shows(page, 2, "imp", "magnitude")
     shows(page, 6, "better", "")
-    shows(page, 1, "dense", "random", table="controls")
+    shows(page, 1, "dense", "random", "imp:shuffle=true", table="controls")
     head = page.locator("#b1-board thead th", has_text="Robust %")
     head.click()
     page.wait_for_selector("#b1-board th[aria-sort=ascending]")
@@ -424,7 +424,7 @@ def test_the_table_sorts_filters_and_leads_to_an_entry(watched, made):
     shows(page, 2, "imp", "magnitude")
     page.locator("#b1-controls th", has_text="Sparsity").get_by_role("button", name="Filter by this column").click()
     page.locator(".dtcc-dropdown input").fill("0.95")
-    shows(page, 1, "random", table="controls")
+    shows(page, 1, "random", "imp:shuffle=true", table="controls")
     page.keyboard.press("Escape")
     sign = page.locator("#b1-board a.sign")
     assert "Square fools 7 of the survivors." in sign.get_attribute("title")
