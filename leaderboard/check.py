@@ -31,7 +31,7 @@ def write(
     `records`, and instead of overwriting a file that is not one of ours.
     """
     folder, target, chosen = _places(records, out, formats)
-    ranking = rank(read(folder))
+    ranking = rank(read(folder), folder)
     paths = {target / chosen_format.file: chosen_format for chosen_format in chosen}
     for path, form in paths.items():
         if path.exists() and not _bytes(path).startswith(form.begins.encode()):
@@ -57,7 +57,7 @@ def check(
     for path, result in results.items():
         if isinstance(result, Record):
             recount(folder / path, result)
-    ranking = rank(results)
+    ranking = rank(results, folder)
     paths = [target / form.file for form in chosen]
     stale = []
     for path, form in zip(paths, chosen, strict=True):
