@@ -15,6 +15,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from leaderboard.provenance import MEANING, summary
 from leaderboard.published import rows_for
 from leaderboard.table import Board, Ranking, Rate, Row
 
@@ -72,6 +73,7 @@ def cells(row: Row) -> dict[str, str]:
         "Training, M passes": f"{row.train_passes / 1e6:.1f}",
         "Training, s": "unknown" if row.train_seconds is None else _number(row.train_seconds),
         "Device": ", ".join(row.devices),
+        "Origin": row.origin,
     }
 
 
@@ -168,7 +170,7 @@ def _markdown_references(board: Board) -> list[str]:
 def _markdown_board(board: Board) -> list[str]:
     rules = f"{board.protocol} v{board.version}, {board.n} images"
     rows = [{**cells(row), "Protocol": rules + ("" if row.official else ", not official")} for row in board.rows]
-    left = ("Place", "Pruner", "Device", "Protocol")
+    left = ("Place", "Pruner", "Device", "Origin", "Protocol")
     title = _markdown_text(f"{board.protocol}, version {board.version}")
     survivors = [
         [row.pruner, f"{row.sparsity:f}", *(_number(row.survived[a]) for a in board.attacks)] for row in board.rows
@@ -181,6 +183,8 @@ def _markdown_board(board: Board) -> list[str]:
         f"- Records: {board.records}.",
         "",
         board.note,
+        "",
+        MEANING,
         "",
         *_markdown_table(list(rows[0]), [list(row.values()) for row in rows], left),
         *_markdown_list(doubts(board)),
@@ -212,7 +216,7 @@ _COLUMNS = (
     "protocol", "version", "protocol_sha256", "data", "data_sha256", "n", "official", "place", "tied", "pruner",
     "sparsity", "true_sparsity", "robust", "robust_low", "robust_high", "clean", "clean_low", "clean_high", "interval",
     "df", "seeds", "robust_counts", "clean_counts", "train_passes", "train_seconds", "score_seconds", "devices",
-    "disagreements", "flags", "records", "refused",
+    "disagreements", "flags", "origin", "records", "refused",
 )  # fmt: skip
 
 
@@ -254,6 +258,7 @@ def _csv_row(board: Board, row: Row) -> list[Any]:
         "train_passes": row.train_passes, "train_seconds": row.train_seconds, "score_seconds": row.score_seconds,
         "devices": _joined([_csv_text(device) for device in row.devices]), "disagreements": row.disagreements,
         "flags": _joined(list(dict.fromkeys(_csv_text(doubt.name) for doubt in row.flags))),
+        "origin": _csv_text(row.origin),
         "records": _joined([_csv_text(record) for record in row.records]), "refused": "",
     }  # fmt: skip
     return [values[column] for column in _COLUMNS]
@@ -267,7 +272,7 @@ def as_json(ranking: Ranking) -> str:
     """Everything that `Ranking` holds, with the notes of the boards; numbers are numbers and unknown is null."""
     boards = [{**dataclasses.asdict(board), "note": board.note} for board in ranking.boards]
     refused = [dataclasses.asdict(net) for net in ranking.refused]
-    values = {"prunebench_board": 1, "boards": boards, "refused": refused}
+    values = {"prunebench_board": 1, "origins": MEANING, "boards": boards, "refused": refused}
     return json.dumps(values, indent=1, allow_nan=False, default=float) + "\n"
 
 
@@ -297,7 +302,7 @@ def latex(ranking: Ranking) -> str:
             if i and board.rows[i - 1].sparsity != row.sparsity:
                 body.append(r"\midrule")
             body.append(" & ".join(_latex_text(clean(texts[title])) for title in titles) + r" \\")
-        caption = f"{clean(board.protocol)}, version {board.version}, {board.n} images. {board.note}"
+        caption = f"{clean(board.protocol)}, version {board.version}, {board.n} images. {board.note} {MEANING}"
         caption = " ".join([caption, *(clean(line) for line in doubts(board))])
         lines += [
             r"\begin{table}", r"\centering", rf"\caption{{{_latex_text(caption)}}}",
@@ -314,7 +319,7 @@ def terminal(ranking: Ranking) -> list[Table]:
     for board in ranking.boards:
         official = "official" if board.official else "not official"
         title = f"{board.protocol} v{board.version}, {official}, {board.n} images, {board.records} records"
-        note = "\n".join([board.note, *(clean(line) for line in doubts(board))])
+        note = "\n".join([board.note, summary(board, clean), *(clean(line) for line in doubts(board))])
         table = Table(title=Text(clean(title)), caption=Text(note), caption_justify="left", box=None, pad_edge=False)
         for column in ("Place", "Pruner", "Sparsity", "Robust %", "Clean %", "Seeds", "M passes"):
             table.add_column(column, justify="left" if column in ("Place", "Pruner") else "right", overflow="fold")

@@ -16,6 +16,7 @@ from bench.record import Record, Refusal, load_all
 from leaderboard.comparable import refuse_incomparable
 
 ALPHA = 0.05  # of the places; the intervals are at 1 - ALPHA
+AS_HANDED_IN = "as handed in"  # how a record came of which nothing else is known
 Results = Mapping[Path, Record | Refusal]
 
 
@@ -50,7 +51,7 @@ class Row:
     `sparsity` was asked for, `true_sparsity` counted in the net. `place` is among the rows of the same asked
     sparsity; `tied` when another of them shares it. `survived` holds mean counts, in the order of the attacks; so do
     `weak`, by attack, and `curve`, by eps, as far as every seed has them. `train_seconds` is None when it is unknown
-    for a seed.
+    for a seed. `origin`: how its records came, in the words of `leaderboard.provenance`.
     """
 
     pruner: str
@@ -72,6 +73,7 @@ class Row:
     devices: tuple[str, ...]
     official: bool
     records: tuple[str, ...]
+    origin: str = AS_HANDED_IN
 
     @property
     def standing(self) -> str:

@@ -14,15 +14,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("bench", "pruners", "leaderboard")
 
-GROUND = frozenset({"compare", "errors", "files", "proposals", "protocol", "record", "seeds", "stats", "verdict"})
+GROUND = frozenset({
+    "beside", "compare", "errors", "files", "proposals", "protocol", "record", "seeds", "signature", "stats", "verdict",
+})  # fmt: skip
 # From the ground up. A module may import those below it and its own side of its layer ("|"), without cycles.
 LAYERS = (
-    "compare errors files proposals protocol record seeds stats verdict",
+    "beside compare errors files proposals protocol record seeds signature stats verdict",
     "machine extras curves",
     "data models mask",
     "checkpoint attacks autoattack executor capture peers zoo",
     "train lab stages | referee journal trial score flags probes",
-    "verify claim conformance task run engine cluster plan rehearsal pace show scaffold ingest",
+    "verify rescore claim conformance task run engine cluster plan rehearsal pace show scaffold ingest",
     "cli pytest_plugin",
 )
 # Who may start pruners, and who may make tables.

@@ -26,8 +26,8 @@ from tests.nets import SMALL
 from tests.records import make, save
 
 VERBS = (
-    "run", "plan", "train", "score", "import", "inspect", "rank", "site", "compare", "claim", "verify", "new", "check",
-    "list", "doctor",
+    "run", "plan", "train", "score", "import", "inspect", "rank", "sign", "site", "compare", "claim", "verify", "new",
+    "check", "list", "doctor",
 )  # fmt: skip
 
 

@@ -62,11 +62,11 @@ def test_markdown_shows_each_row_once_and_the_evidence_beside_it():
     text = markdown(ranking())
     rows = markdown_rows(text)
     assert rows[0] == ["Place", "Pruner", "Sparsity", "Counted", "Robust %", "Clean %", "Seeds", "Training, M passes",
-                       "Training, s", "Device", "Protocol"]  # fmt: skip
+                       "Training, s", "Device", "Origin", "Protocol"]  # fmt: skip
     assert rows[2][:4] == ["ref", "dense", "0", "0.0000"]
     # sd .01 with df 4: t(.975, 4) * .01 / sqrt(3) = 1.6 points
     assert rows[3] == ["1", "imp", "0.9", "0.9000", "51.0 ± 1.6", "80.0 ± 0.5", "3", "33.0", "12.5", "cpu",
-                       "digits-linf v1, 100 images"]  # fmt: skip
+                       "as handed in", "digits-linf v1, 100 images"]  # fmt: skip
     assert ["imp", "0.9", *["51"] * 4] in rows
     assert "r/refused.json" in rows[-1]
     for evidence in ("official", "sha256 dddddddddddd...", "Records: 6", "Holm", "4 degrees of freedom"):
@@ -113,7 +113,10 @@ def test_csv_and_json_carry_counts_and_full_precision():
 
 def test_latex_is_a_booktabs_table():
     text = latex(ranking())
-    assert r"1 & imp & 0.9 & 51.0 \ensuremath{\pm} 1.6 & 80.0 \ensuremath{\pm} 0.5 & 3 & 33.0 & 12.5 \\" in text
+    assert (
+        r"1 & imp & 0.9 & 51.0 \ensuremath{\pm} 1.6 & 80.0 \ensuremath{\pm} 0.5 & 3 & 33.0 & 12.5 & as handed in \\"
+        in text
+    )
     for word in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{table}", r"\end{table}"):
         assert word in text
 
@@ -148,7 +151,7 @@ def test_a_record_cannot_break_out_of_a_table(hostile):
     )
     flagged = ranking(score={"flags": [FLAG]})
     text = markdown(made)
-    assert {len(row) for row in markdown_rows(text)} == {11, 6, 5}  # columns of the board, the survivors, the refusals
+    assert {len(row) for row in markdown_rows(text)} == {12, 6, 5}  # columns of the board, the survivors, the refusals
     assert len(text.splitlines()) == len(markdown(flagged).splitlines())
     assert not re.search(r"[<`*\[\]~$\\@]|://|www\.", text.replace(text.splitlines()[0], ""))
     rows = list(csv.reader(io.StringIO(comma_separated(made))))
@@ -168,7 +171,7 @@ def test_a_record_cannot_break_out_of_a_table(hostile):
 
 def test_the_check_above_sees_what_is_not_escaped(monkeypatch):
     monkeypatch.setattr("leaderboard.render._markdown_text", clean)
-    assert {len(row) for row in markdown_rows(markdown(ranking("a|b")))} != {11, 6, 5}
+    assert {len(row) for row in markdown_rows(markdown(ranking("a|b")))} != {12, 6, 5}
     monkeypatch.setattr("leaderboard.render._markdown_text", str)
     assert len(markdown(ranking("a\nb")).splitlines()) != len(markdown(ranking()).splitlines())
 

@@ -1,0 +1,144 @@
+"""The files that lie beside a record: which they are, how a net gets there, and what must not stay there."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import operator
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from bench.errors import PrunebenchError
+from bench.files import write_aside, write_bytes
+from bench.record import Record, Refusal, load_record, outcomes_path, pairs_path, proposals_path
+
+RECORD, REFUSAL, JOURNAL = "record.json", "refusal.json", "journal"
+_OWNER = "net"  # a file of the journal: the sha256 of the net that it speaks of
+_FLAGS = ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")  # an open that never waits for another process
+
+
+def read_outside(path: Path, what: str, largest: int, *, way_out: str = "check the path") -> bytes:
+    """The bytes of a file that others wrote, which is to be `what` and to take at most `largest` bytes.
+
+    Raises PrunebenchError, which ends in `way_out`, for anything but a regular file, one that is too large, and one
+    that cannot be read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | functools.reduce(operator.or_, (getattr(os, name, 0) for name in _FLAGS)))
+        with os.fdopen(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise PrunebenchError(f"{path} is not a regular file that could be {what}; {way_out}.")
+            data = file.read(largest + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise PrunebenchError(f"Cannot read {path}, {what} ({reason}); {way_out}.") from None
+    if len(data) > largest:
+        raise PrunebenchError(f"{path} is larger than {largest} bytes, so it is not {what}; {way_out}.")
+    return data
+
+
+def net_path(record: Path) -> Path:
+    """Where the net lies whose score the record at `record` is, so that it can be measured again."""
+    return record.with_suffix(".net.safetensors")
+
+
+def signature_path(record: Path) -> Path:
+    """Where the signature of the record at `record` lies, if somebody signed it."""
+    return record.with_name(f"{record.name}.sig")
+
+
+def beside(record: Path) -> tuple[Path, ...]:
+    """Where everything lies that belongs to the record at `record`, whether it is there or not."""
+    return tuple(of(record) for of in (outcomes_path, proposals_path, pairs_path, net_path, signature_path))
+
+
+def publish(source: Path, net: Path | None, target: Path) -> None:
+    """Copy the record at `source`, and all that belongs to it, to `target`; what belonged to another one goes.
+
+    `net`: the net that was scored, linked where the file system can, copied otherwise; None for a refusal. A signature
+    stays as long as the record is the same bytes. The record, which names the others, is written last.
+    """
+    data = source.read_bytes()
+    for of in (outcomes_path, proposals_path, pairs_path):
+        if net is not None and of(source).exists():
+            write_bytes(of(target), of(source).read_bytes())
+        else:
+            of(target).unlink(missing_ok=True)
+    if net is None:
+        net_path(target).unlink(missing_ok=True)
+    else:
+        write_aside(net_path(target), lambda aside: _link_or_copy(net, aside))
+    if not target.exists() or target.read_bytes() != data:
+        signature_path(target).unlink(missing_ok=True)
+    write_bytes(target, data)
+
+
+def _link_or_copy(source: Path, aside: Path) -> None:
+    """Nets are replaced and never changed in place, so a link stays what it was when the job is trained anew."""
+    try:
+        aside.unlink()
+        os.link(source, aside)
+    except OSError:
+        shutil.copyfile(source, aside)
+
+
+def make_room(folder: Path, net: Path, name: str, *, force: bool) -> None:
+    """Prepare `folder` for the record of the net in the file `net`: what is there of this net stays, also its journal.
+
+    `name`: how the command names the net, for one that is no file. Raises PrunebenchError, and leaves everything, when
+    a record or a refusal there is of another net; with `force` all of that is removed instead. A journal whose net is
+    unknown is removed, for it only saves time.
+    """
+    sha256 = _digest(net)
+    for path in (folder / RECORD, folder / REFUSAL):
+        whose = _whose(path, net, name, sha256)
+        if whose is not None and not force:
+            raise PrunebenchError(
+                f"{path} is {whose}, and nothing is overwritten; name another folder with --out, or replace what is "
+                "there with --force."
+            )
+        if whose is not None:
+            _clear(folder)
+    owner, journal = folder / JOURNAL / _OWNER, folder / JOURNAL
+    mine = sha256 or name
+    if journal.exists() and not (folder / RECORD).exists():
+        at_home = folder.resolve() == net.parent.resolve()  # `run` and the functions leave no owner in a net's folder
+        if (owner.read_text(errors="replace") != mine) if owner.is_file() else not at_home:
+            shutil.rmtree(journal)
+    write_bytes(owner, mine.encode())
+
+
+def _whose(path: Path, net: Path, name: str, sha256: str | None) -> str | None:
+    """What the record or refusal at `path` is, if it is not of this net; None if it is, or if there is none."""
+    if not path.exists() and not path.is_symlink():
+        return None
+    try:
+        found = load_record(path)
+    except PrunebenchError:
+        return "not a whole record"
+    theirs = found.net.sha256 if isinstance(found, Record) else found.net
+    if sha256 is None:  # a net of the zoo: its job says which
+        same = (found.job.pruner if found.job else None) == name
+    elif theirs is None and isinstance(found, Refusal):  # the refused file could not be read
+        same = found.file == net.name
+    else:
+        same = theirs == sha256
+    kind = "the record" if isinstance(found, Record) else "the refusal"
+    return None if same else f"{kind} of another net ({f'sha256 {theirs[:12]}...' if theirs else found.job})"
+
+
+def _clear(folder: Path) -> None:
+    """Remove record and refusal, what belongs to them, and the journal."""
+    for path in (folder / RECORD, folder / REFUSAL, *beside(folder / RECORD), signature_path(folder / REFUSAL)):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder / JOURNAL, ignore_errors=True)
+
+
+def _digest(path: Path) -> str | None:
+    """The sha256 of a regular file, None for anything else."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
