@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.errors import PrunebenchError
 from bench.files import write_aside, write_bytes
-from bench.record import Record, Refusal, load_record, outcomes_path, pairs_path, proposals_path
+from bench.record import Record, load_record, outcomes_path, pairs_path, proposals_path
 
 RECORD, REFUSAL, JOURNAL = "record.json", "refusal.json", "journal"
 _OWNER = "net"  # a file of the journal: the sha256 of the net that it speaks of
@@ -88,45 +88,38 @@ def make_room(folder: Path, net: Path, name: str, *, force: bool) -> None:
     """Prepare `folder` for the record of the net in the file `net`: what is there of this net stays, also its journal.
 
     `name`: how the command names the net, for one that is no file. Raises PrunebenchError, and leaves everything, when
-    a record or a refusal there is of another net; with `force` all of that is removed instead. A journal whose net is
-    unknown is removed, for it only saves time.
+    a record there is of another net; with `force` it is removed with all that belongs to it instead. A journal whose
+    net is unknown is removed, for it only saves time; a refusal is replaced by what comes out now.
     """
-    sha256 = _digest(net)
-    for path in (folder / RECORD, folder / REFUSAL):
-        whose = _whose(path, net, name, sha256)
-        if whose is not None and not force:
-            raise PrunebenchError(
-                f"{path} is {whose}, and nothing is overwritten; name another folder with --out, or replace what is "
-                "there with --force."
-            )
-        if whose is not None:
-            _clear(folder)
-    owner, journal = folder / JOURNAL / _OWNER, folder / JOURNAL
-    mine = sha256 or name
-    if journal.exists() and not (folder / RECORD).exists():
+    sha256, record, journal = _digest(net), folder / RECORD, folder / JOURNAL
+    whose = _whose(record, name, sha256)
+    if whose is not None and not force:
+        raise PrunebenchError(
+            f"{record} is {whose}, and nothing is overwritten; name another folder with --out, or replace what is "
+            "there with --force."
+        )
+    if whose is not None:
+        _clear(folder)
+    owner, mine = journal / _OWNER, sha256 or name
+    if journal.exists() and not record.exists():
         at_home = folder.resolve() == net.parent.resolve()  # `run` and the functions leave no owner in a net's folder
         if (owner.read_text(errors="replace") != mine) if owner.is_file() else not at_home:
             shutil.rmtree(journal)
     write_bytes(owner, mine.encode())
 
 
-def _whose(path: Path, net: Path, name: str, sha256: str | None) -> str | None:
-    """What the record or refusal at `path` is, if it is not of this net; None if it is, or if there is none."""
+def _whose(path: Path, name: str, sha256: str | None) -> str | None:
+    """What the record at `path` is, if it is not of this net; None if it is, or if there is none."""
     if not path.exists() and not path.is_symlink():
         return None
     try:
         found = load_record(path)
     except PrunebenchError:
         return "not a whole record"
-    theirs = found.net.sha256 if isinstance(found, Record) else found.net
-    if sha256 is None:  # a net of the zoo: its job says which
-        same = (found.job.pruner if found.job else None) == name
-    elif theirs is None and isinstance(found, Refusal):  # the refused file could not be read
-        same = found.file == net.name
-    else:
-        same = theirs == sha256
-    kind = "the record" if isinstance(found, Record) else "the refusal"
-    return None if same else f"{kind} of another net ({f'sha256 {theirs[:12]}...' if theirs else found.job})"
+    if not isinstance(found, Record):
+        return "a refusal under the name of a record"
+    same = found.job.pruner == name if sha256 is None else found.net.sha256 == sha256  # the job tells a net of the zoo
+    return None if same else f"the record of another net (sha256 {found.net.sha256[:12]}...)"
 
 
 def _clear(folder: Path) -> None:

@@ -317,6 +317,7 @@ def rank(
             raise PrunebenchError(f"{name} does nothing without {other}; give both, or leave it out.")
     folder, entries = _records(records), []
     chosen = [name.strip() for name in formats.split(",") if name.strip()]
+    board.formats_named(chosen)
     if check:
         ranking, files = board.check(folder, out, chosen)
     if rescore is not None:

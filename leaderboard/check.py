@@ -25,6 +25,16 @@ def default_out(records: Path) -> Path:
     return folder.parent if folder.name == "records" else folder.parent / f"{folder.name}-board"
 
 
+def formats_named(names: Sequence[str]) -> list[Format]:
+    """The formats of these names, each once. Raises PrunebenchError for an unknown name, and for none."""
+    if not names:
+        raise PrunebenchError(f"No format is named, so there is nothing to do; name some of {', '.join(FORMATS)}.")
+    for name in names:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS)
+    return [FORMATS[name] for name in dict.fromkeys(names)]
+
+
 def look(records: str | Path, results: Results | None = None) -> Ranking:
     """Rank the records below `records`, with the origin of every row; nothing is written.
 
@@ -112,12 +122,7 @@ def _places(records: str | Path, out: str | Path | None, formats: Sequence[str])
             f"The tables cannot go to {target}, inside the records {folder}, where they would be read as records; "
             "choose another folder with --out."
         )
-    if not formats:
-        raise PrunebenchError(f"No format is named, so there is nothing to do; name some of {', '.join(FORMATS)}.")
-    for name in formats:
-        if name not in FORMATS:
-            raise unknown("format", name, FORMATS)
-    return folder, target, [FORMATS[name] for name in dict.fromkeys(formats)]
+    return folder, target, formats_named(formats)
 
 
 def _bytes(path: Path) -> bytes:

@@ -40,6 +40,7 @@ def the_run_ends_in_a_ranked_board(folder, code, out, err):
     records = load_records(folder / "out" / "records")
     assert len(records) == 4 and not any(record.official for record in records)
     assert "dense" in out and "magnitude" in out and "Written: " in out
+    assert "Origin of all rows: trained here." in " ".join(out.split())
 
     counted = {}  # (pruner, sparsity) -> robust and clean rates of its seeds, from the raw outcomes
     for record in records:
@@ -68,7 +69,7 @@ def the_run_ends_in_a_ranked_board(folder, code, out, err):
         robust, clean = np.mean(rates, axis=0)
         assert float(row["robust"]) == pytest.approx(robust, abs=1e-6)
         assert float(row["clean"]) == pytest.approx(clean, abs=1e-6)
-        assert int(row["place"]) >= 1 and row["seeds"] == "0;1"
+        assert int(row["place"]) >= 1 and row["seeds"] == "0;1" and row["origin"] == "trained here"
 
 
 def the_second_run_keeps_everything(folder, run):
