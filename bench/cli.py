@@ -45,6 +45,9 @@ Keep = Annotated[
 Tensorboard = Annotated[
     bool, typer.Option("--tensorboard", help="Training curves as event files in each job's folder.")
 ]
+Sandbox = Annotated[
+    bool, typer.Option("--sandbox", help="No network, no test images, one writable folder for the pruner (bubblewrap).")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -80,6 +83,7 @@ def run_(
     epochs: Epochs = None,
     keep_proposals: Keep = False,
     tensorboard: Tensorboard = False,
+    sandbox: Sandbox = False,
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
@@ -87,6 +91,7 @@ def run_(
 ) -> None:
     """Train, score and rank a whole grid; safe to kill and start again."""
     from bench import curves, executor, machine, run, show
+    from bench import sandbox as walls
     from leaderboard import check as board
     from leaderboard import render
 
@@ -94,6 +99,8 @@ def run_(
     workers = _engine(engine, jobs, threads, device, out, address, gpus_per_job)
     if tensorboard:
         curves.require()
+    if sandbox:
+        walls.require()
     store = _store(data)
     store.testing(rules.data, examples or rules.test)  # before any training: is the data there, and enough of it?
     with show.Watch(quiet=quiet) as watch:
@@ -103,7 +110,7 @@ def run_(
             watch.line(f"All nets run dense: {why}")
         results = run.run(
             rules, grid, out, store, engine=workers, threads=threads, device=device, examples=examples,
-            keep_proposals=keep_proposals, tensorboard=tensorboard, report=watch.report,
+            keep_proposals=keep_proposals, tensorboard=tensorboard, sandbox=sandbox, report=watch.report,
             ended=lambda end: watch.finish(end.task.job.name, f"{end.how}: {end.why}"),
         )  # fmt: skip
     if any(end.how in ("done", "kept", "refused") for end in results):
@@ -159,26 +166,33 @@ def train(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     epochs: Epochs = None,
     tensorboard: Tensorboard = False,
+    sandbox: Sandbox = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace another net that lies in --out.")] = False,
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
     quiet: Quiet = False,
 ) -> None:
     """Train and prune one net; goes on where a killed run stopped."""
+    from bench import host
+
+    host.host().start()  # it imports torch while this process does
+
     import torch
 
-    import pruners
     from bench import run, show, task
     from bench.checkpoint import open_net
     from bench.files import sole_user
 
     rules = _rules(protocol, epochs)
     torch.set_num_threads(threads)
-    job = run.job_of(pruners.parse(pruner), None if sparsity is None else _share(sparsity), seed)
+    (chosen,) = host.resolve([pruner])
+    job = run.job_of(chosen, None if sparsity is None else _share(sparsity), seed)
     with sole_user(out), show.Watch(quiet=quiet) as watch:
+        task.make_room(out, job, rules, force=force)
         net = task.train(
             pruner, job, rules, out, out / "stages", _store(data), device=device, tensorboard=tensorboard,
-            report=lambda what, done, of: watch.report(job.name, what, done, of),
+            sandboxed=sandbox, report=lambda what, done, of: watch.report(job.name, what, done, of),
         )  # fmt: skip
     show.out(*show.net_tables(open_net(net), str(net)))
 
@@ -512,13 +526,14 @@ def list_(kind: Annotated[Kind | None, typer.Argument()] = None, as_json: AsJson
 def doctor(data: DataRoot = Path("data"), as_json: AsJson = False) -> None:
     """Show what this machine can run: device, data, versions."""
     from bench import executor, machine, show
+    from bench import sandbox as walls
     from bench.data import DATASETS
 
     store, compiler = _store(data), executor.compiler()
     facts = {key: str(value) for key, value in machine.env(machine.device_named("auto")).items()}
     facts["ray"] = machine.package("ray") or "not installed; `run --engine ray` needs it"
     facts |= {"cores": str(os.cpu_count()), "compiler": Path(compiler).name if compiler else "none found"}
-    facts |= {"sparse kernels": executor.explain()}
+    facts |= {"sparse kernels": executor.explain(), "sandbox": walls.lacking() or "here; `run --sandbox` uses it"}
     facts |= {f"data: {name}": "here" if store.present(name) else f"not in {data}" for name in DATASETS}
     if as_json:
         print(json.dumps(facts, indent=1))
@@ -556,12 +571,16 @@ def _grid(
     spec: str, epochs: int | None, pruner: list[str] | None, sparsity: list[str] | None, seed: list[int] | None
 ) -> tuple[Protocol, list[tuple[str, Job]]]:
     """The rules, and the jobs that are asked for: by default every pruner, and the protocol's sparsities and seeds."""
-    import pruners
+    from bench import host
+
+    host.host().start()  # it imports torch while this process does
+
     from bench import run
+    from bench.spec import registered
 
     rules = _rules(spec, epochs)
     wanted = [_share(value) for value in sparsity or rules.sparsities]
-    return rules, run.grid(pruner or list(pruners.PRUNERS), wanted, rules.seeds if seed is None else seed)
+    return rules, run.grid(pruner or sorted(registered()), wanted, rules.seeds if seed is None else seed)
 
 
 def _share(text: str | float) -> float:

@@ -133,5 +133,23 @@ def kernel_disagrees(unconfirmed: int, proposals: int, turned: int, n: int) -> F
     )  # fmt: skip
 
 
+def budget_overrun(processor: float | None, allowed: float | None) -> Flag:
+    """The training took `processor` seconds of the processor, and its passes may take `allowed` of them.
+
+    The value is how much longer it took, as a share; 0 within what is allowed, so that it does not depend on the clock.
+    None: not trained here, or on a card, where processor time says nothing.
+    """
+    if processor is None or allowed is None:
+        return _flag("budget-overrun", None, 0.0, "What the training took was not measured.")
+    value = max(0.0, processor / allowed - 1)
+    if value == 0:
+        return _flag("budget-overrun", 0.0, 0.0, "The training took no more processor time than its passes may.")
+    return _flag(
+        "budget-overrun", value, 0.0,
+        f"The training took {processor:.0f} s of the processor where its passes may take {allowed:.0f} s; the pruner "
+        "computed what it was not charged for.",
+    )  # fmt: skip
+
+
 def _flag(name: str, value: float | None, threshold: float, sentence: str) -> Flag:
     return Flag(name=name, value=value, threshold=threshold, sentence=sentence)

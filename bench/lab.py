@@ -72,6 +72,12 @@ def _no_pruners(name: str) -> Pruner:
     raise PrunebenchError(f"This lab was given no registry of pruners, so it cannot run {name!r} inside a budget.")
 
 
+def granted(protocol: Protocol, images: int) -> int:
+    """The sample passes of a pruner's budget, with so many training images."""
+    recipe = protocol.training
+    return int(protocol.units * Plan(recipe, protocol.threat, recipe.epochs).passes(images))
+
+
 class Lab:
     """One job's workplace. The test split is not reachable from here."""
 
@@ -93,7 +99,7 @@ class Lab:
         self.validation: Split = validation.to(self.device)
         self._stages, self._report, self._resolve = Stages(stages), report, resolve or _no_pruners
         self._curves = curves
-        self.meter = Meter(int(protocol.units * self._price(protocol.training, protocol.training.epochs)))
+        self.meter = Meter(granted(protocol, len(self.train)))
         self.epochs = int(protocol.units * protocol.training.epochs)  # of the protocol's training that the budget buys
 
     @property

@@ -184,7 +184,7 @@ PROTOCOLS: dict[str, Protocol] = {
     for protocol in (
         Protocol(
             name="digits-linf", data="digits", model="digits-cnn", threat=Threat(norm="Linf", eps="0.2"), units=4.0,
-            sparsities=(0.9, 0.95, 0.98), validation=200, test=500,
+            sparsities=(0.9, 0.95, 0.98), seeds=tuple(range(15)), validation=200, test=500,
             training=Training(objective="pgd", steps=10, step_size="0.05", epochs=20, batch=64, lr=0.2),
         ),
         Protocol(

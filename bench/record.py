@@ -21,9 +21,9 @@ from bench.errors import PrunebenchError
 from bench.files import canonical_json, read_known, sha256_of, write_json
 from bench.protocol import Count, Exact, Job, Natural, Rules, exact, explain
 
-# Schema 3 counts `unconfirmed`; what was scored before, through the net itself, stays readable under its hash.
-Schema = Literal[2, 3]
-SCHEMA: Schema = 3
+# Schema 3 counts `unconfirmed`, schema 4 `processor_seconds`; what was scored before stays readable under its hash.
+Schema = Literal[2, 3, 4]
+SCHEMA: Schema = 4
 LARGEST = 8 * 2**20  # bytes; no record or outcomes file of ours comes near
 _LABEL = np.dtype("<i2")
 # What numpy and zipfile raise on a file that is damaged, encrypted, compressed in an odd way or made to mislead.
@@ -187,11 +187,16 @@ class Stage(Rules):
 
 
 class Cost(Rules):
-    """What training and scoring took; passes are sample passes (forward 1, backward 2)."""
+    """What training and scoring took; passes are sample passes (forward 1, backward 2).
+
+    Passes and seconds of the stages are what the pruner's process told; `processor_seconds` is what the kernel counted
+    for that process and all that it started (None: unknown, or absent in records before schema 4).
+    """
 
     stages: tuple[Stage, ...] = Field(strict=False)
     train_passes: Natural
     train_seconds: Seconds | None
+    processor_seconds: Seconds | None = None
     score_passes: Natural
     score_seconds: Seconds
     device: str
@@ -242,7 +247,16 @@ class Record(Hashed):
     def _counts_what_its_schema_does(self) -> Record:
         if (self.score.unconfirmed is None) != (self.schema_ == 2):
             raise ValueError(f"score.unconfirmed = {self.score.unconfirmed}: counted in schema 3, absent in schema 2")
+        if self.schema_ < 4 and self.cost.processor_seconds is not None:
+            raise ValueError(f"cost.processor_seconds = {self.cost.processor_seconds}: absent before schema 4")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_its_schema_has_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.schema_ < 4:
+            values["cost"].pop("processor_seconds", None)
+        return values
 
 
 class Refusal(Hashed):

@@ -232,6 +232,8 @@ def _flagged(record: Record, again: Record) -> str | None:
         said = theirs.get(flag.name)
         if said is None:
             return f"the flag {flag.name} is missing in the record"
+        if flag.value is None:
+            continue  # it needs what a net alone does not show: how it was trained, or the dense net
         if said.threshold != flag.threshold:
             return (
                 f"the flag {flag.name} has the threshold {said.threshold:g} in the record and {flag.threshold:g} here"

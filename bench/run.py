@@ -6,21 +6,36 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
+from typing import Protocol as Interface
 
 from bench.beside import publish
 from bench.data import Store
 from bench.engine import Engine, News, Pool
 from bench.errors import PrunebenchError
 from bench.files import canonical_json, sha256_of, sole_user
+from bench.host import resolve
 from bench.protocol import Job, Protocol, as_sparsity
 from bench.score import RECORD, REFUSAL
+from bench.spec import source_of
 from bench.task import NET, Ended, Step, Task
-from pruners import Chosen, parse
 
 Watcher = Callable[[str, str, float, float], None]  # a job, what is at work, how much is done, of how much
 
 
-def job_of(chosen: Chosen, sparsity: float | None, seed: int) -> Job:
+class Pruner(Interface):
+    """What a job needs to know of a pruner: its name, the options that differ from its defaults, whether it prunes."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def options(self) -> dict[str, bool | int | float | str]: ...
+
+    @property
+    def prunes(self) -> bool: ...
+
+
+def job_of(chosen: Pruner, sparsity: float | None, seed: int) -> Job:
     """The job of one pruner. Raises PrunebenchError when the pruner cannot be asked for that sparsity."""
     if not chosen.prunes:
         if sparsity:
@@ -35,7 +50,7 @@ def job_of(chosen: Chosen, sparsity: float | None, seed: int) -> Job:
 
 def grid(specs: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int]) -> list[tuple[str, Job]]:
     """Every pruner at every sparsity (at 0 if it does not prune) under every seed, seeds outermost, no job twice."""
-    chosen = [(spec, parse(spec)) for spec in specs]
+    chosen = [(one.spec, one) for one in resolve(list(specs))]
     jobs: dict[str, tuple[str, Job]] = {}
     for seed in seeds:
         for spec, pruner in chosen:
@@ -48,19 +63,20 @@ def grid(specs: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int]
 def run(
     protocol: Protocol, jobs: list[tuple[str, Job]], out: Path, store: Store, *, engine: Engine | None = None,
     threads: int = 1, device: str = "auto", examples: int | None = None, keep_proposals: bool = False,
-    tensorboard: bool = False, report: Watcher | None = None, ended: Callable[[Ended], None] | None = None,
+    tensorboard: bool = False, sandbox: bool = False, report: Watcher | None = None,
+    ended: Callable[[Ended], None] | None = None,
 ) -> list[Ended]:  # fmt: skip
     """Train and score `jobs` on `engine` (one process by default), and publish their records below `out/records`.
 
-    `keep_proposals`: keep what fooled each net, so that a claim can be replayed. `tensorboard`: as for `task.train`.
-    What is done already is kept, so a run that was killed goes on where it was. A job that fails is reported once and
-    does not stop the others. `report` and `ended` are called in this process. Raises PrunebenchError when another run
-    is at work in `out`.
+    `keep_proposals`: keep what fooled each net, so that a claim can be replayed. `tensorboard`, `sandbox`: as for
+    `task.train`. What is done already is kept, so a run that was killed goes on where it was. A job that fails is
+    reported once and does not stop the others. `report` and `ended` are called in this process. Raises PrunebenchError
+    when another run is at work in `out`.
     """
     with sole_user(out):
         order = order_of(
             protocol, jobs, out, store, threads=threads, device=device, examples=examples,
-            keep_proposals=keep_proposals, tensorboard=tensorboard,
+            keep_proposals=keep_proposals, tensorboard=tensorboard, sandbox=sandbox,
         )  # fmt: skip
         results = []
         with engine or Pool() as engine:  # inside the lock: nobody works on after it was let go
@@ -75,6 +91,7 @@ def run(
 def order_of(
     protocol: Protocol, jobs: list[tuple[str, Job]], out: Path, store: Store, *, threads: int = 1,
     device: str = "auto", examples: int | None = None, keep_proposals: bool = False, tensorboard: bool = False,
+    sandbox: bool = False,
 ) -> Order:  # fmt: skip
     """The order in which the steps of `jobs` are taken, below `out`; a dense net is the parent of those of its seed."""
     folders = {job.name: out / "jobs" / job_id(protocol, spec, job) for spec, job in jobs}
@@ -85,7 +102,7 @@ def order_of(
         tasks.append(
             Task(
                 spec, job, protocol, folders[job.name], out / "stages", store, device, threads, examples,
-                keep_proposals, None if parent == job.name else folders[parent], tensorboard,
+                keep_proposals, None if parent == job.name else folders[parent], tensorboard, sandbox,
             )
         )  # fmt: skip
     images = len(store.testing(protocol.data, examples or protocol.test))
@@ -94,7 +111,7 @@ def order_of(
 
 def job_id(protocol: Protocol, spec: str, job: Job) -> str:
     """The folder of a job: readable, and a hash of the rules, the job and the source of the pruner."""
-    facts = [protocol.sha256, job.model_dump(mode="json"), parse(spec).source]
+    facts = [protocol.sha256, job.model_dump(mode="json"), source_of(spec)]
     return f"{job.name}-{sha256_of(canonical_json(facts))[:12]}"
 
 

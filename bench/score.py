@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from bench import flags, machine, probes
@@ -15,7 +17,7 @@ from bench.attacks import Attack, adapted
 from bench.checkpoint import LARGEST, Header, Net, open_net
 from bench.data import Split, Store, as_float
 from bench.errors import PrunebenchError, Refused
-from bench.files import canonical_json, sha256_of, write_bytes, write_json
+from bench.files import canonical_json, sha256_of, write_bytes
 from bench.journal import Journal
 from bench.mask import distribution
 from bench.models import prunable
@@ -26,12 +28,15 @@ from bench.record import (
     Cost,
     DataId,
     Flag,
+    Hashed,
     Point,
     ProtocolId,
     Record,
     Refusal,
     Score,
-    Stage,
+    Seconds,
+    Sha256,
+    load_record,
     outcomes_path,
     pack_outcomes,
     pairs_path,
@@ -42,7 +47,7 @@ from bench.seeds import derive
 from bench.trial import Report, Trial
 from bench.zoo import PREFIX, open_zoo
 
-REFUSAL, RECORD, TIMES = "refusal.json", "record.json", "times.json"
+REFUSAL, RECORD, TIMES, JOURNAL = "refusal.json", "record.json", "times.json", "journal"
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ class _Scoring:
         self.net, self.path, self.rules, self.test, self.device = net, path, rules, test, device
         self.referee = self._referee(net)
         facts = journal_facts(self.referee, net, test)
-        self.trial = Trial(self.referee, test, Journal(None if out is None else out / "journal", facts), report, also)
+        self.trial = Trial(self.referee, test, Journal(None if out is None else out / JOURNAL, facts), report, also)
 
     def __call__(self, parent: Net | None, *, whole: bool, keep_proposals: bool) -> Scored:
         """Measure everything and write it down; `whole`: these are all the images that the protocol wants."""
@@ -241,7 +246,12 @@ class _Scoring:
             flags.kernel_disagrees(
                 score.unconfirmed or 0, score.proposed, probes.turned(referee, images, test.labels), n
             ),
+            self._budget(),
         )
+
+    def _budget(self) -> Flag:
+        effort = effort_of(self.path, self.net.header)
+        return flags.budget_overrun(*((effort.processor, effort.allowed) if effort is not None else (None, None)))
 
     def _proposals(self, fooled: Tensor) -> bytes:
         """What fooled the net on the images in `fooled`, bool (n,), for a replay."""
@@ -266,10 +276,14 @@ class _Scoring:
         pairs: bytes,
     ) -> Record:
         header, rules, test, entries = self.net.header, self.rules, self.test, self.trial.entries
-        stages, train_seconds = _timed(self.path, header)
+        effort = effort_of(self.path, header)
+        told = effort.stages if effort is not None else [None] * len(header.stages)
+        stages = tuple(s.model_copy(update={"seconds": t}) for s, t in zip(header.stages, told, strict=True))
         notes: dict[str, str | int | float | bool | None] = {"source": header.source}
         if parent is not None:
             notes["parent"] = parent.id.sha256
+        if effort is not None:
+            notes["sandbox"] = effort.sandbox
         record: Record = Record.sealed(
             protocol=ProtocolId(name=rules.name, version=rules.version, sha256=rules.sha256),
             job=header.job,
@@ -278,7 +292,9 @@ class _Scoring:
             data=DataId(name=rules.data, sha256=test.sha256, train_sha256=header.train_sha256),
             official=whole and rules.official and header.protocol == rules and header.arch == rules.model,
             cost=Cost(
-                stages=stages, train_passes=sum(stage.passes for stage in stages), train_seconds=train_seconds,
+                stages=stages, train_passes=sum(stage.passes for stage in stages),
+                train_seconds=None if effort is None else sum(effort.stages),
+                processor_seconds=None if effort is None else effort.processor,
                 score_passes=passes, score_seconds=sum(e.seconds for e in entries),
                 device=str(machine.env(self.device)["device"]),
             ),
@@ -295,20 +311,53 @@ def _counts(bits: dict[str, Tensor]) -> dict[str, int]:
     return {name: int(alive.sum()) for name, alive in bits.items()}
 
 
-def save_times(net: Path, header: Header, seconds: list[float]) -> None:
-    """Put down what each stage of the training of `net` took, beside it: nets themselves compare byte for byte."""
-    write_json(net.with_name(TIMES), {"header": _of(header), "seconds": seconds})
+def forget_others(net: Path) -> None:
+    """Delete what lies beside the net file `net` and was measured of another net."""
+    try:
+        scored = load_record(net.with_name(RECORD))
+    except PrunebenchError:
+        return  # none is there, or none that anybody would believe
+    of = scored.net.sha256 if isinstance(scored, Record) else scored.net
+    if of != _file_sha256(net):
+        forget_scores(net.parent)
 
 
-def _timed(net: Path, header: Header) -> tuple[tuple[Stage, ...], float | None]:
-    """The stages with their seconds, and the sum, where they were put down beside the net."""
-    path = net.with_name(TIMES)
-    times = json.loads(path.read_bytes()) if path.exists() else {}
-    if times.get("header") != _of(header):
-        return header.stages, None
-    seconds: list[float] = times["seconds"]
-    stages = tuple(s.model_copy(update={"seconds": t}) for s, t in zip(header.stages, seconds, strict=True))
-    return stages, sum(seconds)
+def forget_scores(folder: Path) -> None:
+    """Delete all that was measured of a net in `folder`, the record first."""
+    record = folder / RECORD
+    for path in (record, folder / REFUSAL, *(beside(record) for beside in (outcomes_path, proposals_path, pairs_path))):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder / JOURNAL, ignore_errors=True)
+
+
+class Effort(Hashed):
+    """What training a net took here: the seconds of its `stages` as its process told them, and what we measured.
+
+    `header`: the hash of the net's. `processor`: processor seconds of all that the pruner's process did, None where the
+    kernel does not tell. `allowed`: how many its passes may take (`bench.budget`), None where that says nothing.
+    `sandbox`: whether it ran in one.
+    """
+
+    header: Sha256
+    stages: tuple[Seconds, ...] = Field(strict=False)
+    processor: Seconds | None
+    allowed: Seconds | None
+    sandbox: bool
+
+
+def save_effort(net: Path, header: Header, **values: object) -> None:
+    """Write what the training of `net` took beside it: nets themselves compare byte for byte."""
+    Effort.sealed(header=_of(header), **values).save(net.with_name(TIMES))
+
+
+def effort_of(net: Path, header: Header) -> Effort | None:
+    """What the training of `net` took, from beside it; None where nothing whole is there, or something of another."""
+    try:
+        effort = Effort.model_validate(json.loads(net.with_name(TIMES).read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = effort.own_sha256 == effort.sha256 and effort.header == _of(header)
+    return effort if whole and len(effort.stages) == len(header.stages) else None
 
 
 def _of(header: Header) -> str:

@@ -1,26 +1,31 @@
-"""One job of a grid and its steps, each of which any process may take: train, attack a shard, write the record."""
+"""One job of a grid and its steps, each of which any process may take: train, attack a shard, write the record.
+
+The pruner itself runs in another process (`bench.player`). Here its weights are sealed, attacked and recorded.
+"""
 
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from bench import machine
+from bench import executor, handover, machine, sandbox
+from bench.budget import allowed, price
 from bench.checkpoint import Header, open_net, seal
-from bench.curves import Curves
 from bench.data import Store
 from bench.errors import PrunebenchError, Refused
 from bench.files import sha256_of, write_bytes
-from bench.lab import Lab
+from bench.handover import Play
+from bench.host import Fault, Host, host
+from bench.lab import granted
 from bench.protocol import Job, Protocol
 from bench.record import Record, load_record, proposals_path, recount
-from bench.score import RECORD, attack_shard, save_times, score
+from bench.score import RECORD, attack_shard, effort_of, forget_others, forget_scores, save_effort, score
+from bench.spec import source_of
 from bench.train import Report
-from pruners import parse
 
 NET = "net.safetensors"
 
@@ -45,6 +50,7 @@ class Task:
     keep_proposals: bool
     parent: Path | None
     tensorboard: bool
+    sandbox: bool = False
 
     @property
     def dense(self) -> Path | None:
@@ -85,12 +91,17 @@ class Step:
             return {"train": self._train, "attack": self._attack, "record": self._record}[self.what](report)
         except Refused as refused:
             return Ended(task, "refused", str(refused))
+        except Fault as fault:
+            return self._failed(str(fault), fault.trace)
         except PrunebenchError as error:
             return Ended(task, "failed", str(error))
-        except Exception as error:  # noqa: BLE001  a pruner may be anybody's code; its fault must not stop the others
-            log = task.folder / "error.txt"
-            write_bytes(log, traceback.format_exc().encode())
-            return Ended(task, "failed", f"{type(error).__name__}: {error} (the whole story is in {log})")
+        except Exception as error:  # noqa: BLE001  one job's fault must not stop the others
+            return self._failed(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+    def _failed(self, sentence: str, trace: str) -> Ended:
+        log = self.task.folder / "error.txt"
+        write_bytes(log, trace.encode(errors="replace"))
+        return Ended(self.task, "failed", f"{sentence}; the whole story is in {log}")
 
     def _train(self, report: Report) -> Ended | None:
         task = self.task
@@ -99,7 +110,7 @@ class Step:
         try:
             train(
                 task.spec, task.job, task.protocol, task.folder, task.stages, task.store, device=task.device,
-                report=report, tensorboard=task.tensorboard,
+                report=report, tensorboard=task.tensorboard, sandboxed=task.sandbox,
             )  # fmt: skip
         except Refused as refused:  # by the checks of the net file: there is no net to refuse a score
             return Ended(task, "failed", str(refused))
@@ -126,30 +137,74 @@ class Step:
 
 
 def train(spec: str, job: Job, protocol: Protocol, folder: Path, stages: Path, store: Store, *, device: str = "auto",
-          report: Report | None = None, tensorboard: bool = False) -> Path:  # fmt: skip
-    """Train the net of `job` into `folder` and return its path; a net that is there and whole is kept.
+          report: Report | None = None, tensorboard: bool = False, sandboxed: bool = False) -> Path:  # fmt: skip
+    """Have the net of `job` trained in another process, seal it into `folder`, and return its path.
 
-    `tensorboard`: put the course of its trainings into event files below `folder/tensorboard`. Raises PrunebenchError
-    for whatever the pruner, its budget or the checks of the net file object to.
+    A net that is there, whole, with its effort beside it, is kept. `tensorboard`: put the course of its trainings into
+    event files below `folder/tensorboard`. `sandboxed`: the pruner's process can write to `folder` alone, where its
+    stages go too, and has neither network nor test images. Raises PrunebenchError for whatever the pruner, its budget
+    or the checks of the net file object to, and Fault for an error of the pruner's own.
     """
-    path = folder / NET
-    chosen = parse(spec)
-    if _made_for(path, job, protocol, chosen.source, store):
+    path, source = folder / NET, source_of(spec)
+    if _made_for(path, job, protocol, source, store):
+        forget_others(path)
         return path
     where = machine.device_named(device)
-    lab = Lab(
-        job, protocol, store, stages, device=where, report=report, resolve=lambda spec: parse(spec).pruner,
-        curves=Curves(folder / "tensorboard") if tensorboard else None,
-    )  # fmt: skip
-    state = chosen.pruner(job, lab)
-    header = Header(
-        arch=protocol.model, classes=lab.info.classes, shape=lab.info.shape, protocol=protocol, job=job,
-        source=chosen.source, train_sha256=lab.train_sha256,
-        stages=tuple(s.model_copy(update={"seconds": None}) for s in lab.meter.stages),
-    )  # fmt: skip
-    save_times(path, header, [stage.seconds or 0.0 for stage in lab.meter.stages])
-    seal(path, state, header, passes_granted=lab.meter.granted)
+    images, _ = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
+    info, threads = store.info(protocol.data), torch.get_num_threads()
+    executor.lacking()  # compiles the kernels where there are none yet: a sandbox could not keep them
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        play = Play(spec, job, protocol, store, folder, stages, str(where), threads, tensorboard)
+        seconds = (_sandboxed if sandboxed else host().ask)(play, report)[1]
+        state, charged = handover.take(folder)
+        header = Header(
+            arch=protocol.model, classes=info.classes, shape=info.shape, protocol=protocol, job=job, source=source,
+            train_sha256=images.sha256, stages=tuple(s.model_copy(update={"seconds": None}) for s in charged),
+        )  # fmt: skip
+        bound = None
+        if seconds is not None and where.type == "cpu":  # what a card does takes no time of the processor
+            bound = allowed(sum(stage.passes for stage in charged), price(protocol, store, threads))
+        told = tuple(stage.seconds or 0.0 for stage in charged)
+        save_effort(path, header, stages=told, processor=seconds, allowed=bound, sandbox=sandboxed)
+        seal(path, state, header, passes_granted=granted(protocol, len(images)))
+        forget_others(path)
+    finally:
+        (folder / handover.NAME).unlink(missing_ok=True)
+        (folder / sandbox.LENT).unlink(missing_ok=True)
     return path
+
+
+def make_room(folder: Path, job: Job, protocol: Protocol, *, force: bool) -> None:
+    """Raise PrunebenchError when the net in `folder` is not one of `job` under `protocol`; `force`: delete it.
+
+    With a net goes what was measured of it: its record, outcomes, images and journal.
+    """
+    path = folder / NET
+    if not path.exists():
+        return
+    try:
+        header = open_net(path).header
+        same, what = (header.job, header.protocol) == (job, protocol), f"of {header.protocol.name}, {header.job.name}"
+    except Refused:
+        same, what = False, "that cannot be read"
+    if same:
+        return
+    if not force:
+        raise PrunebenchError(
+            f"{folder} holds another net, {what}, and this one is of {protocol.name}, {job.name}; name another folder "
+            "with --out, or replace that net and its scores with --force."
+        )
+    forget_scores(folder)
+    path.unlink()
+
+
+def _sandboxed(play: Play, report: Report | None) -> tuple[object, float | None]:
+    """Ask a process that ends with this request, and sees and changes only what its training needs."""
+    covered = sandbox.hidden(play.store)
+    prefix = sandbox.command(play.folder, covered, cards=play.device != "cpu")
+    lent = sandbox.lend(play.store, play.protocol, play.folder)
+    return Host(prefix).ask(replace(play, store=lent, stages=play.folder / "stages"), report)
 
 
 def _made_for(path: Path, job: Job, protocol: Protocol, source: str, store: Store) -> bool:
@@ -158,7 +213,7 @@ def _made_for(path: Path, job: Job, protocol: Protocol, source: str, store: Stor
         header = open_net(path).header
     except Refused:
         return False
-    if (header.job, header.protocol, header.source) != (job, protocol, source):
+    if effort_of(path, header) is None or (header.job, header.protocol, header.source) != (job, protocol, source):
         return False
     train, _ = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
     return header.train_sha256 == train.sha256
@@ -167,7 +222,7 @@ def _made_for(path: Path, job: Job, protocol: Protocol, source: str, store: Stor
 def _scored(task: Task) -> bool:
     """Whether the folder holds this net, and outcomes and record of it over the images that are asked for now."""
     path, rules = task.folder / NET, task.protocol
-    if not _made_for(path, task.job, rules, parse(task.spec).source, task.store):
+    if not _made_for(path, task.job, rules, source_of(task.spec), task.store):
         return False
     try:
         record = load_record(task.folder / RECORD)

@@ -5,30 +5,28 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
-import inspect
 import sys
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from bench import spec as named
 from bench.errors import PrunebenchError, unknown
 from bench.files import sha256_of
 from bench.lab import Pruner
-
-GROUP = "prunebench.pruners"
 
 
 class _Registry(Mapping[str, type]):
     """Name -> class for every entry point of the group; a class is imported when it is asked for, not before."""
 
     @cached_property
-    def _points(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=GROUP)}
+    def _points(self) -> Mapping[str, EntryPoint]:
+        return named.registered()
 
     def __getitem__(self, name: str) -> type:
         point = self._points[name]
@@ -73,16 +71,12 @@ def parse(spec: str) -> Chosen:
     `spec` is `NAME`, `package.module:Class` or `path/file.py:Class`, each with `:option=value,...` behind it if wanted.
     Raises PrunebenchError for an unknown name or option, and for a value that is not of the option's type.
     """
-    head, options = spec, ""
-    if "=" in spec:
-        head, _, options = spec.rpartition(":")
-        if "=" in head or not head:
-            raise PrunebenchError(f"Cannot read the pruner {spec!r}; write NAME:option=value,option=value.")
+    asked = named.read(spec)
+    head = asked.head
     cls = _class(head)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     given: dict[str, Any] = {}
-    for item in filter(None, options.split(",")):
-        key, _, text = item.partition("=")
+    for key, text in asked.options:
         if key not in fields:
             raise unknown(f"option of {head}", key, fields)
         if key in given:
@@ -93,24 +87,7 @@ def parse(spec: str) -> Chosen:
     except (TypeError, ValueError) as error:  # TypeError: an option without a default
         raise PrunebenchError(f"Pruner {spec!r} refuses its options: {error}") from None
     changed = {key: value for key, value in given.items() if value != fields[key].default}
-    return Chosen(_label(head), changed, pruner, source_of(pruner))
-
-
-def source_of(pruner: Pruner) -> str:
-    """The sha256 of the file that a pruner is written in, and of those that its options name.
-
-    A mended pruner is another pruner, and so is one that runs a mended pruner (IWI's ticket).
-    """
-    options = [getattr(pruner, field.name) for field in dataclasses.fields(pruner)]  # type: ignore[arg-type]
-    named = [PRUNERS[option] for option in options if isinstance(option, str) and option in PRUNERS]
-    files = [Path(inspect.getfile(cls)).read_bytes() for cls in (type(pruner), *named)]
-    return sha256_of(files[0] if len(files) == 1 else b"\0".join(files))
-
-
-def _label(head: str) -> str:
-    """The name in records: a file is named by its stem, so that no path of somebody's machine gets into one."""
-    path, _, cls = head.rpartition(":")
-    return f"{Path(path).stem}.{cls}" if path.endswith(".py") else head.replace(":", ".")
+    return Chosen(asked.label, changed, pruner, named.source_of(spec))
 
 
 def _class(head: str) -> type:

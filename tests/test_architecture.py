@@ -15,20 +15,21 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("bench", "pruners", "leaderboard")
 
 GROUND = frozenset({
-    "beside", "compare", "errors", "files", "proposals", "protocol", "record", "seeds", "signature", "stats", "verdict",
+    "beside", "compare", "errors", "files", "proposals", "protocol", "record", "seeds", "signature", "spec", "stats",
+    "verdict",
 })  # fmt: skip
 # From the ground up. A module may import those below it and its own side of its layer ("|"), without cycles.
 LAYERS = (
-    "beside compare errors files proposals protocol record seeds signature stats verdict",
+    "beside compare errors files proposals protocol record seeds signature spec stats verdict",
     "machine extras curves",
     "data models mask",
-    "checkpoint attacks autoattack executor capture peers zoo",
-    "train lab stages | referee journal trial score flags probes",
-    "verify rescore claim conformance task run engine cluster plan rehearsal pace show scaffold ingest",
+    "checkpoint attacks autoattack executor capture handover host peers sandbox zoo",
+    "budget train lab stages | referee journal trial score flags probes",
+    "player verify rescore claim conformance task run engine cluster plan rehearsal pace show scaffold ingest",
     "cli pytest_plugin",
 )
 # Who may start pruners, and who may make tables.
-REGISTRY_USERS = frozenset({"conformance", "task", "run", "plan", "cli", "pytest_plugin"})
+REGISTRY_USERS = frozenset({"conformance", "player", "plan", "cli", "pytest_plugin"})
 LEADERBOARD_USERS = frozenset({"cli", "pytest_plugin"})
 FOR_PRUNERS = GROUND | {"mask", "lab"}
 TORCH = frozenset({"torch", "torchvision", "pyautoattack", "torchattacks", "robustbench"})
@@ -197,7 +198,7 @@ def test_a_forbidden_import_is_found(module, source):
         ("bench.score", "import numpy, torch\nfrom bench.attacks import apgd\nfrom bench import flags", False),
         ("bench.lab", "from .train import fit", False),
         ("bench.executor", "from .fold import fold\nfrom bench.mask import prunable", True),
-        ("bench.run", "from pruners import PRUNERS\nfrom bench import score, lab", False),
+        ("bench.conformance", "from pruners import PRUNERS\nfrom bench import lab", False),
         ("bench.cli", "import bench.run, leaderboard.table\nfrom pruners import PRUNERS", False),
         ("pruners", "from pruners.imp import IMP\nfrom bench.errors import unknown", True),
         ("pruners.imp", "import torch\nfrom bench.lab import Lab\nfrom bench.protocol import Job", False),

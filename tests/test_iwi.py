@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,13 @@ import torch
 
 import pruners
 import pruners.iwi
+from bench import spec
 from bench.checkpoint import open_net
 from bench.errors import BudgetExceeded, PrunebenchError
 from bench.mask import draw, masked
 from bench.run import job_of
 from bench.task import train
-from pruners import parse, source_of
+from pruners import parse
 from pruners.imp import IMP
 from pruners.iwi import IWI, IWIDense, inherit
 from tests.nets import STORE, changed, job, lab
@@ -216,19 +218,19 @@ def test_shuffle_permutes_the_last_mask(tmp_path):
 # The control, the budget and the store
 
 
-def test_the_control_with_a_random_ticket_runs_from_the_command_line_to_a_net(tmp_path, monkeypatch):
-    plans = counting(monkeypatch)
+def test_the_control_with_a_random_ticket_runs_from_the_command_line_to_a_net(tmp_path):
+    stages = tmp_path / "stages"
     spec = "iwi:ticket=random,share=0.4,large=0.2"
     asked = job(spec, 0.8)
     assert asked.options == {"ticket": "random", "share": 0.4, "large": 0.2}
-    path = train(spec, asked, WIDE, tmp_path / "net", tmp_path / "stages", STORE, device="cpu")
+    path = train(spec, asked, WIDE, tmp_path / "net", stages, STORE, device="cpu")
     net = open_net(path)
-    assert net.id.nonzero == KEEP and len(plans) == 3
+    assert net.id.nonzero == KEEP and len(list(stages.glob("*/done.safetensors"))) == 3
     assert [stage.name for stage in net.header.stages] == ["ticket: train", "large", "fine-tune"]
     assert [stage.passes // (128 * 12) for stage in net.header.stages] == [6, 3, 6]
     alone = changed(WIDE, units=2.0)  # `random` by itself, with six epochs
-    train("random", job("random", 0.8), alone, tmp_path / "alone", tmp_path / "stages", STORE, device="cpu")
-    assert len(plans) == 3  # has the training of that ticket
+    train("random", job("random", 0.8), alone, tmp_path / "alone", stages, STORE, device="cpu")
+    assert len(list(stages.glob("*/done.safetensors"))) == 3  # has the training of that ticket
 
 
 def test_a_ticket_that_imp_has_drawn_is_not_drawn_again(tmp_path, monkeypatch):
@@ -256,12 +258,13 @@ def test_a_ticket_cannot_cost_more_than_it_was_lent(tmp_path, monkeypatch):
 def test_a_mended_ticket_makes_another_source(tmp_path, monkeypatch):
     mended = tmp_path / "imp.py"
     mended.write_text(Path(pruners.imp.__file__).read_text() + "\n# mended\n")
-    other = getattr(pruners._module(str(mended)), "IMP")  # noqa: B009
-    before = {spec: parse(spec).source for spec in ("imp", "iwi", "iwi-dense", "iwi:ticket=random", "hydra")}
-    assert before["iwi"] == source_of(IWI()) and before["iwi"] != before["iwi:ticket=random"]
-    monkeypatch.setattr(pruners, "PRUNERS", dict(pruners.PRUNERS) | {"imp": other})
-    after = {spec: parse(spec).source for spec in before}
-    assert {spec for spec in before if before[spec] != after[spec]} == {"imp", "iwi", "iwi-dense"}
+    asked = ("imp", "iwi", "iwi-dense", "iwi:ticket=random", "hydra")
+    before = {one: spec.source_of(one) for one in asked}
+    assert before["iwi"] == parse("iwi").source and before["iwi"] != before["iwi:ticket=random"]
+    points = dict(spec.registered()) | {"imp": EntryPoint("imp", f"{mended}:IMP", spec.GROUP)}
+    monkeypatch.setattr(spec, "registered", lambda: points)
+    after = {one: spec.source_of(one) for one in asked}
+    assert {one for one in asked if before[one] != after[one]} == {"imp", "iwi", "iwi-dense"}
 
 
 def test_an_unknown_ticket_lists_the_choices(tmp_path):

@@ -88,6 +88,12 @@ def test_a_command_that_fails_is_shown(tmp_path):
 def test_results_are_compared_by_their_bytes(tmp_path, scored):
     assert result(tmp_path) == {}
     (tmp_path / NET).write_bytes(b"net")
-    assert result(tmp_path) == {"net": b"net"}
+    assert result(tmp_path) == {NET: b"net"}
     dense, imp = (result(scored[name]) for name in ("dense", "imp"))
-    assert dense.keys() == {"net", "record", "outcomes"} and all(dense[key] != imp[key] for key in dense)
+    assert dense.keys() == {NET, "record.json", "record.outcomes.npz"} and all(dense[key] != imp[key] for key in dense)
+    board = tmp_path / "run" / "records" / "tiny"
+    board.mkdir(parents=True)
+    for suffix in (".json", ".outcomes.npz"):
+        (board / f"dense{suffix}").write_bytes((scored["dense"] / f"record{suffix}").read_bytes())
+    published = result(tmp_path / "run")
+    assert published == {f"records/tiny/dense{key[6:]}": dense[key] for key in ("record.json", "record.outcomes.npz")}

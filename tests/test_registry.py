@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 import pruners
+from bench import spec
 from bench.errors import PrunebenchError
 from bench.files import sha256_of
 from pruners import PRUNERS, parse
@@ -52,10 +53,10 @@ def mine(tmp_path):
     return path
 
 
-def refused(spec):
-    """The one sentence with which `spec` is refused."""
+def refused(text):
+    """The one sentence with which the pruner `text` is refused."""
     with pytest.raises(PrunebenchError) as error:
-        parse(str(spec))
+        parse(str(text))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -124,12 +125,12 @@ def test_a_mended_pruner_is_another_pruner(mine):
 def test_pruners_installed_by_others_are_found_by_name_and_imported_when_used(mine, monkeypatch):
     monkeypatch.syspath_prepend(str(mine.parent))
     points = [
-        EntryPoint("mine", "my_pruner:Mine", pruners.GROUP),
-        EntryPoint("broken", "no_such_module_here:Mine", pruners.GROUP),
-        EntryPoint("empty", "my_pruner:Missing", pruners.GROUP),
+        EntryPoint("mine", "my_pruner:Mine", spec.GROUP),
+        EntryPoint("broken", "no_such_module_here:Mine", spec.GROUP),
+        EntryPoint("empty", "my_pruner:Missing", spec.GROUP),
     ]
     registry = type(PRUNERS)()
-    monkeypatch.setattr(pruners, "entry_points", lambda group: points)
+    monkeypatch.setattr(spec, "entry_points", lambda group: points)
     monkeypatch.setattr(pruners, "PRUNERS", registry)
     monkeypatch.setitem(sys.modules, "my_pruner", None)  # so that it is put back to what it was
     monkeypatch.delitem(sys.modules, "my_pruner")
@@ -160,7 +161,7 @@ def test_an_unknown_name_lists_the_choices_and_the_nearest():
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("text", "said"),
     [
         ("imp:round=3", "Unknown option of imp 'round'; did you mean 'rounds'? Choose from: "),
         ("imp:rounds=3,rewnd=2", "did you mean 'rewind'?"),
@@ -190,8 +191,8 @@ def test_an_unknown_name_lists_the_choices_and_the_nearest():
         ("bench.protocol:Job", "Unknown class in bench.protocol 'Job'"),
     ],
 )
-def test_what_cannot_be_read_says_why(spec, said):
-    assert said in refused(spec)
+def test_what_cannot_be_read_says_why(text, said):
+    assert said in refused(text)
 
 
 def test_classes_that_are_no_pruners(mine):

@@ -1,10 +1,11 @@
-"""Kill `prunebench train` and `prunebench score` again and again, and see that they end in the same bytes all the same.
+"""Kill `prunebench train`, `score` and `run` again and again, and see that they end in the same bytes all the same.
 
 Each verb runs once undisturbed. Then it runs in a new folder, is killed (SIGKILL) at a random moment of its work and
 started again, until it is done; then again in another folder, until so many kills have hit a running process. Compared
 are the bytes of the net and of the outcomes, and the record without its times.
 
-    python tools/kill_and_resume.py digits-linf --pruner imp --sparsity 0.95 --examples 64
+    python -m tools.kill_and_resume digits-linf --pruner imp --sparsity 0.95 --examples 64
+    python -m tools.kill_and_resume digits-linf --verb run --pruner imp --pruner hydra --epochs 4 --kills 50
 """
 
 from __future__ import annotations
@@ -21,29 +22,37 @@ from pathlib import Path
 from bench.files import canonical_json
 from bench.record import Record, load_record, outcomes_path
 
-NET, RECORD = "net.safetensors", "record.json"
+NET, RECORD, RECORDS = "net.safetensors", "record.json", "records"
 SLOWEST = 3600.0  # seconds that one command may take
 
 
 def timeless(record: Record) -> bytes:
     """A record without what may differ when the same is measured again: seconds, the hash over them, the commit."""
     values = record.model_dump(mode="json", by_alias=True, exclude={"sha256"})
-    values["cost"] |= {"train_seconds": None, "score_seconds": None}
+    values["cost"] |= {"train_seconds": None, "processor_seconds": None, "score_seconds": None}
     values["cost"]["stages"] = [stage | {"seconds": None} for stage in values["cost"]["stages"]]
     values["env"].pop("commit", None)
     return canonical_json(values)
 
 
 def result(folder: Path) -> dict[str, bytes]:
-    """What a finished command left in `folder`, as bytes to be compared."""
-    net, record = folder / NET, folder / RECORD
-    found = {"net": net.read_bytes()} if net.exists() else {}
-    if record.exists():
+    """What a finished command left in `folder`, as bytes to be compared: every net, record and outcomes file."""
+    found = {}
+    for net in sorted(folder.rglob(NET)):
+        found[_name(net, folder)] = net.read_bytes()
+    for record in sorted(
+        path for path in folder.rglob("*.json") if path.name == RECORD or path.parent.parent.name == RECORDS
+    ):
         scored = load_record(record)
         if not isinstance(scored, Record):
             raise SystemExit(f"The score was refused: {scored.reason}")
-        found |= {"record": timeless(scored), "outcomes": outcomes_path(record).read_bytes()}
+        found[_name(record, folder)] = timeless(scored)
+        found[_name(outcomes_path(record), folder)] = outcomes_path(record).read_bytes()
     return found
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
 
 
 @dataclass
@@ -105,24 +114,25 @@ def torment(verb: str, command: list[str], base: Path, kills: int, moments: rand
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Torment both verbs; 1 when any run ended in other bytes."""
+    """Torment the verbs; 1 when any run ended in other bytes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("protocol", help="a built-in protocol or a TOML file")
-    parser.add_argument("--pruner", default="imp")
+    parser.add_argument("--verb", action="append", choices=("train", "score", "run"), help="train and score by default")
+    parser.add_argument("--pruner", action="append", help="imp by default; several for run")
     parser.add_argument("--sparsity", default="0.95")
+    parser.add_argument("--epochs", help="of a unit, instead of the protocol's")
+    parser.add_argument("--jobs", default="2", help="of run, side by side")
     parser.add_argument("--examples", type=int, default=64, help="test images to score")
     parser.add_argument("--kills", type=int, default=20, help="of each verb")
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which to kill")
     options = parser.parse_args(arguments)
-    prunebench = [sys.executable, "-m", "bench.cli"]
     with tempfile.TemporaryDirectory(prefix="kill-and-resume-") as name:
         base = Path(name)
-        train = [*prunebench, "train", options.protocol, "--pruner", options.pruner, "--sparsity", options.sparsity]
-        score = [*prunebench, "score", str(base / "train-undisturbed" / NET), "--examples", str(options.examples)]
         print("verb   seconds  kills  with work on disk  finished  different", flush=True)
         tallies = []
-        for verb, command in (("train", train), ("score", score)):
-            tally = torment(verb, command, base, options.kills, random.Random(f"{options.seed}/{verb}"))
+        for verb in options.verb or ("train", "score"):
+            moments = random.Random(f"{options.seed}/{verb}")
+            tally = torment(verb, _command(verb, options, base), base, options.kills, moments)
             print(
                 f"{verb:5}  {tally.seconds:7.1f}  {tally.kills:5}  {tally.resumed:17}  {tally.finished:8}  "
                 f"{tally.differ:9}",
@@ -130,6 +140,18 @@ def main(arguments: list[str] | None = None) -> int:
             )
             tallies.append(tally)
     return int(any(tally.differ for tally in tallies))
+
+
+def _command(verb: str, options: argparse.Namespace, base: Path) -> list[str]:
+    """The command of one verb, but for its folder."""
+    begins = [sys.executable, "-m", "bench.cli", verb]
+    if verb == "score":
+        return [*begins, str(base / "train-undisturbed" / NET), "--examples", str(options.examples)]
+    pruners = options.pruner or ["imp"]
+    asked = [*begins, options.protocol, "--sparsity", options.sparsity, "--seed", "0"]
+    asked += [part for pruner in pruners for part in ("--pruner", pruner)]
+    asked += ["--epochs", options.epochs] if options.epochs else []
+    return [*asked, "--jobs", options.jobs, "--examples", str(options.examples)] if verb == "run" else asked
 
 
 if __name__ == "__main__":

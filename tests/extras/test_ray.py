@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 
@@ -20,7 +21,7 @@ from bench.cluster import Ray
 from bench.errors import PrunebenchError
 from bench.protocol import Threat
 from bench.record import load_record, outcomes_path
-from bench.run import grid, run
+from bench.run import grid, order_of, run
 from bench.task import NET
 from tests.held import PRUNER, HeldStore, Telling
 from tests.nets import STORE, changed, toml
@@ -166,15 +167,43 @@ def test_a_killed_driver_is_started_again(cluster, tmp_path, local):
     assert results(out) == local
 
 
-def test_one_machine_without_an_address(tmp_path, monkeypatch):
-    """A job whose process dies whenever it is tried fails after Ray's retries, and no other does."""
-    monkeypatch.setattr("bench.cluster.RETRIES", 1)  # each begins with a new process, which takes seconds
+def test_one_machine_without_an_address(tmp_path):
+    """A job whose pruner's process dies fails, and no other does: its node goes on."""
     spec, out = pruner(tmp_path), tmp_path / "out"
     asked = [*grid([f"{spec}:mode=dies"], [0.9], [0]), *grid(["random"], [0.9], [0])]
     ends = run(RULES, asked, out, STORE, engine=Ray(out, jobs=1), device="cpu")
     fates = {end.task.job.label: end for end in ends}
     assert fates["random"].how == "done" and fates["held.Held:mode=dies"].how == "failed" and len(ends) == 2
-    assert "was lost 2 times" in fates["held.Held:mode=dies"].why
+    assert "The pruner's process was killed by signal 9" in fates["held.Held:mode=dies"].why
+
+
+@dataclass(frozen=True)
+class Modules:
+    """A step that tells which pruners its process has imported."""
+
+    name: str = "modules"
+
+    def __call__(self, report):
+        return [name for name in sys.modules if name.startswith(("pruners.", "prunebench_file_"))]
+
+
+def test_no_process_of_ray_ever_imports_a_pruner(tmp_path):
+    """The one that has just trained and scored two jobs is asked."""
+    out = tmp_path / "out"
+    (tmp_path / "training-held").touch()
+    engine = Ray(out, jobs=1)
+    with engine:
+        for step in [*steps(jobs(pruner(tmp_path)), out), Modules()]:
+            told = engine.submit(step).result(PATIENCE)
+    assert told == [] and len(list(out.rglob("record.json"))) == 2
+
+
+def steps(asked, out):
+    """All steps of these jobs, one after the other."""
+    order = order_of(RULES, asked, out, STORE, device="cpu")
+    while (step := order.next()) is not None:
+        order.came(step, None)
+        yield step
 
 
 def test_what_no_node_can_give_is_refused(cluster, tmp_path):
