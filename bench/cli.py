@@ -19,6 +19,8 @@ from bench.protocol import PROTOCOLS, Job, Protocol, as_sparsity, from_values, l
 if TYPE_CHECKING:
     from bench.data import Store
     from bench.engine import Engine
+    from bench.task import Task
+    from leaderboard.provenance import Entry
 
 BEGAN = time.time()
 # torch takes seconds to import, so what needs it is imported by the verbs that need it.
@@ -112,7 +114,8 @@ def run_(
             ended=lambda end: watch.finish(end.task.job.name, f"{end.how}: {end.why}"),
         )  # fmt: skip
     if any(end.how in ("done", "kept", "refused") for end in results):
-        ranking, files = board.write(out / "records")
+        made = [end.task for end in results if end.how in ("done", "kept")]
+        ranking, files = board.write(out / "records", entries=_trained(made, out / "records"))
         show.out(*render.terminal(ranking), show.written("Written", files))
     bad = [end for end in results if end.how in ("failed", "refused")]
     if bad:
@@ -207,6 +210,7 @@ def score(
         list[str] | None, typer.Option(help="One more weak attack: torchattacks:NAME, for example CW.")
     ] = None,
     keep_proposals: Keep = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the record of another net.")] = False,
     mirror: Annotated[str | None, typer.Option(help="Fetch robustbench:NAME from MIRROR/DATA/NORM/NAME.pt.")] = None,
     data: DataRoot = Path("data"),
     device: Device = "auto",
@@ -217,7 +221,7 @@ def score(
     """Attack a net with AutoAttack standard and write its record."""
     import torch
 
-    from bench import show
+    from bench import beside, show
     from bench.files import sole_user
     from bench.score import score as referee
 
@@ -228,6 +232,7 @@ def score(
         way_out = "name a folder for its record (--out)" if str(net).startswith("robustbench:") else "check the path"
         raise PrunebenchError(f"There is no file {net}; {way_out}.")
     with sole_user(folder), show.Watch(quiet=quiet) as watch:
+        beside.make_room(folder, net, str(net), force=force)
         record = referee(
             net, rules, examples, out=folder, store=_store(data), device=device, parent=parent,
             also=also or (), keep_proposals=keep_proposals, mirror=mirror,
@@ -296,18 +301,64 @@ def rank(
     records: Annotated[Path, typer.Argument(metavar="RECORDS", help="A folder of records.")],
     out: Annotated[Path | None, typer.Option(help="Where the tables go; by default above a folder 'records'.")] = None,
     formats: Annotated[str, typer.Option("--format", help="Any of md,csv,json,tex.")] = "md,csv,json,tex",
-    check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; fail unless all is true and up to date.")
-    ] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write the tables, the log and the ledger.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Fail unless all is true and up to date.")] = False,
+    reason: Annotated[str | None, typer.Option(help="Why rows changed, for the log; with --write.")] = None,
+    date: Annotated[str | None, typer.Option(help="YYYY-MM-DD for log and ledger; today by default.")] = None,
+    rescore: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Score N official records, drawn at random, again.")
+    ] = None,
+    draw: Annotated[
+        int | None, typer.Option(min=0, metavar="SEED", help="Repeat a draw; by default no one can foresee it.")
+    ] = None,
+    since: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REF", help="Draw from what changed since this git commit; the first here."),
+    ] = None,
+    nets: Annotated[Path | None, typer.Option(help="A folder of nets, if they are not beside the records.")] = None,
+    data: DataRoot = Path("data"),
+    device: Device = "auto",
+    threads: Threads = 1,
+    quiet: Quiet = False,
 ) -> None:
-    """Compare records and write the leaderboard's tables."""
+    """Compare records; write or check the leaderboard's tables."""
     from bench import show
     from leaderboard import check as board
     from leaderboard import render
 
+    for name, value, other, given in (
+        ("--reason", reason, "--write", write), ("--date", date, "--write", write),
+        ("--draw", draw, "--rescore", rescore), ("--since", since, "--rescore", rescore),
+        ("--nets", nets, "--rescore", rescore),
+    ):  # fmt: skip
+        if value is not None and not given:
+            raise PrunebenchError(f"{name} does nothing without {other}; give both, or leave it out.")
+    folder, entries = _records(records), []
     chosen = [name.strip() for name in formats.split(",") if name.strip()]
-    ranking, files = (board.check if check else board.write)(_records(records), out, chosen)
-    show.out(*render.terminal(ranking), show.written("Up to date" if check else "Written", files))
+    board.formats_named(chosen)
+    if check:
+        ranking, files = board.check(folder, out, chosen)
+    if rescore is not None:
+        entries = _remeasured(
+            folder, rescore, draw, since or [], nets, date, _store(data), device, threads, quiet=quiet
+        )
+    if write:
+        ranking, files = board.write(folder, out, chosen, reason=reason, date=date, entries=entries)
+    elif not check:
+        ranking, files = board.look(folder), []
+    last = show.written("Written" if write else "Up to date", files) if files else "Nothing was written (--write)."
+    show.out(*render.terminal(ranking), last)
+
+
+@app.command()
+def sign(
+    records: Annotated[list[Path], typer.Argument(metavar="RECORD...", help="Records, as RECORD.json.")],
+    key: Annotated[Path, typer.Option(help="Your private SSH key, or the public one of a key in an agent.")],
+) -> None:
+    """Sign records with an SSH key: RECORD.json.sig beside each."""
+    from bench import show, signature
+
+    show.out(show.written("Written", [signature.sign(record, key) for record in records]))
 
 
 @app.command("site")
@@ -553,6 +604,58 @@ def _share(text: str | float) -> float:
 def _records(folder: Path) -> Path:
     """The folder of records that `folder` is, or has when it is the folder of a run."""
     return folder / "records" if (folder / "records").is_dir() else folder
+
+
+def _remeasured(
+    folder: Path, count: int, seed: int | None, since: list[str], nets: Path | None, date: str | None, store: Store,
+    device: str, threads: int, *, quiet: bool,
+) -> list[Entry]:  # fmt: skip
+    """Score some official records again; what the ledger is to say of those that hold.
+
+    Raises PrunebenchError when one does not hold, after all of them were looked at.
+    """
+    import torch
+
+    from bench import machine, rescore, show
+    from bench.record import Record
+    from leaderboard import provenance, table
+
+    machine.device_named(device)
+    torch.set_num_threads(threads)
+    day, where = provenance.day(date), rescore.Nets(nets)
+    records = {path: record for path, record in table.read(folder).items() if isinstance(record, Record)}
+    drawn = rescore.draw(records, folder, count, rescore.fresh() if seed is None else seed, since, store)
+    entries, wrong = [], []
+    with show.Watch(quiet=quiet) as watch:
+        watch.line(drawn.told)
+        for path in drawn.paths:
+            name, record = printable(str(path)), records[path]
+            try:
+                net = where.of(folder / path, record)
+                verdict, again = rescore.rescore(
+                    folder / path, record, net, store, device=device, report=partial(watch.report, name)
+                )
+            except PrunebenchError as error:
+                watch.finish(name, "cannot be measured again")
+                wrong.append(str(error))
+                continue
+            watch.finish(name, printable(verdict.line))
+            if verdict.word == "refuted":
+                wrong.append(f"{folder / path} is not what its net does: {verdict.sentence}")
+            entries.append(provenance.measured(record, again, verdict.word, day))
+    if wrong:
+        more = f" ({len(wrong) - 1} more of the {len(drawn.paths)} do not hold.)" if len(wrong) > 1 else ""
+        raise PrunebenchError(f"{wrong[0].rstrip('.')}.{more}")
+    return entries
+
+
+def _trained(tasks: list[Task], records: Path) -> list[Entry]:
+    """What the ledger is to say of the records of these tasks, which were trained and scored here."""
+    from bench.record import Record, load_record
+    from leaderboard import provenance
+
+    published = [load_record(records / task.protocol.name / f"{task.job.name}.json") for task in tasks]
+    return [provenance.trained(record) for record in published if isinstance(record, Record)]
 
 
 def _store(data: Path) -> Store:

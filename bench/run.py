@@ -8,16 +8,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Protocol as Interface
 
+from bench.beside import RECORD, REFUSAL, publish
 from bench.data import Store
 from bench.engine import Engine, News, Pool
 from bench.errors import PrunebenchError
-from bench.files import canonical_json, sha256_of, sole_user, write_bytes
+from bench.files import canonical_json, sha256_of, sole_user
 from bench.host import resolve
 from bench.protocol import Job, Protocol, as_sparsity
-from bench.record import outcomes_path, pairs_path, proposals_path
-from bench.score import RECORD, REFUSAL
 from bench.spec import source_of
-from bench.task import Ended, Step, Task
+from bench.task import NET, Ended, Step, Task
 
 Watcher = Callable[[str, str, float, float], None]  # a job, what is at work, how much is done, of how much
 
@@ -201,15 +200,8 @@ def _pass_on(
 
 
 def _publish(result: Ended, records: Path) -> None:
-    """Copy the record and the files beside it (or the refusal) to where the leaderboard reads them."""
-    target = records / result.task.protocol.name / f"{result.task.job.name}.json"
-    source = result.task.folder / (REFUSAL if result.how == "refused" else RECORD)
-    if result.how == "failed" or not source.exists():
-        return
-    if result.how != "refused":
-        for beside in (outcomes_path, proposals_path, pairs_path):
-            if beside(source).exists():
-                write_bytes(beside(target), beside(source).read_bytes())
-            else:
-                beside(target).unlink(missing_ok=True)
-    write_bytes(target, source.read_bytes())
+    """Copy the record, the net and the files beside it (or the refusal) to where the leaderboard reads them."""
+    task, refused = result.task, result.how == "refused"
+    source = task.folder / (REFUSAL if refused else RECORD)
+    if result.how != "failed" and source.exists():
+        publish(source, None if refused else task.folder / NET, records / task.protocol.name / f"{task.job.name}.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from bench import flags, machine, probes
 from bench.attacks import Attack, adapted
+from bench.beside import JOURNAL, RECORD, REFUSAL, clear
 from bench.bounded import json_of
 from bench.checkpoint import LARGEST, Header, Net, open_net
 from bench.collapse import collapse
@@ -48,7 +48,7 @@ from bench.seeds import derive
 from bench.trial import Report, Trial
 from bench.zoo import PREFIX, open_zoo
 
-REFUSAL, RECORD, TIMES, JOURNAL = "refusal.json", "record.json", "times.json", "journal"
+TIMES = "times.json"
 LARGEST_TIMES = 2**20  # bytes
 
 
@@ -324,15 +324,7 @@ def forget_others(net: Path) -> None:
         return  # none is there, or none that anybody would believe
     of = scored.net.sha256 if isinstance(scored, Record) else scored.net
     if of != _file_sha256(net):
-        forget_scores(net.parent)
-
-
-def forget_scores(folder: Path) -> None:
-    """Delete all that was measured of a net in `folder`, the record first."""
-    record = folder / RECORD
-    for path in (record, folder / REFUSAL, *(beside(record) for beside in (outcomes_path, proposals_path, pairs_path))):
-        path.unlink(missing_ok=True)
-    shutil.rmtree(folder / JOURNAL, ignore_errors=True)
+        clear(net.parent)
 
 
 class Effort(Hashed):

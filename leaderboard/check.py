@@ -1,37 +1,66 @@
-"""The published files of a folder of records: written, and found to be up to date."""
+"""The published files of a folder of records: shown, written, and found to be up to date."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.errors import PrunebenchError, unknown
 from bench.files import write_bytes
 from bench.record import Record, recount
+from leaderboard import log, provenance
+from leaderboard.provenance import Entry
 from leaderboard.render import FORMATS, Format
-from leaderboard.table import Ranking, rank, read
+from leaderboard.table import Ranking, Results, rank, read
 
 
 def default_out(records: Path) -> Path:
     """Where the tables of `records` go: above a folder named "records", else to its neighbour NAME-board.
 
-    So `leaderboard/records` has its board in `leaderboard`, and `runs` does not touch the README.md beside it.
+    So `leaderboard/records` has its board in `leaderboard`, and `runs` does not touch the README.md beside it. The
+    ledger and the list of signers lie there, wherever the tables go.
     """
     folder = records.resolve()
     return folder.parent if folder.name == "records" else folder.parent / f"{folder.name}-board"
 
 
+def formats_named(names: Sequence[str]) -> list[Format]:
+    """The formats of these names, each once. Raises PrunebenchError for an unknown name, and for none."""
+    if not names:
+        raise PrunebenchError(f"No format is named, so there is nothing to do; name some of {', '.join(FORMATS)}.")
+    for name in names:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS)
+    return [FORMATS[name] for name in dict.fromkeys(names)]
+
+
+def look(records: str | Path, results: Results | None = None) -> Ranking:
+    """Rank the records below `records`, with the origin of every row; nothing is written.
+
+    `results`: what was read there, to spare reading it again. Raises PrunebenchError for records that cannot be read
+    or compared, and for a ledger or a signature that does not hold.
+    """
+    folder = Path(records)
+    results = read(folder) if results is None else results
+    return provenance.mark(rank(results, folder), provenance.origins(results, folder, default_out(folder)))
+
+
 def write(
-    records: str | Path, out: str | Path | None = None, formats: Sequence[str] = tuple(FORMATS)
-) -> tuple[Ranking, list[Path]]:
+    records: str | Path, out: str | Path | None = None, formats: Sequence[str] = tuple(FORMATS), *,
+    reason: str | None = None, date: str | None = None, entries: Iterable[Entry] = (),
+) -> tuple[Ranking, list[Path]]:  # fmt: skip
     """Rank the records below `records` and write the tables to `out`; returns the ranking and the files.
 
-    Raises PrunebenchError for an unknown format, for records that cannot be read or compared, for an `out` inside
-    `records`, and instead of overwriting a file that is not one of ours.
+    `entries` go to the ledger. Rows that changed go to the log with the `reason` and the `date` (YYYY-MM-DD, today by
+    default); there is a log as soon as a reason was given once. Raises PrunebenchError, and writes nothing, for an
+    unknown format, for records that cannot be read or compared, for an `out` inside `records`, for changed rows
+    without a reason where there is a log, and instead of overwriting a file that is not one of ours.
     """
     folder, target, chosen = _places(records, out, formats)
-    ranking = rank(read(folder), folder)
+    day = provenance.day(date)
+    results = read(folder)
+    ranking = look(folder, results)
     paths = {target / chosen_format.file: chosen_format for chosen_format in chosen}
     for path, form in paths.items():
         if path.exists() and not _bytes(path).startswith(form.begins.encode()):
@@ -39,25 +68,29 @@ def write(
                 f"{path} was not written by prunebench rank and stays as it is; move it away or choose another "
                 "folder with --out."
             )
+    logged = log.append(target / log.LOG, ranking, reason, day)
+    noted = provenance.note(default_out(folder), results, entries)
+    if noted is not None:
+        ranking = look(folder, results)
     for path, form in paths.items():
         write_bytes(path, form.render(ranking).encode())
-    return ranking, list(paths)
+    return ranking, [*paths, *([target / log.LOG] if logged else []), *([noted] if noted else [])]
 
 
 def check(
     records: str | Path, out: str | Path | None = None, formats: Sequence[str] = tuple(FORMATS)
 ) -> tuple[Ranking, list[Path]]:
-    """Verify what is published: each record's hash and counts, and that the tables in `out` are up to date.
+    """Verify what is published: each record's hash and counts, its signature, the tables in `out`, and the log.
 
-    Returns what `write` would. Raises PrunebenchError at the first record that is not what was scored, or when any
-    table is missing or differs by a byte from what `write` would make.
+    Returns what `write` would. Raises PrunebenchError at the first record that is not what was scored, when any table
+    is missing or differs by a byte from what `write` would make, and for a row that changed without a line in the log.
     """
     folder, target, chosen = _places(records, out, formats)
     results = read(folder)
     for path, result in results.items():
         if isinstance(result, Record):
             recount(folder / path, result)
-    ranking = rank(results, folder)
+    ranking = look(folder, results)
     paths = [target / form.file for form in chosen]
     stale = []
     for path, form in zip(paths, chosen, strict=True):
@@ -65,12 +98,18 @@ def check(
             stale.append(f"{path} is missing")
         elif _bytes(path) != form.render(ranking).encode():
             stale.append(f"{path} differs")
+    logged = log.read(target / log.LOG)
+    changed = {} if logged is None else log.differing(logged, log.state(ranking))
+    if changed:
+        stale.append(f"{log.told(changed)} and {target / log.LOG} does not say why")
     if stale:
-        command = f"prunebench rank {shlex.quote(str(records))}"
+        command = f"prunebench rank {shlex.quote(str(records))} --write"
         if out is not None:
             command += f" --out {shlex.quote(str(out))}"
         if set(formats) != set(FORMATS):
             command += f" --format {','.join(formats)}"
+        if changed:
+            command += " --reason 'WHY'"
         raise PrunebenchError(f"The board is out of date ({'; '.join(stale)}); run {command}.")
     return ranking, paths
 
@@ -83,12 +122,7 @@ def _places(records: str | Path, out: str | Path | None, formats: Sequence[str])
             f"The tables cannot go to {target}, inside the records {folder}, where they would be read as records; "
             "choose another folder with --out."
         )
-    if not formats:
-        raise PrunebenchError(f"No format is named, so there is nothing to do; name some of {', '.join(FORMATS)}.")
-    for name in formats:
-        if name not in FORMATS:
-            raise unknown("format", name, FORMATS)
-    return folder, target, [FORMATS[name] for name in dict.fromkeys(formats)]
+    return folder, target, formats_named(formats)
 
 
 def _bytes(path: Path) -> bytes:

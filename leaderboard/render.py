@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leaderboard.contrasts import PRIMARY, RANDOM, Contrast
+from leaderboard.provenance import MEANING, summary
 from leaderboard.published import rows_for
 from leaderboard.table import Board, Ranking, Rate, Row
 
@@ -103,6 +104,7 @@ def cells(row: Row) -> dict[str, str]:
         "Training, M passes": f"{row.train_passes / 1e6:.1f}",
         "Training, s": "unknown" if row.train_seconds is None else _number(row.train_seconds),
         "Device": ", ".join(row.devices),
+        "Origin": row.origin,
     }
 
 
@@ -249,7 +251,7 @@ def _markdown_references(board: Board) -> list[str]:
     ]
 
 
-_LEFT = ("Place", "Pruner", "Reference", "Method", "Control", "Device", "Rules", SAID)
+_LEFT = ("Place", "Pruner", "Reference", "Method", "Control", "Device", "Origin", "Rules", SAID)
 
 
 def _markdown_rows(head: str, rows: Sequence[Row]) -> list[str]:
@@ -281,7 +283,7 @@ def _markdown_board(board: Board) -> list[str]:
         [row.pruner, f"{row.sparsity:f}", *(_number(row.survived[a]) for a in board.attacks)] for row in board.rows
     ]
     costs = [{**cells(row), "Rules": "official" if row.official else "not official"} for row in board.rows]
-    told = ("Pruner", "Sparsity", "Counted", "Training, M passes", "Training, s", "Device", "Rules")
+    told = ("Pruner", "Sparsity", "Counted", "Training, M passes", "Training, s", "Device", "Origin", "Rules")
     sparsities = sorted({row.sparsity for row in board.rows})
     said = doubts(board)
     return [
@@ -293,6 +295,10 @@ def _markdown_board(board: Board) -> list[str]:
         "",
         board.note,
         "",
+        _markdown_text(summary(board, str)),
+        "",
+        MEANING,
+        "",
         *(line for sparsity in sparsities for line in _markdown_sparsity(board, sparsity)),
         *_markdown_secondary(board),
         *([CONTRASTS, ""] if any(contrast.family != "places" for contrast in board.contrasts) else []),
@@ -302,7 +308,7 @@ def _markdown_board(board: Board) -> list[str]:
         f"How many of the {board.n} images are still classified rightly after each attack, mean over seeds:",
         "",
         *_markdown_table(["Pruner", "Sparsity", *board.attacks], survivors, _LEFT),
-        "### Cost",
+        "### Cost and origin",
         "",
         *_markdown_table(told, [[line[title] for title in told] for line in costs], _LEFT),
         *_markdown_references(board),
@@ -329,7 +335,7 @@ _COLUMNS = (
     "protocol", "version", "protocol_sha256", "data", "data_sha256", "n", "official", "role", "place", "tied", "pruner",
     "sparsity", "true_sparsity", "robust", "robust_low", "robust_high", "clean", "clean_low", "clean_high", "interval",
     "seeds", "robust_counts", "clean_counts", "train_passes", "train_seconds", "score_seconds", "devices",
-    "disagreements", "flags", "records", "refused",
+    "disagreements", "flags", "origin", "records", "refused",
 )  # fmt: skip
 _KINDS = (PRIMARY, RANDOM, "shuffle")  # of controls
 _COMPARED = ("gap", "low", "high", "p", "holm", "boot_low", "boot_high", "common_seeds", "verdict")  # with each kind
@@ -376,6 +382,7 @@ def _csv_row(board: Board, row: Row) -> list[Any]:
         "train_passes": row.train_passes, "train_seconds": row.train_seconds, "score_seconds": row.score_seconds,
         "devices": _joined([_csv_text(device) for device in row.devices]), "disagreements": row.disagreements,
         "flags": _joined(list(dict.fromkeys(_csv_text(doubt.name) for doubt in row.flags))),
+        "origin": _csv_text(row.origin),
         "records": _joined([_csv_text(record) for record in row.records]), "refused": "",
     }  # fmt: skip
     return [values[column] for column in _COLUMNS]
@@ -411,7 +418,7 @@ def as_json(ranking: Ranking) -> str:
         for contrast, held in zip(board.contrasts, values["contrasts"], strict=True):
             held |= {"verdict": contrast.verdict, "agrees": contrast.agrees}
     refused = [dataclasses.asdict(net) for net in ranking.refused]
-    values = {"prunebench_board": 2, "boards": boards, "refused": refused}
+    values = {"prunebench_board": 2, "origins": MEANING, "boards": boards, "refused": refused}
     return json.dumps(values, indent=1, allow_nan=False, default=float) + "\n"
 
 
@@ -445,7 +452,7 @@ def latex(ranking: Ranking) -> str:
                 body.append(r"\addlinespace")
             body.append(" & ".join(_latex_text(clean(texts[title])) for title in titles) + r" \\")
         caption = f"{clean(board.protocol)}, version {board.version}, {board.n} images."
-        caption = " ".join([caption, board.note, *powers(board), *(clean(line) for line in doubts(board))])
+        caption = " ".join([caption, board.note, MEANING, *powers(board), *(clean(line) for line in doubts(board))])
         lines += [
             r"\begin{table}", r"\centering", rf"\caption{{{_latex_text(caption)}}}",
             rf"\begin{{tabular}}{{{'ll' + 'r' * (len(titles) - 2)}}}", r"\toprule",
@@ -467,7 +474,7 @@ def terminal(ranking: Ranking) -> list[Table]:
     for board in ranking.boards:
         official = "official" if board.official else "not official"
         title = f"{board.protocol} v{board.version}, {official}, {board.n} images, {board.records} records"
-        note = "\n".join([board.note, *powers(board), *(clean(line) for line in doubts(board))])
+        note = "\n".join([board.note, summary(board, clean), *powers(board), *(clean(line) for line in doubts(board))])
         table = Table(title=Text(clean(title)), caption=Text(note), caption_justify="left", box=None, pad_edge=False)
         texts = [cells(row) | compared(board, row) | {"Clean %": f"{100 * row.clean.mean:.1f}"} for row in board.rows]
         columns = [title for title in _TERMINAL if any(of[title] for of in texts)]

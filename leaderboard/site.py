@@ -18,6 +18,8 @@ from bench.errors import PrunebenchError
 from bench.files import read_outside, replace_folder
 from bench.record import LARGEST, Record
 from leaderboard import entry, plots
+from leaderboard.check import look
+from leaderboard.provenance import MEANING
 from leaderboard.render import (
     CONTRASTS,
     LESS,
@@ -32,13 +34,13 @@ from leaderboard.render import (
     powers,
     references,
 )
-from leaderboard.table import Board, Ranking, Results, Row, rank, read
+from leaderboard.table import Board, Ranking, Results, Row, read
 
 MANIFEST = "site.json"  # names every file of a site, so that a new one replaces nothing else
 _BOARD = {  # the columns of a board by their titles, the most telling first: a phone shows no more than those
     "Place": "Place", "Pruner": "Pruner", "Sparsity": "Sparsity", "Robust %": "Robust %", LESS: LESS, SAID: SAID,
     "Bootstrap": "Bootstrap", "Clean %": "Clean %", "Seeds": "Seeds", "M passes": "Training, M passes",
-    "Seconds": "Training, s", "Counted": "Counted", "Device": "Device", "Rules": "Rules",
+    "Seconds": "Training, s", "Counted": "Counted", "Device": "Device", "Origin": "Origin", "Rules": "Rules",
 }  # fmt: skip
 _APART = {title: name for title, name in _BOARD.items() if name not in ("Place", LESS, SAID, "Bootstrap")}
 _OWN = ("site.css", "site.js")
@@ -81,7 +83,7 @@ def write(records: str | Path, out: str | Path) -> tuple[Ranking, Path]:
         )
     _refuse_foreign(target)
     results = read(source)
-    ranking = rank(results, source)
+    ranking = look(source, results)
     made = pages(ranking, results, source)
     replace_folder(target, lambda aside: _fill(aside, made))
     return ranking, target / "index.html"
@@ -217,7 +219,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
-    environment.globals |= {"SIGN": SIGN, "CONTRASTS": CONTRASTS}
+    environment.globals |= {"SIGN": SIGN, "CONTRASTS": CONTRASTS, "MEANING": MEANING}
     environment.filters["ours"] = Markup  # a text of our own making that may be longer than one from a record
     return environment
 

@@ -30,6 +30,7 @@ from leaderboard.contrasts import (
     role_of,
 )
 
+AS_HANDED_IN = "as handed in"  # how a record came of which nothing else is known
 Results = Mapping[Path, Record | Refusal]
 
 
@@ -63,7 +64,8 @@ class Row:
     `sparsity` was asked for, `true_sparsity` counted in the net. Methods have a `place` among the methods of the same
     asked sparsity, `tied` when another of them shares it; controls and references have none. `survived` holds mean
     counts, in the order of the attacks; so do `weak`, by attack, and `curve`, by eps, as far as every seed has them.
-    `train_seconds` is None when it is unknown for a seed.
+    `train_seconds` is None when it is unknown for a seed. `origin`: how its records came, in the words of
+    `leaderboard.provenance`.
     """
 
     pruner: str
@@ -86,6 +88,7 @@ class Row:
     devices: tuple[str, ...]
     official: bool
     records: tuple[str, ...]
+    origin: str = AS_HANDED_IN
 
     @property
     def standing(self) -> str:

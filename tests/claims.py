@@ -11,11 +11,12 @@ import tomli_w
 import torch
 
 import bench.trial
+from bench.beside import RECORD
 from bench.checkpoint import open_net
 from bench.claim import Claim, load_claim, make
 from bench.files import sha256_of, write_bytes
 from bench.record import load_arrays, pack_outcomes, standing
-from bench.score import RECORD, score
+from bench.score import score
 from tests.nets import STORE, changed, quick_attacks, seal_state
 
 N = 400

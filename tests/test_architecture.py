@@ -15,17 +15,17 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("bench", "pruners", "leaderboard")
 
 GROUND = frozenset(
-    {"bounded", "compare", "errors", "files", "proposals", "protocol", "record", "seeds", "sources", "spec", "stats"}
-    | {"verdict"}
+    {"beside", "bounded", "compare", "errors", "files", "proposals", "protocol", "record", "seeds", "signature"}
+    | {"sources", "spec", "stats", "verdict"}
 )
 # From the ground up. A module may import those below it and its own side of its layer ("|"), without cycles.
 LAYERS = (
-    "bounded compare errors files proposals protocol record seeds sources spec stats verdict",
+    "beside bounded compare errors files proposals protocol record seeds signature sources spec stats verdict",
     "machine extras curves pickled",
     "data models mask",
     "checkpoint attacks autoattack executor capture handover host peers sandbox zoo",
     "budget train lab stages | wide collapse referee journal trial score flags probes",
-    "player verify claim conformance task run engine cluster plan rehearsal pace show scaffold ingest",
+    "player verify rescore claim conformance task run engine cluster plan rehearsal pace show scaffold ingest",
     "cli pytest_plugin",
 )
 # Who may start pruners, and who may make tables.

@@ -20,14 +20,14 @@ from bench.data import DATASETS
 from bench.mask import keep_largest, masked
 from bench.models import MODELS, build, prunable
 from bench.protocol import PROTOCOLS, Job
-from bench.record import Stage
+from bench.record import Stage, load_record
 from tests.claims import copied, make_claim, overstated
 from tests.nets import SMALL
 from tests.records import make, save
 
 VERBS = (
-    "run", "plan", "train", "score", "import", "inspect", "rank", "site", "compare", "claim", "verify", "new", "check",
-    "list", "doctor",
+    "run", "plan", "train", "score", "import", "inspect", "rank", "sign", "site", "compare", "claim", "verify", "new",
+    "check", "list", "doctor",
 )  # fmt: skip
 
 
@@ -394,6 +394,38 @@ def test_site_takes_the_folder_of_a_run(prunebench, tmp_path):
 def test_rank_refuses_an_unknown_format(prunebench, tmp_path):
     (tmp_path / "records").mkdir()
     assert "doc" in mistake(prunebench, "rank", "records", "--format", "doc")
+
+
+def test_a_score_is_not_written_over_that_of_another_net(prunebench, nets, quick, tmp_path):
+    """The attack: another net scored into the folder of the first takes the place of its record without a word."""
+    score = ("--examples", "8", "--out", "here", "--quiet")
+    assert prunebench("score", nets["imp"], *score, "--keep-proposals")[0] == 0
+    first = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
+    assert {path.name for path in first} >= {"record.json", "record.outcomes.npz", "record.proposals.npz"}
+    said = mistake(prunebench, "score", nets["dense"], *score)
+    assert "here/record.json is the record of another net" in said and "--force" in said
+    assert {path: path.read_bytes() for path in first} == first
+    entries = {path: path.stat().st_mtime_ns for path in first if path.parent.name == "journal"}
+    assert prunebench("score", nets["imp"], *score, "--keep-proposals")[0] == 0  # the same net: its journal is used
+    assert {path: path.stat().st_mtime_ns for path in entries if path.name != "net"}.items() <= entries.items()
+    (tmp_path / "here" / "refusal.json").write_text("{}")
+    (tmp_path / "here" / "journal" / "shard-08192-08448-square.json").write_text("{}")
+    assert prunebench("score", nets["dense"], *score, "--force")[0] == 0
+    there = {path.relative_to(tmp_path / "here").as_posix() for path in (tmp_path / "here").rglob("*")}
+    assert {"record.json", "record.outcomes.npz", "record.pairs.npz"} <= there
+    assert not there & {"record.proposals.npz", "refusal.json", "journal/shard-08192-08448-square.json"}
+    assert load_record(tmp_path / "here" / "record.json").job.pruner == "dense"
+
+
+def test_rank_writes_the_log_and_signs_on_request(prunebench, tmp_path):
+    record = save(tmp_path / "runs" / "records", make())
+    assert prunebench("rank", "runs")[1].rstrip().endswith("Nothing was written (--write).")
+    code, out, _ = prunebench("rank", "runs", "--write", "--reason", "New.", "--date", "2026-01-31")
+    assert code == 0 and "runs/LOG.md" in " ".join(out.split())
+    assert "| 2026-01-31 | digits-linf | imp | 0.9 | none |" in (tmp_path / "runs" / "LOG.md").read_text()
+    assert prunebench("rank", "runs", "--check")[1].rstrip().splitlines()[-1].startswith("Up to date")
+    assert "does nothing without --write" in mistake(prunebench, "rank", "runs", "--reason", "New.")
+    assert "cannot sign with none" in mistake(prunebench, "sign", record, "--key", "none")
 
 
 def test_epochs_of_another_number_make_another_protocol():

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from bench import cli
+from bench.beside import RECORD
 from bench.checkpoint import open_net
 from bench.collapse import collapse, connected, warnings
 from bench.models import build, prunable
 from bench.record import load_record
-from bench.score import RECORD, score
+from bench.score import score
 from tests.nets import STORE, changed, seal_state
 
 FEW = changed(name="tiny-24", test=24)

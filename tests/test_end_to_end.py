@@ -40,6 +40,7 @@ def the_run_ends_in_a_ranked_board(folder, code, out, err):
     records = load_records(folder / "out" / "records")
     assert len(records) == 4 and not any(record.official for record in records)
     assert "dense" in out and "magnitude" in out and "Written: " in out
+    assert "Origin of all rows: trained here." in " ".join(out.split())
 
     counted = {}  # (pruner, sparsity) -> robust and clean rates of its seeds, from the raw outcomes
     for record in records:
@@ -69,6 +70,7 @@ def the_run_ends_in_a_ranked_board(folder, code, out, err):
         assert float(row["robust"]) == pytest.approx(robust, abs=1e-6)
         assert float(row["clean"]) == pytest.approx(clean, abs=1e-6)
         assert row["place"] == {"dense": "", "magnitude": "1"}[row["pruner"]] and row["seeds"] == "0;1"
+        assert row["origin"] == "trained here"
 
 
 def the_second_run_keeps_everything(folder, run):

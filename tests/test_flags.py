@@ -12,6 +12,7 @@ from torch import nn
 import bench.trial
 from bench import flags, probes
 from bench.attacks import STANDARD, WEAK
+from bench.beside import RECORD
 from bench.checkpoint import open_net
 from bench.data import as_float
 from bench.errors import Refused
@@ -20,7 +21,7 @@ from bench.journal import Journal
 from bench.protocol import Threat
 from bench.record import Point, load_record
 from bench.referee import Referee
-from bench.score import RECORD, score
+from bench.score import score
 from bench.trial import Trial, radii
 from tests.nets import STORE, TINY, misplaced
 

@@ -12,6 +12,7 @@ import bench.referee
 import bench.trial
 import bench.verify
 from bench.attacks import STANDARD
+from bench.beside import RECORD, REFUSAL
 from bench.checkpoint import open_net
 from bench.claim import make
 from bench.data import as_float
@@ -20,7 +21,7 @@ from bench.journal import Journal
 from bench.protocol import Threat
 from bench.record import load_record
 from bench.referee import NO_ANSWER, Referee
-from bench.score import RECORD, REFUSAL, score
+from bench.score import score
 from bench.trial import Trial
 from bench.verify import verify
 from bench.wide import Wide, gaps, undecided, unheld

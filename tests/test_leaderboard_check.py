@@ -47,7 +47,10 @@ def test_each_file_that_differs_is_named(records, tmp_path, name):
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"\n")
     with pytest.raises(PrunebenchError) as error:
         check(records)
-    assert str(error.value) == f"The board is out of date ({tmp_path / name} differs); run prunebench rank {records}."
+    assert (
+        str(error.value)
+        == f"The board is out of date ({tmp_path / name} differs); run prunebench rank {records} --write."
+    )
     write(records)
     check(records)
 
@@ -95,7 +98,9 @@ def test_only_the_formats_asked_for(records, tmp_path):
     _, paths = write(records, tmp_path / "a b", ["csv", "md", "csv"])
     assert [path.name for path in paths] == ["board.csv", "README.md"]
     check(records, tmp_path / "a b", ["md", "csv"])
-    with pytest.raises(PrunebenchError, match=r"board.json is missing; .*run prunebench rank \S+ --out '\S+/a b'\.$"):
+    with pytest.raises(
+        PrunebenchError, match=r"board.json is missing; .*run prunebench rank \S+ --write --out '\S+/a b'\.$"
+    ):
         check(records, tmp_path / "a b")
     with pytest.raises(PrunebenchError, match=r"tex is missing.*--format tex\.$"):
         check(records, formats=["tex"])

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import bench.run
+from bench.beside import beside, net_path
 from bench.checkpoint import open_net
 from bench.errors import PrunebenchError
 from bench.files import sha256_of, sole_user
@@ -143,6 +144,7 @@ def test_a_grid_is_trained_scored_and_published(here, tmp_path):
         path = tmp_path / "records" / "tiny" / f"{end.task.job.name}.json"
         record = load_record(path)
         recount(path, record)
+        assert open_net(net_path(path)).id == record.net and net_path(path).samefile(end.task.folder / NET)
         assert record.job == end.task.job and record.score.n == 16
         assert end.why == f"{record.score.robust} of 16 robust, {record.score.clean} clean"
         assert end.task.folder == tmp_path / "jobs" / job_id(RULES, end.task.spec, end.task.job)
@@ -374,7 +376,9 @@ def test_a_net_that_is_refused_leaves_a_refusal_among_the_records(here, tmp_path
     )
     (end,) = run(RULES, jobs("random"), tmp_path, STORE, device="cpu")
     assert end.how == "refused"
-    left = load_record(tmp_path / "records" / "tiny" / "random-s0.9-seed0.json")
+    path = tmp_path / "records" / "tiny" / "random-s0.9-seed0.json"
+    left = load_record(path)
+    assert not any(there.exists() for there in beside(path))
     assert isinstance(left, Refusal) and left.refused == "non-finite"
     monkeypatch.undo()
     (end,) = run(RULES, jobs("random"), tmp_path, STORE, device="cpu")

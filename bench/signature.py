@@ -1,0 +1,91 @@
+"""Signatures of records by OpenSSH: `ssh-keygen -Y sign` makes them, `ssh-keygen -Y verify` says whose they are."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.beside import signature_path
+from bench.errors import PrunebenchError, printable
+from bench.files import read_outside, write_bytes
+from bench.record import LARGEST, load_record
+
+NAMESPACE = "prunebench"  # a signature for something else, such as a commit, does not sign a record
+ALLOWED = "allowed_signers"  # the file of OpenSSH that says which key is whose; see ssh-keygen(1)
+LARGEST_SIGNATURE = 2**16  # bytes; one by a 16,384-bit RSA key takes 6,000
+LARGEST_ALLOWED = 2**20
+PATIENCE = 60.0  # seconds for one call of ssh-keygen
+PASSPHRASE = 600.0  # seconds to type one
+
+
+def sign(record: Path, key: Path) -> Path:
+    """Sign the record in the file `record` with the private key in `key`, and return the signature beside it.
+
+    Raises PrunebenchError when the file is no record, when OpenSSH is not installed, and when it cannot use the key.
+    """
+    load_record(record)
+    data = read_outside(record, "a record", LARGEST)
+    done = _call(("sign", "-n", NAMESPACE, "-f", str(key)), data, PASSPHRASE)
+    if done.returncode != 0 or not done.stdout:
+        raise PrunebenchError(f"ssh-keygen cannot sign with {key} ({_said(done)}); name a private key with --key.")
+    path = signature_path(record)
+    write_bytes(path, done.stdout)
+    return path
+
+
+def signer(record: Path, allowed: Path) -> str | None:
+    """Who signed the record in the file `record`, as the file `allowed` calls them; None when nobody did.
+
+    The name is whatever stands in that file. Raises PrunebenchError for a signature that is not of these bytes, or by
+    nobody whom `allowed` names, and when it cannot be verified because OpenSSH is not installed.
+    """
+    path = signature_path(record)
+    if not path.exists() and not path.is_symlink():
+        return None
+    signature = read_outside(path, "a signature", LARGEST_SIGNATURE, way_out="remove it or sign the record again")
+    if not allowed.exists():
+        raise PrunebenchError(
+            f"{path} is a signature, and there is no file {allowed} that says whose keys count; add the key there, or "
+            "remove the signature."
+        )
+    names = read_outside(allowed, "a list of signers", LARGEST_ALLOWED, way_out="restore it")
+    data = read_outside(record, "a record", LARGEST)
+    with tempfile.TemporaryDirectory(prefix="prunebench-") as scratch:  # what was read is what is verified
+        of, by = Path(scratch, "signature"), Path(scratch, "allowed")
+        of.write_bytes(signature)
+        by.write_bytes(names)
+        found = _call(("find-principals", "-s", str(of), "-f", str(by)), b"")
+        for name in found.stdout.decode(errors="replace").splitlines() if found.returncode == 0 else []:
+            done = _call(("verify", "-f", str(by), "-I", name, "-n", NAMESPACE, "-s", str(of)), data)
+            if done.returncode == 0:
+                return name
+    if found.returncode != 0:
+        raise PrunebenchError(
+            f"{path} is by nobody whom {allowed} names ({_said(found)}); add the signer there, or remove the signature."
+        )
+    raise PrunebenchError(
+        f"{path} does not sign {record} as it is ({_said(done)}); sign it again with `prunebench sign`, or remove the "
+        "signature."
+    )
+
+
+def _call(options: Sequence[str], data: bytes, patience: float = PATIENCE) -> subprocess.CompletedProcess[bytes]:
+    program = shutil.which("ssh-keygen")
+    if program is None:
+        raise PrunebenchError(
+            "ssh-keygen is not installed, which signs and verifies records; install OpenSSH (Debian's package "
+            "openssh-client)."
+        )
+    try:
+        return subprocess.run([program, "-Y", *options], input=data, capture_output=True, timeout=patience, check=False)
+    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        raise PrunebenchError(f"ssh-keygen did not work ({error}); call it by hand to see why.") from None
+
+
+def _said(done: subprocess.CompletedProcess[bytes]) -> str:
+    """The last line of what ssh-keygen complained about."""
+    lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+    return printable(lines[-1].strip().rstrip("."))[:200] if lines else f"exit code {done.returncode}"
