@@ -45,7 +45,7 @@ HOSTILE = (
 )  # fmt: skip
 
 
-COLUMNS = {4, 8, 6, 7, 5}  # of rows apart and contrasts, methods, survivors, costs, refusals
+COLUMNS = {4, 8, 6, 5}  # of rows apart and contrasts; methods, and costs; survivors; refusals
 OTHERS = ("magnitude", "random", "dense")
 OWN = re.compile(
     r"\| *([+-]?[\d.]+ )?\[[+-]?[\d.]+, [+-]?[\d.]+\]( \u26a0|: (better|worse|cannot tell)( \u2020)?)? *(?=\|)"

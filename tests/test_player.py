@@ -65,7 +65,8 @@ if DEED == "record":
     from bench.record import Record, Score
     sealed = Record.sealed.__func__
     Record.sealed = classmethod(lambda cls, **values: sealed(cls, **values | {"score": values["score"].model_copy(
-        update={"robust": values["score"].clean, "flags": ()})}))
+        update={"robust": values["score"].clean, "flags": (),
+                "survived": dict.fromkeys(values["score"].survived, values["score"].clean)})}))
 if DEED == "flags":
     import bench.flags
     for name in ("black_box_wins", "zero_gradients", "weak_strong_gap", "budget_overrun"):
