@@ -21,6 +21,7 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -94,13 +95,18 @@ def worst(rows: Iterable[Row]) -> tuple[int, int, float, float]:
     return pooled(row for row in rows if row.kind in OTHER_DRAWS)
 
 
-def noisiest(rows: Iterable[Row]) -> tuple[str, float]:
-    """The net with the highest rate of `worst`, and that rate."""
+def noisiest(rows: Iterable[Row], least: int = 1000) -> tuple[str, float]:
+    """The net with the highest rate of `worst`, and that rate; of the nets with at least so many chances."""
     nets: dict[str, list[Row]] = {}
     for row in rows:
         nets.setdefault(f"{row.net} {row.sparsity:.2f}", []).append(row)
-    rates = {name: worst(group)[2] for name, group in nets.items()}
+    rates = {name: worst(group)[2] for name, group in nets.items() if worst(group)[1] >= least}
     return max(rates.items(), key=lambda item: item[1])
+
+
+def assumed(rows: Sequence[Row]) -> float:
+    """The rate that `bench.verdict` assumes: the pooled bound or the noisiest net's rate, rounded up to 0.001."""
+    return ceil(1000 * max(worst(rows)[3], noisiest(rows)[1])) / 1000
 
 
 def measured(net: Net, kind: str, count: int, store: Store, work: Path) -> Run:
