@@ -40,7 +40,7 @@ def logit_interval(counts: Sequence[int], n: int, confidence: float = 0.95) -> t
     seeds, total = len(counts), sum(counts)
     mean, centre = total / (seeds * n), (total + 0.5) / (seeds * n + 1)
     error = _spread(counts, n) / math.sqrt(seeds)
-    half = float(stats.t.isf((1 - confidence) / 2, seeds - 1)) * error / (centre * (1 - centre))
+    half = _student(confidence, seeds - 1) * error / (centre * (1 - centre))
     odds = float(special.logit(centre))
     return min(mean, float(special.expit(odds - half))), max(mean, float(special.expit(odds + half)))
 
@@ -76,14 +76,19 @@ def by_seed(differences: Sequence[int], n: int, confidence: float = 0.95) -> See
         return SeedTest(1, gap, None, None, None, 1.0)
     sd = _spread(differences, n)
     error = sd / math.sqrt(seeds)
-    half = float(stats.t.isf((1 - confidence) / 2, seeds - 1)) * error
-    p = 2 * float(stats.t.sf(abs(gap) / error, seeds - 1))
+    half = _student(confidence, seeds - 1) * error
+    p = 2 * float(special.stdtr(seeds - 1, -abs(gap) / error))
     return SeedTest(seeds, gap, sd, max(-1.0, gap - half), min(1.0, gap + half), p)
 
 
 def _spread(counts: Sequence[int], n: int) -> float:
     """The standard deviation of `counts` / `n`, exact before the root, and no less than rounding to 1/n has."""
     return max(statistics.stdev(counts) / n, 1 / (n * math.sqrt(12)))
+
+
+def _student(confidence: float, df: int) -> float:
+    """How many standard errors of a t-distribution with `df` degrees of freedom lie within `confidence`."""
+    return float(special.stdtrit(df, (1 + confidence) / 2))
 
 
 def power(gap: float, sd: float, seeds: int, tests: int, alpha: float = 0.05) -> float:
@@ -104,9 +109,10 @@ def drawn(count: int, draws: int, seed: int) -> np.ndarray:
 
     Made of the raw output of the generator PCG64, which numpy promises never to change.
     """
-    chosen = (np.random.PCG64(seed).random_raw(draws * count) % np.uint64(count)).astype(np.int64)
-    cells = chosen + np.repeat(np.arange(draws) * count, count)
-    return np.bincount(cells, minlength=draws * count).reshape(draws, count).astype(np.float32)
+    stream, found = np.random.PCG64(seed), np.empty((draws, count), np.float32)
+    for draw in found:
+        draw[:] = np.bincount((stream.random_raw(count) % np.uint64(count)).astype(np.int64), minlength=count)
+    return found
 
 
 def bootstrap(

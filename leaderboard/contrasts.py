@@ -19,6 +19,7 @@ from bench.seeds import derive
 
 ALPHA = 0.05  # of every family of contrasts; the intervals are at 1 - ALPHA
 DRAWS = 2000  # of the bootstrap
+MOST_IMAGES = 20_000  # with a bootstrap: its draws of more would fill the memory
 GAP = 0.03  # the difference in robust accuracy whose power is shown
 SEEDS = (10, 15, 20)  # numbers of seeds whose power is shown beside that of the board's own
 PRIMARY, RANDOM = "magnitude", "random"  # the pruners that methods are held against
@@ -97,9 +98,10 @@ def role_of(job: Job) -> Role:
 def raw_outcomes(folder: Path, records: Mapping[Path, Record]) -> dict[Path, np.ndarray]:
     """Which images stand in each of the `records`, by path, as far as outcomes lie beside them below `folder`.
 
-    Raises PrunebenchError for outcomes that are not those of their record.
+    Empty for more than `MOST_IMAGES` images. Raises PrunebenchError for outcomes that are not those of their record.
     """
-    there = {path: record for path, record in records.items() if outcomes_path(folder / path).exists()}
+    small = {path: record for path, record in records.items() if record.score.n <= MOST_IMAGES}
+    there = {path: record for path, record in small.items() if outcomes_path(folder / path).exists()}
     return {path: _standing(folder / path, record) for path, record in there.items()}
 
 

@@ -14,6 +14,8 @@ from PIL import Image
 from bench import stats
 from bench.proposals import load_pairs
 from bench.record import Record, pairs_path
+from leaderboard.render import points, resampled, verdict
+from leaderboard.table import Board, Row
 
 MOST_PAIRS = 12  # of a record, on its page
 MISSING = "not recorded"
@@ -68,6 +70,16 @@ def curve(records: Sequence[Record]) -> Grid:
     """The security curve in numbers."""
     points = _lined_up([{f"eps {point.eps}": point.robust for point in r.score.curve} for r in records])
     return _counted("Security curve", records, {"eps 0": [r.score.clean for r in records]} | points)
+
+
+def comparisons(board: Board, row: Row) -> Grid:
+    """Every contrast that the row takes part in, whichever side it is on."""
+    rows = tuple(
+        (f"{c.pruner} less {c.control}", (points(c), resampled(c), verdict(c), f"{c.adjusted:.3f}", str(len(c.seeds))))
+        for c in board.contrasts
+        if c.sparsity == row.sparsity and row.pruner in (c.pruner, c.control)
+    )
+    return Grid("Comparisons", "Robust, points", ("Difference", "Bootstrap", "Verdict", "p, Holm", "Seeds"), rows)
 
 
 def costs(records: Sequence[Record]) -> Grid:

@@ -108,6 +108,14 @@ def cells(row: Row) -> dict[str, str]:
     }
 
 
+def odds(board: Board) -> list[str]:
+    """What the sign beside a verdict against magnitude pruning means, where there is one."""
+    there = any(contrast.family == "primary" and contrast.agrees is False for contrast in board.contrasts)
+    return [
+        f"{ODDS} a bootstrap over seeds and images disagrees with the test on whether there is a difference."
+    ] * there
+
+
 LESS, SAID = f"Less {PRIMARY}", "Verdict"  # the columns of the primary contrasts
 
 
@@ -452,7 +460,9 @@ def latex(ranking: Ranking) -> str:
                 body.append(r"\addlinespace")
             body.append(" & ".join(_latex_text(clean(texts[title])) for title in titles) + r" \\")
         caption = f"{clean(board.protocol)}, version {board.version}, {board.n} images."
-        caption = " ".join([caption, board.note, MEANING, *powers(board), *(clean(line) for line in doubts(board))])
+        caption = " ".join(
+            [caption, board.note, MEANING, *odds(board), *powers(board), *(clean(line) for line in doubts(board))]
+        )
         lines += [
             r"\begin{table}", r"\centering", rf"\caption{{{_latex_text(caption)}}}",
             rf"\begin{{tabular}}{{{'ll' + 'r' * (len(titles) - 2)}}}", r"\toprule",
@@ -474,7 +484,14 @@ def terminal(ranking: Ranking) -> list[Table]:
     for board in ranking.boards:
         official = "official" if board.official else "not official"
         title = f"{board.protocol} v{board.version}, {official}, {board.n} images, {board.records} records"
-        note = "\n".join([board.note, summary(board, clean), *powers(board), *(clean(line) for line in doubts(board))])
+        said = [
+            board.note,
+            summary(board, clean),
+            *odds(board),
+            *powers(board),
+            *(clean(line) for line in doubts(board)),
+        ]
+        note = "\n".join(said)
         table = Table(title=Text(clean(title)), caption=Text(note), caption_justify="left", box=None, pad_edge=False)
         texts = [cells(row) | compared(board, row) | {"Clean %": f"{100 * row.clean.mean:.1f}"} for row in board.rows]
         columns = [title for title in _TERMINAL if any(of[title] for of in texts)]

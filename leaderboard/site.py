@@ -136,6 +136,7 @@ def _entry(
     page = environment.get_template("entry.html").render(
         root="../", board=board, board_id=board_id, row=row, facts=cells(row), flags=flags,
         robust=percent(row.robust), clean=percent(row.clean),
+        comparisons=entry.comparisons(board, row),
         counts=entry.counts(records), beside=entry.beside(records), curve=entry.curve(records),
         plot=plots.of_entry(board, row, records),
         pictures=[entry.pictures(record, source / path) for record, path in zip(records, paths, strict=True)],

@@ -120,6 +120,17 @@ def test_contrasts_read_well(changes, difference, interval, said):
     assert (points(contrast), resampled(contrast), verdict(contrast)) == (difference, interval, said)
 
 
+def test_a_dagger_is_explained_where_it_stands():
+    made = ranking()
+    found = [c for c in made.boards[0].contrasts if c.family == "primary"]
+    for gap, there in ((0.001, False), (-0.001, True)):
+        changed = tuple(dataclasses.replace(c, bootstrap=(gap, 0.2)) for c in found)
+        board = dataclasses.replace(made.boards[0], contrasts=changed)
+        again = dataclasses.replace(made, boards=(board,))
+        assert ("better \\textdagger{}" in latex(again)) == ("textdagger{} a bootstrap" in latex(again)) == there
+        assert ("better \u2020" in shown(again)) == ("\u2020 a bootstrap over seeds" in shown(again)) == there
+
+
 def test_power_reads_well():
     board = ranking().boards[0]
     for power, said in (

@@ -129,6 +129,8 @@ def test_the_page_of_a_row_shows_counts_flags_and_where_they_come_from(made, rec
         record.protocol.sha256, record.net.sha256, record.data.sha256, record.outcomes, "image 3: 5", "env torch",
     ):  # fmt: skip
         assert shown in text, shown
+    for shown in ("imp less magnitude", "imp less imp:shuffle=true", "imp less random", "+12.0 [+7.0, +17.0]"):
+        assert shown in text, shown
     assert sum(tag == "img" for tag, *_ in page.shape) == 2 * 2 * 3  # two pairs, three seeds
     assert text.count("Square fools 7") == 4  # once at the head for two seeds, and a line a seed
 

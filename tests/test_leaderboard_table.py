@@ -376,6 +376,20 @@ def test_test_and_bootstrap_can_be_at_odds(tmp_path):
     assert found.agrees is False
 
 
+def test_images_beyond_measure_do_not_fill_the_memory(tmp_path, monkeypatch):
+    """At 20,001 images there is a test, and no bootstrap; drawing a million images 2,000 times would take 8 GB."""
+
+    def never(record):
+        pytest.fail("images were drawn")
+
+    monkeypatch.setattr("leaderboard.table.image_draws", never)
+    records = [make(pruner, seed=seed, n=20_001) for pruner in ("imp", "magnitude") for seed in range(2)]
+    found = contrast(kept(tmp_path, *records), "imp", "magnitude")
+    assert (found.p, found.bootstrap) == (1.0, None)
+    with pytest.raises(pytest.fail.Exception):
+        kept(tmp_path / "small", *three("imp", 50))
+
+
 def test_outcomes_that_are_not_the_records_are_refused(tmp_path):
     kept(tmp_path, *three("imp", 50), *three("magnitude", 40))
     path = outcomes_path(tmp_path / "digits-linf" / "imp-s0.9-seed1.json")
