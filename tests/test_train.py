@@ -421,7 +421,7 @@ def test_a_whole_file_of_another_training_starts_anew(change, tmp_path):
         case "a part is gone":
             del tensors[name]
         case "one more":
-            tensors["more/1"] = tensors[name]
+            tensors["more/1"] = tensors[name].clone()
     partial.write_bytes(bench.train.pack(tensors, about))
     result = trained(partial=partial, report=lambda what, done, of: seen.append(done))
     assert seen == [1, 2, 3, 4] and content(result) == content(trained())
