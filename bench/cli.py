@@ -194,7 +194,9 @@ def train(
             pruner, job, rules, out, out / "stages", _store(data), device=device, tensorboard=tensorboard,
             sandboxed=sandbox, report=lambda what, done, of: watch.report(job.name, what, done, of),
         )  # fmt: skip
-    show.out(*show.net_tables(open_net(net), str(net)))
+    opened = open_net(net)
+    show.out(*show.net_tables(opened, str(net)))
+    show.warn(show.warnings(opened))
 
 
 @app.command()

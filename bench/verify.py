@@ -124,7 +124,7 @@ def _replay(check: _Check, device: torch.device) -> Verdict:
     images, labels = as_float(check.test.images), check.test.labels
     where = sound(check.path, claim.proposals, "adversarial images")
     kept = proposals.load(where, claim.proposals.sha256, images.numpy(), check.rules.threat.radius)
-    predicted = referee.steady_logits(images).argmax(1)
+    predicted = referee.answers(images)
     stands = predicted == labels
     index = torch.from_numpy(kept.index)
     if len(index):
@@ -195,7 +195,7 @@ def _full(check: _Check, device: torch.device, out: Path | None, report: Report 
     facts = journal_facts(referee, check.net, test)
     trial = Trial(referee, test, Journal(None if out is None else out / "journal", facts), report)
     images = as_float(test.images)
-    predicted = referee.steady_logits(images).argmax(1)
+    predicted = referee.answers(images)
     clean = predicted == test.labels
     survived = list(trial.standard(clean).values())
     measured = survived[-1].numpy()

@@ -297,7 +297,7 @@ def test_files_are_limited_before_they_are_read(net, tmp_path, monkeypatch):
     path = tmp_path / "large.pt"
     with path.open("wb") as file:
         file.truncate(ingest.LARGEST + 1)
-    monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("it was read"))
+    monkeypatch.setattr("bench.files.os.fdopen", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(Refused, match="is larger than"):
         ingest.ingest(path, "digits-cnn", DIGITS, tmp_path / "out", STORE)
 

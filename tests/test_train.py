@@ -404,6 +404,29 @@ def test_a_spoilt_partial_file_starts_anew(spoil, tmp_path):
     assert seen == [1, 2, 3, 4] and content(result) == content(trained())
 
 
+@pytest.mark.parametrize("change", ["other facts", "no facts", "other shapes", "a part is gone", "one more"])
+def test_a_whole_file_of_another_training_starts_anew(change, tmp_path):
+    """Under a hash of its own it would be believed, and end in a traceback or in another net."""
+    partial, seen = tmp_path / "partial.safetensors", []
+    trained(plan(stop=2), partial=partial)
+    tensors, about = bench.train.unpack(partial.read_bytes(), "partial")
+    name = min(name for name in tensors if name.startswith("average/"))
+    match change:
+        case "other facts":
+            about = {"done": 2}
+        case "no facts":
+            about = 3
+        case "other shapes":
+            tensors[name] = tensors[name][None]
+        case "a part is gone":
+            del tensors[name]
+        case "one more":
+            tensors["more/1"] = tensors[name].clone()
+    partial.write_bytes(bench.train.pack(tensors, about))
+    result = trained(partial=partial, report=lambda what, done, of: seen.append(done))
+    assert seen == [1, 2, 3, 4] and content(result) == content(trained())
+
+
 def test_a_part_trained_after_a_part_goes_on_in_the_schedule():
     """As IMP does: the raw weights of the first part, without its momentum, at the learning rates of the second."""
     first = trained(plan(stop=2)).last
