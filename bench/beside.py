@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import operator
 import os
 import shutil
-import stat
 from pathlib import Path
 
 from bench.errors import PrunebenchError
@@ -16,27 +13,6 @@ from bench.record import Record, load_record, outcomes_path, pairs_path, proposa
 
 RECORD, REFUSAL, JOURNAL = "record.json", "refusal.json", "journal"
 _OWNER = "net"  # a file of the journal: the sha256 of the net that it speaks of
-_FLAGS = ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")  # an open that never waits for another process
-
-
-def read_outside(path: Path, what: str, largest: int, *, way_out: str = "check the path") -> bytes:
-    """The bytes of a file that others wrote, which is to be `what` and to take at most `largest` bytes.
-
-    Raises PrunebenchError, which ends in `way_out`, for anything but a regular file, one that is too large, and one
-    that cannot be read.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | functools.reduce(operator.or_, (getattr(os, name, 0) for name in _FLAGS)))
-        with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise PrunebenchError(f"{path} is not a regular file that could be {what}; {way_out}.")
-            data = file.read(largest + 1)
-    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        reason = getattr(error, "strerror", None) or error
-        raise PrunebenchError(f"Cannot read {path}, {what} ({reason}); {way_out}.") from None
-    if len(data) > largest:
-        raise PrunebenchError(f"{path} is larger than {largest} bytes, so it is not {what}; {way_out}.")
-    return data
 
 
 def net_path(record: Path) -> Path:
@@ -99,7 +75,7 @@ def make_room(folder: Path, net: Path, name: str, *, force: bool) -> None:
             "there with --force."
         )
     if whose is not None:
-        _clear(folder)
+        clear(folder)
     owner, mine = journal / _OWNER, sha256 or name
     if journal.exists() and not record.exists():
         at_home = folder.resolve() == net.parent.resolve()  # `run` and the functions leave no owner in a net's folder
@@ -122,8 +98,8 @@ def _whose(path: Path, name: str, sha256: str | None) -> str | None:
     return None if same else f"the record of another net (sha256 {found.net.sha256[:12]}...)"
 
 
-def _clear(folder: Path) -> None:
-    """Remove record and refusal, what belongs to them, and the journal."""
+def clear(folder: Path) -> None:
+    """Remove all that was measured of a net in `folder`: record and refusal, what belongs to them, and the journal."""
     for path in (folder / RECORD, folder / REFUSAL, *beside(folder / RECORD), signature_path(folder / REFUSAL)):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder / JOURNAL, ignore_errors=True)

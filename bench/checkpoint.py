@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from bench.bounded import json_of
 from bench.errors import PrunebenchError, Refused
-from bench.files import canonical_json, sha256_of, write_bytes
+from bench.files import canonical_json, read_outside, sha256_of, write_bytes
 from bench.mask import State, keep_count
 from bench.models import MODELS, build, prunable
 from bench.protocol import Job, Protocol, Rules, explain
 from bench.record import Layer, NetId, Sha256, Stage
 
-LARGEST = 2**30  # bytes; the largest net of the table takes 60 MB
+LARGEST = 2**28  # bytes; the largest net of the table takes 60 MB
+LARGEST_HEAD = 2**22  # bytes of a header: a thousand tensors and the curve of ten thousand epochs
 _KEY = "prunebench"  # the only metadata key: safetensors writes several in no fixed order
 
 Side = Annotated[int, Field(ge=1, le=1024)]  # keeps a hostile header from asking for terabytes
@@ -74,10 +75,13 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, Tensor], Any]:
     Raises Refused (check "format") for anything else: foreign, truncated or altered bytes.
     """
     try:
+        length = int.from_bytes(data[:8], "little")
+        if length > LARGEST_HEAD:
+            raise ValueError(f"its header has {length} bytes")
+        head = json_of(data[8 : 8 + length])
         tensors = load(data)
-        head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         text = head["__metadata__"][_KEY]
-        both = json.loads(text)
+        both = json_of(text.encode())
         about, content = both["about"], both["content"]
         whole = canonical_json(both).decode() == text and _content(tensors, about) == content
     except (SafetensorError, ValueError, RecursionError, OverflowError) as error:
@@ -87,7 +91,7 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, Tensor], Any]:
                 "format", f"{name} is a pickle or a zip archive, which is never read; give a file that `train` wrote."
             ) from None
         raise Refused("format", f"{name} is not a whole safetensors file ({error}); copy or train it again.") from None
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise Refused(
             "format", f"{name} was not written by prunebench: it has no header of ours; train the net here."
         ) from None
@@ -142,15 +146,7 @@ def open_net(path: str | Path) -> Net:
     Raises Refused, naming the check, for a file that cannot be read, is not whole, or does not hold what its header
     says.
     """
-    path = Path(path)
-    try:
-        if path.stat().st_size > LARGEST:
-            raise Refused(
-                "format", f"{path} is larger than {LARGEST} bytes, which no net of the table is; check the path."
-            )
-        data = path.read_bytes()
-    except OSError as error:
-        raise Refused("file", f"Cannot read {path} ({error.strerror}); check the path.") from None
+    data = read_outside(Path(path), "a net file of prunebench", LARGEST, complain=Refused)
     return _restore(data, str(path))
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import re
+from fractions import Fraction
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +20,7 @@ from bench.protocol import PROTOCOLS, Count, Natural, Protocol, Rules, explain, 
 from bench.record import Record, Sha256, load_arrays, load_record, outcomes_path, proposals_path, recount, standing
 
 NAME, SUFFIX = "CLAIM.toml", ".claim.toml"
+FILES = ("net.safetensors", "outcomes.npz", "proposals.npz", "protocol.toml", NAME)  # of a claim that is made here
 LARGEST = 2**30  # bytes of a file that a claim names
 
 
@@ -47,26 +51,87 @@ class Under(Rules):
     sha256: Sha256
 
 
-class Claim(Rules):
-    """That `robust` of the first `n` test images stand under AutoAttack by these rules.
+def _percentage(text: str) -> str:
+    found = re.fullmatch(r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,6})? %", text)
+    if not found or not 0 < Fraction(text.removesuffix(" %")) <= 100:
+        raise ValueError(f"{text!r} is not a percentage above 0 and up to 100; write it as '60 %' or '62.5 %'")
+    return text
 
-    `data`: the sha256 over those images. `outcomes` say which images stand, `proposals` hold what fools the others.
+
+def _plain(text: str) -> str:
+    if not text.isprintable() or text != text.strip():
+        raise ValueError(f"{text!r} holds characters that do not print, or spaces around it; write plain text")
+    return text
+
+
+def _day(text: str) -> str:
+    try:
+        if len(text) == 10 and dt.date.fromisoformat(text):
+            return text
+    except ValueError:
+        pass
+    raise ValueError(f"{text[:20]!r} is not a day; write it as '2026-01-31'")
+
+
+Percentage = Annotated[str, AfterValidator(_percentage)]
+Plain = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_plain)]
+
+
+class About(Rules):
+    """What the author says of the net, for readers; nothing of it is checked."""
+
+    pruner: Plain | None = None
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
+    date: Annotated[str, AfterValidator(_day)] | None = None
+    version: Plain | None = None
+    url: Annotated[str, Field(max_length=500, pattern=r"^https?://[!-~]+$")] | None = None
+
+
+class Claim(Rules):
+    """That so many of the first `n` test images survive AutoAttack by these rules: `robust`, or `at_least` a share.
+
+    `data`: the sha256 over those images. `outcomes` say which are robust, `proposals` hold what fools the others.
     """
 
-    schema_: Literal[1] = Field(1, alias="schema")
+    schema_: Literal[1, 2] = Field(1, alias="schema")
     n: Count
-    robust: Natural
+    robust: Natural | None = None
+    at_least: Percentage | None = None
     data: Sha256 | None = None
     protocol: Under
     net: Asset
     outcomes: Asset | None = None
     proposals: Asset | None = None
+    about: About | None = None
 
     @model_validator(mode="after")
-    def _within_n(self) -> Claim:
-        if self.robust > self.n:
+    def _says_something(self) -> Claim:
+        if self.schema_ == 1 and (self.at_least is not None or self.about is not None):
+            raise ValueError("`at_least` and `about` belong to schema = 2; write that")
+        if self.robust is None and self.at_least is None:
+            raise ValueError("nothing is claimed; add robust = COUNT or at_least = 'SHARE %'")
+        if self.robust is not None and self.robust > self.n:
             raise ValueError(f"robust = {self.robust} is more than n = {self.n}")
+        if self.robust is not None and self.robust < self.least:
+            raise ValueError(f"robust = {self.robust} of {self.n} is less than at_least = {self.at_least!r}")
         return self
+
+    @property
+    def least(self) -> int:
+        """The fewest images that are `at_least` so many per cent of `n`; 0 where no share is claimed."""
+        return 0 if self.at_least is None else ceil(Fraction(self.at_least.removesuffix(" %")) / 100 * self.n)
+
+    @property
+    def needed(self) -> int:
+        """How many images must be robust for the claim to be true."""
+        return self.least if self.robust is None else self.robust
+
+    @property
+    def explained(self) -> str:
+        """What the share means in images, as a sentence with a space before it; empty where none is claimed."""
+        if self.at_least is None:
+            return ""
+        return f" At least {self.at_least} of {self.n} images are {self.least}."
 
     @property
     def sha256(self) -> str:
@@ -76,11 +141,18 @@ class Claim(Rules):
 
 def load_claim(path: Path) -> Claim:
     """The claim in the file `path`. Raises PrunebenchError for one that breaks the rules of its format."""
+    _refuse_special(path)
     values = read_toml(path, "claim")
     try:
         return Claim.model_validate(values)
     except ValidationError as error:
         raise PrunebenchError(f"The claim {path} breaks the rules: {explain(error)}") from None
+
+
+def _refuse_special(path: Path) -> None:
+    """Refuse a device, a pipe or a folder, which could be read for ever, before it is opened."""
+    if path.exists() and not path.is_file():
+        raise PrunebenchError(f"{path} is not a regular file, so it is not a claim; name a {NAME}.")
 
 
 def is_claim(path: Path) -> bool:
@@ -172,19 +244,27 @@ def outcomes_of(path: Path, claim: Claim) -> dict[str, np.ndarray] | None:
     if kinds != wanted or not bits or not {"labels", "predicted", "clean"} <= kinds.keys():
         raise Refused("outcomes", f"{where} does not hold outcomes of {claim.n} images; claim the score again.")
     count = int(standing(arrays).sum())
-    if count != claim.robust:
+    if claim.robust not in (None, count):
         raise Refused(
             "outcomes",
             f"{path} claims {claim.robust} robust images, its outcomes show {count}; claim what they show.",
         )
+    if count < claim.least:
+        raise Refused(
+            "outcomes",
+            f"{path} claims at least {claim.at_least} of {claim.n} images, which are {claim.least}, and its outcomes "
+            f"show {count} robust; claim what they show.",
+        )
     return arrays
 
 
-def make(record: Path, net: Path, out: Path) -> Path:
+def make(record: Path, net: Path, out: Path, *, at_least: str | None = None, force: bool = False) -> Path:
     """Write a claim of the score in the file `record` below `out`, and copy there what it can be checked against.
 
-    `net`: the net file that was scored. Returns the path of the claim. Raises PrunebenchError when record, net,
-    outcomes and proposals do not belong together.
+    `net`: the net file that was scored. `at_least`: claim that share alone, as "60 %", in place of the count. `force`:
+    write even where another claim or another net lies. Returns the path of the claim. Raises PrunebenchError when
+    record, net, outcomes and proposals do not belong together, when fewer images than `at_least` are robust, and when
+    `out` holds another claim or another net.
     """
     scored = load_record(record)
     if not isinstance(scored, Record):
@@ -197,14 +277,63 @@ def make(record: Path, net: Path, out: Path) -> Path:
         files["proposals"] = _copy(kept, scored.proposals, f"the adversarial images of {record}", "proposals.npz")
     rules = _rules(scored, net)
     name, beside = (rules.name, []) if rules.official else ("protocol.toml", [("protocol.toml", _toml_of(rules))])
-    claim = Claim(
-        schema=1, n=scored.score.n, robust=scored.score.robust, data=scored.data.sha256,
-        protocol=Under(name=name, sha256=rules.sha256),
-        **{what: Asset(path=file, sha256=sha256_of(data)) for what, (file, data) in files.items()},
-    )  # fmt: skip
-    for file, data in [*files.values(), *beside, (NAME, _toml_of(claim))]:
-        write_bytes(out / file, data)
+    try:
+        claim = Claim(
+            schema=2, n=scored.score.n, robust=scored.score.robust if at_least is None else None, at_least=at_least,
+            data=scored.data.sha256, protocol=Under(name=name, sha256=rules.sha256), about=_about(scored),
+            **{what: Asset(path=file, sha256=sha256_of(data)) for what, (file, data) in files.items()},
+        )  # fmt: skip
+    except ValidationError as error:
+        raise PrunebenchError(f"This claim breaks the rules: {explain(error)}") from None
+    if scored.score.robust < claim.least:
+        raise PrunebenchError(
+            f"{record} has {scored.score.robust} of {claim.n} images robust, and at least {at_least} are "
+            f"{claim.least}; claim a smaller share."
+        )
+    _put(out, dict([*files.values(), *beside, (NAME, _toml_of(claim))]), force=force)
     return out / NAME
+
+
+def _about(record: Record) -> About:
+    """What a record tells of its net."""
+    version = record.env.get("prunebench")
+    label, share = record.job.label, round(record.net.sparsity, 6)
+    return About(
+        pruner=label if len(label) <= 200 and label.isprintable() else record.job.pruner[:200],
+        sparsity=share if share < 1 else None, version=None if version is None else str(version),
+    )  # fmt: skip
+
+
+def _put(out: Path, files: dict[str, bytes], *, force: bool) -> None:
+    """Write the files of a claim below `out`, the claim last; with `force` in place of another claim's.
+
+    Raises PrunebenchError when a file of another claim or net lies there: beside a new one it would be taken for its.
+    """
+    others = [name for name in FILES if _is_other(out / name, files.get(name))]
+    if others and not force:
+        raise PrunebenchError(
+            f"{out} holds another claim or another net ({', '.join(others)}); name another folder, or put the new "
+            "claim in its place with --force."
+        )
+    try:
+        if others:
+            (out / NAME).unlink(missing_ok=True)  # while its files change there is no claim
+        for name in others:
+            if name not in files:
+                (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise PrunebenchError(f"Cannot remove the old claim in {out} ({error.strerror}); check the folder.") from None
+    for name in sorted(files, key=FILES.index):
+        write_bytes(out / name, files[name])
+
+
+def _is_other(path: Path, data: bytes | None) -> bool:
+    """Whether something lies at `path` that is not a regular file of these bytes."""
+    if not path.exists() and not path.is_symlink():
+        return False
+    if data is None or path.is_symlink() or not path.is_file() or path.stat().st_size != len(data):
+        return True
+    return path.read_bytes() != data
 
 
 def _toml_of(values: Rules) -> bytes:

@@ -33,10 +33,10 @@ app = typer.Typer(
 Protocols = Annotated[str, typer.Argument(metavar="PROTOCOL", help="A built-in protocol or a TOML file.")]
 Pruners = Annotated[list[str] | None, typer.Option("--pruner", help="NAME[:option=value,...]; all by default.")]
 Sparsities = Annotated[list[str] | None, typer.Option("--sparsity", help="In [0, 1); the protocol's by default.")]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", min=0, help="The protocol's by default.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", min=0, max=2**63 - 1, help="The protocol's by default.")]
 DataRoot = Annotated[Path, typer.Option("--data", envvar="PRUNEBENCH_DATA", help="The folder where data sets lie.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads a job; results depend on the number.")]
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="CPU threads a job; results depend on the number.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs a unit, instead of the protocol's: not official.")]
 Examples = Annotated[int | None, typer.Option(min=1, help="Score only the first so many test images.")]
 Keep = Annotated[
@@ -163,7 +163,7 @@ def train(
     pruner: Annotated[str, typer.Option(help="NAME[:option=value,...], module:Class or file.py:Class.")],
     out: Annotated[Path, typer.Option(help="The folder for the net.")],
     sparsity: Annotated[str | None, typer.Option(help="In [0, 1).")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     epochs: Epochs = None,
     tensorboard: Tensorboard = False,
     sandbox: Sandbox = False,
@@ -242,6 +242,7 @@ def score(
         print(json.dumps(record.model_dump(mode="json", by_alias=True), indent=1))
     else:
         show.out(*show.score_table(record), show.written("Written", [folder / "record.json"]))
+    show.warn([flag.sentence for flag in record.score.flags if flag.up and flag.name == "constant"])
 
 
 @app.command("import")
@@ -276,6 +277,7 @@ def import_(
         print(json.dumps(made.as_json(), indent=1))
     else:
         show.out(show.table("theirs", "ours", "how", rows=made.matches), "", *show.net_tables(made.net, str(made.path)))
+    show.warn(made.warnings)
 
 
 @app.command()
@@ -285,11 +287,13 @@ def inspect(net: Annotated[Path, typer.Argument(metavar="NET")], as_json: AsJson
     from bench.checkpoint import open_net
 
     opened = open_net(net)
+    said = show.warnings(opened)
     if as_json:
         facts = {"header": opened.header.model_dump(mode="json"), "net": opened.id.model_dump(mode="json")}
-        print(json.dumps(facts | {"sparsity": opened.sparsity}, indent=1))
+        print(json.dumps(facts | {"sparsity": opened.sparsity, "warnings": said}, indent=1))
     else:
         show.out(*show.net_tables(opened, str(net)))
+    show.warn(said)
 
 
 @app.command()
@@ -396,12 +400,17 @@ def claim(
     net: Annotated[
         Path | None, typer.Option(help="The net that was scored; by default the one beside the record.")
     ] = None,
+    at_least: Annotated[
+        str | None, typer.Option(help="Claim that share of the images alone, as '60 %', in place of the count.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace another claim or another net in the folder.")] = False,
 ) -> None:
     """Make a claim that others can verify: CLAIM.toml and its files."""
     from bench import show
     from bench.claim import make
 
-    path = make(record, record.with_name("net.safetensors") if net is None else net, out)
+    net = record.with_name("net.safetensors") if net is None else net
+    path = make(record, net, out, at_least=at_least, force=force)
     show.out(show.written("Written", [path]))
 
 
@@ -417,7 +426,10 @@ class Level(StrEnum):
 def verify(
     place: Annotated[Path, typer.Argument(metavar="CLAIM", help="A claim, or a folder that holds some.")],
     level: Annotated[Level, typer.Option(help="Replay stored images, attack a tenth of all, or all.")] = Level.replay,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the images of level quick.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, help="Draws the images of level quick; a new one each time by default."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Keep what level full has measured here, to go on.")] = None,
     data: DataRoot = Path("data"),
     device: Device = "auto",
@@ -470,7 +482,7 @@ def new(
     from bench import scaffold, show
 
     files = scaffold.new(name, out, taken=pruners.PRUNERS)
-    show.out(show.written("Written", files), f"Next: prunebench check {scaffold.spec(files[0])}")
+    show.out(show.written("Written", files), f"Next: prunebench check {printable(scaffold.spec(files[0]))}")
 
 
 @app.command("check")
@@ -672,6 +684,12 @@ def main() -> None:
         app()
     except PrunebenchError as error:
         print(f"prunebench: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:  # a path that the file system does not take, such as one of a thousand letters
+        if error.filename is None:
+            raise
+        reason = PrunebenchError(f"Cannot use {error.filename} ({error.strerror}); name another path.")
+        print(f"prunebench: {reason}", file=sys.stderr)
         sys.exit(1)
 
 

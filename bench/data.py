@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPException
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench.errors import PrunebenchError, unknown
-from bench.files import canonical_json, sha256_of, write_aside
+from bench.files import canonical_json, open_outside, sha256_of, write_aside
 from bench.seeds import order
 
 
@@ -128,6 +129,7 @@ _PUBLISHED: dict[str, _Published] = {
 }
 _DIGITS = Info(10, (1, 8, 8), (0.3053,), (0.3763,))
 _DIGITS_TEST = 500
+_LARGEST = 2**40  # bytes of decoded images, which are mapped and not read
 
 DATASETS = ("digits", *_PUBLISHED)
 # What a file that is cut short or is no data set at all can raise, in torchvision and in what it reads with.
@@ -268,14 +270,11 @@ class Store:
             return _tensors(*read())
         facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         kept = self.cache / f"{name}-{'train' if train else 'test'}-{sha256_of(canonical_json(facts))[:16]}.safetensors"
-        if kept.exists():
-            try:
-                with safe_open(kept, "pt") as opened:
-                    split = Split(opened.get_tensor("images"), opened.get_tensor("labels"))
-                    if (opened.metadata() or {}).get("sha256") == split.sha256:
-                        return split.images, split.labels
-            except SafetensorError:
-                pass  # not whole: decoded anew and written over
+        damaged = suppress(PrunebenchError, SafetensorError, OSError)  # what is not whole is decoded anew
+        with damaged, open_outside(kept, "decoded images", _LARGEST), safe_open(kept, "pt") as opened:
+            split = Split(opened.get_tensor("images"), opened.get_tensor("labels"))
+            if (opened.metadata() or {}).get("sha256") == split.sha256:
+                return split.images, split.labels
         images, labels = _tensors(*read())
         facts_of = {"sha256": Split(images, labels).sha256}
         write_aside(kept, lambda aside: save_file({"images": images, "labels": labels}, aside, metadata=facts_of))
@@ -310,6 +309,8 @@ def _reason(error: BaseException) -> str:
 def _images(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     from torchvision.datasets import ImageFolder
 
+    if odd := next((path for path in folder.rglob("*") if not (path.is_file() or path.is_dir())), None):
+        raise PrunebenchError(f"{odd} is neither a file nor a folder; every file must be an image.")
     try:
         listing = ImageFolder(str(folder))
         images = [np.asarray(image) for image, _ in listing]

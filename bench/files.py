@@ -1,16 +1,19 @@
-"""Files that are never half-written, never shared by two writers, and known by their content."""
+"""Files: those of others read within bounds, ours never half-written, never shared by two writers."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import operator
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -27,18 +30,93 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+Complaint = Callable[[str, str], PrunebenchError]  # what to raise, of a check ("file" or "format") and a sentence
+
+_KINDS = {
+    stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}  # fmt: skip
+_FLAGS = ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")  # an open that never waits for another process
+_CHUNK = 2**20  # bytes
+
+
+def plainly(check: str, sentence: str) -> PrunebenchError:
+    """A complaint without a check."""
+    return PrunebenchError(sentence)
+
+
+@contextmanager
+def open_outside(
+    path: Path, what: str, largest: int, *, way_out: str = "check the path", complain: Complaint = plainly
+) -> Iterator[BinaryIO]:
+    """The regular file at `path`, which is to be `what` and to take at most `largest` bytes, open for reading.
+
+    Links are followed. What they lead to is judged after it was opened, so it cannot be exchanged in between.
+    Raises what `complain` makes of a sentence for anything but a regular file (check "file"), for one that is too
+    large ("format"), and for one that cannot be read ("file"); `way_out` ends that sentence.
+    """
+    try:
+        flags = os.O_RDONLY | functools.reduce(operator.or_, (getattr(os, name, 0) for name in _FLAGS))
+        handle = os.open(path, flags)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte, or half a letter
+        reason = getattr(error, "strerror", None) or error
+        raise complain("file", f"Cannot read {path}, {what} ({reason}); {way_out}.") from None
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
+            raise complain("file", f"{path} is {kind}, not a regular file that could be {what}; {way_out}.")
+        if found.st_size > largest:
+            raise complain("format", _too_large(path, what, largest, way_out))
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(handle)
+
+
+def read_outside(
+    path: Path, what: str, largest: int, *, way_out: str = "check the path", complain: Complaint = plainly
+) -> bytes:
+    """The bytes of a file that others wrote: see `open_outside`, whose rules also hold for what grows or lies."""
+    with open_outside(path, what, largest, way_out=way_out, complain=complain) as file:
+        try:
+            parts = [file.read(os.fstat(file.fileno()).st_size) or b""]
+            while more := file.read(_CHUNK):
+                parts.append(more)
+                if sum(map(len, parts)) > largest:
+                    raise complain("format", _too_large(path, what, largest, way_out))
+        except OSError as error:
+            raise complain("file", f"Cannot read {path}, {what} ({error.strerror}); {way_out}.") from None
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def digest_outside(
+    path: Path, what: str, largest: int, *, way_out: str = "check the path", complain: Complaint = plainly
+) -> str:
+    """The sha256 of a file that others wrote, in little memory: see `open_outside`."""
+    digest, size = hashlib.sha256(), 0
+    with open_outside(path, what, largest, way_out=way_out, complain=complain) as file:
+        try:
+            while more := file.read(_CHUNK):
+                digest.update(more)
+                if (size := size + len(more)) > largest:
+                    raise complain("format", _too_large(path, what, largest, way_out))
+        except OSError as error:
+            raise complain("file", f"Cannot read {path}, {what} ({error.strerror}); {way_out}.") from None
+    return digest.hexdigest()
+
+
+def _too_large(path: Path, what: str, largest: int, way_out: str) -> str:
+    return f"{path} is larger than {largest} bytes, so it is not {what}; {way_out}."
+
+
 def read_known(path: Path, sha256: str, what: str, largest: int, *, missing: str, other: str) -> bytes:
     """The bytes of the file `path`, which is `what`, takes at most `largest` bytes and has this sha256.
 
     `missing`, `other`: the way out when the file cannot be read or is too large, and when it is another one. Raises
     PrunebenchError in these cases.
     """
-    try:
-        if path.stat().st_size > largest:
-            raise PrunebenchError(f"{path} is larger than {largest} bytes, so it is not {what}; {missing}.")
-        data = path.read_bytes()
-    except OSError as error:
-        raise PrunebenchError(f"Cannot read {path}, {what} ({error.strerror}); {missing}.") from None
+    data = read_outside(path, what, largest, way_out=missing)
     if sha256_of(data) != sha256:
         raise PrunebenchError(f"{path} is not {what}: its sha256 is another; {other}.")
     return data

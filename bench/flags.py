@@ -9,10 +9,12 @@ does by chance: sparse nets of the digits had none, and of 50,000 gradients not 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 
 from bench.record import Flag, Point
+from bench.wide import LARGEST, LARGEST_LOGIT, ROUNDED
 
 BLACK_BOX = 0.02
 VANISHING = 0.05
@@ -23,6 +25,7 @@ UNMOVED = 0.25
 PROBABILITIES = 0.5
 TRANSFER = 0.005
 KERNELS = 0.001
+RANGE = 1.0
 KINKS = 0.01  # images whose gradient hangs on a ReLU that the last bit decides
 
 
@@ -149,6 +152,34 @@ def budget_overrun(processor: float | None, allowed: float | None) -> Flag:
         f"The training took {processor:.0f} s of the processor where its passes may take {allowed:.0f} s; the pruner "
         "computed what it was not charged for.",
     )  # fmt: skip
+
+
+def out_of_range(excess: float) -> Flag:
+    """`excess`: the net's largest number in units of what is sensible in float32, see `bench.wide.Sizes`."""
+    return _flag(
+        "out-of-range", min(excess, sys.float_info.max), RANGE,
+        f"The largest number in the net is {excess:.3g} times as large as is sensible in float32 ({LARGEST:g} for "
+        f"weights and hidden values, {LARGEST_LOGIT:g} for logits); above 1, attacks see the net in float64, since "
+        "gradients in float32 may vanish or overflow.",
+    )  # fmt: skip
+
+
+def rounding(lost: int, n: int) -> Flag:
+    """On `lost` images float32 rounds the logits until the net has no answer; these images count as wrong."""
+    return _flag(
+        "rounding", lost / n, 0.0,
+        f"On {lost / n:.1%} of the images two logits share the first place, or float32 rounds the logits by more than "
+        f"{ROUNDED:g} of their differences there or beside them; such images count as wrong.",
+    )  # fmt: skip
+
+
+def constant(collapsed: Sequence[str], predicted: Sequence[int], labels: Sequence[int]) -> Flag:
+    """The net cannot see its images, for the reasons `collapsed`, or gives all of them one answer; how many reasons."""
+    reasons = list(collapsed)
+    if len(set(predicted)) == 1 and len(set(labels)) > 1:
+        answer = "no class" if predicted[0] < 0 else f"class {predicted[0]}"
+        reasons.append(f"The net gives {answer} to all {len(predicted)} images.")
+    return _flag("constant", float(len(reasons)), 0.0, " ".join(reasons) or "The net tells its images apart.")
 
 
 def _flag(name: str, value: float | None, threshold: float, sentence: str) -> Flag:

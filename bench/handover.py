@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from bench.checkpoint import pack, unpack
 from bench.data import Store
 from bench.errors import PrunebenchError, Refused
-from bench.files import write_bytes
+from bench.files import read_outside, write_bytes
 from bench.mask import State
 from bench.protocol import Job, Protocol, Rules, explain
 from bench.record import Stage
@@ -73,13 +73,9 @@ def leave(folder: Path, state: Any, stages: list[Stage]) -> None:
 
 def take(folder: Path) -> tuple[State, tuple[Stage, ...]]:
     """The weights and the stages that a pruner left in `folder`. Raises Refused for anything else."""
-    path = folder / NAME
-    try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST:
-            raise Refused("handover", f"The pruner left no file of weights of at most {LARGEST} bytes; run it again.")
-        state, about = unpack(path.read_bytes(), "What the pruner left")
-    except OSError as error:
-        raise Refused("handover", f"Cannot read what the pruner left ({error.strerror}); run it again.") from None
+    way_out = "let the pruner end with the weights of its net, then run it again"
+    data = read_outside(folder / NAME, "what the pruner left", LARGEST, way_out=way_out, complain=Refused)
+    state, about = unpack(data, "What the pruner left")
     try:
         return state, Charged.model_validate(about).stages
     except ValidationError as error:

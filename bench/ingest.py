@@ -6,7 +6,6 @@ import io
 import math
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from bench import collapse
+from bench.bounded import unzipped_size
 from bench.checkpoint import LARGEST, Header, Net, open_net, seal
 from bench.data import Info, Store
 from bench.errors import PrunebenchError, Refused, printable
-from bench.files import sha256_of
+from bench.files import read_outside, sha256_of
 from bench.mask import State, keep_count, keep_largest
 from bench.models import build, prunable
+from bench.pickled import refuse_explosive
 from bench.protocol import Job, Protocol
 
 PRUNER = "import"
@@ -39,16 +41,21 @@ _SHOWN = 5  # names in a refusal
 
 @dataclass(frozen=True)
 class Imported:
-    """A sealed checkpoint: where it lies, and for every tensor of it whose it is: (theirs, ours, how)."""
+    """A sealed checkpoint: where it lies, and for every tensor of it whose it is: (theirs, ours, how).
+
+    `warnings`: what speaks against the net before anybody attacks it, a sentence each.
+    """
 
     path: Path
     net: Net
     matches: list[tuple[str, str, str]]
+    warnings: list[str]
 
     def as_json(self) -> dict[str, Any]:
         """What happened as a JSON value."""
         names = [dict(zip(("theirs", "ours", "how"), match, strict=True)) for match in self.matches]
-        return {"net": str(self.path), "sha256": self.net.id.sha256, "sparsity": self.net.sparsity, "matches": names}
+        facts = {"net": str(self.path), "sha256": self.net.id.sha256, "sparsity": self.net.sparsity}
+        return facts | {"matches": names, "warnings": self.warnings}
 
 
 def ingest(
@@ -74,7 +81,7 @@ def ingest(
     ours = build(arch, info=info).state_dict()
     with torch.device("meta"):
         names = list(prunable(build(arch, info=info)))
-    data = _bytes(file)
+    data = read_outside(file, "a checkpoint", LARGEST, complain=Refused)
     theirs = _tensors(data, file)
     state, matches = _matched(theirs, ours, names, arch, sparsity, str(file))
     state, told = _completed(state, ours, info, normalisation, str(file))
@@ -87,21 +94,11 @@ def ingest(
         job=Job(pruner=PRUNER, options={} if label is None else {"label": label}, sparsity=asked, seed=0),
     )  # fmt: skip
     seal(path, state, header, passes_granted=0)
-    return Imported(path, open_net(path), matches + told)
+    net = open_net(path)
+    return Imported(path, net, matches + told, collapse.warnings(net))
 
 
 # Reading, without running anything
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        if not file.is_file():
-            raise Refused("file", f"There is no file {str(file)!r}; check the path.")
-        if file.stat().st_size > LARGEST:
-            raise Refused("format", f"{str(file)!r} is larger than {LARGEST} bytes, which no net of the table is.")
-        return file.read_bytes()
-    except OSError as error:
-        raise Refused("file", f"Cannot read {str(file)!r} ({error.strerror}); check the path.") from None
 
 
 def _tensors(data: bytes, file: Path) -> dict[str, Tensor]:
@@ -139,11 +136,9 @@ def _tensors(data: bytes, file: Path) -> dict[str, Tensor]:
 
 def _unpickled(data: bytes) -> Any:
     """What torch.save wrote, by torch's reader that knows tensors and plain containers and no other code."""
-    if data[:2] == b"PK":
-        with zipfile.ZipFile(io.BytesIO(data)) as members:
-            size = sum(member.file_size for member in members.infolist())
-        if size > LARGEST:
-            raise ValueError(f"it unpacks to {size} bytes")
+    if data[:2] == b"PK" and (size := unzipped_size(data)) > LARGEST:
+        raise ValueError(f"it unpacks to {size} bytes")
+    refuse_explosive(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old formats
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +13,17 @@ from pydantic import Field, ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from bench.files import canonical_json, sha256_of, write_bytes, write_json
-from bench.protocol import Natural, Rules
-from bench.record import Seconds, Sha256
+from bench.bounded import json_of
+from bench.errors import PrunebenchError
+from bench.files import canonical_json, read_known, read_outside, sha256_of, write_bytes
+from bench.protocol import Natural
+from bench.record import LARGEST, LARGEST_ARRAYS, Hashed, Seconds, Sha256
 
 
-class Entry(Rules):
+class Entry(Hashed):
     """One attack on one shard: a digit per image (1: still classified rightly), and what the attack took.
+
+    Its own hash stands for all of it, the key of what it rests on included, so that no damaged entry is believed.
 
     `images`: the sha256 of a file beside it that holds what fooled the net; None when it was not kept.
     """
@@ -88,7 +91,7 @@ class Journal:
         seconds = time.perf_counter() - began
         images = found.images if keep_images else None
         packed = None if images is None else save({"images": images.contiguous()})
-        entry = Entry(
+        entry: Entry = Entry.sealed(
             key=key, standing=_digits(found.standing), disagreements=found.disagreements,
             unconfirmed=found.unconfirmed, batch=found.batch, passes=found.passes, seconds=seconds,
             images=None if packed is None else sha256_of(packed),
@@ -96,27 +99,29 @@ class Journal:
         if path:
             if packed is not None:
                 write_bytes(_images_path(path), packed)
-            write_json(path, entry.model_dump(mode="json"))
+            entry.save(path)
         return entry, images
 
 
 def _read(path: Path, key: str, before: Tensor) -> Entry | None:
     """The entry at `path` if it has this key and speaks of these images; anything else is measured anew."""
     try:
-        entry = Entry.model_validate(json.loads(path.read_bytes()))
-    except (OSError, ValueError, ValidationError):
+        entry = Entry.model_validate(json_of(read_outside(path, "an entry of a journal", LARGEST)))
+    except (PrunebenchError, ValueError, ValidationError):
         return None
-    sound = entry.key == key and len(entry.standing) == len(before) and not (entry.bits & ~before).any()
-    return entry if sound else None
+    sound = entry.own_sha256 == entry.sha256 and entry.key == key
+    return entry if sound and len(entry.standing) == len(before) and not (entry.bits & ~before).any() else None
 
 
 def _read_images(path: Path, entry: Entry, before: Tensor) -> Tensor | None:
     """What fooled the net according to `entry`, if it lies there and is whole."""
-    try:
-        packed = _images_path(path).read_bytes()
-    except OSError:
+    if entry.images is None:
         return None
-    if sha256_of(packed) != entry.images:
+    try:
+        packed = read_known(
+            _images_path(path), entry.images, "images of a journal", LARGEST_ARRAYS, missing="", other=""
+        )
+    except PrunebenchError:
         return None
     images = load(packed)["images"]
     return images if len(images) == int((before & ~entry.bits).sum()) else None

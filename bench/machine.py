@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from bench import sources
 from bench.errors import PrunebenchError
 from bench.files import sha256_of
 
@@ -83,16 +84,14 @@ def hash_of(files: Iterable[Path]) -> str:
 
 @cache
 def training_code() -> str:
-    """The hash of the code that decides what a training does, given its inputs."""
-    names = ("attacks", "capture", "data", "lab", "mask", "models", "train")
-    return hash_of([*(HERE / f"{name}.py" for name in names), *sorted((HERE / "executor").glob("*.py"))])
+    """The hash of the code that decides what a training does, given its inputs: all that the lab imports."""
+    return sources.code(["bench.lab"], HERE)
 
 
 @cache
 def attack_code() -> str:
-    """What tells code that decides what an attack finds, given a net: a hash of ours, and pyautoattack's version."""
-    files = [HERE / "attacks.py", HERE / "referee.py", *sorted((HERE / "autoattack").glob("*.py"))]
-    return f"{hash_of(files)} pyautoattack {package('pyautoattack')}"
+    """What decides what an attack finds, given a net: a hash of the code of ours, and pyautoattack's version."""
+    return f"{sources.code(['bench.trial'], HERE)} pyautoattack {package('pyautoattack')}"
 
 
 def env_key(device: torch.device) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,7 @@ MODELS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {
     "resnet18": _resnet18,
     "vgg16-bn": _vgg16_bn,
 }
+LARGEST = 2**26  # parameters; the largest net of our protocols has 15 million
 _LEAST = {"mnist-cnn": 16, "vgg16-bn": 32}  # pixels a side; less, and pooling leaves nothing
 _SHAPES = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28)}
 
@@ -103,7 +105,7 @@ def build(
 
     `shape`: (channels, height, width), by default that of the data the architecture is meant for. `info` gives classes,
     shape and pixel statistics at once. The global random state is left as it was. Raises PrunebenchError for an
-    unknown `arch` and for images that it cannot take.
+    unknown `arch`, for images that it cannot take, and for more parameters than LARGEST.
     """
     if arch not in MODELS:
         raise unknown("model", arch, MODELS)
@@ -116,10 +118,22 @@ def build(
             f"Model {arch} needs images of at least {least}x{least} pixels, not {height}x{width}; choose another model "
             "or larger images."
         )
+    if (weights := size(arch, info.classes, info.shape)) > LARGEST:
+        raise PrunebenchError(
+            f"Model {arch} would have {weights} weights on {info.shape} images of {info.classes} classes, more than "
+            f"{LARGEST}; choose another model or smaller images."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # the CPU's alone; torch.manual_seed would seed every card
         body = MODELS[arch](info.classes, info.shape)
     return nn.Sequential(Normalise(info.mean, info.std), body)
+
+
+@cache
+def size(arch: str, classes: int, shape: tuple[int, int, int]) -> int:
+    """How many parameters a net has, counted without memory for them."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return sum(parameter.numel() for parameter in MODELS[arch](classes, shape).parameters())
 
 
 def prunable(model: nn.Module) -> dict[str, Tensor]:

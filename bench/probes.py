@@ -120,7 +120,7 @@ def pairs(referee: Referee, test: Split, clean: Tensor, seed: int) -> Pairs:
     else:
         found = referee.fooled(WEAK["pgd-50"], as_float(part.images), part.labels, seed)
         fooled, lent = found.fooled, found.images
-    shown = fooled.nonzero().squeeze(1)[:SHOWN]
-    predicted = referee.logits(lent[shown]).argmax(1) if len(shown) else shown
+    predicted = referee.logits(lent).argmax(1) if len(index) else index
+    shown = (fooled & (predicted != part.labels)).nonzero().squeeze(1)[:SHOWN]  # not where two logits are equal
     eight_bits = [(images[shown] * 255).round().to(torch.uint8).numpy() for images in (as_float(part.images), lent)]
-    return Pairs(index[shown].numpy(), part.labels[shown].numpy(), predicted.numpy(), *eight_bits)
+    return Pairs(index[shown].numpy(), part.labels[shown].numpy(), predicted[shown].numpy(), *eight_bits)

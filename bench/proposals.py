@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.errors import PrunebenchError
-from bench.record import load_arrays
+from bench.record import LARGEST_ARRAYS, load_arrays
 
-LARGEST = 2**30  # bytes of proposals, unpacked
 STEPS = 127  # of an int8 offset to the edge of the ball
 
 
@@ -53,7 +52,7 @@ def load(path: Path, sha256: str, images: np.ndarray, radius: float) -> Proposal
 
     Raises PrunebenchError for a file that is not the one with that sha256 or does not fit the images.
     """
-    arrays = load_arrays(path, sha256, "the proposals that are named by their sha256", LARGEST)
+    arrays = load_arrays(path, sha256, "the proposals that are named by their sha256", LARGEST_ARRAYS)
     shape, n = images.shape[1:], len(images)
     kinds = {"index": (np.int64, ()), "offset": (np.int8, shape), "whole_index": (np.int64, ()),
              "whole": (np.float32, shape)}  # fmt: skip

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from decimal import Decimal
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from bench.bounded import toml_of
 from bench.errors import PrunebenchError, unknown
-from bench.files import canonical_json, sha256_of
+from bench.files import canonical_json, read_outside, sha256_of
 
 LARGEST_TOML = 2**16  # bytes of a protocol or a claim
+LONGEST_EXACT = 64  # letters of an exact number; it stands in names of files
+SMALLEST = Fraction(1, 10**6)  # below it, float32 pixels near 1 do not move
+EPOCHS = 10_000  # of all units of a budget together; the longest protocol of ours has 80
 
 
 class Rules(BaseModel):
@@ -24,7 +27,9 @@ class Rules(BaseModel):
 
 
 def exact(text: str) -> Fraction:
-    """The number that `text` names exactly: "0.3" or "8/255". Raises ValueError for anything else."""
+    """The number that `text` names exactly: "0.3" or "8/255". Raises ValueError for anything else or more letters."""
+    if len(text) > LONGEST_EXACT:
+        raise ValueError(f"{text[:8]}... has {len(text)} letters, and {LONGEST_EXACT} are enough for an exact number")
     if not re.fullmatch(r"\d+(\.\d+)?|\d+/\d+", text):
         raise ValueError(f"{text!r} is not a number; write a decimal such as '0.3' or a fraction such as '8/255'")
     try:
@@ -57,17 +62,21 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[float, Field(ge=0, le=1e6)]  # of a rate or a weight; beyond it float32 trains nothing
+Images = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class Threat(Rules):
     """What the adversary may do: move an image of [0, 1] pixels by at most `eps` in `norm`."""
 
     norm: Literal["Linf", "L2"]
-    eps: Exact
+    eps: Annotated[Exact, Field(max_length=24)]  # points of its curve are multiples, with longer names
 
     @model_validator(mode="after")
     def _check(self) -> Threat:
         largest = 1 if self.norm == "Linf" else 1000
+        if exact(self.eps) < SMALLEST:
+            raise ValueError(f"eps {self.eps} is below {SMALLEST}, where float32 pixels do not move")
         if exact(self.eps) > largest:
             raise ValueError(f"eps {self.eps} is above {largest}, beyond which no image of [0, 1] pixels can move")
         return self
@@ -82,15 +91,15 @@ class Training(Rules):
     """The adversarial training that every pruner shares; `epochs` of it are one unit of budget."""
 
     objective: Literal["pgd", "trades", "fgsm-rs"]
-    steps: Count = 10
+    steps: Annotated[int, Field(ge=1, le=1000)] = 10
     step_size: Exact
-    beta: Annotated[float, Field(ge=0)] = 6.0
-    epochs: Count
-    batch: Count
-    lr: Annotated[float, Field(gt=0)]
+    beta: Size = 6.0
+    epochs: Annotated[int, Field(ge=1, le=EPOCHS)]
+    batch: Annotated[int, Field(ge=1, le=2**20)]
+    lr: Annotated[Size, Field(gt=0)]
     schedule: Literal["cosine", "step"] = "cosine"
     momentum: Share = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: Size = 5e-4
     ema: Share = 0.995
     augment: Literal["none", "crop-flip"] = "none"
     validate_every: Count = 5
@@ -107,22 +116,25 @@ class Protocol(Rules):
 
     name: Name
     version: Count = 1
-    data: Annotated[str, Field(min_length=1)]
-    model: str
+    data: Annotated[str, Field(min_length=1, max_length=200)]
+    model: Annotated[str, Field(max_length=64)]
     threat: Threat
     training: Training
-    units: Annotated[float, Field(gt=0)]
-    sparsities: Annotated[tuple[float, ...], Field(min_length=1, strict=False)]
-    seeds: Annotated[tuple[Natural, ...], Field(min_length=1, strict=False)] = (0, 1, 2)
-    validation: Count
-    test: Count | None = None
-    train: Count | None = None
+    units: Annotated[float, Field(gt=0, le=EPOCHS)]
+    sparsities: Annotated[tuple[float, ...], Field(min_length=1, max_length=1000, strict=False)]
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1, max_length=1000, strict=False)] = (0, 1, 2)
+    validation: Images
+    test: Images | None = None
+    train: Images | None = None
     attacks: Literal["standard"] = "standard"
     attack_seed: Natural = 0
-    shard: Count = 256
+    shard: Images = 256
 
     @model_validator(mode="after")
     def _check(self) -> Protocol:
+        folder = PurePosixPath(self.data.removeprefix("folder:"))
+        if folder.is_absolute() or ".." in folder.parts or not self.data.isprintable():
+            raise ValueError(f"data = {self.data!r} leads outside the data folder; name one below it")
         for sparsity in self.sparsities:
             try:
                 as_sparsity(sparsity)
@@ -131,6 +143,11 @@ class Protocol(Rules):
         for key, values in (("sparsities", self.sparsities), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{key} = {values} names one twice")
+        if self.units * self.training.epochs > EPOCHS:
+            raise ValueError(
+                f"{self.units:g} units of {self.training.epochs} epochs are more than {EPOCHS} epochs a net; lower "
+                "units or training.epochs"
+            )
         return self
 
     @property
@@ -163,8 +180,8 @@ class Job(Rules):
         """The job as a file name: letters, digits, `.`, `=`, `_` and `-` alone."""
         plain = self.label.replace(":", "-").replace(",", "-")
         safe = re.sub(r"[^A-Za-z0-9.=_-]+", "-", plain).strip("-.")
-        if safe != plain:  # two labels must not share a name
-            safe = f"{safe}-{sha256_of(self.label.encode())[:8]}"
+        if safe != plain or len(safe) > 150:  # two labels must not share a name, and file systems limit its length
+            safe = f"{safe[:150]}-{sha256_of(self.label.encode(errors='backslashreplace'))[:8]}"
         return f"{safe}-s{as_sparsity(self.sparsity)}-seed{self.seed}"
 
 
@@ -219,15 +236,15 @@ def load(spec: str | Path) -> Protocol:
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The values in the TOML file `path`, a `what`. Raises PrunebenchError when it is too large or not TOML."""
+    """The values in the TOML file `path`, a `what`.
+
+    Raises PrunebenchError when it is no regular file, too large, or not TOML, and when parsing it would explode.
+    """
+    data = read_outside(path, f"a {what} of prunebench", LARGEST_TOML)
     try:
-        if path.stat().st_size > LARGEST_TOML:
-            raise PrunebenchError(f"{path} is larger than {LARGEST_TOML} bytes, so it is not a {what} of prunebench.")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PrunebenchError(f"Cannot read the {what} {path} ({error.strerror}); check the path.") from error
-    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, or of a number with thousands of digits
-        raise PrunebenchError(f"The {what} {path} is not valid TOML ({error}); mend the file.") from error
+        return toml_of(data)
+    except ValueError as error:  # of TOML, of UTF-8, or of what a parser should not be given
+        raise PrunebenchError(f"The {what} {path} is not valid TOML ({error}); mend the file.") from None
 
 
 def from_values(values: dict[str, Any], source: str) -> Protocol:

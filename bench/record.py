@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
-import lzma
 import math
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,20 +11,17 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
+from bench.bounded import arrays_of, json_of
 from bench.errors import PrunebenchError
-from bench.files import canonical_json, read_known, sha256_of, write_json
+from bench.files import canonical_json, read_known, read_outside, sha256_of, write_json
 from bench.protocol import Count, Exact, Job, Natural, Rules, exact, explain
 
 # Schema 3 counts `unconfirmed`, schema 4 `processor_seconds`; what was scored before stays readable under its hash.
 Schema = Literal[2, 3, 4]
 SCHEMA: Schema = 4
 LARGEST = 8 * 2**20  # bytes; no record or outcomes file of ours comes near
+LARGEST_ARRAYS = 2**28  # bytes of images, packed or unpacked
 _LABEL = np.dtype("<i2")
-# What numpy and zipfile raise on a file that is damaged, encrypted, compressed in an odd way or made to mislead.
-_UNREADABLE = (
-    OSError, ValueError, EOFError, MemoryError, RuntimeError, LookupError, TypeError, OverflowError, SyntaxError,
-    struct.error, tokenize.TokenError, lzma.LZMAError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
@@ -369,6 +360,20 @@ def recount(path: Path, record: Record) -> dict[str, np.ndarray]:
     return arrays
 
 
+def complete(path: Path, record: Record) -> None:
+    """Check that all that `record`, loaded from `path`, names lies beside it: outcomes, proposals and pairs.
+
+    Raises PrunebenchError as `recount` does, and when proposals or pairs are missing or are others.
+    """
+    recount(path, record)
+    for beside, sha256, what in (
+        (proposals_path(path), record.proposals, "the proposals"), (pairs_path(path), record.pairs, "the pairs"),
+    ):  # fmt: skip
+        if sha256 is not None:
+            way_out = "restore the file or score the net again"
+            read_known(beside, sha256, f"{what} of {path}", LARGEST_ARRAYS, missing=way_out, other=way_out)
+
+
 def standing(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """Which images of an outcomes file are right when clean and after every attack of AutoAttack: bool, shape (n,)."""
     survived = [bits for name, bits in arrays.items() if name.startswith("survived/")]
@@ -382,31 +387,17 @@ def load_arrays(path: Path, sha256: str, what: str, largest: int = LARGEST) -> d
     """
     data = read_known(path, sha256, what, largest, missing="restore the file", other="restore the file or score again")
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as members:
-            if sum(member.file_size for member in members.infolist()) > largest:
-                raise ValueError(f"it unpacks to more than {largest} bytes")
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return {name: np.asarray(file[name]) for name in file.files}
-    except _UNREADABLE as error:
+        return arrays_of(data, largest)
+    except ValueError as error:
         raise PrunebenchError(f"{path} is not {what} ({error}); restore it or score the net again.") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    data = read_outside(path, "a record of prunebench", LARGEST)
     try:
-        if path.stat().st_size > LARGEST:
-            raise PrunebenchError(f"{path} is larger than {LARGEST} bytes, so it is not a record of prunebench.")
-        values = json.loads(path.read_bytes(), object_pairs_hook=_once)
-    except OSError as error:
-        raise PrunebenchError(f"Cannot read {path} ({error.strerror}); check the path.") from error
-    except (ValueError, RecursionError) as error:
+        values = json_of(data)
+    except ValueError as error:
         raise PrunebenchError(f"{path} is not valid JSON ({error}); restore it or score the net again.") from None
     if not isinstance(values, dict):
         raise PrunebenchError(f"{path} is not a record of prunebench: it holds no object.")
-    return values
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key stands twice")
     return values

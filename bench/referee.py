@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 
 from bench.attacks import Attack, within
 from bench.errors import Refused
-from bench.executor import fast
+from bench.executor import Fast, fast
 from bench.protocol import Protocol, Threat
+from bench.seeds import derive
+from bench.wide import Sizes, Wide, undecided, unheld
 
+NO_ANSWER = -1  # in the place of a class
 _BATCH = {("resnet18", "cpu"): 64, ("vgg16-bn", "cpu"): 64}
 
 
@@ -26,9 +30,10 @@ def batch_size(protocol: Protocol, arch: str, device: str) -> int:
 class Measured:
     """What one attack came to, by our own measurement; everything lies on the CPU.
 
-    `fooled`: bool (n,), which images the net itself gets wrong. `images`: float32 (n, c, h, w), what was measured.
-    `disagreements`: proposals that moved an image and fooled nothing. `unconfirmed`: proposals that the net gets wrong
-    as the attack saw it, on sparse kernels or folded, and the net itself does not.
+    `fooled`: bool (n,), which images the net itself does not get right. `images`: float32 (n, c, h, w), what was
+    measured. `disagreements`: proposals that moved an image and fooled nothing. `unconfirmed`: proposals that the net
+    gets wrong as the attack saw it, on sparse kernels or folded, and the net itself does not; or images without finite
+    logits there, if these are more.
     """
 
     fooled: Tensor
@@ -43,14 +48,20 @@ class Referee:
     A result then does not depend on how the work was cut: the same shape gives the same bits in any order. Attacks see
     the net through `fast`, on sparse kernels or with its norms folded, and `net` is what is measured: wrong kernels may
     make an attack weaker, but what they call fooled is counted when it is not.
+
+    An image is right when its label's logit is strictly the largest in float32, and float32 holds the logits: they are
+    those of float64 but for an offset and the last bits. Attacks see a net in float64 when its numbers leave float32's
+    sensible range. A net without finite logits on any image in [0, 1] that is measured or asked about is refused.
     """
 
     def __init__(self, module: nn.Module, rules: Protocol, batch: int, device: torch.device) -> None:
         self.net = module.to(device).eval().requires_grad_(False)
-        self.fast = fast(self.net)
+        self.fast: Fast | Wide = fast(self.net)
+        self.wide, self.sizes = Wide(self.net), Sizes(0.0, 0.0, 0.0)  # before the first look
         self.rules, self.batch, self.device = rules, batch, device
         self.passes = 0
         self.listener: Callable[[int], None] | None = None
+        self._silent: list[Tensor] = []  # images to which attacks got no finite logits
 
     def shards(self, count: int) -> list[slice]:
         """The parts in which `count` images are attacked, by the protocol's shard size."""
@@ -62,7 +73,16 @@ class Referee:
         passes = self._count(images)
         if self.listener is not None:
             self.listener(passes)
-        return self.fast(images)
+        logits = self.fast(images)
+        if not logits.isfinite().all():
+            self._silent.append(self._answerless(images.detach(), logits.detach()))
+        return logits
+
+    def _answerless(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Those of `images` (n, c, h, w) that are images and have logits that are not finite; no more than a batch."""
+        real = ((images >= 0) & (images <= 1)).flatten(1).all(1)
+        room = max(self.batch - sum(len(part) for part in self._silent), 0)
+        return images[real & ~logits.isfinite().all(1)][:room].clone()
 
     def itself(self, images: Tensor) -> Tensor:
         """The net itself, in batches of any shape and with gradients: for probes; counts passes as above."""
@@ -86,13 +106,20 @@ class Referee:
         return torch.cat(measured)
 
     def steady_logits(self, images: Tensor) -> Tensor:
-        """Logits as above. Raises Refused when they are not finite, or not the same when they are measured again."""
+        """Logits as above. Raises Refused when they are not finite, or not the same when they are measured again.
+
+        They have to be finite at two points of each image's ball as well. The sizes of the net's numbers are looked at,
+        too: attacks see a net whose sizes are too large in float64.
+        """
+        return self._steady(images)[0]
+
+    def _steady(self, images: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The logits of `steady_logits`, and two points of the images' balls with theirs."""
+        self.sizes = self._looked(images.shape[1:])
+        if self.sizes.excess > 1:
+            self.fast = self.wide
         first, second = self.logits(images), self.logits(images)
-        if not first.isfinite().all():
-            bad = int((~first.isfinite().all(1)).sum())
-            raise Refused(
-                "non-finite", f"The net gives NaN or infinite logits on {bad} of {len(first)} images; train it anew."
-            )
+        _finite(first, "images")
         if not torch.equal(first, second):
             bad = int((first != second).any(1).sum())
             raise Refused(
@@ -100,7 +127,40 @@ class Referee:
                 f"The same {len(first)} images gave other logits the second time on {bad} of them; an attack on a net "
                 "that draws at random measures luck, so take the randomness out.",
             )
-        return first
+        moved = [within(images + point, images, self.rules.threat) for point in self._points(images.shape[1:])]
+        beside = [(points, self.logits(points)) for points in moved]
+        for _, logits in beside:
+            _finite(logits, "images moved inside the ball")
+        return first, beside
+
+    def answers(self, images: Tensor) -> Tensor:
+        """The class that the net gives each of `images`, int64 (n,) on the CPU; NO_ANSWER where none is right.
+
+        That is so where two logits share the first place, and where float32 does not hold the logits of the image or of
+        one of two points of its ball. Raises Refused as `steady_logits` does.
+        """
+        logits, beside = self._steady(images)
+        held = self._held(images, logits)
+        for points, there in beside:
+            held &= self._held(points, there)
+        return torch.where(held & ~undecided(logits), logits.argmax(1), NO_ANSWER)
+
+    def _points(self, shape: Sequence[int]) -> list[Tensor]:
+        """Two opposite corners of the ball, the same for every image, so that a result does not depend on the cut."""
+        draw = torch.Generator().manual_seed(derive(self.rules.attack_seed, "corner"))
+        corner = (2 * torch.rand((1, *shape), generator=draw) - 1).sign()
+        radius = self.rules.threat.radius / (math.sqrt(math.prod(shape)) if self.rules.threat.norm == "L2" else 1.0)
+        return [radius * corner, -radius * corner]
+
+    @torch.no_grad()
+    def _held(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Whether float32 holds the `logits` (n, classes) that it gives for `images`: bool (n,) on the CPU."""
+        found = [torch.zeros(0, dtype=torch.bool)]
+        for start in range(0, len(images), self.batch):
+            part, narrow = images[start : start + self.batch], logits[start : start + self.batch]
+            found.append(~unheld(narrow, self.wide.logits(part.to(self.device)).cpu()))
+            self.passes += len(part)
+        return torch.cat(found)
 
     def fooled(
         self, attack: Attack, images: Tensor, labels: Tensor, seed: int, threat: Threat | None = None
@@ -109,22 +169,51 @@ class Referee:
 
         A proposal is brought into the ball of `threat` (the protocol's by default) and into [0, 1] and measured on the
         plain net; one that is not finite counts as the image itself. An attack that never asked for logits, as a
-        replay, was not misled by them, and nothing of it counts as unconfirmed.
+        replay, was not misled by them, and nothing of it counts as unconfirmed. Raises Refused when the plain net has
+        no finite logits for a proposal, or for an image that the attack asked about and the fast net had none for.
         """
         threat = threat or self.rules.threat
-        generator = torch.Generator(self.device).manual_seed(seed)
-        clean = images.to(self.device)
-        lent = clean.clone(), labels.to(self.device, copy=True)  # an attack may write into what it is given
-        before = self.passes
-        proposals = attack(self.attacked, *lent, threat, generator=generator)
+        clean, before = images.to(self.device), self.passes
+        proposals = self._proposals(attack, clean, labels, threat, seed)
+        silent = 0
+        if self._silent:  # kernels alone overflowed, or the net had been refused: the attack sees the net itself
+            silent = min(sum(len(part) for part in self._silent), len(images))
+            kernels, self.fast = self.fast, self.wide
+            try:
+                proposals = self._proposals(attack, clean, labels, threat, seed)
+            finally:
+                self.fast = kernels
         asked = self.passes > before
         usable = proposals.flatten(1).isfinite().all(1).view(-1, 1, 1, 1)
         proposals = torch.where(usable, proposals, clean)
         proposed = (proposals != clean).flatten(1).any(1).cpu()
         measured = within(proposals, clean, threat).cpu()
-        fooled = self.logits(measured).argmax(1) != labels
+        logits = self.logits(measured)
+        _finite(logits, f"proposals within {threat.eps} of the images")
+        fooled = (logits.argmax(1) != labels) | undecided(logits)
+        standing = (~fooled).nonzero().squeeze(1)
+        fooled[standing] = ~self._held(measured[standing], logits[standing])
         unconfirmed = int((self._mistaken(measured, labels) & ~fooled).sum()) if asked else 0
-        return Measured(fooled, measured, int((proposed & ~fooled).sum()), unconfirmed)
+        return Measured(fooled, measured, int((proposed & ~fooled).sum()), max(unconfirmed, silent))
+
+    def _proposals(self, attack: Attack, clean: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
+        """What `attack` proposes; what it asked about and got no finite logits for is measured on the net itself."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        lent = clean.clone(), labels.to(self.device, copy=True)  # an attack may write into what it is given
+        self._silent = []
+        proposals = attack(self.attacked, *lent, threat, generator=generator)
+        self._silent = [part for part in self._silent if len(part)]
+        if self._silent:
+            _finite(self.logits(torch.cat(self._silent)), "images that an attack asked about")
+        return proposals
+
+    def _looked(self, shape: Sequence[int]) -> Sizes:
+        """The sizes of the net's numbers on images of this shape that are the same for every test set and cut."""
+        draw = torch.Generator().manual_seed(derive(self.rules.attack_seed, "sizes"))
+        noise = torch.rand((29, *shape), generator=draw)
+        flat = torch.tensor([0.0, 0.5, 1.0]).view(-1, *[1] * len(shape)).expand(-1, *shape)
+        self.passes += len(noise) + len(flat)
+        return self.wide.look(torch.cat([flat, noise]).to(self.device))
 
     @torch.no_grad()
     def _mistaken(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -133,6 +222,17 @@ class Referee:
             return torch.zeros(len(images), dtype=torch.bool)
         self.passes += len(images)
         return self.fast(images).argmax(1) != labels
+
+
+def _finite(logits: Tensor, what: str) -> None:
+    """Raise Refused where `logits` (n, classes), measured on so many images that are `what`, are not all finite."""
+    bad = int((~logits.isfinite().all(1)).sum())
+    if bad:
+        raise Refused(
+            "non-finite",
+            f"The net gives NaN or infinite logits on {bad} of {len(logits)} {what}; a net has to answer every image "
+            "in [0, 1], so make its weights smaller or train it anew.",
+        )
 
 
 @contextmanager

@@ -8,14 +8,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Protocol as Interface
 
-from bench.beside import publish
+from bench.beside import RECORD, REFUSAL, publish
 from bench.data import Store
 from bench.engine import Engine, News, Pool
 from bench.errors import PrunebenchError
 from bench.files import canonical_json, sha256_of, sole_user
 from bench.host import resolve
 from bench.protocol import Job, Protocol, as_sparsity
-from bench.score import RECORD, REFUSAL
 from bench.spec import source_of
 from bench.task import NET, Ended, Step, Task
 

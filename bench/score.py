@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +12,13 @@ from torch import Tensor
 
 from bench import flags, machine, probes
 from bench.attacks import Attack, adapted
+from bench.beside import JOURNAL, RECORD, REFUSAL, clear
+from bench.bounded import json_of
 from bench.checkpoint import LARGEST, Header, Net, open_net
+from bench.collapse import collapse
 from bench.data import Split, Store, as_float
 from bench.errors import PrunebenchError, Refused
-from bench.files import canonical_json, sha256_of, write_bytes
+from bench.files import canonical_json, digest_outside, read_outside, sha256_of, write_bytes
 from bench.journal import Journal
 from bench.mask import distribution
 from bench.models import prunable
@@ -42,12 +43,13 @@ from bench.record import (
     pairs_path,
     proposals_path,
 )
-from bench.referee import Referee, batch_size, exact_float32
+from bench.referee import NO_ANSWER, Referee, batch_size, exact_float32
 from bench.seeds import derive
 from bench.trial import Report, Trial
 from bench.zoo import PREFIX, open_zoo
 
-REFUSAL, RECORD, TIMES, JOURNAL = "refusal.json", "record.json", "times.json", "journal"
+TIMES = "times.json"
+LARGEST_TIMES = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,8 @@ class _Scoring:
         test, trial, referee = self.test, self.trial, self.referee
         images = as_float(test.images)
         with exact_float32():
-            logits = referee.steady_logits(images)
-            clean = logits.argmax(1) == test.labels
+            predicted = referee.answers(images)
+            clean = predicted == test.labels
             before = referee.passes
             survived = trial.standard(clean, keep_images=keep_proposals)
             disagreements = sum(entry.disagreements for entry in trial.entries)
@@ -196,12 +198,12 @@ class _Scoring:
                 shard=self.rules.shard, weak=_counts(weak),
                 curve=tuple(Point(eps=eps, robust=count) for eps, count in _counts(curve).items()), flags=(),
             )  # fmt: skip
-            flags = self._flags(score, logits, survived, weak, parent)
+            flags = self._flags(score, predicted, survived, weak, parent)
             seed = derive(self.rules.attack_seed, "pairs")
             pairs = pack_pairs(probes.pairs(referee, test, clean, seed))
             proposals = self._proposals(clean & ~robust) if keep_proposals else None
         outcomes = pack_outcomes(
-            test.labels.numpy(), logits.argmax(1).numpy(),
+            test.labels.numpy(), predicted.numpy(),
             *({name: bits.numpy() for name, bits in kind.items()} for kind in (survived, weak, curve)),
         )  # fmt: skip
         passes = referee.passes - attacked + sum(entry.passes for entry in trial.entries)  # as if nothing had been kept
@@ -215,7 +217,7 @@ class _Scoring:
         part, clean = self.test.take(shard), torch.zeros(len(self.test), dtype=torch.bool)
         trial = replace(self.trial, only=number)
         with exact_float32():
-            clean[shard] = self.referee.steady_logits(as_float(part.images)).argmax(1) == part.labels
+            clean[shard] = self.referee.answers(as_float(part.images)) == part.labels
             trial.standard(clean, keep_images=keep_images)
             trial.curve(clean, trial.weak(clean)["pgd-20"])
 
@@ -223,7 +225,7 @@ class _Scoring:
         return Referee(net.module, self.rules, batch_size(self.rules, net.header.arch, self.device.type), self.device)
 
     def _flags(
-        self, score: Score, logits: Tensor, survived: dict[str, Tensor], weak: dict[str, Tensor], parent: Net | None
+        self, score: Score, predicted: Tensor, survived: dict[str, Tensor], weak: dict[str, Tensor], parent: Net | None
     ) -> tuple[Flag, ...]:
         referee, test, n = self.referee, self.test, score.n
         images, seed = as_float(test.images), self.rules.attack_seed
@@ -241,12 +243,15 @@ class _Scoring:
             flags.weak_strong_gap(score.weak["pgd-20"], score.robust, n),
             flags.nondeterministic(0, n),  # else it had been refused
             flags.quantised_input(probes.unmoved(referee, images, derive(seed, "nudge")), n, probes.NUDGE),
-            flags.softmax_output(probes.probabilities(logits), n),
+            flags.softmax_output(probes.probabilities(referee.logits(images)), n),
             flags.transfer(fooled, n),
             flags.kernel_disagrees(
                 score.unconfirmed or 0, score.proposed, probes.turned(referee, images, test.labels), n
             ),
             self._budget(),
+            flags.out_of_range(referee.sizes.excess),
+            flags.rounding(int((predicted == NO_ANSWER).sum()), n),
+            flags.constant(collapse(self.net), predicted.tolist(), test.labels.tolist()),
         )
 
     def _budget(self) -> Flag:
@@ -319,15 +324,7 @@ def forget_others(net: Path) -> None:
         return  # none is there, or none that anybody would believe
     of = scored.net.sha256 if isinstance(scored, Record) else scored.net
     if of != _file_sha256(net):
-        forget_scores(net.parent)
-
-
-def forget_scores(folder: Path) -> None:
-    """Delete all that was measured of a net in `folder`, the record first."""
-    record = folder / RECORD
-    for path in (record, folder / REFUSAL, *(beside(record) for beside in (outcomes_path, proposals_path, pairs_path))):
-        path.unlink(missing_ok=True)
-    shutil.rmtree(folder / JOURNAL, ignore_errors=True)
+        clear(net.parent)
 
 
 class Effort(Hashed):
@@ -353,8 +350,10 @@ def save_effort(net: Path, header: Header, **values: object) -> None:
 def effort_of(net: Path, header: Header) -> Effort | None:
     """What the training of `net` took, from beside it; None where nothing whole is there, or something of another."""
     try:
-        effort = Effort.model_validate(json.loads(net.with_name(TIMES).read_bytes()))
-    except (OSError, ValueError, RecursionError):
+        effort = Effort.model_validate(
+            json_of(read_outside(net.with_name(TIMES), "times of a training", LARGEST_TIMES))
+        )
+    except (PrunebenchError, ValueError):
         return None
     whole = effort.own_sha256 == effort.sha256 and effort.header == _of(header)
     return effort if whole and len(effort.stages) == len(header.stages) else None
@@ -376,5 +375,7 @@ def _refusal(path: Path, net: Net | None, refused: Refused, device: torch.device
 
 
 def _file_sha256(path: Path) -> str | None:
-    readable = path.is_file() and path.stat().st_size <= LARGEST
-    return sha256_of(path.read_bytes()) if readable else None
+    try:
+        return digest_outside(path, "a net file", LARGEST)
+    except PrunebenchError:
+        return None

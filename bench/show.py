@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bench.errors import printable
+
 if TYPE_CHECKING:
     from bench.checkpoint import Net
     from bench.plan import Forecast
@@ -118,7 +120,7 @@ def written(word: str, files: Sequence[Path]) -> str:
     """A line that names files as they are seen from here."""
     here = Path.cwd()
     names = (path.relative_to(here) if path.is_relative_to(here) else path for path in files)
-    return f"{word}: {', '.join(str(name) for name in names)}"
+    return f"{word}: {', '.join(printable(str(name)) for name in names)}"
 
 
 def table(*columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()) -> Table:
@@ -151,6 +153,19 @@ def net_tables(net: Net, name: str) -> list[Table | str]:
         "",
         table("layer", "shape", "kept", "sparsity", rows=layers, right=("kept", "sparsity")),
     ]
+
+
+def warnings(net: Net) -> list[str]:
+    """What speaks against a net before anybody attacks it, a sentence each: it cannot see its images, or overflows."""
+    from bench import collapse
+
+    return collapse.warnings(net)
+
+
+def warn(sentences: Sequence[str]) -> None:
+    """Print each sentence as a warning on standard error; standard output holds results alone."""
+    for sentence in sentences:
+        print(f"prunebench: warning: {printable(sentence)}", file=sys.stderr)
 
 
 def forecast_table(found: Forecast) -> list[Table | str]:

@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.beside import read_outside, signature_path
+from bench.beside import signature_path
 from bench.errors import PrunebenchError, printable
-from bench.files import write_bytes
+from bench.files import read_outside, write_bytes
 from bench.record import LARGEST, load_record
 
 NAMESPACE = "prunebench"  # a signature for something else, such as a commit, does not sign a record

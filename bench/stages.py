@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.checkpoint import pack, unpack
-from bench.errors import Refused
-from bench.files import sole_user, write_bytes
+from bench.errors import PrunebenchError
+from bench.files import read_outside, sole_user, write_bytes
 from bench.mask import State
 
+LARGEST_STAGE = 2**31  # bytes: weights, their average and momentum, and what a pruner keeps
 _DONE, _PARTIAL = "done.safetensors", "partial.safetensors"
 
 
@@ -44,6 +45,6 @@ def keep(path: Path, tensors: State, about: Any) -> None:
 def load_kept(path: Path) -> tuple[State, Any] | None:
     """What `keep` wrote to `path`; None when it is not there or not whole."""
     try:
-        return unpack(path.read_bytes(), str(path)) if path.exists() else None
-    except Refused:
+        return unpack(read_outside(path, "a stage of training", LARGEST_STAGE), str(path))
+    except PrunebenchError:
         return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from functools import cache
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 
 def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -22,33 +23,106 @@ def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-@dataclass(frozen=True)
-class Spread:
-    """The seed-to-seed standard deviation that a whole board shares, and the degrees of freedom behind it."""
+def logit_interval(counts: Sequence[int], n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of a mean rate over seeds, each `counts` of the same `n` images, from the spread between the seeds.
 
-    sd: float
-    df: int
+    A t-interval on the log-odds of the mean, carried back to rates: logit(m) +- t * se / (m (1 - m)), with se the
+    standard error of the mean over seeds, so that it stays in [0, 1] and always holds the mean. It is the interval
+    "xlogit" for a share seen in clusters of R's `survey::svyciprop` and of SUDAAN. Unlike the mean of the seeds'
+    empirical logits it is centred on the mean rate, which the board shows. As in the empirical logit (Cox 1970,
+    Analysis of Binary Data, section 3.2), half an image is added on either side, so that 0 and n have one, too. Seeds
+    that agree by chance do not show less spread than rounding to 1/n has by itself, 1 / (n sqrt(12)).
 
-    def half_width(self, seeds: int, confidence: float = 0.95) -> float:
-        """Half the interval of a mean over `seeds` seeds: t * sd / sqrt(seeds). NaN without degrees of freedom."""
-        if self.df == 0:
-            return math.nan
-        return float(stats.t.ppf((1 + confidence) / 2, self.df)) * self.sd / math.sqrt(seeds)
-
-
-def pooled(groups: Sequence[Sequence[float]], resolution: float = 0.0) -> Spread:
-    """The spread within `groups`: sum of squares about each group's mean over the sum of (size - 1).
-
-    `resolution`: the step in which the values come (1/n for rates of n); seeds that agree by chance do not show less
-    spread than rounding to that step has by itself, resolution / sqrt(12).
+    Returns two rates in [0, 1]. Raises ValueError with fewer than two seeds, or unless 0 <= count <= n and n > 0.
     """
-    squares, df = Fraction(), 0  # exact, so that equal values have no spread at all
-    for group in groups:
-        values = [Fraction(value) for value in group]
-        mean = sum(values, Fraction()) / len(values)
-        squares += sum(((value - mean) ** 2 for value in values), Fraction())
-        df += len(values) - 1
-    return Spread(max(math.sqrt(squares / df), resolution / math.sqrt(12)) if df else math.nan, df)
+    if len(counts) < 2 or n <= 0 or not all(0 <= count <= n for count in counts):
+        raise ValueError(f"{list(counts)} of {n} are not the rates of two or more seeds")
+    seeds, total = len(counts), sum(counts)
+    mean, centre = total / (seeds * n), (total + 0.5) / (seeds * n + 1)
+    error = _spread(counts, n) / math.sqrt(seeds)
+    half = float(stats.t.isf((1 - confidence) / 2, seeds - 1)) * error / (centre * (1 - centre))
+    odds = float(special.logit(centre))
+    return min(mean, float(special.expit(odds - half))), max(mean, float(special.expit(odds + half)))
+
+
+@dataclass(frozen=True)
+class SeedTest:
+    """Two rows compared seed by seed: a t-test of their differences in rate.
+
+    `gap`: the mean difference, `sd`: the standard deviation of the differences, `low`, `high`: the interval of the
+    gap, in [-1, 1]; `p`: two-sided. With one common seed there is a gap alone, with none nothing is known, and p = 1.
+    """
+
+    seeds: int
+    gap: float | None
+    sd: float | None
+    low: float | None
+    high: float | None
+    p: float
+
+
+def by_seed(differences: Sequence[int], n: int, confidence: float = 0.95) -> SeedTest:
+    """The t-test paired by seed: `differences` of two rows' counts of the same `n` images, one per common seed.
+
+    Nets of one seed share initialisation and batches, so seeds are blocks and only differences inside a block count
+    (Student 1908, Biometrika 6, p. 1). Equal counts at all seeds have p = 1; a difference that is the same at all
+    seeds has the least spread that rounding to 1/n leaves, 1 / (n sqrt(12)), and never p = 0.
+    """
+    seeds = len(differences)
+    if seeds == 0:
+        return SeedTest(0, None, None, None, None, 1.0)
+    gap = sum(differences) / (seeds * n)
+    if seeds == 1:
+        return SeedTest(1, gap, None, None, None, 1.0)
+    sd = _spread(differences, n)
+    error = sd / math.sqrt(seeds)
+    half = float(stats.t.isf((1 - confidence) / 2, seeds - 1)) * error
+    p = 2 * float(stats.t.sf(abs(gap) / error, seeds - 1))
+    return SeedTest(seeds, gap, sd, max(-1.0, gap - half), min(1.0, gap + half), p)
+
+
+def _spread(counts: Sequence[int], n: int) -> float:
+    """The standard deviation of `counts` / `n`, exact before the root, and no less than rounding to 1/n has."""
+    return max(statistics.stdev(counts) / n, 1 / (n * math.sqrt(12)))
+
+
+def power(gap: float, sd: float, seeds: int, tests: int, alpha: float = 0.05) -> float:
+    """The probability that the t-test paired by seed finds a true difference of `gap` and its sign.
+
+    `sd`: of the differences between seeds, above 0, in the unit of `gap`. The test is the first step of Holm over
+    `tests` contrasts, at the level `alpha` / `tests`: the worst case. From the noncentral t-distribution (Cohen 1988,
+    Statistical Power Analysis, chapter 2). 0 with fewer than two seeds.
+    """
+    if seeds < 2:
+        return 0.0
+    bound = stats.t.isf(alpha / (2 * tests), seeds - 1)
+    return float(stats.nct.sf(bound, seeds - 1, gap / sd * math.sqrt(seeds)))
+
+
+def drawn(count: int, draws: int, seed: int) -> np.ndarray:
+    """How often each of `count` things is drawn when `count` are drawn with replacement: float32, (draws, count).
+
+    Made of the raw output of the generator PCG64, which numpy promises never to change.
+    """
+    chosen = (np.random.PCG64(seed).random_raw(draws * count) % np.uint64(count)).astype(np.int64)
+    cells = chosen + np.repeat(np.arange(draws) * count, count)
+    return np.bincount(cells, minlength=draws * count).reshape(draws, count).astype(np.float32)
+
+
+def bootstrap(
+    differences: np.ndarray, seeds: np.ndarray, images: np.ndarray, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The interval of the mean of `differences` when both seeds and images are drawn anew with replacement.
+
+    `differences`: 1 where only the first of two rows has the image right, -1 where only the second, else 0, shape
+    (seeds, images). `seeds`, `images`: how often each draw has each of them, from `drawn`; both rows get the same. The
+    pigeonhole bootstrap (Owen 2007, Annals of Applied Statistics 1, p. 386) with percentiles. With ten seeds or more
+    it errs to the wide side, for the noise of single outcomes is drawn twice, with three to the narrow one. All sums
+    are of whole numbers below 2**24, so that it is the same on every machine.
+    """
+    sums = (images @ differences.astype(np.float32).T * seeds).sum(axis=1, dtype=np.float64)
+    low, high = np.quantile(sums / differences.size, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -58,37 +132,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, (len(p_values) - rank) * p_values[index])
         adjusted[index] = min(1.0, running)
     return adjusted
-
-
-def difference(gap: float, spread: Spread, a: int, b: int) -> float:
-    """The two-sided p-value of a `gap` between two means over `a` and `b` seeds, by a t-test with the pooled `spread`.
-
-    Without degrees of freedom nothing can be told apart: 1.
-    """
-    if spread.df == 0:
-        return 1.0
-    error = spread.sd * math.sqrt(1 / a + 1 / b)
-    return 2 * float(stats.t.sf(abs(gap) / error, spread.df)) if error > 0 else float(gap == 0)
-
-
-def places(groups: Mapping[str, Sequence[float]], spread: Spread, alpha: float = 0.05) -> dict[str, int]:
-    """The place of each group: 1 + the number of groups whose mean is significantly higher.
-
-    Two means are compared by a two-sided t-test with the board's pooled `spread`; the p-values of all the pairs are
-    adjusted by Holm. Rows that cannot be told apart share a place, and ties do not chain. Without degrees of
-    freedom nothing can be told apart: every place is 1.
-    """
-    names = list(groups)
-    place = dict.fromkeys(names, 1)
-    if spread.df == 0:
-        return place
-    means = {name: math.fsum(groups[name]) / len(groups[name]) for name in names}
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    p_values = [difference(means[a] - means[b], spread, len(groups[a]), len(groups[b])) for a, b in pairs]
-    for (a, b), p in zip(pairs, holm(p_values), strict=True):
-        if p < alpha:
-            place[a if means[a] < means[b] else b] += 1
-    return place
 
 
 def mcnemar(b: int, c: int) -> float:
@@ -103,13 +146,26 @@ def mcnemar(b: int, c: int) -> float:
 def paired(b: int, c: int) -> float:
     """The exact one-sided p-value of `b` or more of b + c discordant pairs, each a fair coin: the sign test.
 
-    For claims, `b` images are claimed robust and now fooled, `c` the other way round. Raises ValueError below 0.
+    Raises ValueError below 0.
     """
     if b < 0 or c < 0:
         raise ValueError(f"{b} and {c} are not counts")
     return float(stats.binom.sf(b - 1, b + c, 0.5))
 
 
+def _or_more(count: np.ndarray | int, n: np.ndarray | int, rate: float) -> np.ndarray:
+    """The probability of `count` or more of `n` events, each with probability `rate`; broadcast over counts and n."""
+    k, most = np.asarray(count), np.asarray(n)
+    inside = special.betainc(np.maximum(k, 1), np.maximum(most - k + 1, 1), rate)
+    return np.where(k <= 0, 1.0, np.where(k > most, 0.0, inside))
+
+
+def _log_choose(n: int, k: np.ndarray | int) -> np.ndarray:
+    """The logarithm of the binomial coefficient n over k."""
+    return -special.betaln(n - np.asarray(k) + 1, np.asarray(k) + 1) - math.log(n + 1)
+
+
+@cache
 def noise(count: int, n: int, rate: float) -> float:
     """The probability that an attack's own noise changes `count` or more of `n` images, each with probability `rate`.
 
@@ -117,18 +173,37 @@ def noise(count: int, n: int, rate: float) -> float:
     """
     if count > n:
         raise ValueError(f"{count} of {n} images is not possible")
-    return float(stats.binom.sf(count - 1, n, rate))
+    return float(_or_more(count, n, rate))
+
+
+@cache
+def noise_gap(gap: int, n: int, rate: float) -> float:
+    """The probability that noise alone makes a second count of `n` robust images smaller by `gap` or more.
+
+    Either of the two runs loses each image with probability `rate`, independently, so the gap is the difference of two
+    binomial counts. Raises ValueError when gap > n.
+    """
+    if gap > n:
+        raise ValueError(f"a gap of {gap} of {n} images is not possible")
+    most = min(n, int(n * rate + 10 * math.sqrt(n * rate)) + 30)  # beyond lies less than 1e-20
+    lost = np.arange(most + 1)
+    chance = np.exp(_log_choose(n, lost) + special.xlogy(lost, rate) + special.xlog1py(n - lost, -rate))
+    or_more = np.append(chance[::-1].cumsum()[::-1], 0.0)
+    return min(1.0, float((chance * or_more[np.clip(lost + gap, 0, most + 1)]).sum()))
 
 
 def sampled_noise(standing: int, sample: int, robust: int, n: int, rate: float) -> float:
     """The probability that `standing` or fewer of a random `sample` stand when `robust` of all `n` images are robust.
 
-    How many of the sample are robust is hypergeometric; the attack's noise then fools some of the sample, each with
-    probability `rate`. For the whole (sample = n) this is `noise(robust - standing, n, rate)`. Raises ValueError for
-    counts that are not within each other.
+    How many of the sample are robust is hypergeometric; the attack's noise then fools each of these with probability
+    `rate`. For the whole (sample = n) this is `noise(robust - standing, robust, rate)`. Raises ValueError for counts
+    that are not within each other.
     """
     if not (0 <= standing <= sample <= n and 0 <= robust <= n):
         raise ValueError(f"{standing} of {sample} and {robust} of {n} are not counts of one sample")
-    drawn = np.arange(max(0, sample - (n - robust)), min(sample, robust) + 1)
-    chance = stats.hypergeom.pmf(drawn, n, robust, sample) * stats.binom.sf(drawn - standing - 1, sample, rate)
-    return min(1.0, float(chance.sum()))
+    share = robust / n
+    mean, spread = sample * share, math.sqrt(sample * share * (1 - share) * (n - sample) / max(1, n - 1))
+    least, most = int(mean - 10 * spread) - 30, int(mean + 10 * spread) + 30  # beyond lies less than 1e-20
+    drawn = np.arange(max(0, sample - (n - robust), least), min(sample, robust, most) + 1)
+    ways = _log_choose(robust, drawn) + _log_choose(n - robust, sample - drawn) - _log_choose(n, sample)
+    return min(1.0, float((np.exp(ways) * _or_more(drawn - standing, drawn, rate)).sum()))

@@ -12,7 +12,8 @@ from typing import Literal
 
 import torch
 
-from bench import executor, handover, machine, sandbox
+from bench import beside, executor, handover, machine, sandbox
+from bench.beside import RECORD
 from bench.budget import allowed, price
 from bench.checkpoint import Header, open_net, seal
 from bench.data import Store
@@ -22,8 +23,8 @@ from bench.handover import Play
 from bench.host import Fault, Host, host
 from bench.lab import granted
 from bench.protocol import Job, Protocol
-from bench.record import Record, load_record, proposals_path, recount
-from bench.score import RECORD, attack_shard, effort_of, forget_others, forget_scores, save_effort, score
+from bench.record import Record, complete, load_record, proposals_path
+from bench.score import attack_shard, effort_of, forget_others, save_effort, score
 from bench.spec import source_of
 from bench.train import Report
 
@@ -195,7 +196,7 @@ def make_room(folder: Path, job: Job, protocol: Protocol, *, force: bool) -> Non
             f"{folder} holds another net, {what}, and this one is of {protocol.name}, {job.name}; name another folder "
             "with --out, or replace that net and its scores with --force."
         )
-    forget_scores(folder)
+    beside.clear(folder)
     path.unlink()
 
 
@@ -227,7 +228,7 @@ def _scored(task: Task) -> bool:
     try:
         record = load_record(task.folder / RECORD)
         if isinstance(record, Record):
-            recount(task.folder / RECORD, record)
+            complete(task.folder / RECORD, record)
     except PrunebenchError:
         return False
     if not isinstance(record, Record):

@@ -19,15 +19,16 @@ from bench.attacks import Model, pgd
 from bench.capture import captured, frozen
 from bench.checkpoint import pack, unpack
 from bench.data import Split, as_float
-from bench.errors import PrunebenchError, Refused
+from bench.errors import PrunebenchError
 from bench.executor import Fast, fast
-from bench.files import write_bytes
+from bench.files import read_outside, write_bytes
 from bench.mask import Masks, State, enforce
 from bench.protocol import Threat, Training, exact
 from bench.seeds import derive
 
 Report = Callable[[str, float, float], None]  # what is at work, how much is done, of how much
 Log = Callable[[dict[str, Any], float], None]  # a row of the curve, and the seconds that its epoch took
+LARGEST_PARTIAL = 2**31  # bytes of what a training writes down after an epoch
 VALIDATED = 1000  # images; the robust accuracy on validation guides people, it enters no result
 
 
@@ -283,11 +284,13 @@ class _Trainer:
 
     def restore(self, partial: Path | None) -> None:
         """Go on from where an earlier run of the same training was cut off, if it left a whole file."""
-        if partial is None or not partial.exists():
+        if partial is None:
             return
         try:
-            tensors, about = unpack(partial.read_bytes(), str(partial))
-        except Refused:
+            tensors, about = unpack(read_outside(partial, "a training cut off", LARGEST_PARTIAL), str(partial))
+        except PrunebenchError:
+            return
+        if not self._fits(tensors, about):
             return
         self.model.load_state_dict(
             {name.removeprefix("net/"): t for name, t in tensors.items() if name.startswith("net/")}
@@ -299,6 +302,19 @@ class _Trainer:
                 momentum = torch.empty_like(parameter).copy_(tensors[f"momentum/{name}"])  # fused SGD wants its strides
                 self.optimiser.state[parameter]["momentum_buffer"] = momentum
         self.epoch, self.steps, self.times, self.curve = (about[key] for key in ("epoch", "steps", "times", "curve"))
+
+    def _fits(self, tensors: State, about: Any) -> bool:
+        """Whether these are the tensors and facts of this training, and not of another that lies in its place."""
+        live = {name: tensor.shape for name, tensor in self.live.items()}
+        moving = {name: parameter.shape for name, parameter in self.model.named_parameters()}
+        wanted = {f"{kind}/{name}": shape for kind in ("net", "average") for name, shape in live.items()}
+        extra = {f"momentum/{name}": shape for name, shape in moving.items()}
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        return (
+            isinstance(about, dict)
+            and about.keys() == {"epoch", "steps", "times", "curve"}
+            and wanted.items() <= shapes.items() <= (wanted | extra).items()
+        )
 
     def result(self) -> Trained:
         """The average and the raw weights, on the CPU, pruned weights exactly zero."""

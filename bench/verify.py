@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,21 +28,22 @@ from bench.verdict import Verdict
 
 Level = Literal["replay", "quick", "full"]
 
-SHARE, FEWEST = 10, 100  # quick attacks one image in SHARE, and at least FEWEST where there are so many
+SHARE, FEWEST = 10, 200  # quick attacks one image in SHARE, and at least FEWEST where so many are claimed robust
 QUICK = ("apgd-ce", "apgd-t")
 
 
 def verify(
-    claim: str | Path, level: Level = "replay", *, store: Store | None = None, device: str = "auto", seed: int = 0,
-    out: Path | None = None, report: Report | None = None,
+    claim: str | Path, level: Level = "replay", *, store: Store | None = None, device: str = "auto",
+    seed: int | None = None, out: Path | None = None, report: Report | None = None,
 ) -> Verdict:  # fmt: skip
     """Check the claim in the file `claim` against a new measurement.
 
-    `replay` measures the stored adversarial images again; `quick` runs APGD-CE and APGD-T on a tenth of the images,
-    drawn by the claim's hash and `seed`; `full` runs all of AutoAttack on all of them, and keeps a journal in `out`,
-    from which a killed run goes on. Raises PrunebenchError, before anything is measured, for a claim that breaks its
-    format, whose net or other files are not those that it names, or that lacks what the level needs; and afterwards,
-    when nothing was found against it by attacks that saw another net, because the sparse kernels here are wrong.
+    `replay` measures the stored adversarial images again; `quick` runs APGD-CE and APGD-T on some of the images, drawn
+    by `seed`, or by a new one each time, for a forger who knew the images would spare them; `full` runs all of
+    AutoAttack on all of them, and keeps a journal in `out`, from which a killed run resumes. Raises PrunebenchError,
+    before anything is measured, for a claim that breaks its format, whose net or other files are not those that it
+    names, or that lacks what the level needs; and afterwards, when nothing was found against it by attacks that saw
+    another net, because the sparse kernels here are wrong.
     """
     path = Path(claim)
     check = _prepare(path, store or Store(Path("data")))
@@ -49,11 +51,12 @@ def verify(
     with exact_float32():
         match level:
             case "replay":
-                return _replay(check, where)
+                found = _replay(check, where)
             case "quick":
-                return _quick(check, where, seed, report)
+                found = _quick(check, where, secrets.randbelow(2**31) if seed is None else seed, report)
             case "full":
-                return _full(check, where, out, report)
+                found = _full(check, where, out, report)
+    return replace(found, sentence=f"{found.sentence}{check.claim.explained}")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,10 @@ class _Check:
     def claimed(self) -> np.ndarray | None:
         """Which images are claimed to stand, bool (n,); None when only a count is."""
         return None if self.outcomes is None else standing(self.outcomes)
+
+    def labels(self, predicted: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+        """The clean labels as claimed and as `predicted` now, int (n,) both; None when only a count is claimed."""
+        return None if self.outcomes is None else (self.outcomes["predicted"], predicted.numpy())
 
     def referee(self, device: torch.device) -> Referee:
         """The net under measurement."""
@@ -129,21 +136,19 @@ def _replay(check: _Check, device: torch.device) -> Verdict:
             return stored.to(images.device)
 
         stands[index] &= ~referee.fooled(proposing, images[index], labels[index], 0).fooled
-    both = None if check.outcomes is None else (check.outcomes["predicted"], predicted.numpy())
-    claimed = claim.robust if check.claimed is None else check.claimed
-    return verdict.replayed(claimed, kept.index, stands.numpy(), both)
+    both = check.labels(predicted)
+    claimed = claim.needed if check.claimed is None else check.claimed
+    return verdict.replayed(claimed, kept.index, stands.numpy(), both, at_least=claim.robust is None)
 
 
 def _quick(check: _Check, device: torch.device, seed: int, report: Report | None) -> Verdict:
     """Attack a random part of the images; what is claimed to be fooled anyway is left out."""
-    n, referee = check.claim.n, check.referee(device)
-    size = min(n, max(FEWEST, -(-n // SHARE)))
-    drawn = sorted(order(n, "claim", check.claim.sha256, seed)[:size])
-    index, claimed = torch.tensor(drawn), check.claimed
+    n, referee, claimed = check.claim.n, check.referee(device), check.claimed
+    predicted = referee.steady_logits(as_float(check.test.images)).argmax(1)
+    shuffled = [i for i in order(n, "claim", check.claim.sha256, seed) if claimed is None or claimed[i]]
+    index = torch.tensor(sorted(shuffled[: max(FEWEST, -(-n // SHARE))]), dtype=torch.int64)
     images, labels = as_float(check.test.images[index]), check.test.labels[index]
-    stands = referee.steady_logits(images).argmax(1) == labels
-    if claimed is not None:
-        stands &= torch.from_numpy(claimed)[index]
+    stands = predicted[index] == labels
     proposed = unconfirmed = 0
     for number, name in enumerate(QUICK):
         proposed += int(stands.sum())
@@ -152,10 +157,11 @@ def _quick(check: _Check, device: torch.device, seed: int, report: Report | None
         if report is not None:
             report(name, number + 1, len(QUICK))
     if claimed is None:
-        found = verdict.sampled_count(check.claim.robust, n, size, int(stands.sum()))
+        found = verdict.sampled_count(check.claim.needed, n, len(index), int(stands.sum()))
     else:
-        found = verdict.sampled(claimed, index.numpy(), stands.numpy())
-    return _believed(found, referee, images, labels, unconfirmed, proposed)
+        found = verdict.sampled(claimed, index.numpy(), stands.numpy(), check.labels(predicted))
+    found = replace(found, sentence=f"{found.sentence} The images were drawn with seed {seed}.")
+    return _believed(found, referee, images, labels, unconfirmed, proposed) if len(index) else found
 
 
 def _believed(
@@ -174,6 +180,8 @@ def _attacked(
     """Which of the images that stand still do after `attack`, shard by shard: bool (k,); and what was unconfirmed."""
     after, unconfirmed = stands.clone(), 0
     for number, part in enumerate(stands.nonzero().squeeze(1).split(referee.rules.shard)):
+        if not len(part):
+            continue
         stream = derive(seed, "claim", name, number)
         found = referee.fooled(attack, images[part], labels[part], stream)
         after[part] = ~found.fooled
@@ -187,13 +195,14 @@ def _full(check: _Check, device: torch.device, out: Path | None, report: Report 
     facts = journal_facts(referee, check.net, test)
     trial = Trial(referee, test, Journal(None if out is None else out / "journal", facts), report)
     images = as_float(test.images)
-    clean = referee.steady_logits(images).argmax(1) == test.labels
+    predicted = referee.steady_logits(images).argmax(1)
+    clean = predicted == test.labels
     survived = list(trial.standard(clean).values())
     measured = survived[-1].numpy()
     if check.claimed is None:
-        found = verdict.counted(claim.robust, int(measured.sum()), claim.n)
+        found = verdict.counted(claim.needed, int(measured.sum()), claim.n)
     else:
-        found = verdict.whole(check.claimed, measured)
+        found = verdict.whole(check.claimed, measured, check.labels(predicted))
     unconfirmed = sum(entry.unconfirmed for entry in trial.entries)
     proposed = sum(int(bits.sum()) for bits in (clean, *survived[:-1]))
     return _believed(found, referee, images, test.labels, unconfirmed, proposed)

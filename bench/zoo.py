@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from bench.checkpoint import Header, Net
 from bench.data import Store
 from bench.errors import PrunebenchError, Refused, unknown
 from bench.extras import provide_autoattack
-from bench.files import canonical_json, sha256_of
+from bench.files import canonical_json, digest_outside, open_outside, sha256_of
 from bench.models import prunable
 from bench.protocol import Job, Protocol
 from bench.record import Layer, NetId
@@ -137,16 +136,14 @@ def _fetch(path: Path, source: str) -> None:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest_outside(path, "a net of the zoo", LARGEST, way_out="fetch it again", complain=Refused)
 
 
 def _tensors(path: Path, name: str) -> list[Tensor]:
     """All tensors of a checkpoint, whatever it nests them in; `name` stands for the file in an error."""
-    if path.exists() and path.stat().st_size > LARGEST:
-        raise Refused("format", f"{name} is larger than {LARGEST} bytes, which no net of the zoo is; check it.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with open_outside(path, "a net of the zoo", LARGEST, way_out="fetch it again", complain=Refused) as file:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise Refused(

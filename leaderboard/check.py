@@ -43,7 +43,7 @@ def look(records: str | Path, results: Results | None = None) -> Ranking:
     """
     folder = Path(records)
     results = read(folder) if results is None else results
-    return provenance.mark(rank(results), provenance.origins(results, folder, default_out(folder)))
+    return provenance.mark(rank(results, folder), provenance.origins(results, folder, default_out(folder)))
 
 
 def write(

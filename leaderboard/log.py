@@ -7,9 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.beside import read_outside
 from bench.errors import PrunebenchError
-from bench.files import sha256_of, write_bytes
+from bench.files import read_outside, sha256_of, write_bytes
 from leaderboard.render import _markdown_text
 from leaderboard.table import Ranking, Row
 

@@ -12,9 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from bench.beside import read_outside
 from bench.errors import PrunebenchError
-from bench.files import write_json
+from bench.files import read_outside, write_json
 from bench.protocol import Rules, explain
 from bench.record import Record, Refusal, Sha256
 from bench.signature import ALLOWED, signer

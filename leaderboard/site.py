@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
@@ -13,21 +13,36 @@ from pathlib import Path, PurePosixPath
 import jinja2
 from markupsafe import Markup
 
+from bench.bounded import json_of
 from bench.errors import PrunebenchError
-from bench.files import replace_folder
+from bench.files import read_outside, replace_folder
 from bench.record import LARGEST, Record
 from leaderboard import entry, plots
 from leaderboard.check import look
 from leaderboard.provenance import MEANING
-from leaderboard.render import CONTRASTS, SIGN, cells, clean, contrasts, doubts, percent, references
+from leaderboard.render import (
+    CONTRASTS,
+    LESS,
+    SAID,
+    SIGN,
+    cells,
+    clean,
+    compared,
+    contrasts,
+    doubts,
+    percent,
+    powers,
+    references,
+)
 from leaderboard.table import Board, Ranking, Results, Row, read
 
 MANIFEST = "site.json"  # names every file of a site, so that a new one replaces nothing else
 _BOARD = {  # the columns of a board by their titles, the most telling first: a phone shows no more than those
-    "Place": "Place", "Pruner": "Pruner", "Sparsity": "Sparsity", "Robust %": "Robust %", "Clean %": "Clean %",
-    "Seeds": "Seeds", "M passes": "Training, M passes", "Seconds": "Training, s", "Counted": "Counted",
-    "Device": "Device", "Origin": "Origin", "Rules": "Rules",
+    "Place": "Place", "Pruner": "Pruner", "Sparsity": "Sparsity", "Robust %": "Robust %", LESS: LESS, SAID: SAID,
+    "Bootstrap": "Bootstrap", "Clean %": "Clean %", "Seeds": "Seeds", "M passes": "Training, M passes",
+    "Seconds": "Training, s", "Counted": "Counted", "Device": "Device", "Origin": "Origin", "Rules": "Rules",
 }  # fmt: skip
+_APART = {title: name for title, name in _BOARD.items() if name not in ("Place", LESS, SAID, "Bootstrap")}
 _OWN = ("site.css", "site.js")
 _EXPORT = re.compile(r"\bexport\s*\{([^{}]*)\}\s*;?")
 _DEFAULT = re.compile(r"\b([\w$]+) as default\b")
@@ -90,12 +105,17 @@ def pages(ranking: Ranking, results: Results, source: Path) -> dict[str, bytes]:
     made = _assets()
     for number, board in enumerate(ranking.boards, 1):
         hrefs = [addresses[board.protocol, row.pruner, str(row.sparsity)] for row in board.rows]
-        tables = (_board_table(board, hrefs), _survivors_table(board, hrefs))
+        methods = [(href, row) for href, row in zip(hrefs, board.rows, strict=True) if row.role == "method"]
+        apart = [(href, row) for href, row in zip(hrefs, board.rows, strict=True) if row.role != "method"]
+        named = f"{board.protocol}, version {board.version}"
         leads = [href for href, row in zip(hrefs, board.rows, strict=True) for _ in row.flags]
         lines = zip(leads, doubts(board), strict=True)
         drawn = plots.of_board(board)
         sections.append({
-            "board": board, "id": f"b{number}", "tables": tables, "doubts": list(lines), "plots": drawn,
+            "board": board, "id": f"b{number}", "doubts": list(lines), "plots": drawn, "powers": powers(board),
+            "methods": _rows_table(f"{named}: methods", board, methods, _BOARD),
+            "apart": _rows_table(f"{named}: unpruned nets and controls, without a place", board, apart, _APART),
+            "survivors": _survivors_table(board, hrefs),
             "contrasts": _plain_table(f"{board.protocol}: methods against their controls", contrasts(board)),
             "references": _plain_table(f"{board.protocol}: published by others, not measured here", references(board)),
         })  # fmt: skip
@@ -124,21 +144,27 @@ def _entry(
     return page.encode()
 
 
-def _board_table(board: Board, hrefs: Sequence[str]) -> Sortable:
-    rows = []
-    for href, row in zip(hrefs, board.rows, strict=True):
-        shown = {**cells(row), "Rules": "official" if row.official else "not official"}
+def _rows_table(
+    caption: str, board: Board, rows: Sequence[tuple[str, Row]], columns: Mapping[str, str]
+) -> Sortable | None:
+    """A table of these rows, each with the address of its page; None where there are none."""
+    if not rows:
+        return None
+    lines = []
+    for href, row in rows:
+        shown = {**cells(row), **compared(board, row), "Rules": "official" if row.official else "not official"}
         order = {
             "Place": row.place, "Sparsity": float(row.sparsity), "Robust %": row.robust.mean,
             "Clean %": row.clean.mean, "Seeds": len(row.seeds), "Training, M passes": row.train_passes,
             "Training, s": -1.0 if row.train_seconds is None else row.train_seconds, "Counted": row.true_sparsity,
+            LESS: _leading(shown[LESS]), "Bootstrap": _leading(shown["Bootstrap"]),
         }  # fmt: skip
-        line = {title: Cell(shown[name], order.get(name)) for title, name in _BOARD.items()}
+        line = {title: Cell(shown[name], order.get(name)) for title, name in columns.items()}
         line["Pruner"] = Cell(row.pruner, href=href)
         doubt = " ".join(dict.fromkeys(doubt.sentence for doubt in row.flags))
         line["Robust %"] = Cell(percent(row.robust), row.robust.mean, f"{href}#flags", doubt or None)
-        rows.append(tuple(line.values()))
-    return Sortable(f"{board.protocol}, version {board.version}: the board", tuple(_BOARD), tuple(rows))
+        lines.append(tuple(line.values()))
+    return Sortable(caption, tuple(columns), tuple(lines))
 
 
 def _survivors_table(board: Board, hrefs: Sequence[str]) -> Sortable:
@@ -154,7 +180,7 @@ def _survivors_table(board: Board, hrefs: Sequence[str]) -> Sortable:
     return Sortable(caption, titles, tuple(rows))
 
 
-_NUMBERS = ("Sparsity", "AutoAttack %", "Clean %")
+_NUMBERS = ("Sparsity", "AutoAttack %", "Clean %", "Difference", "Bootstrap", "p, Holm", "Common seeds")
 
 
 def _plain_table(caption: str, shown: Sequence[dict[str, str]]) -> Sortable | None:
@@ -162,17 +188,17 @@ def _plain_table(caption: str, shown: Sequence[dict[str, str]]) -> Sortable | No
     if not shown:
         return None
     rows = [
-        tuple(Cell(text, float(text) if title in _NUMBERS else _leading(title, text)) for title, text in row.items())
-        for row in shown
+        tuple(Cell(text, _leading(text) if title in _NUMBERS else None) for title, text in row.items()) for row in shown
     ]
     return Sortable(caption, tuple(shown[0]), tuple(rows))
 
 
-def _leading(title: str, text: str) -> float | None:
-    """The number that a gap begins with; nothing for columns of text."""
-    if not title.startswith("less "):
-        return None
-    return float(text.split()[0]) if text else -200.0
+def _leading(text: str) -> float:
+    """The number that a text begins with, or its interval does; below all others where there is none."""
+    try:
+        return float(text.lstrip("[").replace(",", " ").split()[0])
+    except (IndexError, ValueError):
+        return -200.0
 
 
 def _slug(board: Board, row: Row) -> str:
@@ -245,11 +271,9 @@ def _refuse_foreign(target: Path) -> None:
 def _listed(manifest: Path) -> frozenset[str]:
     """The files that a site says it has; none when it does not say."""
     try:
-        if manifest.stat().st_size > LARGEST:
-            return frozenset()
-        values = json.loads(manifest.read_bytes())
+        values = json_of(read_outside(manifest, "the list of a site's files", LARGEST))
         return frozenset(values["files"]) if values["prunebench_site"] == 1 else frozenset()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (PrunebenchError, ValueError, KeyError, TypeError):
         return frozenset()
 
 

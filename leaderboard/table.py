@@ -4,35 +4,48 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
+
 from bench import stats
 from bench.errors import PrunebenchError
-from bench.protocol import PROTOCOLS, Job, as_sparsity
+from bench.protocol import PROTOCOLS, as_sparsity
 from bench.record import Record, Refusal, load_all
 from leaderboard.comparable import refuse_incomparable
+from leaderboard.contrasts import (
+    ALPHA,
+    Contrast,
+    Group,
+    Power,
+    Role,
+    contrasts,
+    image_draws,
+    places,
+    power,
+    raw_outcomes,
+    role_of,
+)
 
-ALPHA = 0.05  # of the places; the intervals are at 1 - ALPHA
 AS_HANDED_IN = "as handed in"  # how a record came of which nothing else is known
 Results = Mapping[Path, Record | Refusal]
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A rate over seeds: `counts` (one a seed) of `n` images each, their mean rate, and its 95 % interval.
+    """A rate over seeds: `counts` (one a seed) of `n` images each, their mean rate, and its 95 % interval, in [0, 1].
 
-    `half` is half the width of a symmetric interval; None when `low` and `high` are Wilson's. All in [0, 1] but
-    `half`, so that `low` and `high` are cut where `half` reaches beyond.
+    `interval`: "logit-t", from the spread between the row's own seeds, or "wilson" with one seed, for the images alone.
     """
 
     counts: tuple[int, ...]
     mean: float
     low: float
     high: float
-    half: float | None
+    interval: str
 
 
 @dataclass(frozen=True)
@@ -48,16 +61,18 @@ class Doubt:
 class Row:
     """One pruner at one sparsity, its seeds taken together; costs are means over the seeds.
 
-    `sparsity` was asked for, `true_sparsity` counted in the net. `place` is among the rows of the same asked
-    sparsity; `tied` when another of them shares it. `survived` holds mean counts, in the order of the attacks; so do
-    `weak`, by attack, and `curve`, by eps, as far as every seed has them. `train_seconds` is None when it is unknown
-    for a seed. `origin`: how its records came, in the words of `leaderboard.provenance`.
+    `sparsity` was asked for, `true_sparsity` counted in the net. Methods have a `place` among the methods of the same
+    asked sparsity, `tied` when another of them shares it; controls and references have none. `survived` holds mean
+    counts, in the order of the attacks; so do `weak`, by attack, and `curve`, by eps, as far as every seed has them.
+    `train_seconds` is None when it is unknown for a seed. `origin`: how its records came, in the words of
+    `leaderboard.provenance`.
     """
 
     pruner: str
     sparsity: Decimal
     true_sparsity: float
-    place: int
+    role: Role
+    place: int | None
     tied: bool
     robust: Rate
     clean: Rate
@@ -77,27 +92,10 @@ class Row:
 
     @property
     def standing(self) -> str:
-        """The place as it is shown: "2", "1=" in a tie, "ref" for an unpruned net alone at sparsity 0."""
-        if self.sparsity == 0 and not self.tied:
-            return "ref"
+        """The place as it is shown: "2", "1=" in a tie, "ref" for a reference, "control" for a control."""
+        if self.place is None:
+            return "ref" if self.role == "reference" else self.role
         return f"{self.place}{'=' if self.tied else ''}"
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A method against one of its controls at one sparsity: random or magnitude pruning, or its own shuffle.
-
-    `gap`: robust accuracy of the method less that of the control, in [-1, 1]; `half`: half its 95 % interval, None
-    when no job has two seeds. `clear`: the gap is significant (t-tests with the pooled spread, Holm-adjusted over the
-    contrasts of the sparsity).
-    """
-
-    pruner: str
-    control: str
-    sparsity: Decimal
-    gap: float
-    half: float | None
-    clear: bool
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class Board:
     """The rows that may be compared: one protocol, one version of it, the same test images.
 
     `official` when the built-in protocol of that name has these very rules and every record says that it followed
-    them. `df`: degrees of freedom behind the pooled spread; 0 when no job has two seeds.
+    them. `powers`: one per sparsity at which methods are compared with magnitude pruning.
     """
 
     protocol: str
@@ -116,9 +114,9 @@ class Board:
     n: int
     official: bool
     attacks: tuple[str, ...]
-    df: int
     rows: tuple[Row, ...]
     contrasts: tuple[Contrast, ...]
+    powers: tuple[Power, ...]
 
     @property
     def records(self) -> int:
@@ -127,18 +125,19 @@ class Board:
 
     @property
     def note(self) -> str:
-        """How the intervals and places were made, in a sentence or two."""
-        if self.df == 0:
+        """How the intervals, verdicts and places were made, in sentences for a student."""
+        single = sum(len(row.seeds) == 1 for row in self.rows)
+        if single == len(self.rows):
             return (
-                "No job has two seeds, so the spread between seeds is unknown: intervals are Wilson's 95 % for the "
-                "images alone, and all rows of one sparsity tie."
+                "Every row has one seed, so the difference between two methods cannot be told from that between two "
+                "seeds: all methods share a place. Intervals are Wilson's 95 %, for the images alone."
             )
         return (
-            "Each accuracy is the mean over seeds with its 95 % interval, from the spread between seeds pooled over "
-            f"the board (t with {self.df} degrees of freedom). Place = 1 + the number of rows at the same sparsity "
-            "that are significantly more robust (pooled two-sided t-tests, Holm-adjusted within the sparsity, at 5 %); "
-            "rows that share a place are marked =."
-        )
+            "Nets of one seed start from the same weights and see the same batches, so two rows are compared seed by "
+            "seed: a method is called better or worse when a t-test of these differences finds it at 5 %, allowing for "
+            "the number of comparisons (Holm). A row's 95 % interval comes from the spread between its own seeds, and "
+            "a method's place is one more than the number of methods that are better than it in this sense."
+        ) + (" A row with one seed has Wilson's interval, for the images alone, and ties." if single else "")
 
 
 @dataclass(frozen=True)
@@ -174,8 +173,11 @@ def read(folder: str | Path) -> dict[Path, Record | Refusal]:
     return results
 
 
-def rank(results: Results) -> Ranking:
-    """The boards of these records. Raises PrunebenchError when two records of one protocol cannot be compared."""
+def rank(results: Results, folder: str | Path | None = None) -> Ranking:
+    """The boards of these records, with a bootstrap where raw outcomes lie beside them in `folder`.
+
+    Raises PrunebenchError when two records of one protocol cannot be compared, or outcomes are not their record's.
+    """
     by_protocol: defaultdict[str, dict[Path, Record]] = defaultdict(dict)
     refused = []
     for path, result in sorted(results.items()):
@@ -185,104 +187,64 @@ def rank(results: Results) -> Ranking:
             name = result.protocol.name if result.protocol else None
             pruner = result.job.label if result.job else None
             refused.append(Refused(path.as_posix(), name, pruner, result.refused, result.reason))
-    return Ranking(tuple(_board(by_protocol[name]) for name in sorted(by_protocol)), tuple(refused))
+    boards = []
+    for _, records in sorted(by_protocol.items()):
+        refuse_incomparable(records)
+        outcomes = {} if folder is None else raw_outcomes(Path(folder), records)
+        boards.append(_board(records, outcomes))
+    return Ranking(tuple(boards), tuple(refused))
 
 
-def _board(records: Mapping[Path, Record]) -> Board:
-    refuse_incomparable(records)
+_ORDER: tuple[Role, ...] = ("reference", "method", "control")
+
+
+def _board(records: Mapping[Path, Record], outcomes: Mapping[Path, np.ndarray]) -> Board:
     first = next(iter(records.values()))
     groups = _groups(records)
-    step = 1 / first.score.n
-    robust_spread = stats.pooled([_robust(group) for group in groups.values()], step)
-    clean_spread = stats.pooled([_rates(group, lambda r: r.score.clean) for group in groups.values()], step)
-    places = _places(groups, robust_spread)
-    rows = []
-    for key, group in groups.items():
-        tied = sum(places[other] == places[key] for other in groups if other[0] == key[0]) > 1
-        rows.append(_row(key, group, (places[key], tied), robust_spread, clean_spread))
-    rows.sort(key=lambda row: (row.sparsity, row.place, -row.robust.mean, row.pruner))
+    images = image_draws(first) if outcomes else np.empty(0)
+    rows: list[Row] = []
+    found: list[Contrast] = []
+    powers: list[Power | None] = []
+    for sparsity in sorted({sparsity for sparsity, _ in groups}):
+        rivals = {label: group for (asked, label), group in groups.items() if asked == sparsity}
+        here = contrasts(sparsity, rivals, outcomes, images)
+        taken = places(here, [label for label, group in rivals.items() if role_of(group[0][1].job) == "method"])
+        rows += [_row(sparsity, label, group, taken) for label, group in rivals.items()]
+        found += here
+        powers.append(power(here))
+    rows.sort(key=lambda row: (row.sparsity, _ORDER.index(row.role), row.place or 0, -row.robust.mean, row.pruner))
     protocol = first.protocol
     return Board(
         protocol=protocol.name, version=protocol.version, sha256=protocol.sha256,
         data=first.data.name, data_sha256=first.data.sha256, n=first.score.n,
         official=_built_in(first) and all(row.official for row in rows),
-        attacks=tuple(first.score.survived), df=robust_spread.df, rows=tuple(rows),
-        contrasts=_contrasts(groups, robust_spread),
+        attacks=tuple(first.score.survived), rows=tuple(rows), contrasts=tuple(found),
+        powers=tuple(each for each in powers if each),
     )  # fmt: skip
 
 
-Key = tuple[Decimal, str]
-Group = Sequence[tuple[Path, Record]]
-
-
-def _groups(records: Mapping[Path, Record]) -> dict[Key, Group]:
-    groups: defaultdict[Key, list[tuple[Path, Record]]] = defaultdict(list)
+def _groups(records: Mapping[Path, Record]) -> dict[tuple[Decimal, str], Group]:
+    groups: defaultdict[tuple[Decimal, str], list[tuple[Path, Record]]] = defaultdict(list)
     for path, record in records.items():
         groups[as_sparsity(record.job.sparsity), record.job.label].append((path, record))
     return {key: sorted(group, key=lambda pair: pair[1].job.seed) for key, group in sorted(groups.items())}
 
 
-def _rates(group: Group, count: Callable[[Record], int]) -> list[float]:
-    return [count(record) / record.score.n for _, record in group]
-
-
-def _places(groups: Mapping[Key, Group], spread: stats.Spread) -> dict[Key, int]:
-    places: dict[Key, int] = {}
-    for sparsity in {sparsity for sparsity, _ in groups}:
-        rivals = {label: group for (asked, label), group in groups.items() if asked == sparsity}
-        found = stats.places({label: _robust(group) for label, group in rivals.items()}, spread, ALPHA)
-        places |= {(sparsity, label): place for label, place in found.items()}
-    return places
-
-
-CONTROLS = ("random", "magnitude")
-
-
-def _contrasts(groups: Mapping[Key, Group], spread: stats.Spread) -> tuple[Contrast, ...]:
-    """Every method at every sparsity against those of its controls that are on the board there."""
-    found: list[Contrast] = []
-    for sparsity in sorted({sparsity for sparsity, _ in groups if sparsity > 0}):
-        rivals = {label: group for (asked, label), group in groups.items() if asked == sparsity}
-        pairs = [(label, control) for label in rivals for control in _controls(label, rivals)]
-        gaps = [_mean(_robust(rivals[a])) - _mean(_robust(rivals[b])) for a, b in pairs]
-        sizes = [(len(rivals[a]), len(rivals[b])) for a, b in pairs]
-        p_values = [stats.difference(gap, spread, *size) for gap, size in zip(gaps, sizes, strict=True)]
-        for (a, b), gap, size, p in zip(pairs, gaps, sizes, stats.holm(p_values), strict=True):
-            half = spread.half_width(1, 1 - ALPHA) * math.sqrt(1 / size[0] + 1 / size[1])
-            found.append(Contrast(a, b, sparsity, gap, half if spread.df else None, p < ALPHA))
-    return tuple(found)
-
-
-def _controls(label: str, rivals: Mapping[str, Group]) -> list[str]:
-    """Which of `rivals` are controls of the method `label`; a shuffle has none."""
-    job = rivals[label][0][1].job
-    if job.options.get("shuffle"):
-        return []
-    plain = [name for name in CONTROLS if name in rivals and label != name and label != CONTROLS[0]]
-    own = [name for name, group in rivals.items() if _shuffled(group[0][1].job, job)]
-    return plain + own
-
-
-def _shuffled(other: Job, job: Job) -> bool:
-    return other.pruner == job.pruner and other.options == job.options | {"shuffle": True}
-
-
-def _robust(group: Group) -> list[float]:
-    return _rates(group, lambda record: record.score.robust)
-
-
-def _row(key: Key, group: Group, standing: tuple[int, bool], robust: stats.Spread, clean: stats.Spread) -> Row:
+def _row(sparsity: Decimal, label: str, group: Group, taken: Mapping[str, int]) -> Row:
+    """The row of a group; `taken`: the places of the methods beside it."""
     records = [record for _, record in group]
     seconds = [record.cost.train_seconds for record in records]
     known = [value for value in seconds if value is not None]
+    place = taken.get(label)
     return Row(
-        pruner=key[1],
-        sparsity=key[0],
+        pruner=label,
+        sparsity=sparsity,
         true_sparsity=_mean(record.net.sparsity for record in records),
-        place=standing[0],
-        tied=standing[1],
-        robust=_rate([record.score.robust for record in records], records[0].score.n, robust),
-        clean=_rate([record.score.clean for record in records], records[0].score.n, clean),
+        role=role_of(records[0].job),
+        place=place,
+        tied=place is not None and list(taken.values()).count(place) > 1,
+        robust=_rate([record.score.robust for record in records], records[0].score.n),
+        clean=_rate([record.score.clean for record in records], records[0].score.n),
         survived=_means([record.score.survived for record in records]),
         weak=_means([record.score.weak for record in records]),
         curve=_means([{point.eps: point.robust for point in record.score.curve} for record in records]),
@@ -298,14 +260,11 @@ def _row(key: Key, group: Group, standing: tuple[int, bool], robust: stats.Sprea
     )
 
 
-def _rate(counts: Sequence[int], n: int, spread: stats.Spread) -> Rate:
-    seeds, total = len(counts), sum(counts)
-    mean = total / (seeds * n)
-    if spread.df == 0:
-        low, high = stats.wilson(total, seeds * n, 1 - ALPHA)
-        return Rate(tuple(counts), mean, low, high, None)
-    half = spread.half_width(seeds, 1 - ALPHA)
-    return Rate(tuple(counts), mean, max(0.0, mean - half), min(1.0, mean + half), half)
+def _rate(counts: Sequence[int], n: int) -> Rate:
+    mean = sum(counts) / (len(counts) * n)
+    if len(counts) == 1:
+        return Rate(tuple(counts), mean, *stats.wilson(counts[0], n, 1 - ALPHA), "wilson")
+    return Rate(tuple(counts), mean, *stats.logit_interval(counts, n, 1 - ALPHA), "logit-t")
 
 
 def _means(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:

@@ -11,11 +11,12 @@ import tomli_w
 import torch
 
 import bench.trial
+from bench.beside import RECORD
 from bench.checkpoint import open_net
 from bench.claim import Claim, load_claim, make
 from bench.files import sha256_of, write_bytes
 from bench.record import load_arrays, pack_outcomes, standing
-from bench.score import RECORD, score
+from bench.score import score
 from tests.nets import STORE, changed, quick_attacks, seal_state
 
 N = 400
@@ -67,9 +68,14 @@ def robust(claim: Path) -> np.ndarray:
 def overstated(claim: Path, points: float) -> Path:
     """Rewrite the claim and its outcomes, consistently, to say that so many points more of the images stand."""
     arrays = load_arrays(claim.parent / "outcomes.npz", load_claim(claim).outcomes.sha256, "outcomes")
-    fooled = np.flatnonzero(arrays["clean"] & ~standing(arrays))[: round(points * N / 100)]
-    survived = {name.removeprefix("survived/"): bits for name, bits in arrays.items() if name.startswith("survived/")}
-    for bits in survived.values():
-        bits[fooled] = True
+    bits = standing(arrays)
+    bits[np.flatnonzero(arrays["clean"] & ~bits)[: round(points * N / 100)]] = True
+    return claiming(claim, bits)
+
+
+def claiming(claim: Path, bits: np.ndarray, **changes) -> Path:
+    """Rewrite the claim and its outcomes, consistently, to say that these images stand, bool (n,)."""
+    arrays = load_arrays(claim.parent / "outcomes.npz", load_claim(claim).outcomes.sha256, "outcomes")
+    survived = {name.removeprefix("survived/"): bits for name in arrays if name.startswith("survived/")}
     write_bytes(claim.parent / "outcomes.npz", pack_outcomes(arrays["labels"], arrays["predicted"], survived, {}, {}))
-    return edited(claim, robust=load_claim(claim).robust + len(fooled))
+    return edited(claim, **({"robust": int(bits.sum())} | changes))

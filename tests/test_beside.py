@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from bench.beside import beside, make_room, net_path, publish, read_outside, signature_path
+from bench.beside import beside, make_room, net_path, publish, signature_path
 from bench.errors import PrunebenchError
 from bench.files import sha256_of, write_bytes
 from bench.record import outcomes_path, pairs_path, proposals_path
@@ -158,19 +158,3 @@ def test_a_net_of_the_zoo_is_known_by_its_job(tmp_path):
     make_room(tmp_path, tmp_path / "none", "robustbench:A", force=False)
     with pytest.raises(PrunebenchError, match="of another net"):
         make_room(tmp_path, tmp_path / "none", "robustbench:B", force=False)
-
-
-def test_only_regular_files_within_bounds_are_read(tmp_path):
-    (tmp_path / "file").write_bytes(b"12345")
-    assert read_outside(tmp_path / "file", "it", 5) == b"12345"
-    with pytest.raises(PrunebenchError, match="larger than 4 bytes"):
-        read_outside(tmp_path / "file", "it", 4)
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "endless").symlink_to("/dev/zero")
-    for name in ("pipe", "endless"):
-        with pytest.raises(PrunebenchError, match="is not a regular file"):
-            read_outside(tmp_path / name, "it", 5)
-    with pytest.raises(PrunebenchError, match=r"Cannot read .*Is a directory"):
-        read_outside(tmp_path, "it", 5)
-    with pytest.raises(PrunebenchError, match=r"Cannot read .*No such file.*; look"):
-        read_outside(tmp_path / "none", "it", 5, way_out="look")

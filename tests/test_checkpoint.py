@@ -372,7 +372,7 @@ def test_a_file_of_ours_that_holds_no_net(tmp_path, about):
 
 def test_files_that_cannot_be_read(tmp_path):
     assert "No such file" in refused(tmp_path / "none.safetensors", "file")
-    assert "Is a directory" in refused(tmp_path, "file")
+    assert "is a directory, not a regular file" in refused(tmp_path, "file")
     huge = tmp_path / "huge.safetensors"
     with huge.open("wb") as file:
         file.truncate(LARGEST + 1)  # a hole: it takes no disk

@@ -218,6 +218,12 @@ def test_a_claim_from_a_record_to_its_verdicts(prunebench, honest, tmp_path):
     code, out, err = prunebench("verify", "over", "--quiet")
     assert (code, err) == (1, "") and "not reproduced: Of 400 images 20 are claimed robust and are wrong here: " in out
 
+    refused = mistake(prunebench, "claim", scored, "--out", "mine", "--at-least", "10 %")
+    assert "mine holds another claim or another net (CLAIM.toml)" in refused and "--force" in refused
+    assert prunebench("claim", scored, "--out", "mine", "--at-least", "10 %", "--force")[0] == 0
+    code, out, err = prunebench("verify", "mine", "--quiet")
+    assert (code, err) == (0, "") and out.endswith("At least 10 % of 400 images are 40.\n")
+
     (tmp_path / "mine" / "net.safetensors").write_bytes(b"another")
     assert "is of a net with the sha256 " in mistake(prunebench, "verify", "mine", "--quiet")
     copied(honest, tmp_path / "good \x1b[31m")
@@ -275,7 +281,7 @@ def training(*changes, protocol="digits-linf", pruner="imp", sparsity="0.9"):
     ("arguments", "said"),
     [
         (training(protocol="digit-linf"), "Unknown protocol 'digit-linf'; did you mean 'digits-linf'? Choose"),
-        (training(protocol="none.toml"), "Cannot read the protocol none.toml (No such file or directory)"),
+        (training(protocol="none.toml"), "Cannot read none.toml, a protocol of prunebench (No such file or directory)"),
         (training(pruner="magnitud"), "Unknown pruner 'magnitud'; did you mean 'magnitude'? Choose from: awt, dense, "),
         (training(pruner="imp:round=3"), "Unknown option of imp 'round'; did you mean 'rounds'? Choose from: re"),
         (training(pruner="imp:rounds=many"), "'many' of imp is not of type int"),
@@ -294,14 +300,14 @@ def training(*changes, protocol="digits-linf", pruner="imp", sparsity="0.9"):
         (("run", "digits-linf", "--examples", "501"), "digits has 500 test images, fewer than the 501"),
         (("run", "digits-linf", "--device", "tpu"), "Unknown device 'tpu'"),
         (("run", "mnist-linf"), "Data set mnist is not in data"),
-        (("inspect", "none.safetensors"), "Cannot read none.safetensors (No such file or directory)"),
+        (("inspect", "none.safetensors"), "Cannot read none.safetensors, a net file of prunebench (No such file"),
         (("score", "none.safetensors"), "There is no file none.safetensors"),
         (("rank", "none"), "none"),
         (("site", "none", "--out", "site"), "There is no folder none"),
         (("new", "../mine"), "Cannot call a pruner '../mine'"),
         (("new", "imp"), "There is a pruner 'imp' already"),
         (("check", "impp"), "Unknown pruner 'impp'; did you mean 'imp'?"),
-        (("import", "none.pt", "--arch", "digits-cnn", "--protocol", "digits-linf", "--out", "o"), "no file 'none.pt'"),
+        (("import", "none.pt", "--arch", "digits-cnn", "--protocol", "digits-linf", "--out", "o"), "Cannot read none"),
         (("import", "x.pt", "--arch", "digitscnn", "--protocol", "digits-linf", "--out", "o"), "'digits-cnn'?"),
         (("import", "x.pt", "--arch", "resnet18", "--protocol", "cifar10", "--out", "o"), "'cifar10-linf'?"),
     ],

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from bench.errors import LONGEST, PrunebenchError
-from bench.files import canonical_json, sha256_of, sole_user, write_aside, write_bytes, write_json
+from bench.errors import LONGEST, PrunebenchError, Refused
+from bench.files import (
+    canonical_json,
+    digest_outside,
+    open_outside,
+    read_known,
+    read_outside,
+    sha256_of,
+    sole_user,
+    write_aside,
+    write_bytes,
+    write_json,
+)
 
 
 def run(code, *arguments):
@@ -74,7 +89,7 @@ def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from bench.errors import LONGEST, PrunebenchError
+from bench.errors import LONGEST, PrunebenchError, Refused
 from bench.files import write_bytes
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails, as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -151,3 +166,115 @@ def test_errors_are_one_printable_line_of_bounded_length():
         said = str(PrunebenchError("value " + "x" * (length - 12) + " rule."))
         assert len(said) <= LONGEST and said.startswith("value ") and said.endswith(" rule.")
     assert said[:1100].count(" ... ") == 1
+
+
+READERS = {
+    "read": read_outside,
+    "digest": digest_outside,
+    "known": lambda path, what, largest: read_known(path, "0" * 64, what, largest, missing="m", other="o"),
+}
+
+
+def hostile(folder: Path, kind: str) -> Path:
+    """Something at the path `folder`/a that is no plain small file."""
+    path = folder / "a"
+    if kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(os.path.relpath(path))
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link to a pipe":
+        os.mkfifo(folder / "pipe")
+        path.symlink_to(folder / "pipe")
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "loop":
+        path.symlink_to(path)
+    elif kind == "large":
+        with path.open("wb") as file:
+            file.truncate(101)
+    else:
+        path.symlink_to({"endless": "/dev/zero", "random": "/dev/urandom", "terminal": "/dev/tty",
+                         "grows": "/proc/self/maps", "lies": "/proc/self/mountinfo"}[kind])  # fmt: skip
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="these files are Linux's")
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("endless", "is a device, not a regular file"), ("random", "is a device"),
+        ("terminal", "is a device|Cannot read"), ("pipe", "is a pipe"), ("link to a pipe", "is a pipe"),
+        ("socket", "Cannot read"), ("directory", "is a directory"), ("loop", "Cannot read"),
+        ("large", "larger than 100 bytes"), ("grows", "larger than 100 bytes"), ("lies", "larger than 100 bytes"),
+    ],
+)  # fmt: skip
+def test_only_regular_files_of_a_known_size_are_read(kind, said, reader, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = hostile(tmp_path, kind)
+    if kind in ("grows", "lies"):
+        assert stat.S_ISREG(path.stat().st_mode) and path.stat().st_size == 0  # it says that it is empty
+    with pytest.raises(PrunebenchError, match=said):
+        READERS[reader](path, "a thing", 100)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 300, "none", "a/b"])
+def test_paths_that_are_none_are_one_sentence(name, tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(PrunebenchError, match=r"Cannot read .*, a thing"):
+        read_outside(tmp_path / name, "a thing", 100)
+
+
+def test_a_sound_file_is_read_whole_also_through_links(tmp_path):
+    for size in (0, 1, 100):
+        (tmp_path / "b").write_bytes(bytes(size))
+        (tmp_path / "a").unlink(missing_ok=True)
+        (tmp_path / "a").symlink_to("b")
+        assert read_outside(tmp_path / "a", "a thing", 100) == bytes(size)
+        assert digest_outside(tmp_path / "a", "a thing", 100) == sha256_of(bytes(size))
+
+
+def test_a_file_that_grows_while_it_is_read_is_read_no_further(tmp_path, monkeypatch):
+    path, real = tmp_path / "a", os.fstat
+    path.write_bytes(bytes(101))
+
+    def small(handle):
+        found = list(real(handle))
+        found[stat.ST_SIZE] = 50
+        return os.stat_result(found)
+
+    monkeypatch.setattr("bench.files.os.fstat", small)
+    with pytest.raises(PrunebenchError, match="larger than 100 bytes"):
+        read_outside(path, "a thing", 100)
+    assert len(read_outside(path, "a thing", 101)) == 101
+
+
+def test_a_file_that_is_exchanged_after_it_was_opened_is_still_the_one_judged(tmp_path):
+    """No moment between looking and reading: the twin looks at the path first, and is led elsewhere."""
+    path, other = tmp_path / "a", tmp_path / "other"
+    path.write_bytes(b"sound")
+    other.write_bytes(b"secret")
+    with open_outside(path, "a thing", 100) as file:
+        path.unlink()
+        path.symlink_to(other)
+        assert file.read() == b"sound"
+    assert path.read_bytes() == b"secret"
+
+
+def test_a_complaint_may_carry_a_check(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(101))
+    for name, check in (("none", "file"), ("a", "format"), (".", "file")):
+        with pytest.raises(Refused) as refused:
+            read_outside(tmp_path / name, "a net", 100, complain=Refused)
+        assert refused.value.check == check
+
+
+def test_no_handle_stays_open(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(101))
+    before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
+    for name in ("a", "none", "."):
+        with pytest.raises(PrunebenchError):
+            read_outside(tmp_path / name, "a thing", 100)
+    read_outside(tmp_path / "a", "a thing", 101)
+    assert (len(list(Path("/proc/self/fd").iterdir())) if before else 0) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 import bench.trial
 from bench import flags, probes
 from bench.attacks import STANDARD, WEAK
+from bench.beside import RECORD
 from bench.checkpoint import open_net
 from bench.data import as_float
 from bench.errors import Refused
@@ -19,7 +21,7 @@ from bench.journal import Journal
 from bench.protocol import Threat
 from bench.record import Point, load_record
 from bench.referee import Referee
-from bench.score import RECORD, score
+from bench.score import score
 from bench.trial import Trial, radii
 from tests.nets import STORE, TINY, misplaced
 
@@ -129,7 +131,7 @@ def test_all_flags_are_in_a_record(scored):
         found = {flag.name: flag for flag in load_record(folder / RECORD).score.flags}
         assert set(found) == {
             "black-box-wins", "zero-gradients", "eps-curve", "weak-beats-strong", "weak-strong-gap", "nondeterministic",
-            "quantised-input", "softmax-output", "transfer", "kernel-disagrees",
+            "quantised-input", "softmax-output", "transfer", "kernel-disagrees", "out-of-range", "rounding", "constant",
         }  # fmt: skip
         assert found["transfer"].value is None  # no dense net was given
         assert found["kernel-disagrees"].value == 0.0
@@ -267,6 +269,11 @@ def test_kernels_whose_gradient_is_wrong_are_found_out(nets, monkeypatch):
         (flags.transfer(1, 100), 0.01),
         (flags.kernel_disagrees(3, 1000, 0, 100), 0.002),
         (flags.kernel_disagrees(0, 1000, 3, 100), 0.02),
+        (flags.out_of_range(1.01), 1.01),
+        (flags.out_of_range(float("inf")), sys.float_info.max),
+        (flags.rounding(1, 100), 0.01),
+        (flags.constant([], [4, 4, 4], [4, 4, 3]), 1),
+        (flags.constant(["No weight is left in 1.0.weight."], [4, 4, 3], [4, 4, 3]), 1),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
@@ -291,6 +298,10 @@ def test_the_value_on_paper_is_above_the_threshold(flag, value):
         flags.kernel_disagrees(1, 100, 0, 100),
         flags.kernel_disagrees(0, 1000, 1, 100),
         flags.kernel_disagrees(0, 0, 0, 100),
+        flags.out_of_range(1.0),
+        flags.rounding(0, 100),
+        flags.constant([], [4, 4, 3], [4, 4, 4]),
+        flags.constant([], [4, 4, 4], [4, 4, 4]),
     ],
     ids=lambda flag: flag.name,
 )

@@ -9,9 +9,10 @@ import torch
 
 import bench.trial
 from bench.attacks import STANDARD
+from bench.beside import RECORD
 from bench.journal import Finding, Journal
 from bench.record import outcomes_path
-from bench.score import RECORD, score
+from bench.score import score
 from tests.nets import STORE, changed, quick_attacks
 from tools.kill_and_resume import timeless
 

@@ -30,6 +30,7 @@ HOSTILE = (
     "%{fullData.name}",
 )  # fmt: skip
 FLAG = {"name": "black-box-wins", "value": 0.0, "threshold": 1.0, "sentence": "Square fools 7 of the survivors."}
+ROWS = ("imp-s0.95", "imp-shuffle=true-s0.95", "magnitude-s0.95", "random-s0.95", "dense-s0")
 CURVE = [{"eps": "0.1", "robust": 70}, {"eps": "1/5", "robust": 20}]
 
 
@@ -39,7 +40,7 @@ def pairs(channels=1):
 
 
 def fill(folder, name="imp", text="plain", file="refused", *, shown=None):
-    """Records of two pruners, one of them `name`, with `text` wherever a record has room for it."""
+    """Records of a method `name`, its shuffle and three others, with `text` wherever a record has room for it."""
     kept = pairs() if shown is None else shown
     for seed in range(3):
         flags = [FLAG | {"value": 7.0 if seed else 0.0, "sentence": f"{FLAG['sentence']} {text}"}]
@@ -51,6 +52,8 @@ def fill(folder, name="imp", text="plain", file="refused", *, shown=None):
         record = make(name, 0.95, seed, robust=50 + seed, score=score, pairs=sha256_of(kept), **common)
         write_bytes(pairs_path(save(folder, record, f"a-seed{seed}")), kept)
         save(folder, make("random", 0.95, seed, robust=20 + seed, **common), f"b-seed{seed}")
+        save(folder, make("magnitude", 0.95, seed, robust=40 - seed, **common), f"d-seed{seed}")
+        save(folder, make(name, 0.95, seed, robust=10, job={"options": {"shuffle": True}}, **common), f"e-seed{seed}")
         save(folder, make("dense", 0.0, seed, robust=60 + seed, **common), f"c-seed{seed}")
     refusal(reason=text, refused=text, file=text).save(folder / f"{file}.json")
     return folder
@@ -103,13 +106,16 @@ def html_pages(folder):
 
 
 def test_a_page_for_the_board_and_one_for_each_row(made):
-    names = {f"entries/digits-linf-{name}.html" for name in ("imp-s0.95", "random-s0.95", "dense-s0")}
+    names = {f"entries/digits-linf-{name}.html" for name in ROWS}
     assert set(html_pages(made)) == {"index.html", *names}
     assert {path.name for path in (made / "assets").iterdir()} == {
         "plotly.js", "site.css", "site.js", "tables.css", "tables.js",
     }  # fmt: skip
     text = " ".join(html_pages(made)["index.html"].texts)
-    for shown in ("imp", "0.95", "51.0 ± 1.4", "ref", "Square fools 7 of the survivors.", "refused.json", "official"):
+    for shown in (
+        "imp", "0.95", "51.0 [48.5, 53.5]", "+12.0 [+7.0, +17.0]", "better", "3 seeds find a true difference",
+        "official", "Square fools 7 of the survivors.", "refused.json", "unpruned nets and controls, without a place",
+    ):  # fmt: skip
         assert shown in text, shown
 
 
@@ -389,33 +395,36 @@ def watched(browser):
     made.page.close()
 
 
-def shows(page, place, *texts):
-    """Wait until the cells at `place` in the lines of the board are these, from the top."""
+def shows(page, place, *texts, table="board"):
+    """Wait until the cells at `place` in the lines of the table are these, from the top."""
     from playwright.sync_api import expect
 
-    expect(page.locator(f"#b1-board tbody td:nth-child({place})")).to_have_text(list(texts), timeout=60_000)
+    expect(page.locator(f"#b1-{table} tbody td:nth-child({place})")).to_have_text(list(texts), timeout=60_000)
 
 
 def test_the_table_sorts_filters_and_leads_to_an_entry(watched, made):
     watched.open(made / "index.html")
     page = watched.page
-    shows(page, 2, "dense", "imp", "random")
+    shows(page, 1, "1", "2")
+    shows(page, 2, "imp", "magnitude")
+    shows(page, 6, "better", "")
+    shows(page, 1, "dense", "random", "imp:shuffle=true", table="controls")
     head = page.locator("#b1-board thead th", has_text="Robust %")
     head.click()
     page.wait_for_selector("#b1-board th[aria-sort=ascending]")
-    # t(.975, 6) * .01 / sqrt(3) = 1.4 points
-    shows(page, 4, "21.0 ± 1.4", "51.0 ± 1.4 \u26a0", "61.0 ± 1.4")
+    # log-odds of 117.5 / 301 and 153.5 / 301, +- t(.975, 2) * .01 / sqrt(3) over m (1 - m)
+    shows(page, 4, "39.0 [36.6, 41.5]", "51.0 [48.5, 53.5] \u26a0")
     head.click()
     page.wait_for_selector("#b1-board th[aria-sort=descending]")
-    shows(page, 2, "dense", "imp", "random")
+    shows(page, 2, "imp", "magnitude")
     search = page.get_by_label("Filter").first
-    search.fill("rand")
-    shows(page, 2, "random")
+    search.fill("magn")
+    shows(page, 2, "magnitude")
     search.fill("")
-    shows(page, 2, "dense", "imp", "random")
-    page.locator("#b1-board th", has_text="Sparsity").get_by_role("button", name="Filter by this column").click()
+    shows(page, 2, "imp", "magnitude")
+    page.locator("#b1-controls th", has_text="Sparsity").get_by_role("button", name="Filter by this column").click()
     page.locator(".dtcc-dropdown input").fill("0.95")
-    shows(page, 2, "imp", "random")
+    shows(page, 1, "random", "imp:shuffle=true", table="controls")
     page.keyboard.press("Escape")
     sign = page.locator("#b1-board a.sign")
     assert "Square fools 7 of the survivors." in sign.get_attribute("title")

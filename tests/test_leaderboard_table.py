@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench import stats
 from bench.errors import PrunebenchError
+from bench.files import sha256_of
 from bench.protocol import PROTOCOLS
+from bench.record import outcomes_path
 from leaderboard.table import rank, read
-from tests.records import ATTACKS, PRUNABLE, make, refusal, save
+from tests.records import ATTACKS, PRUNABLE, make, outcomes, refusal, save
 
 
 def results(*records):
@@ -27,67 +32,107 @@ def only_board(*records):
 
 
 def three(pruner, robust, sparsity=0.9, **changes):
-    """Three seeds that are `robust` - 2, `robust`, `robust` + 2 of 100: variance 4 points squared."""
+    """Three seeds that are `robust` - 2, `robust`, `robust` + 2 of 100: a standard deviation of 2 points."""
     return [make(pruner, sparsity, seed, robust=robust + 2 * (seed - 1), **changes) for seed in range(3)]
 
 
-def test_a_row_is_the_mean_over_seeds_with_the_pooled_interval():
-    board = only_board(*three("imp", 50), *three("random", 30))
-    assert board.df == 4
+def steps(pruner, counts, sparsity=0.9, options=None, **changes):
+    """A record a seed with these robust counts of 100."""
+    job = {"options": options or {}}
+    return [make(pruner, sparsity, seed, robust=count, job=job, **changes) for seed, count in enumerate(counts)]
+
+
+def odds(rate):
+    return math.log(rate / (1 - rate))
+
+
+def test_a_row_is_the_mean_over_seeds_with_an_interval_from_its_own_seeds():
+    board = only_board(*three("imp", 50), *steps("hydra", [10, 30, 50]))
     row = board.rows[0]
-    half = 2.776445 * 0.02 / math.sqrt(3)  # t(.975, 4) * sd / sqrt(seeds)
     assert (row.pruner, row.sparsity, row.seeds, row.robust.counts) == ("imp", Decimal("0.9"), (0, 1, 2), (48, 50, 52))
-    assert row.robust.mean == 0.5
-    assert row.robust.half == pytest.approx(half, rel=1e-6)
-    assert (row.robust.low, row.robust.high) == pytest.approx((0.5 - half, 0.5 + half), rel=1e-6)
-    # The clean counts are the same for every seed, pooled on their own: what rounding to 1 of 100 spreads is left.
-    assert row.clean.half == pytest.approx(2.776445 * 0.01 / math.sqrt(12) / math.sqrt(3), rel=1e-6)
+    assert (row.robust.mean, row.robust.interval) == (0.5, "logit-t")
+    half = 4.302653 * 0.02 / math.sqrt(3) / 0.25  # t(.975, 2) * sd / sqrt(seeds), over m (1 - m): on the log-odds
+    assert (odds(row.robust.low), odds(row.robust.high)) == pytest.approx((-half, half), rel=1e-6)
+    wide = board.rows[1].robust  # ten times the spread: no row pays for another
+    m = 90.5 / 301
+    assert odds(wide.high) - odds(wide.low) == pytest.approx(
+        2 * 4.302653 * 0.2 / math.sqrt(3) / (m * (1 - m)), rel=1e-6
+    )
     assert row.survived == dict.fromkeys(ATTACKS, 50.0)
-    assert [row.standing for row in board.rows] == ["1", "2"]
 
 
-def test_a_single_seed_borrows_the_spread_of_the_board():
-    board = only_board(*three("imp", 50), make("random", robust=30))
-    random = board.rows[1]
-    assert board.df == 2
-    assert random.robust.half == pytest.approx(4.302653 * 0.02, rel=1e-6)  # t(.975, 2), one seed
+def test_intervals_stay_within_0_and_1():
+    """With one spread pooled over the board they did not: its dense nets had a clean accuracy of 98.7 +- 4.6."""
+    rows = only_board(
+        *steps("imp", [98, 97, 100], clean=100), *steps("hydra", [2, 1, 3]), *steps("zero", [0, 0, 0])
+    ).rows
+    for row in rows:
+        assert 0 <= row.robust.low <= row.robust.mean <= row.robust.high <= 1
+    high, low, zero = (row.robust for row in rows)
+    assert high.mean - high.low > high.high - high.mean > 0 < low.mean - low.low < low.high - low.mean
+    assert zero.low == 0 < zero.high
 
 
-def test_intervals_are_cut_at_0_and_1():
-    rows = only_board(*three("imp", 98, clean=100), *three("random", 2)).rows
-    assert rows[0].robust.high == 1.0 < rows[0].robust.mean + rows[0].robust.half
-    assert rows[1].robust.low == 0.0 > rows[1].robust.mean - rows[1].robust.half
-
-
-def test_without_a_second_seed_intervals_are_wilsons_and_all_tie():
-    board = only_board(make("imp", robust=70), make("random", robust=10), make("imp", 0.95, robust=5))
+def test_a_row_with_one_seed_has_wilsons_interval_and_ties():
+    board = only_board(make("imp", robust=70), *three("hydra", 10), *three("magnitude", 50))
+    row = next(row for row in board.rows if row.pruner == "imp")
     p, z2 = 0.7, 1.959963984540054**2
     half = math.sqrt(z2 * (p * (1 - p) / 100 + z2 / 40000)) / (1 + z2 / 100)
     centre = (p + z2 / 200) / (1 + z2 / 100)
-    assert board.df == 0
-    assert (board.rows[0].robust.low, board.rows[0].robust.high) == pytest.approx((centre - half, centre + half))
-    assert board.rows[0].robust.half is None
-    assert [row.standing for row in board.rows] == ["1=", "1=", "1"]
-    assert "No job has two seeds" in board.note
-    assert "No job has two seeds" not in only_board(make(), make(seed=1)).note
+    assert (row.robust.low, row.robust.high) == pytest.approx((centre - half, centre + half))
+    assert row.robust.interval == "wilson"
+    assert "A row with one seed has Wilson's interval" in board.note
+    assert {row.pruner: row.standing for row in board.rows} == {"imp": "1=", "magnitude": "1=", "hydra": "2"}
+    alone = only_board(make("imp", robust=70), make("hydra", robust=10), make("imp", 0.95, robust=5))
+    assert [row.standing for row in alone.rows] == ["1=", "1=", "1"]
+    assert "Every row has one seed" in alone.note
+    assert "one seed" not in only_board(*three("imp", 50)).note.removeprefix("Nets of one seed")
 
 
-def test_ties_do_not_chain_and_are_shown():
-    # sd .02 with df 6, three seeds: the error of a difference is .01633. Gaps of 4 points: t = 2.45, p = .050;
-    # the gap of 8: t = 4.90, p = .0027, times 3 = .0081.
-    board = only_board(*three("a", 46), *three("b", 50), *three("c", 54))
-    assert [(row.pruner, row.standing) for row in board.rows] == [("c", "1="), ("b", "1="), ("a", "2")]
+def test_controls_and_references_have_no_place():
+    board = only_board(
+        *three("dense", 70, 0.0), *three("iwi-dense", 40, 0.0), *three("imp", 30), *three("random", 75),
+        *steps("imp", [78, 80, 79], options={"shuffle": True}), *steps("random", [1, 2, 3], options={"shuffle": True}),
+    )  # fmt: skip
+    shown = [(row.pruner, row.role, row.standing, row.place) for row in board.rows]
+    assert shown == [
+        ("dense", "reference", "ref", None), ("iwi-dense", "reference", "ref", None), ("imp", "method", "1", 1),
+        ("imp:shuffle=true", "control", "control", None), ("random", "control", "control", None),
+        ("random:shuffle=true", "control", "control", None),
+    ]  # fmt: skip
 
 
-def test_places_are_among_the_rows_of_one_sparsity():
-    board = only_board(*three("dense", 70, 0.0), *three("imp", 50), *three("imp", 40, 0.95), *three("random", 10))
-    shown = [(str(row.sparsity), row.pruner, row.standing) for row in board.rows]
-    assert shown == [("0", "dense", "ref"), ("0.9", "imp", "1"), ("0.9", "random", "2"), ("0.95", "imp", "1")]
+def test_a_place_counts_the_methods_that_are_better():
+    """Differences 8, 9, 10 by seed have t = 9 sqrt(3) = 15.6 and p = .0041; times 6 pairs .0245."""
+    board = only_board(
+        *steps("a", [40, 40, 40]), *steps("b", [48, 49, 50]), *steps("c", [56, 58, 60]), *steps("d", [20, 45, 79]),
+    )  # fmt: skip
+    found = {(c.pruner, c.control): (c.family, c.verdict) for c in board.contrasts}
+    assert {family for family, _ in found.values()} == {"places"}
+    assert found["a", "b"] == found["b", "c"] == found["a", "c"] == ("places", "-")
+    assert [found[pair][1] for pair in (("a", "d"), ("b", "d"), ("c", "d"))] == ["="] * 3
+    assert [(row.pruner, row.standing) for row in board.rows] == [("c", "1="), ("d", "1="), ("b", "2"), ("a", "3")]
 
 
-def test_two_unpruned_nets_are_ranked():
-    board = only_board(*three("dense", 70, 0.0), *three("wide", 70, 0.0))
-    assert [row.standing for row in board.rows] == ["1=", "1="]
+def test_pairs_with_magnitude_are_judged_once_with_the_primary_contrasts():
+    board = only_board(*steps("imp", [48, 49, 50]), *steps("hydra", [40, 42, 41]), *steps("magnitude", [40, 40, 40]))
+    found = {(c.pruner, c.control): (c.family, c.verdict) for c in board.contrasts}
+    assert found == {
+        ("imp", "magnitude"): ("primary", "+"), ("hydra", "magnitude"): ("primary", "="),
+        ("hydra", "imp"): ("places", "-"),
+    }  # fmt: skip
+    assert {row.pruner: row.standing for row in board.rows} == {"imp": "1", "magnitude": "2=", "hydra": "2="}
+
+
+def test_what_is_compared_does_not_depend_on_results():
+    def pairs(*counts):
+        records = [record for name, count in zip(("imp", "magnitude", "random"), counts, strict=True)
+                   for record in three(name, count)]  # fmt: skip
+        return [(c.family, c.pruner, c.control) for c in only_board(*records).contrasts]
+
+    assert pairs(10, 50, 70) == pairs(70, 50, 10) == [
+        ("primary", "imp", "magnitude"), ("secondary", "imp", "random"), ("secondary", "magnitude", "random"),
+    ]  # fmt: skip
 
 
 def test_options_make_another_row_and_are_part_of_the_name():
@@ -227,36 +272,144 @@ def test_doubts_name_the_seeds_whose_flags_are_up():
     assert [(doubt.sentence, doubt.seeds) for doubt in row.flags] == [("Wide gap.", (0, 2, 3))]
 
 
-def seeds_of(label, counts, sparsity=0.9, options=None):
-    """Records of one row, a seed each, with these robust counts of 100."""
-    return {
-        Path(f"{label}{options or ''}{sparsity}-{seed}.json"): make(
-            label, sparsity, seed, robust=count, job={"options": options or {}}
-        )
-        for seed, count in enumerate(counts)
-    }
+def contrast(board, pruner, control):
+    (found,) = (c for c in board.contrasts if (c.pruner, c.control) == (pruner, control))
+    return found
 
 
-def test_methods_are_held_against_their_controls():
-    """On paper: sd 2 with 6 degrees of freedom, t = 10 / (2 sqrt(2/3)) = 6.1 and 1.2; half = 2.447 * 2 sqrt(2/3)."""
-    records = seeds_of("imp", [60, 62, 64]) | seeds_of("random", [50, 52, 54])
-    records |= seeds_of("imp", [58, 60, 62], options={"shuffle": True})
-    (board,) = rank(records).boards
-    found = {(each.pruner, each.control): each for each in board.contrasts}
-    assert set(found) == {("imp", "random"), ("imp", "imp:shuffle=true")}  # a shuffle is no method, random has none
-    assert found["imp", "random"].gap == pytest.approx(0.1) and found["imp", "random"].clear
-    assert found["imp", "imp:shuffle=true"].gap == pytest.approx(0.02) and not found["imp", "imp:shuffle=true"].clear
-    assert found["imp", "random"].half == pytest.approx(0.03996, abs=1e-5)
+def test_contrasts_are_paired_by_seed():
+    """Seeds differ by 20 points, methods by 2, 3 and 4: t = 3 sqrt(3) = 5.2, p = 1 - t / sqrt(2 + t^2) = .0351."""
+    found = contrast(only_board(*steps("imp", [22, 43, 64]), *steps("magnitude", [20, 40, 60])), "imp", "magnitude")
+    t, half = 3 * math.sqrt(3), 4.302653 * 0.01 / math.sqrt(3)
+    assert (found.family, found.seeds, found.verdict) == ("primary", (0, 1, 2), "+")
+    assert (found.gap, found.sd, found.p) == pytest.approx((0.03, 0.01, 1 - t / math.sqrt(2 + t * t)))
+    assert (found.low, found.high) == pytest.approx((0.03 - half, 0.03 + half), rel=1e-6)
+    # The same counts with other seeds: the blocks are others, and nothing is left of it.
+    other = [make("imp", 0.9, seed, robust=count) for seed, count in ((0, 43), (1, 64), (2, 22))]
+    assert contrast(only_board(*other, *steps("magnitude", [20, 40, 60])), "imp", "magnitude").verdict == "="
 
 
-def test_a_method_below_its_control_is_seen_and_other_options_are_no_control():
-    records = seeds_of("imp", [50, 52, 54]) | seeds_of("magnitude", [60, 62, 64])
-    records |= seeds_of("imp", [20, 22, 24], options={"rounds": 2, "shuffle": True})
-    (board,) = rank(records).boards
-    assert [(each.pruner, each.control, each.clear) for each in board.contrasts] == [("imp", "magnitude", True)]
-    assert board.contrasts[0].gap == pytest.approx(-0.1)
+def test_only_seeds_that_both_have_count():
+    """Seed 0 is missing on one side, seed 3 on the other: the differences are 3 and 4 of 100."""
+    ours = [make("imp", 0.9, seed, robust=count) for seed, count in ((1, 43), (2, 64), (3, 1))]
+    found = contrast(only_board(*ours, *steps("magnitude", [70, 40, 60])), "imp", "magnitude")
+    assert (found.seeds, found.gap) == ((1, 2), pytest.approx(0.035))
 
 
-def test_with_one_seed_nothing_is_clear():
-    (board,) = rank(seeds_of("imp", [80]) | seeds_of("random", [10])).boards
-    assert [(each.gap, each.half, each.clear) for each in board.contrasts] == [(pytest.approx(0.7), None, False)]
+def test_without_two_common_seeds_nothing_is_told_apart():
+    lonely = [make("imp", 0.9, seed, robust=80) for seed in (5, 6, 7)]
+    board = only_board(*lonely, *steps("magnitude", [1, 2, 3]), make("hydra", 0.9, 0, robust=80))
+    none, one = (contrast(board, pruner, "magnitude") for pruner in ("imp", "hydra"))
+    assert (none.seeds, none.gap, none.low, none.p, none.verdict) == ((), None, None, 1.0, "=")
+    assert (one.seeds, one.gap, one.low, one.p, one.verdict) == ((0,), pytest.approx(0.79), None, 1.0, "=")
+    assert {row.standing for row in board.rows} == {"1="}
+
+
+def test_methods_are_held_against_their_controls_and_shuffles_against_none():
+    records = [*steps("imp", [60, 62, 65]), *steps("random", [50, 52, 54]), *steps("magnitude", [60, 61, 62])]
+    records += steps("imp", [58, 60, 62], options={"shuffle": True})
+    records += steps("imp", [20, 22, 24], options={"rounds": 2, "shuffle": True})
+    found = {(c.family, c.pruner, c.control) for c in only_board(*records).contrasts}
+    assert found == {
+        ("primary", "imp", "magnitude"), ("secondary", "imp", "random"), ("secondary", "imp", "imp:shuffle=true"),
+        ("secondary", "magnitude", "random"),
+    }  # fmt: skip
+
+
+def test_holm_works_in_each_family_apart():
+    """p = .0351 alone is clear; beside four other primary contrasts it would have to lie below .01, and does not."""
+    few = [*steps("imp", [22, 43, 64]), *steps("magnitude", [20, 40, 60])]
+    many = [record for name in "abcd" for record in steps(name, [20, 41, 59])]
+    shuffles = steps("imp", [20, 41, 59], options={"shuffle": True}) + steps("random", [20, 41, 59])
+    assert contrast(only_board(*few), "imp", "magnitude").verdict == "+"
+    assert contrast(only_board(*few, *shuffles), "imp", "magnitude").verdict == "+"
+    beside = contrast(only_board(*few, *many), "imp", "magnitude")
+    assert beside.verdict == "=" and beside.adjusted == pytest.approx(5 * beside.p)
+
+
+def test_equal_counts_have_p_1_and_a_constant_gap_does_not_have_p_0():
+    board = only_board(*steps("a", [50, 51, 52]), *steps("b", [51, 52, 53]), *steps("magnitude", [50, 51, 52]))
+    assert contrast(board, "a", "magnitude").p == 1.0
+    t = math.sqrt(12 * 3)
+    assert contrast(board, "b", "magnitude").p == pytest.approx(1 - t / math.sqrt(2 + t * t))
+
+
+# The second opinion: seeds and images drawn anew
+
+
+def ranked(folder):
+    return rank(read(folder), folder).boards[0]
+
+
+def kept(folder, *records):
+    for record in records:
+        save(folder, record)
+    return ranked(folder)
+
+
+def test_the_bootstrap_is_of_the_raw_outcomes_and_needs_them_all(tmp_path):
+    """The images that stand are the first ones: gaps of 22, 23 and 24 images that one method alone has right."""
+    records = [*steps("imp", [62, 63, 64]), *steps("magnitude", [40, 40, 40])]
+    found = contrast(kept(tmp_path, *records), "imp", "magnitude")
+    low, high = found.bootstrap
+    spread = math.sqrt(0.23 * 0.77 / 100)  # of a share of 23 in 100 images drawn anew; the seeds add next to nothing
+    assert (low, high) == pytest.approx((0.23 - 1.96 * spread, 0.23 + 1.96 * spread), abs=0.02)
+    assert found.agrees is True
+    assert contrast(kept(tmp_path, *records), "imp", "magnitude").bootstrap == found.bootstrap
+    outcomes_path(tmp_path / "digits-linf" / "imp-s0.9-seed1.json").unlink()
+    without = contrast(ranked(tmp_path), "imp", "magnitude")
+    assert (without.bootstrap, without.agrees, without.p) == (None, None, found.p)
+    assert rank(read(tmp_path)).boards[0].contrasts[0].bootstrap is None
+
+
+def test_the_bootstrap_of_a_contrast_depends_on_its_own_records_alone(tmp_path):
+    records = [*steps("imp", [52, 50, 54]), *steps("magnitude", [40, 47, 50])]
+    first = contrast(kept(tmp_path / "a", *records), "imp", "magnitude")
+    beside = contrast(kept(tmp_path / "b", *records, *three("hydra", 60)), "imp", "magnitude")
+    assert first.bootstrap == beside.bootstrap
+
+
+def test_test_and_bootstrap_can_be_at_odds(tmp_path):
+    """One image more at every seed: seeds leave no doubt (t = 6), but without that one image nothing is left."""
+    found = contrast(kept(tmp_path, *steps("imp", [51] * 4), *steps("magnitude", [50] * 4)), "imp", "magnitude")
+    assert found.low > 0 and found.bootstrap[0] == 0
+    assert found.agrees is False
+
+
+def test_outcomes_that_are_not_the_records_are_refused(tmp_path):
+    kept(tmp_path, *three("imp", 50), *three("magnitude", 40))
+    path = outcomes_path(tmp_path / "digits-linf" / "imp-s0.9-seed1.json")
+    path.write_bytes(outcomes(100, 80, 79))
+    with pytest.raises(PrunebenchError, match=r"imp-s0.9-seed1.outcomes.npz .* sha256"):
+        ranked(tmp_path)
+
+
+@pytest.mark.parametrize("arrays", [
+    {"labels": np.zeros(100), "predicted": np.zeros(100), "survived/a": np.ones(100, bool)},
+    {"labels": np.zeros(100), "predicted": np.zeros(99)},
+    {"labels": np.zeros(100), "predicted": np.zeros(100), "survived/a": np.array(["x"] * 100)},
+    {"predicted": np.zeros(100)},
+])  # fmt: skip
+def test_outcomes_that_count_otherwise_are_refused_in_a_sentence(tmp_path, arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    path = save(tmp_path, make(outcomes=sha256_of(buffer.getvalue())))
+    outcomes_path(path).write_bytes(buffer.getvalue())
+    with pytest.raises(PrunebenchError, match=r"does not hold 100 images of which 50 stand, as .* says; score the net"):
+        ranked(tmp_path)
+
+
+# Power
+
+
+def test_power_is_that_of_the_primary_contrasts_with_their_own_spreads():
+    board = only_board(*steps("a", [41, 42, 43]), *steps("b", [38, 42, 46]), *steps("magnitude", [40, 40, 40]))
+    (found,) = board.powers
+    each = [stats.power(0.03, sd, 3, 2) for sd in (0.01, 0.04)]
+    assert (found.sparsity, found.tests, found.seeds) == (Decimal("0.9"), 2, 3)
+    assert (found.mean, found.lowest, found.highest) == pytest.approx((sum(each) / 2, min(each), max(each)))
+    assert list(found.planned) == [10, 15, 20]
+    assert found.planned[15] == pytest.approx(sum(stats.power(0.03, sd, 15, 2) for sd in (0.01, 0.04)) / 2)
+    assert only_board(*steps("a", [41, 42, 43]), *steps("b", [38, 42, 46])).powers == ()
+    (alone,) = only_board(*steps("a", [41]), *steps("magnitude", [40])).powers
+    assert (alone.mean, alone.planned) == (None, {})

@@ -12,11 +12,12 @@ from pyautoattack import AutoAttack
 from pyautoattack.state import EvaluationState
 
 from bench.attacks import STANDARD
+from bench.beside import RECORD
 from bench.checkpoint import open_net
 from bench.data import as_float
 from bench.protocol import PROTOCOLS
 from bench.record import load_record
-from bench.score import RECORD, score
+from bench.score import score
 from bench.seeds import derive
 from bench.task import train
 from tests.nets import STORE, TINY, changed, job, outcomes

@@ -12,6 +12,7 @@ from torch import nn
 
 import bench.score
 from bench.attacks import STANDARD, WEAK, pgd, within
+from bench.beside import RECORD, REFUSAL
 from bench.checkpoint import Net, open_net
 from bench.data import Store, as_float
 from bench.errors import PrunebenchError, Refused
@@ -19,7 +20,7 @@ from bench.lab import Lab
 from bench.models import build
 from bench.protocol import PROTOCOLS, Threat
 from bench.record import Refusal, load_record, outcomes_path, pack_outcomes, recount
-from bench.score import RECORD, REFUSAL, TIMES, score
+from bench.score import TIMES, score
 from bench.task import train
 from tests.nets import SPECS, STORE, TINY, changed, forged, job, outcomes, quick_attacks, seal_state
 from tools.kill_and_resume import timeless

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bench.stats import Spread, holm, mcnemar, noise, paired, places, pooled, sampled_noise, wilson
+from bench.stats import (
+    SeedTest,
+    bootstrap,
+    by_seed,
+    drawn,
+    holm,
+    logit_interval,
+    mcnemar,
+    noise,
+    noise_gap,
+    paired,
+    power,
+    sampled_noise,
+    wilson,
+)
 
 Z = 1.959963984540054  # 97.5 % quantile of the normal
 
@@ -41,32 +56,147 @@ def test_wilson_holds_the_rate_and_mirrors(case):
     assert wilson(n - count, n) == pytest.approx((1 - high, 1 - low), abs=1e-9)
 
 
-def test_pooled_adds_squares_about_each_mean():
-    # 1 2 3: squares 2, df 2. 10 14: squares 8, df 1. 7: nothing. So the variance is 10 / 3.
-    spread = pooled([[1, 2, 3], [10, 14], [7]])
-    assert spread.sd == pytest.approx(math.sqrt(10 / 3))
-    assert spread.df == 3
+def odds(rate):
+    return math.log(rate / (1 - rate))
 
 
-def test_agreement_by_chance_does_not_show_less_spread_than_rounding():
-    """A value known to a step of h is uniform in it: its standard deviation is h / sqrt(12)."""
-    assert pooled([[0.8, 0.8]], resolution=0.01) == Spread(0.01 / math.sqrt(12), 1)
-    assert pooled([[0.7, 0.9]], resolution=0.01) == pooled([[0.7, 0.9]])  # more than that is left as it is
+@pytest.mark.parametrize(
+    ("counts", "t"),
+    [([48, 50, 52], 4.302653), ([30, 50], 12.706205), ([1, 0, 0, 4], 3.182446), ([96, 100, 98], 4.302653)],
+)  # fmt: skip
+def test_the_interval_of_a_row_is_its_formula(counts, t):
+    """On the log-odds of the mean, with its standard error there by the delta method: s / (m (1 - m))."""
+    k, m = len(counts), (sum(counts) + 0.5) / (100 * len(counts) + 1)
+    sd = math.sqrt(sum((c / 100 - sum(counts) / k / 100) ** 2 for c in counts) / (k - 1))
+    half = t * sd / math.sqrt(k) / (m * (1 - m))
+    low, high = logit_interval(counts, 100)
+    assert (odds(low), odds(high)) == pytest.approx((odds(m) - half, odds(m) + half), rel=1e-5)
 
 
-def test_pooled_over_equal_values_is_nothing():
-    assert pooled([[0.8, 0.8, 0.8], [0.1, 0.1, 0.1]]) == Spread(0.0, 4)
+def test_far_from_0_and_1_the_interval_is_nearly_students():
+    low, high = logit_interval([4990, 5000, 5010], 10_000)
+    half = 4.302653 * 0.001 / math.sqrt(3)
+    assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-5)
 
 
-def test_pooled_over_single_values_knows_nothing():
-    spread = pooled([[1.0], [5.0]])
-    assert (math.isnan(spread.sd), spread.df) == (True, 0)
-    assert math.isnan(spread.half_width(1))
+@given(
+    st.integers(1, 600).flatmap(lambda n: st.tuples(st.lists(st.integers(0, n), min_size=2, max_size=20), st.just(n)))
+)
+def test_the_interval_of_a_row_holds_its_mean_and_stays_within_0_and_1(case):
+    """The interval that pooled one spread over the board reached from 94.1 to 103.3 here (98.7 +- 4.6)."""
+    counts, n = case
+    low, high = logit_interval(counts, n)
+    assert 0 <= low <= sum(counts) / (n * len(counts)) <= high <= 1
+    mirrored = logit_interval([n - count for count in counts], n)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-9)
 
 
-@pytest.mark.parametrize(("df", "quantile"), [(1, 12.7062), (2, 4.3027), (10, 2.2281), (30, 2.0423)])
-def test_half_width_uses_the_printed_t_table(df, quantile):
-    assert Spread(3.0, df).half_width(9) == pytest.approx(quantile, abs=5e-5)  # 3 / sqrt(9) = 1
+def test_seeds_that_agree_have_the_spread_of_rounding():
+    k, sd = 3, 1 / (100 * math.sqrt(12))
+    half = 4.302653 * sd / math.sqrt(k) / 0.25
+    assert odds(logit_interval([50] * k, 100)[1]) == pytest.approx(half, rel=1e-5)
+    low, high = logit_interval([0] * k, 100)
+    m = 0.5 / 301  # half an image of 300
+    assert low == 0
+    assert odds(high) == pytest.approx(odds(m) + 4.302653 * sd / math.sqrt(k) / (m * (1 - m)), rel=1e-5)
+
+
+@pytest.mark.parametrize("case", [([5], 10), ([], 10), ([5, 11], 10), ([-1, 5], 10), ([0, 0], 0)])
+def test_what_is_no_row_is_refused(case):
+    with pytest.raises(ValueError, match="not the rates of two or more seeds"):
+        logit_interval(*case)
+
+
+@pytest.mark.parametrize(("differences", "t"), [([1, 2, 3], math.sqrt(12)), ([-4, 0], -1.0), ([5, -5, 3, -3], 0.0)])
+def test_pairs_by_seed_are_students_on_paper(differences, t):
+    """1 2 3: mean 2, sd 1, t = 2 sqrt(3). -4 0: mean -2, sd 2 sqrt(2), t = -1."""
+    k = len(differences)
+    found = by_seed(differences, 100)
+    assert found.gap / (found.sd / math.sqrt(k)) == pytest.approx(t, abs=1e-12)
+    p = {2: lambda t: 1 - 2 / math.pi * math.atan(abs(t)), 3: lambda t: 1 - abs(t) / math.sqrt(2 + t * t)}
+    if k in p:  # the t-distribution with 1 and 2 degrees of freedom has a closed form
+        assert found.p == pytest.approx(p[k](t), rel=1e-9)
+    half = {2: 12.706205, 3: 4.302653, 4: 3.182446}[k] * found.sd / math.sqrt(k)
+    assert (found.low, found.high) == pytest.approx((found.gap - half, found.gap + half), rel=1e-6)
+
+
+@given(st.lists(st.integers(-500, 500), min_size=2, max_size=20).filter(lambda values: len(set(values)) > 1))
+def test_pairs_by_seed_are_scipys(differences):
+    found = by_seed(differences, 500)
+    theirs = stats.ttest_1samp([value / 500 for value in differences], 0)
+    assert found.p == pytest.approx(theirs.pvalue, rel=1e-6)
+
+
+def test_equal_pairs_have_p_1_and_a_constant_difference_never_p_0():
+    """The constant difference of 5 of 500 at three seeds: sd 1 / (500 sqrt(12)), so t = 5 sqrt(12) sqrt(3) = 30."""
+    assert by_seed([0, 0, 0], 500).p == 1.0
+    found = by_seed([5, 5, 5], 500)
+    assert found.sd == 1 / (500 * math.sqrt(12))
+    assert found.p == pytest.approx(1 - 30 / math.sqrt(2 + 900), rel=1e-9)
+    assert by_seed([1, 1, 1], 3).p == pytest.approx(
+        1 - 6 / math.sqrt(38), rel=1e-9
+    )  # floats would give a spread of 1e-17
+
+
+def test_with_fewer_than_two_common_seeds_nothing_can_be_told_apart():
+    assert by_seed([], 100) == SeedTest(0, None, None, None, None, 1.0)
+    assert by_seed([90], 100) == SeedTest(1, 0.9, None, None, None, 1.0)
+
+
+def test_a_difference_cannot_leave_its_range():
+    found = by_seed([100, 20], 100)
+    assert (found.low, found.high) == (-1.0, 1.0)
+    assert (by_seed([90, 100], 100).high, by_seed([-90, -100], 100).low) == (1.0, -1.0)
+
+
+def test_power_on_paper():
+    """Without a difference the upper side is found in half of the level; far out always; with one seed never."""
+    assert power(0.0, 0.02, 10, 5) == pytest.approx(0.05 / 10, rel=1e-6)
+    assert power(1.0, 0.02, 10, 5) == pytest.approx(1.0)
+    assert power(0.03, 0.02, 1, 5) == 0.0
+    # 1,000 seeds: normal. sd 1, gap 2.5 / sqrt(1000): the mean lies 2.5 standard errors out, the bound at 1.96.
+    assert power(2.5 / math.sqrt(1000), 1.0, 1000, 1) == pytest.approx(stats.norm.sf(Z - 2.5), abs=2e-3)
+
+
+def test_power_is_how_often_the_test_finds_it():
+    """20,000 samples of 5 seeds: a standard error of .0035."""
+    values = np.random.default_rng(1).normal(0.03, 0.02, (20_000, 5))
+    t = values.mean(1) / values.std(1, ddof=1) * math.sqrt(5)
+    found = (2 * stats.t.sf(np.abs(t), 4) < 0.05 / 3) & (t > 0)
+    assert power(0.03, 0.02, 5, 3) == pytest.approx(found.mean(), abs=0.012)
+
+
+@given(st.integers(2, 40), st.integers(1, 20))
+def test_power_grows_with_seeds_and_falls_with_tests(seeds, tests):
+    assert power(0.03, 0.04, seeds, tests) <= power(0.03, 0.04, seeds + 1, tests) + 1e-9
+    assert power(0.03, 0.04, seeds, tests + 1) <= power(0.03, 0.04, seeds, tests) + 1e-9
+
+
+def test_draws_are_of_so_many_with_replacement_and_follow_the_seed():
+    found = drawn(7, 1000, 3)
+    assert (found.sum(axis=1) == 7).all() and found.shape == (1000, 7)
+    assert found.mean(axis=0) == pytest.approx([1.0] * 7, abs=0.15)  # its standard error is .03
+    assert (found == drawn(7, 1000, 3)).all() and (found != drawn(7, 1000, 4)).any()
+    assert drawn(3, 4, 5).astype(int).tolist() == [[2, 1, 0], [2, 0, 1], [1, 0, 2], [2, 0, 1]]  # of PCG64
+
+
+def test_the_bootstrap_of_equal_images_draws_seeds_alone_and_of_equal_seeds_images_alone():
+    """Two seeds, +1 and -1 on all images: the draws are -1, 0, 0, 1. One image of two, at all seeds: 0, 1/2, 1/2, 1."""
+    seeds, images = drawn(2, 4000, 1), drawn(2, 4000, 2)
+    apart = np.array([[1, 1], [-1, -1]])
+    assert bootstrap(apart, seeds, images) == (-1.0, 1.0)
+    assert bootstrap(apart, seeds, images, confidence=0.4) == (0.0, 0.0)
+    one = np.array([[1, 0], [1, 0]])
+    assert bootstrap(one, seeds, images) == (0.0, 1.0)
+    assert bootstrap(one, seeds, images, confidence=0.4) == (0.5, 0.5)
+    assert bootstrap(np.ones((2, 2)), seeds, images) == (1.0, 1.0)
+
+
+def test_the_bootstrap_has_owens_variance():
+    """Single outcomes alone vary (variance 1, 10 x 200 of them): the draws have thrice their variance, 3 / 2000."""
+    noise = np.random.default_rng(0).choice([-1, 1], (10, 200))
+    low, high = bootstrap(noise, drawn(10, 4000, 1), drawn(200, 4000, 2))
+    assert (high - low) / (2 * Z) == pytest.approx(math.sqrt(3 / 2000), rel=0.15)
 
 
 def test_holm_on_paper():
@@ -80,46 +210,6 @@ def test_holm_on_paper():
 def test_holm_raises_no_less_than_nothing_and_no_more_than_bonferroni(p_values):
     for p, adjusted in zip(p_values, holm(p_values), strict=True):
         assert p <= adjusted <= min(1.0, len(p_values) * p) + 1e-12
-
-
-def test_ties_do_not_chain():
-    # sd 1, two seeds each, so the error of a difference is 1; t(.975, 1000) = 1.962.
-    # Holm: the widest gap of 3 needs p < .05 / 3, that is t > 2.40; the gaps of 1.5 have p = .13.
-    groups = {"c": [3.0, 3.0], "b": [1.5, 1.5], "a": [0.0, 0.0]}
-    assert places(groups, Spread(1.0, 1000)) == {"a": 2, "b": 1, "c": 1}
-
-
-def test_places_need_holm():
-    # One gap of 2.2 alone has p = .028 and separates; among three pairs it must be below .0167 and does not.
-    spread = Spread(1.0, 1000)
-    assert places({"b": [2.2, 2.2], "a": [0.0, 0.0]}, spread) == {"b": 1, "a": 2}
-    assert places({"b": [2.2, 2.2], "a": [0.0, 0.0], "m": [1.1, 1.1]}, spread) == {"b": 1, "a": 1, "m": 1}
-
-
-def test_place_counts_those_significantly_ahead():
-    groups = {"worst": [0.0, 0.0], "best": [20.0, 20.0], "middle": [10.0, 10.0]}
-    assert places(groups, Spread(1.0, 20)) == {"best": 1, "middle": 2, "worst": 3}
-
-
-def test_more_seeds_tell_more_apart():
-    spread = Spread(1.0, 1000)
-    assert places({"b": [1.0] * 3, "a": [0.0] * 3}, spread)["a"] == 1  # t = 1.22
-    assert places({"b": [1.0] * 9, "a": [0.0] * 9}, spread)["a"] == 2  # t = 2.12
-
-
-def test_without_a_second_seed_all_tie():
-    assert places({"a": [0.0], "b": [100.0]}, Spread(math.nan, 0)) == {"a": 1, "b": 1}
-
-
-@given(st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=4), min_size=1, max_size=5), st.randoms())
-def test_places_do_not_depend_on_the_order_of_rows(values, random):
-    groups = {str(i): [float(v) for v in group] for i, group in enumerate(values)}
-    shuffled = list(groups.items())
-    random.shuffle(shuffled)
-    spread = pooled(list(groups.values()))
-    found = places(groups, spread)
-    assert places(dict(shuffled), spread) == found
-    assert 1 in found.values()
 
 
 # Paired outcomes: fair coins, so every answer is a sum of binomial coefficients over a power of two.
@@ -166,17 +256,47 @@ def test_noise_on_paper():
         noise(4, 3, 1 / 4)
 
 
+@given(st.integers(1, 2000), st.floats(0, 1), st.data())
+def test_the_noise_is_the_binomial_distribution_of_scipy(n, rate, data):
+    count = data.draw(st.integers(-1, n))
+    assert noise(count, n, rate) == pytest.approx(stats.binom.sf(count - 1, n, rate), rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize(("n", "rate"), [(1, 0.3), (40, 0.5), (650, 0.014), (6500, 0.0105), (300, 1.0), (300, 0.0)])
+def test_gaps_and_samples_are_the_sums_of_scipys_distributions(n, rate):
+    for gap in (-3, 0, 1, n // 50, n // 20, n):
+        lost = range(n + 1)
+        expected = (stats.binom.pmf(lost, n, rate) * stats.binom.sf([k + gap - 1 for k in lost], n, rate)).sum()
+        assert noise_gap(gap, n, rate) == pytest.approx(expected, rel=1e-9, abs=1e-18)
+    robust, sample = 2 * n // 3, n // 2
+    for standing in (0, sample // 2, sample):
+        drawn = [k for k in range(sample + 1) if k <= robust]
+        chance = stats.hypergeom.pmf(drawn, n, robust, sample)
+        expected = (chance * stats.binom.sf([k - standing - 1 for k in drawn], drawn, rate)).sum()
+        assert sampled_noise(standing, sample, robust, n, rate) == pytest.approx(expected, rel=1e-9, abs=1e-18)
+
+
+def test_the_gap_of_two_noisy_counts_on_paper():
+    # One image, lost in either run with 1/2: the second count is smaller by one in 1 case of 4, and not larger in 3.
+    assert [noise_gap(k, 1, 1 / 2) for k in (-1, 0, 1)] == pytest.approx([1, 3 / 4, 1 / 4])
+    # With 1/2 the gap is a count of 2n fair coins, less n: of 40 coins 25 or more.
+    assert noise_gap(5, 20, 1 / 2) == pytest.approx(paired(25, 15)) == pytest.approx(noise(25, 40, 1 / 2))
+    assert noise_gap(0, 100, 0) == 1 and noise_gap(1, 100, 0) == 0
+    with pytest.raises(ValueError, match="not possible"):
+        noise_gap(5, 4, 1 / 2)
+
+
 def test_sampled_noise_on_paper():
     # Of 4 images 2 are robust, 2 are drawn: 0, 1, 2 robust ones with 1/6, 4/6, 1/6. Without noise that is all.
     assert [sampled_noise(k, 2, 2, 4, 0) for k in (0, 1, 2)] == pytest.approx([1 / 6, 5 / 6, 1])
-    # Each of the 2 is fooled with 1/2, so 0, 1, 2 fall with 1/4, 2/4, 1/4. None stands: all of what was robust fell.
-    assert sampled_noise(0, 2, 2, 4, 1 / 2) == pytest.approx(1 / 6 + 4 / 6 * 3 / 4 + 1 / 6 * 1 / 4)
+    # Each robust one is fooled with 1/2. None stands: of 0, 1, 2 robust ones all fell, with 1, 1/2, 1/4.
+    assert sampled_noise(0, 2, 2, 4, 1 / 2) == pytest.approx(1 / 6 + 4 / 6 * 1 / 2 + 1 / 6 * 1 / 4)
 
 
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.integers(0, n), st.just(n))))
 def test_a_sample_of_all_is_the_noise_alone(case):
     standing, robust, n = case
-    assert sampled_noise(standing, n, robust, n, 1 / 256) == pytest.approx(noise(robust - standing, n, 1 / 256))
+    assert sampled_noise(standing, n, robust, n, 1 / 256) == pytest.approx(noise(robust - standing, robust, 1 / 256))
 
 
 @pytest.mark.parametrize("case", [(3, 2, 2, 4), (0, 5, 2, 4), (0, 2, 5, 4), (-1, 2, 2, 4)])

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import bench.referee
 import bench.trial
 import bench.verify
 from bench.attacks import STANDARD
 from bench.claim import load_claim
-from bench.data import Store
+from bench.data import Store, as_float
 from bench.errors import PrunebenchError, Refused
 from bench.executor import fast
 from bench.record import load_record, proposals_path
 from bench.verify import FEWEST, QUICK, verify
-from tests.claims import N, copied, edited, make_claim, overstated, robust, weakened
+from tests.claims import N, claiming, copied, edited, make_claim, overstated, robust, weakened
 from tests.nets import STORE, misplaced, quick_attacks
+from tools import claim_power
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +103,8 @@ def test_a_weakened_net_under_the_old_claim_is_refuted(claim):
     for level in ("quick", "full"):
         found = check(claim, level)
         assert found.word == "refuted" and found.p < 0.001 and not found.good
-        assert set(found.images) <= set(np.flatnonzero(robust(claim)).tolist()) and len(found.images) >= 4
-        assert "Images " in found.sentence
+        assert len(set(found.images) & set(np.flatnonzero(robust(claim)).tolist())) >= 4
+        assert "Images " in found.sentence and "these outcomes are not this net's" in found.sentence
     edited(claim, drop=("outcomes", "data"))
     assert check(claim, "full").word == "refuted"
     replayed = check(claim)  # the stored images were made for another net
@@ -123,8 +125,88 @@ def test_an_overstated_claim_is_refuted_with_the_images_that_refute_it(claim):
     assert len(raised) == N // 20
     found = check(claim, "full")
     assert (found.word, found.images) == ("refuted", tuple(raised.tolist()))
-    assert found.p == pytest.approx(2.0 ** -len(raised))
+    assert found.p < 1e-4
     assert check(edited(claim, drop=("outcomes", "data")), "full").word == "refuted"
+
+
+@pytest.fixture(scope="module")
+def others(nets, tmp_path_factory):
+    """Which images another net keeps, bool (n,)."""
+    return robust(make_claim(nets["imp"], tmp_path_factory.mktemp("others")))
+
+
+@pytest.mark.parametrize("points", [0, 5])
+@pytest.mark.parametrize("kind", ["shuffled", "swapped", "other net"])
+def test_false_outcomes_are_refuted_and_do_not_let_a_false_count_hold(kind, points, claim, others):
+    """A forger attaches outcomes that show the count, and exchanges enough images for a test of their balance."""
+    true, draw = robust(claim), np.random.default_rng(0)
+    with np.load(claim.parent / "outcomes.npz") as file:
+        clean = file["clean"]
+    bits = claim_power.forged(kind, true, others, clean, int(true.sum()) + N * points // 100, draw)
+    claiming(claim, bits)
+    found = check(claim, "full")
+    assert found.word == "refuted" and "these outcomes are not this net's" in found.sentence
+    assert set(found.images) == set(np.flatnonzero(bits & ~true).tolist())
+    if points or kind != "swapped":  # 20 of 400 exchanged under a true count may be too few for a sample
+        assert not check(claim, "quick").good
+    assert check(claim).word == "not reproduced"
+    assert not check(edited(claim, drop=("outcomes", "data")), "full").good or points == 0  # the count alone
+
+
+def test_labels_of_another_net_are_refuted_by_the_clean_images_alone(claim):
+    """The survivors are the net's own, and a forger took the clean labels from elsewhere."""
+    facts = load_claim(claim)
+    from bench.record import load_arrays, pack_outcomes
+
+    arrays = load_arrays(claim.parent / "outcomes.npz", facts.outcomes.sha256, "outcomes")
+    wrong = np.flatnonzero(~robust(claim))[:30]
+    arrays["predicted"][wrong] = (arrays["labels"][wrong] + 5) % 10
+    survived = {name.removeprefix("survived/"): bits for name, bits in arrays.items() if name.startswith("survived/")}
+    packed = pack_outcomes(arrays["labels"], arrays["predicted"], survived, {}, {})
+    (claim.parent / "outcomes.npz").write_bytes(packed)
+    edited(claim)
+    for level in ("quick", "full"):
+        found = check(claim, level)
+        assert found.word == "refuted" and "images get another label when clean" in found.sentence, found
+        assert set(found.images) <= set(wrong.tolist()) and len(found.images) > 20
+
+
+def test_a_forger_who_keeps_no_images_of_what_he_hides_is_reproduced_by_a_replay_that_says_so(claim):
+    """What a replay cannot see: the net's own outcomes, partly edited, without the images that disprove them."""
+    from bench import proposals
+    from bench.data import as_float
+
+    facts, before = load_claim(claim), robust(claim)
+    originals = as_float(STORE.testing("digits", N).images).numpy()
+    kept = proposals.load(claim.parent / "proposals.npz", facts.proposals.sha256, originals, 0.15)
+    overstated(claim, 10)
+    hidden = np.flatnonzero(robust(claim) & ~before)
+    left = ~np.isin(kept.index, hidden)
+    less = proposals.Proposals(kept.index[left], kept.images[left])
+    (claim.parent / "proposals.npz").write_bytes(
+        proposals.pack(less, originals[less.index], 0.15, np.ones(len(less.index), bool))
+    )
+    edited(claim)
+    found = check(claim)
+    assert (found.word, "A replay cannot show that more images fall" in found.sentence) == ("reproduced", True)
+    assert check(claim, "full").word == "refuted" and not check(claim, "quick").good
+
+
+def test_at_least_a_share(claim):
+    count = int(robust(claim).sum())
+    below, above = f"{100 * count // N - 5} %", f"{100 * count // N + 10}.5 %"
+    for level, word in (("replay", "reproduced"), ("quick", "holds"), ("full", "holds")):
+        found = check(edited(claim, drop=("robust",), schema=2, at_least=below), level)
+        assert found.word == word
+        assert found.sentence.endswith(f" At least {below} of {N} images are {-(-int(below[:-2]) * N // 100)}.")
+    edited(claim, drop=("robust",), schema=2, at_least=above)
+    with pytest.raises(Refused, match=r"claims at least .* show \d+ robust; claim what they show"):
+        check(claim, "full")
+    edited(claim, drop=("outcomes", "data", "robust"), schema=2, at_least=above)
+    assert check(claim, "full").word == "refuted" and check(claim).word == "not reproduced"
+    edited(claim, drop=("robust",), schema=2, at_least=below)
+    assert check(claim, "full").word == "holds"
+    assert check(claim, "quick").word == "undecided"  # of 200 drawn images 5 points are chance
 
 
 def test_a_replay_names_the_images_that_are_claimed_robust_and_are_fooled(claim):
@@ -156,15 +238,22 @@ def test_quick_runs_two_attacks_on_the_images_that_are_drawn_and_claimed_robust(
 
     monkeypatch.setattr(bench.verify, "STANDARD", {name: watch(name) for name in STANDARD})
     assert check(claim, "quick").word == "holds"
+    for images in seen.values():
+        images.clear()
+    check(claim, "quick", seed=0)
     first = {name: sorted(images) for name, images in seen.items()}
     assert {name for name, images in first.items() if images} == set(QUICK)
     assert first["apgd-ce"] == first["apgd-t"]
-    assert 0 < len(first["apgd-ce"]) <= FEWEST and len(set(first["apgd-ce"])) == len(first["apgd-ce"])
+    assert len(first["apgd-ce"]) == FEWEST == len(set(first["apgd-ce"])) < robust(claim).sum()
+    named = as_float(STORE.testing("digits", N).images[torch.from_numpy(robust(claim))])
+    assert set(first["apgd-ce"]) <= {image.numpy().tobytes() for image in named}  # those that are claimed robust
     for seed, same in ((0, True), (1, False)):
         for images in seen.values():
             images.clear()
         check(claim, "quick", seed=seed)
         assert (sorted(seen["apgd-ce"]) == first["apgd-ce"]) is same
+    drawn = [check(claim, "quick").sentence.split("seed ")[1] for _ in range(2)]
+    assert drawn[0] != drawn[1]  # a forger cannot know which images are looked at
 
 
 def test_the_real_attacks_run_at_level_quick(claim, monkeypatch):

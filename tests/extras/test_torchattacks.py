@@ -12,11 +12,12 @@ from torch import nn
 
 import bench.trial
 from bench.attacks import WEAK, pgd
+from bench.beside import RECORD
 from bench.checkpoint import open_net
 from bench.data import as_float
 from bench.errors import PrunebenchError
 from bench.record import recount
-from bench.score import RECORD, score
+from bench.score import score
 from bench.task import train
 from tests.nets import STORE, TINY, job, quick_attacks
 

@@ -1,0 +1,69 @@
+"""Nets that cannot see their images: an empty layer, no path of kept weights, the same logits for every image."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bench.checkpoint import Net
+from bench.models import MODELS, Normalise
+from bench.wide import Wide
+
+_SHOWN = 5  # layers in a sentence
+
+
+def collapse(net: Net) -> list[str]:
+    """What the weights that are zero alone say against `net`, in sentences; none of a net that can see its images."""
+    empty = [layer.name for layer in net.layers if layer.nonzero == 0]
+    if empty and net.id.nonzero == 0:
+        return [f"No weight is left: 0 of {net.id.prunable} are kept, and the net cannot see its images."]
+    found = []
+    if empty:
+        names = ", ".join(empty[:_SHOWN]) + (f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else "")
+        found.append(f"No weight is left in {names}.")
+    if net.header.arch in MODELS and not connected(net.module, net.header.shape):
+        found.append("No path of kept weights leads from an image to a logit.")
+    return found
+
+
+def warnings(net: Net) -> list[str]:
+    """What `collapse` says, and what images that are no data show: equal logits, or numbers of no sensible size."""
+    found, images = collapse(net), _images(net.header.shape)
+    wide = Wide(net.module)
+    with torch.no_grad():
+        logits = wide.logits(images)
+    if not found and torch.equal(logits, logits[:1].expand_as(logits)):
+        found.append(f"The net gives the same logits to {len(images)} different images.")
+    if (excess := wide.look(images).excess) > 1:
+        found.append(f"The net's numbers are up to {excess:.3g} times as large as is sensible in float32.")
+    return found
+
+
+@torch.no_grad()
+def connected(module: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether a path of weights that are not zero leads from an image of this shape (c, h, w) to a logit.
+
+    Every kept weight passes on the same positive share, and so nothing cancels; biases and statistics are left out.
+    """
+    paths = copy.deepcopy(module).double().eval()
+    for layer in paths.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            kept = (layer.weight != 0).double()
+            layer.weight.copy_(kept / kept.flatten(1).sum(1).clamp_min(1).view(-1, *[1] * (kept.dim() - 1)))
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.weight.copy_((layer.weight != 0).double())
+            layer.running_mean, layer.running_var = torch.zeros_like(layer.weight), torch.ones_like(layer.weight)
+        elif isinstance(layer, Normalise):
+            layer.mean, layer.std = torch.zeros_like(layer.mean), torch.ones_like(layer.std)
+        if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d) and layer.bias is not None:
+            layer.bias.zero_()
+    return bool((paths(torch.ones(1, *shape, dtype=torch.float64)) > 0).any())
+
+
+def _images(shape: Sequence[int]) -> Tensor:
+    """Black, grey, white, and noise: float32 (8, c, h, w)."""
+    flat = torch.tensor([0.0, 0.5, 1.0]).view(-1, 1, 1, 1).expand(-1, *shape)
+    return torch.cat([flat, torch.rand((5, *shape), generator=torch.Generator().manual_seed(0))])

@@ -1,0 +1,208 @@
+"""Rows at one sparsity -> which are compared, fixed beforehand, and what the comparisons say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from bench import stats
+from bench.errors import PrunebenchError
+from bench.protocol import Job
+from bench.record import Record, load_arrays, outcomes_path, standing
+from bench.seeds import derive
+
+ALPHA = 0.05  # of every family of contrasts; the intervals are at 1 - ALPHA
+DRAWS = 2000  # of the bootstrap
+GAP = 0.03  # the difference in robust accuracy whose power is shown
+SEEDS = (10, 15, 20)  # numbers of seeds whose power is shown beside that of the board's own
+PRIMARY, RANDOM = "magnitude", "random"  # the pruners that methods are held against
+
+Role = Literal["method", "control", "reference"]
+Family = Literal["primary", "secondary", "places"]
+Group = Sequence[tuple[Path, Record]]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two rows of one sparsity compared: a method against a control, or against another method.
+
+    `family`: "primary", a method against magnitude pruning; "secondary", a method against random pruning or its own
+    shuffle; "places", any other pair of methods. `seeds`: those that both rows have. `gap`: robust accuracy of the
+    pruner less that of the control over these seeds, `low` and `high` its 95 % interval by the t-test paired by seed,
+    `sd` the standard deviation of the differences between seeds, all in rates; None where there are too few seeds.
+    `p` is the test's, `adjusted` Holm's within the family at this sparsity. `bootstrap`: the 95 % interval when seeds
+    and images are drawn anew, None where raw outcomes do not lie beside all records.
+    """
+
+    pruner: str
+    control: str
+    sparsity: Decimal
+    family: Family
+    seeds: tuple[int, ...]
+    gap: float | None
+    sd: float | None
+    low: float | None
+    high: float | None
+    p: float
+    adjusted: float
+    bootstrap: tuple[float, float] | None
+
+    @property
+    def verdict(self) -> str:
+        """+ when the pruner is clearly more robust than the control, - when clearly less, = when none can tell."""
+        if self.gap is None or self.adjusted >= ALPHA:
+            return "="
+        return "+" if self.gap > 0 else "-"
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether the bootstrap's interval and the test's both hold 0, or both do not; None without either."""
+        if self.bootstrap is None or self.low is None or self.high is None:
+            return None
+        return (self.low <= 0 <= self.high) == (self.bootstrap[0] <= 0 <= self.bootstrap[1])
+
+
+@dataclass(frozen=True)
+class Power:
+    """How likely a true difference of `gap` between a method and magnitude pruning is to be found at one sparsity.
+
+    `tests`: contrasts in the primary family; `mean`, `lowest` and `highest` over those that have two seeds or more,
+    each with the spread of its own differences and `seeds`, the fewest of them. `planned`: the mean with other numbers
+    of seeds. None where no contrast has two seeds.
+    """
+
+    sparsity: Decimal
+    gap: float
+    tests: int
+    seeds: int
+    mean: float | None
+    lowest: float | None
+    highest: float | None
+    planned: dict[int, float]
+
+
+def role_of(job: Job) -> Role:
+    """What a row is on a board: at sparsity 0 a reference, random pruning and shuffles controls, all else methods."""
+    if job.sparsity == 0:
+        return "reference"
+    return "control" if job.pruner == RANDOM or job.options.get("shuffle") else "method"
+
+
+def raw_outcomes(folder: Path, records: Mapping[Path, Record]) -> dict[Path, np.ndarray]:
+    """Which images stand in each of the `records`, by path, as far as outcomes lie beside them below `folder`.
+
+    Raises PrunebenchError for outcomes that are not those of their record.
+    """
+    there = {path: record for path, record in records.items() if outcomes_path(folder / path).exists()}
+    return {path: _standing(folder / path, record) for path, record in there.items()}
+
+
+def _standing(path: Path, record: Record) -> np.ndarray:
+    raw = outcomes_path(path)
+    arrays = load_arrays(raw, record.outcomes, f"the outcomes of {path}")
+    try:
+        alive = standing(arrays)
+    except (KeyError, ValueError, TypeError):  # an array is missing, has another shape or is of text
+        alive = np.empty(0)
+    if alive.shape != (record.score.n,) or alive.dtype != bool or int(alive.sum()) != record.score.robust:
+        raise PrunebenchError(
+            f"{raw} does not hold {record.score.n} images of which {record.score.robust} stand, as {path} says; score "
+            "the net again."
+        )
+    return alive
+
+
+def contrasts(
+    sparsity: Decimal, rivals: Mapping[str, Group], outcomes: Mapping[Path, np.ndarray], images: np.ndarray
+) -> list[Contrast]:
+    """All contrasts between the rows `rivals` of one sparsity, by label.
+
+    `outcomes`: which images stand, by record; `images`: how often each draw of the bootstrap has each image.
+    """
+    jobs = {label: group[0][1].job for label, group in rivals.items()}
+    found: list[Contrast] = []
+    for family, pairs in families(jobs).items():
+        tests = [_test(rivals[a], rivals[b]) for a, b in pairs]
+        for (a, b), (seeds, test), adjusted in zip(pairs, tests, stats.holm([t.p for _, t in tests]), strict=True):
+            found.append(Contrast(
+                a, b, sparsity, family, seeds, test.gap, test.sd, test.low, test.high, test.p, adjusted,
+                _bootstrap(rivals[a], rivals[b], seeds, outcomes, images),
+            ))  # fmt: skip
+    return found
+
+
+def families(jobs: Mapping[str, Job]) -> dict[Family, list[tuple[str, str]]]:
+    """The pairs to compare; which they are depends on names and options alone, never on a result."""
+    methods = [label for label, job in jobs.items() if role_of(job) == "method"]
+    shuffles = [(m, other) for m in methods for other, job in jobs.items() if _is_shuffle(job, jobs[m])]
+    random = [(m, RANDOM) for m in methods if RANDOM in jobs]
+    pairs = list(combinations(methods, 2))
+    return {
+        "primary": [(m, PRIMARY) for m in methods if PRIMARY in methods and m != PRIMARY],
+        "secondary": sorted(random + shuffles),
+        "places": [pair for pair in pairs if PRIMARY not in pair],
+    }
+
+
+def _is_shuffle(other: Job, job: Job) -> bool:
+    return other.pruner == job.pruner and other.options == job.options | {"shuffle": True}
+
+
+def _test(group: Group, control: Group) -> tuple[tuple[int, ...], stats.SeedTest]:
+    ours, theirs = ({record.job.seed: record.score.robust for _, record in side} for side in (group, control))
+    seeds = tuple(sorted(ours.keys() & theirs.keys()))
+    return seeds, stats.by_seed([ours[seed] - theirs[seed] for seed in seeds], group[0][1].score.n, 1 - ALPHA)
+
+
+def image_draws(record: Record) -> np.ndarray:
+    """How often each draw of the bootstrap has each image of the record's test set: the same for a whole board."""
+    return stats.drawn(record.score.n, DRAWS, derive(0, "bootstrap", "images", record.data.sha256))
+
+
+def _bootstrap(
+    group: Group, control: Group, seeds: Sequence[int], outcomes: Mapping[Path, np.ndarray], images: np.ndarray
+) -> tuple[float, float] | None:
+    sides = [{record.job.seed: (path, record) for path, record in side} for side in (group, control)]
+    pairs = [[side[seed] for side in sides] for seed in seeds]
+    if len(seeds) < 2 or not all(path in outcomes for pair in pairs for path, _ in pair):
+        return None
+    stand = [[outcomes[path].astype(np.int8) for path, _ in pair] for pair in pairs]
+    names = [record.sha256 for pair in pairs for _, record in pair]
+    draws = stats.drawn(len(seeds), DRAWS, derive(0, "bootstrap", "seeds", *names))
+    return stats.bootstrap(np.array([ours - theirs for ours, theirs in stand]), draws, images, 1 - ALPHA)
+
+
+def places(contrasts: Iterable[Contrast], methods: Iterable[str]) -> dict[str, int]:
+    """The place of each of the `methods`: 1 + the number of methods that are clearly more robust.
+
+    Every pair of methods is tested once: those with magnitude pruning in the primary family, the others in their own.
+    """
+    place = dict.fromkeys(methods, 1)
+    for contrast in contrasts:
+        if contrast.family != "secondary" and contrast.verdict != "=":
+            place[contrast.control if contrast.verdict == "+" else contrast.pruner] += 1
+    return place
+
+
+def power(contrasts: Sequence[Contrast]) -> Power | None:
+    """The power of the primary contrasts among those of one sparsity; None where there are none."""
+    asked = [contrast for contrast in contrasts if contrast.family == "primary"]
+    if not asked:
+        return None
+    known = [(contrast.sd, len(contrast.seeds)) for contrast in asked if contrast.sd is not None]
+    if not known:
+        return Power(asked[0].sparsity, GAP, len(asked), 0, None, None, None, {})
+
+    def chances(count: int) -> list[float]:
+        return [stats.power(GAP, sd, count, len(asked), ALPHA) for sd, _ in known]
+
+    seeds = min(count for _, count in known)
+    now = chances(seeds)
+    planned = {count: float(np.mean(chances(count))) for count in SEEDS if count > seeds}
+    return Power(asked[0].sparsity, GAP, len(asked), seeds, float(np.mean(now)), min(now), max(now), planned)

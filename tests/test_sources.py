@@ -1,0 +1,82 @@
+"""What code a result rests on is found by its imports, so nothing that matters is left out of its hash."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import machine
+from bench.sources import closure
+
+HERE = machine.HERE
+ROOTS = {"bench.lab": machine.training_code, "bench.trial": machine.attack_code}
+
+
+@pytest.mark.parametrize("module", ROOTS)
+def test_every_module_that_is_imported_is_in_the_closure(module):
+    """As a fresh interpreter sees it."""
+    code = (
+        f"import sys, {module}\n"
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'bench'), sep='\\n')"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HERE.parent, timeout=120
+    ).stdout
+    loaded = {Path(line) for line in said.split("\n") if line}
+    assert len(loaded) > 15 and HERE / "seeds.py" in loaded
+    assert loaded <= set(closure([module], HERE))
+
+
+@pytest.mark.parametrize("module", ROOTS)
+@pytest.mark.parametrize(
+    ("file", "old", "new", "other"),
+    [
+        ("seeds.py", 'return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1', "return 0", True),
+        ("attacks.py", "", "# a line\n", True),
+        ("executor/kernels.cpp", "", "// a line\n", True),
+        ("executor/weights.py", "", "# a line\n", True),
+        ("cli.py", "", "# a line\n", False),
+        ("show.py", "", "# a line\n", False),
+        ("PROTOCOL.md", "", "a line\n", False),
+    ],
+)
+def test_a_change_of_what_matters_is_another_code(module, file, old, new, other, tmp_path, monkeypatch):
+    here = tmp_path / "bench"
+    shutil.copytree(HERE, here, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(machine, "HERE", here)
+    before = ROOTS[module].__wrapped__()
+    text = (here / file).read_text()
+    assert old in text
+    (here / file).write_text(text.replace(old, new) if old else text + new)
+    assert (ROOTS[module].__wrapped__() != before) == other
+
+
+def test_the_twin_a_list_leaves_a_module_out(tmp_path, monkeypatch):
+    """A training that begins to import another module has that module in its hash, though nobody names it."""
+    here = tmp_path / "bench"
+    shutil.copytree(HERE, here, ignore=shutil.ignore_patterns("__pycache__"))
+    (here / "extra.py").write_text("X = 1\n")
+    (here / "train.py").write_text((here / "train.py").read_text() + "\n\ndef more():\n    from bench.extra import X\n")
+    assert here / "extra.py" in closure(["bench.lab"], here)
+    assert here / "extra.py" not in closure(["bench.attacks"], here)
+
+
+def test_names_are_followed_through_packages_and_relative_imports(tmp_path):
+    root = tmp_path / "room"
+    for name, text in {
+        "__init__.py": "", "a.py": "from . import b\nimport room.pack.deep as deep\nimport os",
+        "b.py": "if True:\n    try:\n        from .c import thing\n    except ImportError:\n        from room import d",
+        "c.py": "from room.a import nothing", "d.py": "", "e.py": "import room.f", "f.py": "",
+        "pack/__init__.py": "from .. import e", "pack/deep.py": "", "pack/other.py": "", "pack/code.cpp": "",
+    }.items():  # fmt: skip
+        (root / name).parent.mkdir(exist_ok=True, parents=True)
+        (root / name).write_text(text)
+    found = {path.relative_to(root).as_posix() for path in closure(["room.a"], root)}
+    assert found == {
+        "__init__.py", "a.py", "b.py", "c.py", "d.py", "e.py", "f.py", "pack/__init__.py", "pack/deep.py",
+        "pack/code.cpp",
+    }  # fmt: skip
