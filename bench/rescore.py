@@ -58,8 +58,8 @@ def draw(
     added or changed since is drawn. FEW of all are, when there is no such commit or nothing changed. Left out are
     records of data sets that are not on this machine.
     """
-    official = [path for path in sorted(records) if records[path].official]
-    here = [path for path in official if _data_here(records[path], store)]
+    official = [path for path in sorted(records) if records[path].official and _built_in(records[path])]
+    here = [path for path in official if store.present(PROTOCOLS[records[path].protocol.name].data)]
     told, pool = f"{len(here)} official records", here
     if since:
         base, changed = _changed(folder, since)
@@ -74,10 +74,10 @@ def draw(
     return Draw(tuple(drawn), said + (f"; the data of {absent} others is not here (--data)." if absent else "."))
 
 
-def _data_here(record: Record, store: Store) -> bool:
-    """Whether the images of the record's rules are here; what it says of its data itself is not asked."""
+def _built_in(record: Record) -> bool:
+    """Whether the rules of the record are built in today; a board of others is not official, whatever they say."""
     rules = PROTOCOLS.get(record.protocol.name)
-    return rules is None or store.present(rules.data)
+    return rules is not None and rules.sha256 == record.protocol.sha256
 
 
 def _changed(folder: Path, since: Sequence[str]) -> tuple[str | None, set[Path]]:
@@ -169,8 +169,7 @@ def rescore(
     in either direction. Raises Refused when the net gets no score.
     """
     claimed = recount(path, record)
-    rules = PROTOCOLS.get(record.protocol.name)
-    if rules is None or rules.sha256 != record.protocol.sha256:
+    if not _built_in(record):
         raise PrunebenchError(
             f"{path} calls itself official under {record.protocol.name} with the sha256 "
             f"{record.protocol.sha256[:12]}..., which are no built-in rules today; score the net under today's."
@@ -178,7 +177,7 @@ def rescore(
     with tempfile.TemporaryDirectory(prefix="prunebench-rescore-") as scratch:
         copy = Path(scratch, NET)  # alone: nothing that lies beside the net is read
         _copy(net, copy)
-        again = score(copy, rules, out=scratch, store=store, device=device, report=report)
+        again = score(copy, PROTOCOLS[record.protocol.name], out=scratch, store=store, device=device, report=report)
         measured = recount(copy.with_name(RECORD), again)
     odd = _unequal(record, again) or _flagged(record, again)
     if odd is not None:

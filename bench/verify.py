@@ -144,7 +144,7 @@ def _replay(check: _Check, device: torch.device) -> Verdict:
 def _quick(check: _Check, device: torch.device, seed: int, report: Report | None) -> Verdict:
     """Attack a random part of the images; what is claimed to be fooled anyway is left out."""
     n, referee, claimed = check.claim.n, check.referee(device), check.claimed
-    predicted = referee.steady_logits(as_float(check.test.images)).argmax(1)
+    predicted = referee.answers(as_float(check.test.images))
     shuffled = [i for i in order(n, "claim", check.claim.sha256, seed) if claimed is None or claimed[i]]
     index = torch.tensor(sorted(shuffled[: max(FEWEST, -(-n // SHARE))]), dtype=torch.int64)
     images, labels = as_float(check.test.images[index]), check.test.labels[index]

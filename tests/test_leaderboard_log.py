@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from bench.errors import PrunebenchError
-from leaderboard.check import check, write
+from leaderboard.check import check, default_out, write
 from leaderboard.log import LOG, differing, read, state
 from leaderboard.table import rank
 from leaderboard.table import read as read_records
 from tests.records import make, save
 
+ROOT = Path(__file__).resolve().parents[1]
 DAY = {"date": "2026-01-31"}
 
 
@@ -148,6 +150,11 @@ def test_a_name_and_a_reason_are_nothing_but_text(tmp_path, hostile):
     save(records, make("imp", robust=51), "c")
     with pytest.raises(PrunebenchError, match=r"1 row changed \(imp at"):
         check(records)
+
+
+def test_the_published_board_has_a_log():
+    """Without one, no row that changes would need a reason."""
+    assert read(default_out(ROOT / "leaderboard" / "records") / LOG)
 
 
 def test_a_day_is_a_day(board):

@@ -127,7 +127,7 @@ def test_an_entry_of_a_wrong_form_is_refused(board):
 
 def test_a_ledger_is_a_regular_file(board):
     os.mkfifo(board.parent / LEDGER)
-    with pytest.raises(PrunebenchError, match="is not a regular file"):
+    with pytest.raises(PrunebenchError, match="not a regular file"):
         look(board)
 
 

@@ -133,7 +133,7 @@ def test_a_signature_is_a_regular_file_of_bounded_size(board):
     for make_it in (lambda: path.symlink_to("/dev/zero"), lambda: os.mkfifo(path)):
         path.unlink()
         make_it()
-        with pytest.raises(PrunebenchError, match="is not a regular file"):
+        with pytest.raises(PrunebenchError, match="not a regular file"):
             look(records)
 
 
@@ -172,5 +172,7 @@ def test_a_name_is_nothing_but_text(board, keys, name):
     write(records)
     text = (records.parent / "README.md").read_text()
     assert "<b>" not in text and "http://" not in text and r"\input" not in (records.parent / "board.tex").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("|") and "signed" in line]
-    assert len(rows) == 1 and rows[0].count("|") == 13
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    (row,) = (line for line in lines if "signed by" in line)
+    (head,) = (line for line in lines if "Origin" in line)
+    assert row.count("|") == head.count("|") > 5
