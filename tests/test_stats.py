@@ -175,6 +175,7 @@ def test_draws_are_of_so_many_with_replacement_and_follow_the_seed():
     found = drawn(7, 1000, 3)
     assert (found.sum(axis=1) == 7).all() and found.shape == (1000, 7)
     assert found.mean(axis=0) == pytest.approx([1.0] * 7, abs=0.15)  # its standard error is .03
+    assert (drawn(2**19 + 1, 3, 3).sum(axis=1) == 2**19 + 1).all()  # in several blocks
     assert (found == drawn(7, 1000, 3)).all() and (found != drawn(7, 1000, 4)).any()
     assert drawn(3, 4, 5).astype(int).tolist() == [[2, 1, 0], [2, 0, 1], [1, 0, 2], [2, 0, 1]]  # of PCG64
 
