@@ -110,8 +110,12 @@ def drawn(count: int, draws: int, seed: int) -> np.ndarray:
     Made of the raw output of the generator PCG64, which numpy promises never to change.
     """
     stream, found = np.random.PCG64(seed), np.empty((draws, count), np.float32)
-    for draw in found:
-        draw[:] = np.bincount((stream.random_raw(count) % np.uint64(count)).astype(np.int64), minlength=count)
+    at_once = max(1, 2**20 // count)
+    for begin in range(0, draws, at_once):
+        block = found[begin : begin + at_once]
+        chosen = (stream.random_raw(block.size) % np.uint64(count)).astype(np.int64)
+        cells = chosen + np.repeat(np.arange(len(block)) * count, count)
+        block[:] = np.bincount(cells, minlength=block.size).reshape(block.shape)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -26,7 +27,7 @@ def made_up(sd, rho=0.0, n=500):
     return Spreads(
         Decimal("0.9"), tuple(map(str, range(len(sd)))), np.full(len(sd), 0.6), np.array(sd), rho, n, 3,
         {"primary": primary, "secondary": shuffles, "places": [], "all": primary + shuffles}, 0.9,
-        np.zeros((len(sd), 3)),
+        None,
     )  # fmt: skip
 
 
@@ -113,7 +114,14 @@ def test_spreads_are_read_from_records(tmp_path):
     assert (found.rho, found.seeds, found.n) == (pytest.approx(0.0, abs=1e-9), 3, 100)
     assert found.pairs == {"primary": [(0, 1)], "secondary": [(0, 2), (1, 2)], "places": [],
                            "all": [(0, 1), (0, 2), (1, 2)]}  # fmt: skip
-    assert found.residuals.std(axis=1) == pytest.approx(found.sd)
+    assert found.skew is None
+    for seed in range(3):
+        save(tmp_path / "still", make("imp", seed=seed, robust=0, clean=0))
+    (still,) = spreads(tmp_path / "still")
+    assert (still.rho, still.sd[0]) == (0.0, 1 / (100 * math.sqrt(12)))
+    for seed, count in enumerate([1] * 9 + [11]):  # nine at -.1 of a range of 1, one at .9: skewness sqrt(10)
+        save(tmp_path / "ten", make("imp", seed=seed, robust=count))
+    assert spreads(tmp_path / "ten")[0].skew == pytest.approx(math.sqrt(10))
     save(tmp_path, make("hydra", seed=9))
     with pytest.raises(PrunebenchError, match="share 0 seeds"):
         spreads(tmp_path)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -47,6 +47,7 @@ def test_wilson_refuses_what_is_no_rate(count, n):
         wilson(count, n)
 
 
+@settings(deadline=None)  # a busy machine is slow, not wrong
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_holds_the_rate_and_mirrors(case):
     count, n = case
@@ -79,6 +80,7 @@ def test_far_from_0_and_1_the_interval_is_nearly_students():
     assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-5)
 
 
+@settings(deadline=None)  # a busy machine is slow, not wrong
 @given(
     st.integers(1, 600).flatmap(lambda n: st.tuples(st.lists(st.integers(0, n), min_size=2, max_size=20), st.just(n)))
 )
@@ -120,6 +122,7 @@ def test_pairs_by_seed_are_students_on_paper(differences, t):
     assert (found.low, found.high) == pytest.approx((found.gap - half, found.gap + half), rel=1e-6)
 
 
+@settings(deadline=None)  # a busy machine is slow, not wrong
 @given(st.lists(st.integers(-500, 500), min_size=2, max_size=20).filter(lambda values: len(set(values)) > 1))
 def test_pairs_by_seed_are_scipys(differences):
     found = by_seed(differences, 500)
@@ -166,6 +169,7 @@ def test_power_is_how_often_the_test_finds_it():
     assert power(0.03, 0.02, 5, 3) == pytest.approx(found.mean(), abs=0.012)
 
 
+@settings(deadline=None)  # a busy machine is slow, not wrong
 @given(st.integers(2, 40), st.integers(1, 20))
 def test_power_grows_with_seeds_and_falls_with_tests(seeds, tests):
     assert power(0.03, 0.04, seeds, tests) <= power(0.03, 0.04, seeds + 1, tests) + 1e-9
@@ -176,6 +180,7 @@ def test_draws_are_of_so_many_with_replacement_and_follow_the_seed():
     found = drawn(7, 1000, 3)
     assert (found.sum(axis=1) == 7).all() and found.shape == (1000, 7)
     assert found.mean(axis=0) == pytest.approx([1.0] * 7, abs=0.15)  # its standard error is .03
+    assert (drawn(2**19 + 1, 3, 3).sum(axis=1) == 2**19 + 1).all()  # in several blocks
     assert (found == drawn(7, 1000, 3)).all() and (found != drawn(7, 1000, 4)).any()
     assert drawn(3, 4, 5).astype(int).tolist() == [[2, 1, 0], [2, 0, 1], [1, 0, 2], [2, 0, 1]]  # of PCG64
 
@@ -206,6 +211,7 @@ def test_holm_on_paper():
     assert holm([]) == []
 
 
+@settings(deadline=None)  # a busy machine is slow, not wrong
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holm_raises_no_less_than_nothing_and_no_more_than_bonferroni(p_values):
     for p, adjusted in zip(p_values, holm(p_values), strict=True):
@@ -239,6 +245,7 @@ def test_the_paired_test_looks_to_one_side(b, c, p):
     assert paired(b, c) == pytest.approx(p, rel=1e-12)
 
 
+@settings(deadline=None)  # a busy machine is slow, not wrong
 @given(st.integers(0, 200), st.integers(0, 200))
 def test_mcnemar_is_scipys_binomial_test(b, c):
     assert mcnemar(b, c) == pytest.approx(stats.binomtest(b, b + c).pvalue if b + c else 1.0, rel=1e-9)
@@ -293,6 +300,7 @@ def test_sampled_noise_on_paper():
     assert sampled_noise(0, 2, 2, 4, 1 / 2) == pytest.approx(1 / 6 + 4 / 6 * 1 / 2 + 1 / 6 * 1 / 4)
 
 
+@settings(deadline=None)  # a busy machine is slow, not wrong
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.integers(0, n), st.just(n))))
 def test_a_sample_of_all_is_the_noise_alone(case):
     standing, robust, n = case

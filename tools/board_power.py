@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 from scipy import optimize, special
+from scipy import stats as shapes
 
 from bench import stats
 from bench.errors import PrunebenchError
@@ -29,12 +30,12 @@ from leaderboard.contrasts import ALPHA, DRAWS, GAP, families, raw_outcomes, rol
 from leaderboard.table import read
 
 SEEDS = (3, 5, 10, 15, 20)
-OWN = 10  # seeds that records need before boards are made of their own seeds
+SHAPED = 10  # seeds that records need before their shape is told
 SHIPPED = ("primary", "secondary", "places")  # the families of the board, each with its own Holm
 BEGIN, END = "<!-- Made by tools/board_power.py; an edit is lost the next time. -->", "<!-- End of what is made. -->"
 Pairs = Sequence[tuple[int, int]]
 Line = list[str]  # of a table
-Shape = Literal["normal", "skewed", "own"]
+Shape = Literal["normal", "skewed"]
 Test = Callable[[np.ndarray, Pairs], np.ndarray]  # counts of boards, and which rows are compared -> p-values
 
 
@@ -44,8 +45,8 @@ class Spreads:
 
     `rho`: the mean correlation of two rows over the seeds, no less than 0. `pairs`: by family, which rows are compared,
     and "all": what the board compared when it had one family. `alike`: how much two seeds of a row agree on which
-    images stand, as the correlation of a normal variable behind them; None without raw outcomes. `residuals`:
-    what each seed has above its row's mean, shape (rows, seeds), widened to the spread `sd`.
+    images stand, as the correlation of a normal variable behind them; None without raw outcomes. `skew`: the
+    mean skewness of the rows, 0 for normal noise and -2 for exponential; None with fewer than 10 seeds.
     """
 
     sparsity: Decimal
@@ -57,7 +58,7 @@ class Spreads:
     seeds: int
     pairs: Mapping[str, Pairs]
     alike: float | None
-    residuals: np.ndarray
+    skew: float | None
 
 
 def spreads(folder: Path) -> list[Spreads]:
@@ -79,7 +80,9 @@ def _spreads(records: Mapping[Path, Record], outcomes: Mapping[Path, np.ndarray]
         raise PrunebenchError(f"The rows at sparsity {sparsity} share {len(common)} seeds; two or more are needed.")
     values = np.array([[of[seed] for seed in common] for of in rates.values()])
     labels, n = tuple(rates), next(iter(here.values())).score.n
-    shared = np.corrcoef(values)[np.triu_indices(len(labels), 1)] if len(labels) > 1 else np.zeros(1)
+    moving = values[values.std(1) > 0]  # a row that never changes has no shape and goes with no other
+    shared = np.corrcoef(moving)[np.triu_indices(len(moving), 1)] if len(moving) > 1 else np.zeros(1)
+    skews = shapes.skew(moving, axis=1, bias=False) if len(common) >= SHAPED and len(moving) else None
     found: dict[str, Pairs] = {
         name: [(labels.index(a), labels.index(b)) for a, b in pairs] for name, pairs in families(jobs).items()
     }
@@ -92,8 +95,8 @@ def _spreads(records: Mapping[Path, Record], outcomes: Mapping[Path, np.ndarray]
     known = [value for value in alike if value is not None]
     return Spreads(
         Decimal(str(sparsity)), labels, values.mean(1), np.maximum(values.std(1, ddof=1), 1 / (n * math.sqrt(12))),
-        max(0.0, float(np.nanmean(shared))), n, len(common), found, float(np.mean(known)) if known else None,
-        (values - values.mean(1, keepdims=True)) * math.sqrt(len(common) / (len(common) - 1)),
+        max(0.0, float(shared.mean())), n, len(common), found, float(np.mean(known)) if known else None,
+        None if skews is None else float(skews.mean()),
     )  # fmt: skip
 
 
@@ -118,17 +121,14 @@ def boards(of: Spreads, count: int, seeds: int, rng: np.random.Generator, shape:
     """Counts of boards without differences: whole numbers, shape (count, rows, seeds).
 
     All rows have the mean of the rows. What a row adds to a seed is "normal", or "skewed" (exponential: bad seeds are
-    further off than good ones), or "own": whole seeds of the records, drawn with replacement.
+    further off than good ones).
     """
 
     def noise(*size: int) -> np.ndarray:
         return 1 - rng.exponential(size=size) if shape == "skewed" else rng.standard_normal(size)
 
-    if shape == "own":
-        apart = of.residuals[:, rng.integers(of.seeds, size=(count, seeds))].swapaxes(0, 1)
-    else:
-        block, own = noise(count, 1, seeds), noise(count, len(of.labels), seeds)
-        apart = of.sd[:, None] * (math.sqrt(of.rho) * block + math.sqrt(1 - of.rho) * own)
+    block, own = noise(count, 1, seeds), noise(count, len(of.labels), seeds)
+    apart = of.sd[:, None] * (math.sqrt(of.rho) * block + math.sqrt(1 - of.rho) * own)
     whole: np.ndarray = np.rint(of.n * (of.mean.mean() + apart))
     return whole
 
@@ -165,7 +165,7 @@ def welch(counts: np.ndarray, pairs: Pairs) -> np.ndarray:
 def pooled(counts: np.ndarray, pairs: Pairs, variance: np.ndarray, df: int) -> np.ndarray:
     """The t-test with one spread for the whole board, `variance` of shape (boards,): what the board did before."""
     a, b = np.array(pairs).T
-    error = np.sqrt(variance * 2 / counts.shape[2])[:, None]
+    error = np.sqrt(np.maximum(variance, 1 / 12) * 2 / counts.shape[2])[:, None]
     return _two_sided((counts.mean(2)[:, a] - counts.mean(2)[:, b]) / error, df)
 
 
@@ -278,7 +278,7 @@ def page(every: Sequence[Spreads], count: int, resampled: int) -> str:
     powered = [f"power {name}" for name in _TESTS if name not in ("secondary", "places")]
     heads = [f"{_TESTS[name.partition(' ')[2]]}" for name in (*levelled, *powered)]
     heads[0], heads[len(levelled)] = f"Level: {heads[0]}", f"Power: {heads[len(levelled)]}"
-    rows, odd, own, held, second = list[Line](), list[Line](), list[Line](), list[Line](), list[Line]()
+    rows, odd, held, second = list[Line](), list[Line](), list[Line](), list[Line]()
     for seeds in SEEDS:
         for of, found in zip(asked, levels(every, seeds, count), strict=True):
             rows.append(_line(of, seeds, found, levelled + powered))
@@ -286,12 +286,9 @@ def page(every: Sequence[Spreads], count: int, resampled: int) -> str:
                 second.append(_line(of, seeds, second_opinion(of, seeds, resampled), list(_SECOND)))
         for of, found in zip(asked, levels(every, seeds, count, "skewed"), strict=True):
             odd.append(_line(of, seeds, found, levelled))
-        if all(of.seeds >= OWN for of in every):
-            for of, found in zip(asked, levels(every, seeds, count, "own"), strict=True):
-                own.append(_line(of, seeds, found, levelled))
         for of, found in zip(every, coverage(every, seeds, count), strict=True):
             held.append(_line(of, seeds, found, list(_HELD)))
-    known = ["Sparsity", "Rows", "Seeds", "sd of methods", "sd of controls", "rho", "sd of differences"]
+    known = ["Sparsity", "Rows", "Seeds", "sd of methods", "sd of controls", "rho", "skew", "sd of differences"]
     lines = [
         f"Made from {sum(len(of.labels) * of.seeds for of in every)} records, {count:,} boards a cell.", "",
         "**Spreads**, in points: between the seeds of a row, and of the differences to magnitude.", "",
@@ -299,9 +296,6 @@ def page(every: Sequence[Spreads], count: int, resampled: int) -> str:
         _LEVEL, "",
         *_table(["Sparsity", "Seeds", *heads], rows),
     ]  # fmt: skip
-    if own:
-        lines += ["**Level with the records' own seeds**, drawn with replacement, in place of normal noise.", ""]
-        lines += _table(["Sparsity", "Seeds", *heads[: len(levelled)]], own)
     lines += [
         "**Level where bad seeds are much further off** than good ones (exponential instead of normal noise).", "",
         *_table(["Sparsity", "Seeds", *heads[: len(levelled)]], odd),
@@ -344,7 +338,7 @@ def _told(of: Spreads) -> list[str]:
         return f"{100 * min(values):.1f} to {100 * max(values):.1f}" if len(values) else ""
 
     return [f"{of.sparsity:f}", str(len(of.labels)), str(of.seeds), span(of.sd[methods]), span(of.sd[controls]),
-            f"{of.rho:.2f}", span(apart)]  # fmt: skip
+            f"{of.rho:.2f}", "unknown" if of.skew is None else f"{of.skew:.2f}", span(apart)]  # fmt: skip
 
 
 def _line(of: Spreads, seeds: int, found: Mapping[str, float], names: Sequence[str]) -> Line:
