@@ -220,7 +220,7 @@ def test_the_rate_is_the_measured_bound():
 
 
 def test_the_committed_table_says_what_the_readme_does():
-    """True claims hold, and 5 points on 1,000 images are refuted for all kinds of outcomes, 99 times of 100 at least."""
+    """True claims hold, and 5 points on 1,000 images are refuted whatever is attached, 99 times of 100 at least."""
     with (claim_power.ROOT / "docs/claims/claim-power.csv").open(newline="") as file:
         rows = {(r["level"], int(r["images"]), int(r["points"]), r["outcomes"]): r for r in csv.DictReader(file)}
     wanted = product(claim_power.LEVELS, claim_power.SIZES, claim_power.POINTS, claim_power.KINDS)
