@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import re
 from fractions import Fraction
 from math import ceil
@@ -15,13 +14,13 @@ import tomli_w
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from bench.errors import PrunebenchError, Refused
-from bench.files import canonical_json, read_known, sha256_of, write_bytes
+from bench.files import canonical_json, digest_outside, read_known, sha256_of, write_bytes
 from bench.protocol import PROTOCOLS, Count, Natural, Protocol, Rules, explain, load, read_toml
 from bench.record import Record, Sha256, load_arrays, load_record, outcomes_path, proposals_path, recount, standing
 
 NAME, SUFFIX = "CLAIM.toml", ".claim.toml"
 FILES = ("net.safetensors", "outcomes.npz", "proposals.npz", "protocol.toml", NAME)  # of a claim that is made here
-LARGEST = 2**30  # bytes of a file that a claim names
+LARGEST = 2**28  # bytes of a file that a claim names
 
 
 def _inside(text: str) -> str:
@@ -177,8 +176,7 @@ def sound(path: Path, asset: Asset, what: str) -> Path:
     file than the claim speaks of.
     """
     where = _locate(path, asset.path, what)
-    with where.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = digest_outside(where, what, LARGEST, way_out="restore the file", complain=Refused)
     if found != asset.sha256:
         raise Refused(
             "hash",
