@@ -140,18 +140,11 @@ class Claim(Rules):
 
 def load_claim(path: Path) -> Claim:
     """The claim in the file `path`. Raises PrunebenchError for one that breaks the rules of its format."""
-    _refuse_special(path)
     values = read_toml(path, "claim")
     try:
         return Claim.model_validate(values)
     except ValidationError as error:
         raise PrunebenchError(f"The claim {path} breaks the rules: {explain(error)}") from None
-
-
-def _refuse_special(path: Path) -> None:
-    """Refuse a device, a pipe or a folder, which could be read for ever, before it is opened."""
-    if path.exists() and not path.is_file():
-        raise PrunebenchError(f"{path} is not a regular file, so it is not a claim; name a {NAME}.")
 
 
 def is_claim(path: Path) -> bool:
