@@ -7,10 +7,12 @@ import json
 import logging
 import os
 import pickle
+import secrets
 import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from bench.protocol import explain
 from bench.spec import read, source_of
 
 Report = Callable[[str, float, float], None]
+GONE = -signal.SIGKILL  # the exit code of a process that cannot tell one
 LONGEST = 2**20  # bytes of one piece of news; a pruner that says more at once is not listened to
 
 
@@ -58,6 +61,7 @@ class Host:
         self.prefix = tuple(prefix)
         self._process: subprocess.Popen[bytes] | None = None
         self._news = -1
+        self._lock = threading.Lock()  # one request at a time
 
     def start(self) -> None:
         """Start the process unless it is there; what it needs is imported while the caller goes on."""
@@ -99,17 +103,27 @@ class Host:
         The kernel counts the seconds; None where it does not tell. Raises PrunebenchError for an error that the process
         tells, Fault for one of the pruner's own, and PrunebenchError when the process died.
         """
+        with self._lock:
+            try:
+                return self._ask(request, report)
+            except PrunebenchError:
+                raise
+            except BaseException:
+                self.close()  # whatever the process is at, nobody will hear of it
+                raise
+
+    def _ask(self, request: Describe | Play, report: Report | None) -> tuple[Any, float | None]:
         self.start()
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
-        before = _spent(process.pid)
-        data = pickle.dumps((sys.path, request))
+        before, number = _spent(process.pid), secrets.token_hex(8)
+        data = pickle.dumps((sys.path, number, request))
         try:
             process.stdin.write(len(data).to_bytes(8, "big") + data)
             process.stdin.flush()
         except OSError:
             pass  # it is gone, which the end of its output tells as well
-        heard = _Heard(report)
+        heard = _Heard(number, report)
         code = None
         while code is None:
             ready, _, _ = select.select([self._news, process.stdout.fileno()], [], [])
@@ -117,11 +131,11 @@ class Host:
                 heard.take(self._news)
             if process.stdout.fileno() in ready:
                 ended = os.read(process.stdout.fileno(), 8)
-                code = int.from_bytes(ended, "big", signed=True) if len(ended) == 8 else -signal.SIGKILL
+                code = int.from_bytes(ended, "big", signed=True) if len(ended) == 8 else GONE
         while heard.take(self._news):
             pass
         after = _spent(process.pid)
-        if self.prefix:  # a process of one request
+        if self.prefix or code == GONE:  # a process of one request, or of no more
             self.close()
         spent = None if before is None or after is None else after - before
         return heard.answer(code), spent
@@ -130,8 +144,8 @@ class Host:
 class _Heard:
     """What a pruner's process has said so far; none of it is more than text."""
 
-    def __init__(self, report: Report | None) -> None:
-        self.report, self.rest = report, b""
+    def __init__(self, number: str, report: Report | None) -> None:
+        self.number, self.report, self.rest = number, report, b""
         self.last: tuple[str, Any] | None = None
 
     def take(self, news: int) -> bool:
@@ -144,20 +158,26 @@ class _Heard:
         if len(self.rest) > LONGEST:
             self.rest = b""
         for line in lines:
-            with suppress(ValueError, TypeError, RecursionError):
-                self._hear(*json.loads(line))
+            told = self._hear(line)
+            if told is not None and self.report is not None:
+                self.report(*told)
         return bool(data)
 
-    def _hear(self, kind: object, said: Any) -> None:
-        if kind == "told" and self.report is not None:
-            what, done, of = said
-            self.report(printable(str(what))[:200], float(done), max(float(of), 1e-9))
-        elif kind == "log":
-            name, level, text = said
-            if str(name).startswith("prunebench"):
-                logging.getLogger(str(name)).log(int(level), "%s", printable(str(text))[:2000])
-        elif kind in ("answer", "error", "fault"):
-            self.last = (str(kind), said)
+    def _hear(self, line: bytes) -> tuple[str, float, float] | None:
+        """Take one piece of news, and return progress; what is no news of this request is nothing."""
+        with suppress(ValueError, TypeError, LookupError, RecursionError):
+            number, kind, said = json.loads(line)
+            if number != self.number:
+                return None
+            if kind in ("answer", "error", "fault"):
+                self.last = (kind, said)
+            elif kind == "log":
+                name, level, text = str(said[0]), int(said[1]), printable(str(said[2]))[:2000]
+                if name.startswith("prunebench"):
+                    logging.getLogger(name).log(level, "%s", text)
+            elif kind == "told":
+                return printable(str(said[0]))[:200], float(said[1]), max(float(said[2]), 1e-9)
+        return None
 
     def answer(self, code: int) -> Any:
         """The answer, if the process came to one."""

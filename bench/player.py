@@ -56,8 +56,13 @@ def play(request: Play, tell: Tell) -> None:
 
 
 def _prepare(request: Describe | Play) -> None:
-    """Import what the request needs, once for all the forks to come; nothing is computed, which could start threads."""
-    if isinstance(request, Play):
+    """Import what the request needs, once for all the forks to come; nothing is computed, which could start threads.
+
+    What is wrong with the request is told by the fork.
+    """
+    if not isinstance(request, Play):
+        return
+    with suppress(Exception):
         importlib.import_module("torch._dynamo")  # by the first optimiser
         importlib.import_module("sklearn.datasets" if request.protocol.data == "digits" else "torchvision.datasets")
         with torch.device("meta"):
@@ -100,7 +105,7 @@ class _News(logging.Handler):
         self.tell("log", [record.name, record.levelno, record.getMessage()])
 
 
-def _fork(request: Describe | Play, news: int, control: int) -> None:
+def _fork(number: str, request: Describe | Play, news: int, control: int) -> None:
     """In the fork: answer the request, and end; standard output belongs to the referee, so prints go elsewhere."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _prctl(DEATH_SIGNAL, signal.SIGKILL)
@@ -109,7 +114,7 @@ def _fork(request: Describe | Play, news: int, control: int) -> None:
     os.dup2(null, 0)
 
     def tell(kind: str, said: Any) -> None:
-        line = json.dumps([kind, said]).encode() + b"\n"
+        line = json.dumps([number, kind, said]).encode() + b"\n"
         while line:
             line = line[os.write(news, line) :]
 
@@ -130,23 +135,24 @@ def serve(news: int) -> None:
     control = os.dup(1)
     os.dup2(2, 1)
     torch.set_num_threads(1)
-    while (request := _request()) is not None:
-        _prepare(request)
+    while (asked := _request()) is not None:
+        _prepare(asked[1])
         child = os.fork()
         if child == 0:
             try:
-                _fork(request, news, control)
+                _fork(*asked, news, control)
             finally:
                 os._exit(0)
         os.write(control, _ended(child).to_bytes(8, "big", signed=True))
 
 
-def _request() -> Describe | Play | None:
+def _request() -> tuple[str, Describe | Play] | None:
+    """The next request and its number; None at the end."""
     head = _read(8)
     if len(head) < 8:
         return None
-    sys.path[:], request = pickle.loads(_read(int.from_bytes(head, "big")))  # noqa: S301  from the referee
-    return request
+    sys.path[:], number, request = pickle.loads(_read(int.from_bytes(head, "big")))  # noqa: S301  from the referee
+    return number, request
 
 
 def _read(size: int) -> bytes:

@@ -12,11 +12,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import bench.trial
 from bench.attacks import pgd
 from bench.errors import PrunebenchError
+from bench.handover import Play
 from bench.journal import Entry
+from bench.player import play
 from bench.record import Hashed, Record, load_record
 from bench.task import Step, Task
 from tests import records
@@ -70,12 +73,14 @@ def ages(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> dict[s
         path.unlink()
     records.refusal().save(made["attacked"] / "job" / "refusal.json")  # as an earlier scoring may have left it
 
-    def report(what: str, done: float, total: float) -> None:
+    def tell(*news: object) -> None:
         if all(list((made["cut"] / "stages").rglob(f"{name}.safetensors")) for name in ("done", "partial")):
             raise Cut
 
+    task = task_in(made["cut"])
+    asked = Play(task.spec, task.job, RULES, STORE, task.folder, task.stages, "cpu", torch.get_num_threads(), False)
     with pytest.raises(Cut):
-        Step(task_in(made["cut"]), "train")(report)
+        play(asked, tell)
     return made
 
 

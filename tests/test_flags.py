@@ -131,7 +131,8 @@ def test_all_flags_are_in_a_record(scored):
         found = {flag.name: flag for flag in load_record(folder / RECORD).score.flags}
         assert set(found) == {
             "black-box-wins", "zero-gradients", "eps-curve", "weak-beats-strong", "weak-strong-gap", "nondeterministic",
-            "quantised-input", "softmax-output", "transfer", "kernel-disagrees", "out-of-range", "rounding", "constant",
+            "quantised-input", "softmax-output", "transfer", "kernel-disagrees", "budget-overrun", "out-of-range",
+            "rounding", "constant",
         }  # fmt: skip
         assert found["transfer"].value is None  # no dense net was given
         assert found["kernel-disagrees"].value == 0.0

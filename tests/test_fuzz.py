@@ -38,7 +38,7 @@ from bench.journal import Finding, Journal
 from bench.models import build
 from bench.protocol import load
 from bench.record import Record, load_arrays, load_record, outcomes_path, recount, standing
-from bench.score import TIMES, _timed, save_times
+from bench.score import TIMES, effort_of, save_effort
 from bench.trial import radii
 from tests import records
 from tests.nets import SMALL, STORE, TINY, seal_state, toml
@@ -474,7 +474,7 @@ def test_journals_and_times(tmp_path, share):
     net = seal_state(tmp_path / "net", build("digits-cnn", info=STORE.info("digits")))
     header = open_net(net).header
     header = header.model_copy(update={"stages": records.make().cost.stages})
-    save_times(net, header, [2.5])
+    save_effort(net, header, stages=(2.5,), processor=3.5, allowed=9.0, sandbox=False)
     sane = {path: path.read_bytes() for path in (*sorted(folder.iterdir()), tmp_path / TIMES)}
     for case in tally.cases:
         draw = random.Random(case)
@@ -491,9 +491,9 @@ def test_journals_and_times(tmp_path, share):
             found, kept = entry()
             same = {"seconds": 0.0, "sha256": ""}
             assert found.model_copy(update=same) == wanted.model_copy(update=same) and torch.equal(kept, images)
-            stages, seconds = _timed(net, header)
-            assert (seconds is None and stages == header.stages) or seconds == 2.5
-            if measured or seconds is None:
+            effort = effort_of(net, header)
+            assert effort is None or (effort.stages, effort.processor, effort.allowed) == ((2.5,), 3.5, 9.0)
+            if measured or effort is None:
                 raise PrunebenchError("It was measured anew.")
 
         tally.run(case, read)

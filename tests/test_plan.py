@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import bench.lab
-import bench.task
+import bench.player
 import bench.train
 from bench.data import Split
 from bench.errors import PrunebenchError
+from bench.handover import Play
 from bench.lab import Lab
 from bench.models import build
 from bench.pace import Epochs, Pace, _alike
@@ -64,8 +65,9 @@ def really_trained(spec, job, rules, folder, monkeypatch):
         return labs[0]
 
     monkeypatch.setattr(bench.lab, "Stages", Told)
-    monkeypatch.setattr(bench.task, "Lab", kept)
-    train(spec, job, rules, folder / job.name, folder / "stages", STORE, device="cpu")
+    monkeypatch.setattr(bench.player, "Lab", kept)
+    asked = Play(spec, job, rules, STORE, folder / job.name, folder / "stages", "cpu", 1, tensorboard=False)
+    bench.player.play(asked, lambda *news: None)
     return labs[0].meter.stages, fresh
 
 
