@@ -117,7 +117,7 @@ class Host:
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
         before, number = _spent(process.pid), secrets.token_hex(8)
-        data = pickle.dumps((sys.path, number, request))
+        data = pickle.dumps((Path.cwd(), sys.path, number, request))
         try:
             process.stdin.write(len(data).to_bytes(8, "big") + data)
             process.stdin.flush()

@@ -151,7 +151,8 @@ def _request() -> tuple[str, Describe | Play] | None:
     head = _read(8)
     if len(head) < 8:
         return None
-    sys.path[:], number, request = pickle.loads(_read(int.from_bytes(head, "big")))  # noqa: S301  from the referee
+    here, sys.path[:], number, request = pickle.loads(_read(int.from_bytes(head, "big")))  # noqa: S301  from the referee
+    os.chdir(here)  # where its relative paths begin
     return number, request
 
 

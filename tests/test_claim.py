@@ -201,7 +201,7 @@ def test_what_is_no_file_or_too_large_is_not_read(place, monkeypatch):
     net.unlink()
     with net.open("wb") as file:
         file.truncate(LARGEST + 1)  # a hole: takes no room on the disk
-    with pytest.raises(Refused, match="of at most 1073741824 bytes"):
+    with pytest.raises(Refused, match="of at most 268435456 bytes"):
         sound(path, load_claim(path).net, "a net")
 
 

@@ -497,11 +497,18 @@ def test_a_request_that_was_given_up_is_not_answered_in_place_of_the_next(mine, 
     def listen(*told):
         raise Enough
 
-    asked = (mine, job(mine), changed(RULES, epochs=50), tmp_path / "out", tmp_path / "stages", STORE)
-    for _ in range(2):
+    for attempt in ("first", "second"):
         with pytest.raises(Enough):
-            train(*asked, device="cpu", report=listen)
+            train(mine, job(mine), RULES, tmp_path / attempt, tmp_path / attempt, STORE, device="cpu", report=listen)
         assert [one.name for one in resolve(["imp", "dense"])] == ["imp", "dense"]
+
+
+def test_paths_begin_where_the_referee_is(mine, tmp_path, monkeypatch):
+    """The process was started elsewhere."""
+    resolve(["dense"])
+    monkeypatch.chdir(tmp_path)
+    net = train("mine.py:Mine", job("mine.py:Mine"), RULES, Path("out"), Path("stages"), STORE, device="cpu")
+    assert net == Path("out") / NET and (tmp_path / "stages").exists()
 
 
 def test_the_process_is_started_again_when_it_died(mine):
