@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,22 +10,31 @@ from pathlib import Path
 from bench.data import Split, Store
 from bench.train import Report
 
+NODE = "PRUNEBENCH_TEST_NODE"
+
 
 def hold(mark: Path) -> None:
     """Whoever comes first writes into `mark` which node of Ray it is on, and stays; all others go on.
 
-    A file "let-go" beside the mark ends it, for a test that went wrong.
+    A pruner's process knows the node from its environment. A file "let-go" beside the mark ends it, for a test that
+    went wrong.
     """
     try:
         file = mark.open("x")
     except FileExistsError:
         return
-    import ray
-
     with file:
-        file.write(ray.get_runtime_context().get_node_id())
+        file.write(os.environ.get(NODE, "unknown"))
     while not mark.with_name("let-go").exists():
         time.sleep(1)
+
+
+def _note_node() -> None:
+    """Leave the node of this worker of Ray, if it is one, where its processes find it."""
+    import ray
+
+    if ray.is_initialized() and NODE not in os.environ:
+        os.environ[NODE] = ray.get_runtime_context().get_node_id()
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,14 @@ class HeldStore(Store):
 
     out: Path = Path()
 
+    def training(self, name: str, *, validation: int, train: int | None = None) -> tuple[Split, Split]:
+        """The training images; a worker of Ray asks for them before it starts a process for the pruner."""
+        _note_node()
+        return super().training(name, validation=validation, train=train)
+
     def testing(self, name: str, count: int | None = None) -> Split:
         """The test images."""
+        _note_node()
         if any(self.out.rglob("journal/*.json")):
             hold(self.out / "scoring-held")
         return super().testing(name, count)
