@@ -84,7 +84,7 @@ def results(out):
         found[folder.name, "record"] = timeless(load_record(folder / "record.json"))
         found[folder.name, "outcomes"] = outcomes_path(folder / "record.json").read_bytes()
         for entry in (folder / "journal").iterdir():
-            found[folder.name, entry.name] = json.loads(entry.read_bytes()) | {"seconds": 0}
+            found[folder.name, entry.name] = json.loads(entry.read_bytes()) | {"seconds": 0, "sha256": ""}
     return found
 
 
