@@ -6,7 +6,6 @@ the whole score is made again on this machine. Another processor changes a few i
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import shutil
@@ -23,6 +22,7 @@ from bench.beside import RECORD, beside, net_path
 from bench.checkpoint import LARGEST
 from bench.data import Store
 from bench.errors import PrunebenchError, Refused
+from bench.files import digest_outside
 from bench.protocol import PROTOCOLS
 from bench.record import Flag, Record, recount, standing
 from bench.score import score
@@ -146,8 +146,7 @@ class Nets:
                     f"{path} cannot be measured again: its net, {beside.name} with the sha256 {wanted[:12]}..., is not "
                     "beside it; put it there, or name a folder of nets with --nets."
                 )
-            with file.open("rb") as content:
-                self._known.setdefault(hashlib.file_digest(content, "sha256").hexdigest(), file)
+            self._known.setdefault(digest_outside(file, "a net", LARGEST), file)
         return self._known[wanted]
 
 

@@ -56,3 +56,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.nets import quick_attacks
 
     monkeypatch.setattr(bench.trial, "STANDARD", quick_attacks())
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `run` take all steps but those of the pruner in this process."""
+    import bench.run
+    from tests.here import Here
+
+    monkeypatch.setattr(bench.run, "Pool", Here)

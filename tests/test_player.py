@@ -22,8 +22,8 @@ from bench.record import load_record, outcomes_path
 from bench.run import grid, run
 from bench.score import effort_of
 from bench.task import NET, make_room, train
+from tests.here import Here
 from tests.nets import STORE, changed, job
-from tests.test_run import Here
 from tools.kill_and_resume import timeless
 
 # Trained on hardly more than noise, so that nothing withstands eps 0.4 and the whole AutoAttack takes a second.
@@ -117,12 +117,6 @@ class Mine:
             keep -= min(keep, left.numel())
         return state
 '''
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """Let `run` take all steps but those of the pruner in this process."""
-    monkeypatch.setattr(bench.run, "Pool", Here)
 
 
 @pytest.fixture

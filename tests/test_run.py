@@ -27,6 +27,7 @@ from bench.score import score
 from bench.task import NET, Ended, Step, Task, train
 from pruners import parse
 from tests.held import HalvedStore
+from tests.here import Here
 from tests.nets import STORE, changed, job, toml
 from tools.kill_and_resume import timeless
 
@@ -65,41 +66,6 @@ def mine(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(PRUNER)
     return f"{file}:Mine"
-
-
-class Here:
-    """An engine that takes every step in this process as soon as it is submitted, which takes no start of processes."""
-
-    def __init__(self, workers=1):
-        self.workers, self.taken, self.told = workers, [], []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def room(self, running):
-        return running < self.workers
-
-    def submit(self, step):
-        self.taken.append(step.name)
-        future = Future()
-        future.set_result(step(lambda *told: self.told.append((step.name, *told))))
-        return future
-
-    def news(self):
-        told, self.told = self.told, []
-        return iter(told)
-
-    def why(self, error):
-        return str(error)
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """Let `run` take all steps in this process."""
-    monkeypatch.setattr(bench.run, "Pool", Here)
 
 
 def jobs(*specs, sparsities=(0.9,), seeds=(0,)):
