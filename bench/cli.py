@@ -90,12 +90,13 @@ def run_(
     quiet: Quiet = False,
 ) -> None:
     """Train, score and rank a whole grid; safe to kill and start again."""
+    rules, grid = _grid(protocol, epochs, pruner, sparsity, seed)
+
     from bench import curves, executor, machine, run, show
     from bench import sandbox as walls
     from leaderboard import check as board
     from leaderboard import render
 
-    rules, grid = _grid(protocol, epochs, pruner, sparsity, seed)
     workers = _engine(engine, jobs, threads, device, out, address, gpus_per_job)
     if tensorboard:
         curves.require()
@@ -141,11 +142,12 @@ def plan_(
     as_json: AsJson = False,
 ) -> None:
     """Show what a grid will take: passes, time, disk."""
+    rules, grid = _grid(protocol, epochs, pruner, sparsity, seed)
+
     from bench import machine, show
     from bench.plan import plan
     from bench.rehearsal import Shares
 
-    rules, grid = _grid(protocol, epochs, pruner, sparsity, seed)
     machine.device_named(device)
     found = plan(
         rules, grid, _store(data), workers=jobs, devices=sorted({1, devices}), threads=threads, device=device,

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
-from bench.checkpoint import pack, unpack
-from bench.data import Store
 from bench.errors import PrunebenchError, Refused
 from bench.files import read_outside, write_bytes
-from bench.mask import State
 from bench.protocol import Job, Protocol, Rules, explain
 from bench.record import Stage
+
+if TYPE_CHECKING:  # this module imports no torch, so that a pruner's process starts before the referee has imported it
+    from bench.data import Store
+    from bench.mask import State
 
 NAME = "handover.safetensors"
 LARGEST = 2**31  # bytes; the largest net of the table takes 60 MB
@@ -63,6 +64,8 @@ def leave(folder: Path, state: Any, stages: list[Stage]) -> None:
     """Write weights and stages for the referee. Raises PrunebenchError when `state` is no dict of tensors."""
     from torch import Tensor
 
+    from bench.checkpoint import pack
+
     if not (isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):
         raise PrunebenchError(
             f"The pruner returned {type(state).__name__}, not a dict of tensors; return the state dict of lab.model()."
@@ -73,6 +76,8 @@ def leave(folder: Path, state: Any, stages: list[Stage]) -> None:
 
 def take(folder: Path) -> tuple[State, tuple[Stage, ...]]:
     """The weights and the stages that a pruner left in `folder`. Raises Refused for anything else."""
+    from bench.checkpoint import unpack
+
     way_out = "let the pruner end with the weights of its net, then run it again"
     data = read_outside(folder / NAME, "what the pruner left", LARGEST, way_out=way_out, complain=Refused)
     state, about = unpack(data, "What the pruner left")

@@ -63,8 +63,8 @@ def _prepare(request: Describe | Play) -> None:
     if not isinstance(request, Play):
         return
     with suppress(Exception):
-        importlib.import_module("torch._dynamo")  # by the first optimiser
-        importlib.import_module("sklearn.datasets" if request.protocol.data == "digits" else "torchvision.datasets")
+        if request.protocol.data != "digits":
+            importlib.import_module("torchvision.datasets")
         with torch.device("meta"):
             build(request.protocol.model)
 

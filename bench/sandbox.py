@@ -10,14 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench.data import Info, Split, Store
+from bench.data import Info, Split, Store, digits_file
 from bench.errors import PrunebenchError
 from bench.files import write_aside
 from bench.protocol import Protocol
@@ -91,9 +90,7 @@ def command(folder: Path, hidden: Iterable[Path], *, cards: bool) -> list[str]:
 def hidden(store: Store) -> list[Path]:
     """Where test images lie: the folders of data sets, of their decoded arrays, and the digits of scikit-learn."""
     places = [store.root, *([store.cache] if store.cache is not None else [])]
-    found = find_spec("sklearn.datasets")
-    if found is not None and found.origin is not None:
-        places += sorted((Path(found.origin).parent / "data").glob("digits.csv*"))
+    places.append(digits_file())
     return [place for place in places if place.exists()]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy import special, stats
+from scipy import special  # scipy.stats takes a second to import
 
 
 def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -19,8 +19,11 @@ def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """
     if not 0 <= count <= n or n == 0:
         raise ValueError(f"{count} of {n} is not a rate")
-    interval = stats.binomtest(count, n).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    z2, rate = float(special.ndtri((1 + confidence) / 2)) ** 2, count / n
+    centre = rate + z2 / (2 * n)
+    half = math.sqrt(z2 * (rate * (1 - rate) + z2 / (4 * n)) / n)
+    low, high = (centre - half) / (1 + z2 / n), (centre + half) / (1 + z2 / n)
+    return 0.0 if count == 0 else low, 1.0 if count == n else high
 
 
 def logit_interval(counts: Sequence[int], n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -100,8 +103,8 @@ def power(gap: float, sd: float, seeds: int, tests: int, alpha: float = 0.05) ->
     """
     if seeds < 2:
         return 0.0
-    bound = stats.t.isf(alpha / (2 * tests), seeds - 1)
-    return float(stats.nct.sf(bound, seeds - 1, gap / sd * math.sqrt(seeds)))
+    bound = -special.stdtrit(seeds - 1, alpha / (2 * tests))
+    return float(1 - special.nctdtr(seeds - 1, gap / sd * math.sqrt(seeds), bound))
 
 
 def drawn(count: int, draws: int, seed: int) -> np.ndarray:
@@ -160,7 +163,7 @@ def paired(b: int, c: int) -> float:
     """
     if b < 0 or c < 0:
         raise ValueError(f"{b} and {c} are not counts")
-    return float(stats.binom.sf(b - 1, b + c, 0.5))
+    return float(_or_more(b, b + c, 0.5))
 
 
 def _or_more(count: np.ndarray | int, n: np.ndarray | int, rate: float) -> np.ndarray:

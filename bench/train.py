@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim.sgd import sgd
 
 from bench.attacks import Model, pgd
 from bench.capture import captured, frozen
@@ -142,7 +143,6 @@ class _Trainer:
     """A net in training: its optimiser, its running average, and what has happened so far."""
 
     def __init__(self, model: nn.Module, plan: Plan, masks: Masks, device: torch.device) -> None:
-        recipe = plan.recipe
         cuda = device.type == "cuda"
         self.model = model.to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -153,10 +153,7 @@ class _Trainer:
         self.masks = {name: torch.empty_like(live[name], dtype=torch.bool).copy_(mask) for name, mask in masks.items()}
         enforce(self.model, self.masks)
         self.quick = _quick(self.model, self.masks, device)
-        self.optimiser = torch.optim.SGD(
-            [parameter for parameter in self.model.parameters() if parameter.requires_grad], lr=recipe.lr,
-            momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay, fused=cuda,
-        )  # fmt: skip
+        self.momentum: State = {}  # none before the first step
         self.live = self.model.state_dict()  # the tensors themselves, which training changes in place
         self.average = {name: tensor.clone() for name, tensor in self.live.items()}
         self.epoch, self.steps = plan.start, 0
@@ -190,16 +187,27 @@ class _Trainer:
 
     def step(self, images: Tensor, labels: Tensor, progress: float, noise: torch.Generator) -> Tensor:
         """Train on one batch; returns the loss, not yet read back from the device."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.plan.lr(progress)
         with parametrize.cached():  # a mask made of scores is made once a step, not once a forward
             loss = self._loss(images, labels, noise)
-            self.optimiser.zero_grad(set_to_none=True)
+            self.model.zero_grad(set_to_none=True)
             loss.backward()
-        self.optimiser.step()
+        self._descend(self.plan.lr(progress))
         enforce(self.model, self.masks)
         self._follow()
         return loss.detach()
+
+    @torch.no_grad()
+    def _descend(self, lr: float) -> None:
+        """One step of SGD. Its function, not `torch.optim.SGD`, which imports torch's compiler and so takes seconds."""
+        recipe = self.plan.recipe
+        moved = {name: p for name, p in self.model.named_parameters() if p.grad is not None}
+        momentum = [self.momentum.get(name) for name in moved]
+        sgd(
+            list(moved.values()), [p.grad for p in moved.values() if p.grad is not None], momentum, lr=lr,
+            momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay, dampening=0,
+            maximize=False, fused=self.autocast is not None,
+        )  # fmt: skip
+        self.momentum |= {name: held for name, held in zip(moved, momentum, strict=True) if held is not None}
 
     def _loss(self, images: Tensor, labels: Tensor, noise: torch.Generator) -> Tensor:
         recipe, threat = self.plan.recipe, self.plan.threat
@@ -276,9 +284,7 @@ class _Trainer:
             return
         tensors = {f"net/{name}": tensor for name, tensor in self.live.items()}
         tensors |= {f"average/{name}": tensor for name, tensor in self.average.items()}
-        for name, parameter in self.model.named_parameters():
-            if (momentum := self.optimiser.state[parameter].get("momentum_buffer")) is not None:
-                tensors[f"momentum/{name}"] = momentum
+        tensors |= {f"momentum/{name}": tensor for name, tensor in self.momentum.items()}
         about = {"epoch": self.epoch, "steps": self.steps, "times": self.times, "curve": self.curve}
         write_bytes(partial, pack(tensors, about))
 
@@ -300,7 +306,7 @@ class _Trainer:
         for name, parameter in self.model.named_parameters():
             if f"momentum/{name}" in tensors:
                 momentum = torch.empty_like(parameter).copy_(tensors[f"momentum/{name}"])  # fused SGD wants its strides
-                self.optimiser.state[parameter]["momentum_buffer"] = momentum
+                self.momentum[name] = momentum.detach()
         self.epoch, self.steps, self.times, self.curve = (about[key] for key in ("epoch", "steps", "times", "curve"))
 
     def _fits(self, tensors: State, about: Any) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
+from torch.optim.adam import adam
 
 from bench.lab import Lab
 from bench.mask import (
@@ -155,19 +156,20 @@ class AWT:
 
     def _update(self, now: State, values: State, loss: Tensor, *, refresh: bool, keeps: Mapping[str, int]) -> State:
         """One step of Adam on `values` with the gradient clipped to norm 1, then the masks anew if they are due."""
-        gradients = torch.autograd.grad(loss, list(values.values()))
-        parameters = [nn.Parameter(value.detach()) for value in values.values()]
-        adam = torch.optim.Adam(parameters, lr=self.lr)
-        moments = {key: tensor.clone() for key, tensor in now.items() if key.startswith(("first/", "second/"))}
-        for name, parameter, gradient in zip(values, parameters, gradients, strict=True):
+        gradients = list(torch.autograd.grad(loss, list(values.values())))
+        parameters: list[Tensor] = [nn.Parameter(value.detach()) for value in values.values()]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-            adam.state[parameter] = {
-                "step": now["count"].cpu().clone(), "exp_avg": moments[f"first/{name}"],
-                "exp_avg_sq": moments[f"second/{name}"],
-            }  # fmt: skip
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        adam.step()
-        after = now | moments | {f"value/{name}": p.detach() for name, p in zip(values, parameters, strict=True)}
+        first, second = ({name: now[f"{moment}/{name}"].clone() for name in values} for moment in ("first", "second"))
+        with torch.no_grad():  # the function: the class torch.optim.Adam imports torch's compiler, which takes seconds
+            adam(
+                parameters, gradients, list(first.values()), list(second.values()), [],
+                [now["count"].cpu().clone() for _ in values], lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8,
+                weight_decay=0.0, amsgrad=False, maximize=False,
+            )  # fmt: skip
+        after = now | {f"value/{name}": p.detach() for name, p in zip(values, parameters, strict=True)}
+        after |= {f"first/{name}": first[name] for name in values} | {f"second/{name}": second[name] for name in values}
         after["count"] = now["count"] + 1
         if refresh:
             sizes = {name: after[f"value/{name}"].abs() for name in values}

@@ -13,6 +13,7 @@ import pytest
 import bench.budget
 import bench.run
 from bench import handover, sandbox, spec
+from bench.checkpoint import pack
 from bench.engine import Pool
 from bench.errors import PrunebenchError, Refused
 from bench.handover import Described
@@ -233,21 +234,41 @@ def test_no_worker_ever_imports_a_pruner(tmp_path, mine):
     assert len(list((tmp_path / "out" / "records").rglob("*.json"))) == 2
 
 
-def test_no_command_that_runs_or_trains_imports_a_pruner(tmp_path, mine):
-    """The whole command, its tables as well; the twin below imports one on purpose."""
-    program = (
+# What takes a second or more to import, and no training or scoring on a CPU needs.
+COSTLY = {"torch._dynamo", "sympy", "sklearn", "scipy.stats", "pandas"}
+
+
+def costly(errors):
+    """What of that was imported, by any process, according to what PYTHONPROFILEIMPORTTIME makes Python write."""
+    return COSTLY & {line.rpartition("|")[2].strip() for line in errors.splitlines() if line.startswith("import time")}
+
+
+def program(*arguments):
+    """Run a program that may start processes of its own; it and they tell what they import."""
+    env = os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=env)
+
+
+@pytest.mark.parametrize("verb", ["run", "train"])
+def test_no_command_imports_a_pruner_or_what_it_does_not_need(verb, tmp_path, mine):
+    """The whole command, its tables as well; twins below import one of each on purpose."""
+    command = (
         "import sys\nfrom bench import cli\nfrom tests.test_player import imported\n"
         "try:\n    cli.app(sys.argv[1:])\nexcept SystemExit as end:\n    print('ended', end.code)\n"
         "print('imported', imported())\n"
     )
     (tmp_path / "tiny.toml").write_text(_toml())
     common = [tmp_path / "tiny.toml", "--pruner", mine, "--sparsity", "0.9", "--seed", "0", "--quiet"]
-    for verb, out in (("run", tmp_path / "run"), ("train", tmp_path / "train")):
-        done = subprocess.run(
-            [sys.executable, "-c", program, verb, *map(str, common), "--out", str(out), "--device", "cpu"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert "ended 0" in done.stdout and "imported []" in done.stdout, done.stdout + done.stderr
+    done = program("-c", command, verb, *map(str, common), "--out", str(tmp_path / "out"), "--device", "cpu")
+    assert "ended 0" in done.stdout and "imported []" in done.stdout, done.stdout + done.stderr
+    assert done.stderr.count("| bench.lab\n") >= 1  # the pruner's process tells, too
+    assert costly(done.stderr) == set()
+
+
+def test_a_costly_import_would_be_seen():
+    step = "import torch; torch.optim.SGD([torch.zeros(1)])"
+    processes = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {step!r}])"
+    assert {"torch._dynamo", "sympy"} <= costly(program("-c", processes).stderr)
 
 
 def _toml():
@@ -294,7 +315,7 @@ def test_what_is_no_handover_is_refused(left, tmp_path):
     elif left == "a pipe":
         os.mkfifo(path)
     elif left == "other stages":
-        handover.write_bytes(path, handover.pack({}, {"stages": [{"name": "x", "passes": -1, "seconds": None}]}))
+        handover.write_bytes(path, pack({}, {"stages": [{"name": "x", "passes": -1, "seconds": None}]}))
     with pytest.raises(Refused):
         handover.take(tmp_path)
 

@@ -236,16 +236,15 @@ def test_the_attack_on_the_quick_net_trains_as_the_attack_on_the_net_itself(monk
 
 
 def rates(how, monkeypatch):
-    """The learning rate of every step of a training, as the optimiser had it."""
+    """The learning rate of every step of a training, as the step had it."""
     seen = []
-    real = _Trainer.step
+    real = _Trainer._descend
 
-    def step(self, *arguments):
-        loss = real(self, *arguments)
-        seen.append(self.optimiser.param_groups[0]["lr"])
-        return loss
+    def step(self, lr):
+        seen.append(lr)
+        return real(self, lr)
 
-    monkeypatch.setattr(_Trainer, "step", step)
+    monkeypatch.setattr(_Trainer, "_descend", step)
     trained(how)
     monkeypatch.undo()
     return seen
@@ -388,8 +387,8 @@ def test_a_momentum_comes_back_in_the_layout_of_its_weight(tmp_path):
     trained(how, partial=partial)
     it = _Trainer(net(), plan(), {}, CPU)
     it.restore(partial)
-    moments = {name: it.optimiser.state[p]["momentum_buffer"] for name, p in it.model.named_parameters()}
-    weights = dict(it.model.named_parameters())
+    moments, weights = it.momentum, dict(it.model.named_parameters())
+    assert moments.keys() == weights.keys()
     assert all(moments[name].stride() == weight.stride() for name, weight in weights.items())
     plain = {name: moment.contiguous().stride() for name, moment in moments.items()}  # the twin: as they were read
     assert any(plain[name] != weight.stride() for name, weight in weights.items())

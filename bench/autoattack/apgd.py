@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bench.autoattack import Model
+from bench.autoattack import Model, pulled
 
 STEPS = 100
 MOMENTUM = 0.75  # what is taken of the step; the rest is the step before
@@ -66,7 +66,7 @@ def _climbed(
             lent = point.requires_grad_()
             logits = model(lent)
         values, slopes = loss(logits.detach())
-        (gradient,) = torch.autograd.grad(logits, lent, slopes)
+        gradient = pulled(logits, lent, slopes)
         point.requires_grad_(False)
         return values, gradient.contiguous(), logits.detach().argmax(1) != labels
 

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from bench.autoattack import Model, at_once
+from bench.autoattack import Model, at_once, pulled
 
 STEPS = 100
 OVERSHOOT = 1.05  # of a step to the linear boundary, eta in the paper
@@ -59,7 +59,7 @@ def _nearest(model: Model, images: Tensor, labels: Tensor, targets: Tensor, norm
         if towards is None:
             towards = torch.zeros_like(logits)
             towards[rows, targets], towards[rows, labels] = 1.0, -1.0
-        (gradient,) = torch.autograd.grad(logits, lent, towards)
+        gradient = pulled(logits, lent, towards)
         point, normal = lent.detach().flatten(1), gradient.flatten(1)
         gap = (logits.detach() * towards).sum(1)
         gap_of_origin = gap + (normal * (origin - point)).sum(1)

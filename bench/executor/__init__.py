@@ -17,12 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from bench.errors import PrunebenchError
 from bench.executor.compiled import Compiled, kernels
 from bench.executor.folded import Folded
-from bench.executor.layers import PROBE, Reader, Tracer, shape_of
+from bench.executor.layers import PROBE, Probe, Reader, Tracer, shape_of
 from bench.executor.native import compiler, explain, identity, lacking, lowering
 from bench.executor.weights import Pattern
 from bench.mask import Masks
@@ -128,7 +127,7 @@ class Fast:
         probe = torch.zeros(PROBE, *shape)
         with torch.no_grad():
             _try(self.net, probe)
-            ShapeProp(self._graph).propagate(probe)
+            Probe(self._graph).run(probe)
         left, whole = multiplications(self._graph, self._pattern)
         sparse = self._always or left <= DENSE_ABOVE * whole or whole <= SMALL
         reader, stages = Reader(self._graph, self._pattern), list[Stage]()

@@ -57,7 +57,7 @@ class Folded:
             made = made if layer.add is None else made.add_(known[layer.add])
             known[layer.result] = made.relu_() if layer.relu else made
         return tuple(
-            known[number].reshape(len(values[0]), *node.meta["tensor_meta"].shape[1:])
+            known[number].reshape(len(values[0]), *node.meta["probed"].shape[1:])
             for node, number in segment.outputs.items()
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from bench.executor.program import Pair
@@ -72,15 +72,26 @@ class Tracer(fx.Tracer):
         return isinstance(module, Normalise) or super().is_leaf_module(module, name)
 
 
+class Probe(fx.Interpreter):
+    """Runs a graph and notes at each node what its tensor looks like.
+
+    torch's own `ShapeProp` also notes strides and storage, for which it imports an algebra system: two seconds.
+    """
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value; of a tensor, its shape and type are kept."""
+        value = super().run_node(n)
+        n.meta["probed"] = value.to("meta") if isinstance(value, Tensor) else None
+        return value
+
+
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     """The shape of one image's value at `node`, None where it is not one float32 tensor with a row an image.
 
-    `PROBE` images have been propagated through the graph.
+    A `Probe` of `PROBE` images went through the graph.
     """
-    meta: Any = node.meta.get("tensor_meta")
-    if not isinstance(getattr(meta, "shape", None), torch.Size) or meta.dtype != torch.float32:
-        return None
-    return tuple(meta.shape[1:]) if meta.shape[:1] == (PROBE,) else None
+    value: Tensor | None = node.meta.get("probed")
+    return None if value is None or value.dtype != torch.float32 or value.shape[:1] != (PROBE,) else value.shape[1:]
 
 
 class Reader:
