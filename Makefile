@@ -43,13 +43,13 @@ test-extras: $(READY) $(EXTRAS:%=.venv-%/.ready-$(VERSION)) ## test torchattacks
 	.venv-ray/bin/python -m pytest tests/extras/test_ray.py
 
 sanitise: $(READY) ## run the kernels under sanitisers and, where there is an emulator, on another processor
-	$(BIN)/pytest -m "" tests/test_executor_sanitised.py
+	$(BIN)/pytest -m "" tests/executor/test_sanitised.py
 
 check: $(READY) ## lint, formatting, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest tests/test_architecture.py
+	$(BIN)/pytest tests/system/test_architecture.py
 
 bench: $(READY) ## time what should be fast
 	$(BIN)/pytest tests/benchmarks --benchmark-only

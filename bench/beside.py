@@ -7,9 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
-from bench.errors import PrunebenchError
-from bench.files import write_aside, write_bytes
-from bench.record import Record, load_record, outcomes_path, pairs_path, proposals_path
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import write_aside, write_bytes
+from prunebench.bench.record import Record, load_record, outcomes_path, pairs_path, proposals_path
 
 RECORD, REFUSAL, JOURNAL = "record.json", "refusal.json", "journal"
 _OWNER = "net"  # a file of the journal: the sha256 of the net that it speaks of

@@ -15,13 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from bench.bounded import json_of
-from bench.errors import PrunebenchError, Refused
-from bench.files import canonical_json, read_outside, sha256_of, write_bytes
-from bench.mask import State, keep_count
-from bench.models import MODELS, build, prunable
-from bench.protocol import Job, Protocol, Rules, explain
-from bench.record import Layer, NetId, Sha256, Stage
+from prunebench.bench.bounded import json_of
+from prunebench.bench.errors import PrunebenchError, Refused
+from prunebench.bench.files import canonical_json, read_outside, sha256_of, write_bytes
+from prunebench.bench.mask import State, keep_count
+from prunebench.bench.models import MODELS, build, prunable
+from prunebench.bench.protocol import Job, Protocol, Rules, explain
+from prunebench.bench.record import Layer, NetId, Sha256, Stage
 
 LARGEST = 2**28  # bytes; the largest net of the table takes 60 MB
 LARGEST_HEAD = 2**22  # bytes of a header: a thousand tensors and the curve of ten thousand epochs

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bench.checkpoint import Net
-from bench.models import MODELS, Normalise
-from bench.wide import Wide
+from prunebench.bench.checkpoint import Net
+from prunebench.bench.models import MODELS, Normalise
+from prunebench.bench.wide import Wide
 
 _SHOWN = 5  # layers in a sentence
 

@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench.errors import PrunebenchError, unknown
-from bench.files import canonical_json, open_outside, sha256_of, write_aside
-from bench.seeds import order
+from prunebench.bench.errors import PrunebenchError, unknown
+from prunebench.bench.files import canonical_json, open_outside, sha256_of, write_aside
+from prunebench.bench.seeds import order
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from bench.errors import PrunebenchError
+from prunebench.bench.errors import PrunebenchError
 
 
 def sha256_of(data: bytes) -> str:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from bench import sources
-from bench.errors import PrunebenchError
-from bench.files import sha256_of
+from prunebench.bench import sources
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import sha256_of
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]  # the package prunebench; its parts may be links
 PACKAGES = ("torch", "torchvision", "pyautoattack", "numpy", "scikit-learn", "prunebench")
 
 
@@ -54,7 +54,7 @@ def package(name: str) -> str | None:
 def commit() -> str | None:
     """The git commit of this source tree, with "+" when it holds changes; None outside a checkout."""
     try:
-        git = ["git", "-C", str(HERE.parent)]
+        git = ["git", "-C", str(HERE)]
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changes = subprocess.run(
             [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
@@ -85,13 +85,13 @@ def hash_of(files: Iterable[Path]) -> str:
 @cache
 def training_code() -> str:
     """The hash of the code that decides what a training does, given its inputs: all that the lab imports."""
-    return sources.code(["bench.lab"], HERE)
+    return sources.code(["prunebench.bench.lab.lab"], HERE)
 
 
 @cache
 def attack_code() -> str:
     """What decides what an attack finds, given a net: a hash of the code of ours, and pyautoattack's version."""
-    return f"{sources.code(['bench.trial'], HERE)} pyautoattack {package('pyautoattack')}"
+    return f"{sources.code(['prunebench.bench.score.cascade'], HERE)} pyautoattack {package('pyautoattack')}"
 
 
 def env_key(device: torch.device) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bench.protocol import as_sparsity
+from prunebench.bench.protocol import as_sparsity
 
 State = dict[str, Tensor]  # a state dict: every tensor of a net by its name
 Masks = dict[str, Tensor]

@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from bench.data import Info
-from bench.errors import PrunebenchError, unknown
+from prunebench.bench.data import Info
+from prunebench.bench.errors import PrunebenchError, unknown
 
 # torchvision takes seconds to import, so the nets that are made of it import it.
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.bounded import toml_of
-from bench.errors import PrunebenchError, unknown
-from bench.files import canonical_json, read_outside, sha256_of
+from prunebench.bench.bounded import toml_of
+from prunebench.bench.errors import PrunebenchError, unknown
+from prunebench.bench.files import canonical_json, read_outside, sha256_of
 
 LARGEST_TOML = 2**16  # bytes of a protocol or a claim
 LONGEST_EXACT = 64  # letters of an exact number; it stands in names of files

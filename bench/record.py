@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
-from bench.bounded import arrays_of, json_of
-from bench.errors import PrunebenchError
-from bench.files import canonical_json, read_known, read_outside, sha256_of, write_json
-from bench.protocol import Count, Exact, Job, Natural, Rules, exact, explain
+from prunebench.bench.bounded import arrays_of, json_of
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import canonical_json, read_known, read_outside, sha256_of, write_json
+from prunebench.bench.protocol import Count, Exact, Job, Natural, Rules, exact, explain
 
 # Schema 3 counts `unconfirmed`, schema 4 `processor_seconds`; what was scored before stays readable under its hash.
 Schema = Literal[2, 3, 4]

@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.beside import signature_path
-from bench.errors import PrunebenchError, printable
-from bench.files import read_outside, write_bytes
-from bench.record import LARGEST, load_record
+from prunebench.bench.beside import signature_path
+from prunebench.bench.errors import PrunebenchError, printable
+from prunebench.bench.files import read_outside, write_bytes
+from prunebench.bench.record import LARGEST, load_record
 
 NAMESPACE = "prunebench"  # a signature for something else, such as a commit, does not sign a record
 ALLOWED = "allowed_signers"  # the file of OpenSSH that says which key is whose; see ssh-keygen(1)

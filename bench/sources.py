@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bench.files import sha256_of
+from prunebench.bench.files import sha256_of
 
 _BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 
@@ -14,8 +14,9 @@ _BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 def closure(modules: Iterable[str], root: Path) -> list[Path]:
     """The files below `root`, a package, that the `modules` of it import, directly or through others, in order.
 
-    `modules`: dotted names such as "bench.lab". Imports inside functions count as well. Of a package on the way its
-    C++ sources belong to it. Raises OSError and SyntaxError for files that cannot be read.
+    `modules`: dotted names such as "prunebench.bench.seeds". Imports inside functions count as well, those for types
+    alone do not. Of a package on the way its C++ sources belong to it. Raises OSError and SyntaxError for
+    files that cannot be read.
     """
     found: set[Path] = set()
     waiting = [path for name in modules for path in _files(name, root)]
@@ -73,5 +74,7 @@ def _statements(path: Path) -> Iterator[ast.Import | ast.ImportFrom]:
         node = waiting.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
         for block in _BLOCKS:  # expressions hold no statements, and most of a file is expressions
             waiting += getattr(node, block, ())

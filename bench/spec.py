@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from bench.errors import PrunebenchError
-from bench.files import sha256_of
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import sha256_of
 
 GROUP = "prunebench.pruners"
 

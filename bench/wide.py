@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bench.errors import Refused
+from prunebench.bench.errors import Refused
 
 LARGEST, LARGEST_LOGIT = 1e12, 1e6  # sizes of weights and hidden values, and of logits, that are sensible in float32
 ROUNDED = 1e-3  # of the gap from the first to the third logit; trained nets of the digits stay below 1e-4

@@ -6,13 +6,13 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench.errors import PrunebenchError, unknown
-from bench.files import write_bytes
-from bench.record import Record, recount
-from leaderboard import log, provenance
-from leaderboard.provenance import Entry
-from leaderboard.render import FORMATS, Format
-from leaderboard.table import Ranking, Results, rank, read
+from prunebench.bench.errors import PrunebenchError, unknown
+from prunebench.bench.files import write_bytes
+from prunebench.bench.record import Record, recount
+from prunebench.leaderboard import log, provenance
+from prunebench.leaderboard.provenance import Entry
+from prunebench.leaderboard.render import FORMATS, Format
+from prunebench.leaderboard.table import Ranking, Results, rank, read
 
 
 def default_out(records: Path) -> Path:

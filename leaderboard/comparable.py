@@ -7,9 +7,9 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
-from bench.errors import PrunebenchError
-from bench.protocol import as_sparsity
-from bench.record import Record
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.protocol import as_sparsity
+from prunebench.bench.record import Record
 
 _EQUAL: dict[str, Callable[[Record], object]] = {
     "versions of the protocol": lambda r: r.protocol.version,

@@ -11,11 +11,11 @@ from typing import Literal
 
 import numpy as np
 
-from bench import stats
-from bench.errors import PrunebenchError
-from bench.protocol import Job
-from bench.record import Record, load_arrays, outcomes_path, standing
-from bench.seeds import derive
+from prunebench.bench import stats
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.protocol import Job
+from prunebench.bench.record import Record, load_arrays, outcomes_path, standing
+from prunebench.bench.seeds import derive
 
 ALPHA = 0.05  # of every family of contrasts; the intervals are at 1 - ALPHA
 DRAWS = 2000  # of the bootstrap

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench import stats
-from bench.proposals import load_pairs
-from bench.record import Record, pairs_path
-from leaderboard.render import points, resampled, verdict
-from leaderboard.table import Board, Row
+from prunebench.bench import stats
+from prunebench.bench.adversarials import load_pairs
+from prunebench.bench.record import Record, pairs_path
+from prunebench.leaderboard.render import points, resampled, verdict
+from prunebench.leaderboard.table import Board, Row
 
 MOST_PAIRS = 12  # of a record, on its page
 MISSING = "not recorded"

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.errors import PrunebenchError
-from bench.files import read_outside, sha256_of, write_bytes
-from leaderboard.render import _markdown_text
-from leaderboard.table import Ranking, Row
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import read_outside, sha256_of, write_bytes
+from prunebench.leaderboard.render import _markdown_text
+from prunebench.leaderboard.table import Ranking, Row
 
 LOG = "LOG.md"
 LARGEST = 2**24  # bytes of a log

@@ -11,10 +11,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from bench.protocol import PROTOCOLS, exact
-from bench.record import Record
-from leaderboard.render import clean, percent
-from leaderboard.table import Board, Rate, Row
+from prunebench.bench.protocol import PROTOCOLS, exact
+from prunebench.bench.record import Record
+from prunebench.leaderboard.render import clean, percent
+from prunebench.leaderboard.table import Board, Rate, Row
 
 SERIES = 8  # colours that a theme has
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "hexagon", "pentagon", "x")

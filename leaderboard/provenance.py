@@ -12,12 +12,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from bench.errors import PrunebenchError
-from bench.files import read_outside, write_json
-from bench.protocol import Rules, explain
-from bench.record import Record, Refusal, Sha256
-from bench.signature import ALLOWED, signer
-from leaderboard.table import AS_HANDED_IN, Board, Ranking, Results, Row
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import read_outside, write_json
+from prunebench.bench.protocol import Rules, explain
+from prunebench.bench.record import Record, Refusal, Sha256
+from prunebench.bench.signature import ALLOWED, signer
+from prunebench.leaderboard.table import AS_HANDED_IN, Board, Ranking, Results, Row
 
 LEDGER = "ledger.json"
 LARGEST = 2**24  # bytes of a ledger
@@ -45,7 +45,7 @@ Fact = Annotated[str, Field(max_length=500)]
 class Entry(Rules):
     """That a record was made or measured again by the keeper of the board: which, when, with what, what was found.
 
-    `record`, `net`: sha256 of the record and of the net's file. `verdict`: a word of `bench.verdict`.
+    `record`, `net`: sha256 of the record and of the net's file. `verdict`: a word of `bench.claims.verdict`.
     """
 
     record: Sha256

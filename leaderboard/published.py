@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from bench.errors import PrunebenchError
-from bench.protocol import PROTOCOLS, Exact, Protocol, Rules, Share, exact, explain
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.protocol import PROTOCOLS, Exact, Protocol, Rules, Share, exact, explain
 
 FILE = Path(__file__).with_name("published.toml")
 NEAR = 0.02  # relative: a threat whose eps differs by more is another one, and its rows are left out

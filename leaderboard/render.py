@@ -16,10 +16,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from leaderboard.contrasts import PRIMARY, RANDOM, Contrast
-from leaderboard.provenance import MEANING, summary
-from leaderboard.published import rows_for
-from leaderboard.table import Board, Ranking, Rate, Row
+from prunebench.leaderboard.contrasts import PRIMARY, RANDOM, Contrast
+from prunebench.leaderboard.provenance import MEANING, summary
+from prunebench.leaderboard.published import rows_for
+from prunebench.leaderboard.table import Board, Ranking, Rate, Row
 
 LONGEST = 300  # characters of a text from a record that a table shows
 SIGN = "\N{WARNING SIGN}"  # beside a number that a flag casts doubt on

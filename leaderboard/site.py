@@ -13,14 +13,14 @@ from pathlib import Path, PurePosixPath
 import jinja2
 from markupsafe import Markup
 
-from bench.bounded import json_of
-from bench.errors import PrunebenchError
-from bench.files import read_outside, replace_folder
-from bench.record import LARGEST, Record
-from leaderboard import entry, plots
-from leaderboard.check import look
-from leaderboard.provenance import MEANING
-from leaderboard.render import (
+from prunebench.bench.bounded import json_of
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import read_outside, replace_folder
+from prunebench.bench.record import LARGEST, Record
+from prunebench.leaderboard import entry, plots
+from prunebench.leaderboard.check import look
+from prunebench.leaderboard.provenance import MEANING
+from prunebench.leaderboard.render import (
     CONTRASTS,
     LESS,
     SAID,
@@ -34,7 +34,7 @@ from leaderboard.render import (
     powers,
     references,
 )
-from leaderboard.table import Board, Ranking, Results, Row, read
+from prunebench.leaderboard.table import Board, Ranking, Results, Row, read
 
 MANIFEST = "site.json"  # names every file of a site, so that a new one replaces nothing else
 _BOARD = {  # the columns of a board by their titles, the most telling first: a phone shows no more than those
@@ -215,7 +215,7 @@ def _slug(board: Board, row: Row) -> str:
 def _environment() -> jinja2.Environment:
     """Templates in which every text is cleaned and escaped, and a name that is not there is an error."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("leaderboard"), autoescape=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.PackageLoader(__package__), autoescape=True, undefined=jinja2.StrictUndefined,
         finalize=lambda value: clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
@@ -227,7 +227,7 @@ def _environment() -> jinja2.Environment:
 
 def _assets() -> dict[str, bytes]:
     """The scripts and styles that all pages share: the table widget, the plots, and our own."""
-    made = {f"assets/{name}": files("leaderboard").joinpath("templates", name).read_bytes() for name in _OWN}
+    made = {f"assets/{name}": files(__package__).joinpath("templates", name).read_bytes() for name in _OWN}
     tables = files("itables").joinpath("html")
     made["assets/tables.css"] = tables.joinpath("dt_bundle.css").read_bytes()
     made["assets/tables.js"] = as_script(tables.joinpath("dt_bundle.js").read_text(encoding="utf-8")).encode()

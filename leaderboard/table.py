@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import stats
-from bench.errors import PrunebenchError
-from bench.protocol import PROTOCOLS, as_sparsity
-from bench.record import Record, Refusal, load_all
-from leaderboard.comparable import refuse_incomparable
-from leaderboard.contrasts import (
+from prunebench.bench import stats
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.protocol import PROTOCOLS, as_sparsity
+from prunebench.bench.record import Record, Refusal, load_all
+from prunebench.leaderboard.comparable import refuse_incomparable
+from prunebench.leaderboard.contrasts import (
     ALPHA,
     Contrast,
     Group,

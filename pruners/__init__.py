@@ -15,10 +15,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bench import spec as named
-from bench.errors import PrunebenchError, unknown
-from bench.files import sha256_of
-from bench.lab import Pruner
+from prunebench.bench import spec as named
+from prunebench.bench.errors import PrunebenchError, unknown
+from prunebench.bench.files import sha256_of
+from prunebench.bench.lab.lab import Pruner
+
+if not __name__.startswith("prunebench."):
+    raise ImportError("This is prunebench.pruners: install the checkout (make setup) and import prunebench.")
 
 
 class _Registry(Mapping[str, type]):

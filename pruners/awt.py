@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 from torch.optim.adam import adam
 
-from bench.lab import Lab
-from bench.mask import (
+from prunebench.bench.lab.lab import Lab
+from prunebench.bench.mask import (
     Masks,
     State,
     erk,
@@ -22,7 +22,7 @@ from bench.mask import (
     shuffled,
     straight_through,
 )  # fmt: skip
-from bench.protocol import Job
+from prunebench.bench.protocol import Job
 
 # Sample passes of one image in one step, beside the attack: the teacher's product (vjp: forward 1, backward 2; jvp:
 # forward 1, jvp 2), the student's, and the backward through the student's.

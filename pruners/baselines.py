@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.lab import Lab
-from bench.mask import State, draw, erk, keep_largest, masked, rescaled, shuffled
-from bench.protocol import Job
+from prunebench.bench.lab.lab import Lab
+from prunebench.bench.mask import State, draw, erk, keep_largest, masked, rescaled, shuffled
+from prunebench.bench.protocol import Job
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.lab import Lab
-from bench.mask import State, keep_largest_by_layer, masked, scaled_scores, shuffled, uniform
-from bench.protocol import Job
+from prunebench.bench.lab.lab import Lab
+from prunebench.bench.mask import State, keep_largest_by_layer, masked, scaled_scores, shuffled, uniform
+from prunebench.bench.protocol import Job
 
 
 @dataclass(frozen=True)

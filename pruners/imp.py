@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.lab import Lab
-from bench.mask import Masks, State, keep_largest, masked, shuffled
-from bench.protocol import Job
+from prunebench.bench.lab.lab import Lab
+from prunebench.bench.mask import Masks, State, keep_largest, masked, shuffled
+from prunebench.bench.protocol import Job
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from bench.lab import Lab
-from bench.mask import State, keep_largest, masked, shuffled
-from bench.protocol import Job
+from prunebench.bench.lab.lab import Lab
+from prunebench.bench.mask import State, keep_largest, masked, shuffled
+from prunebench.bench.protocol import Job
 
 SMALL = 1e-3  # of a weight's initial value: the remainder "small"
 

@@ -19,9 +19,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def nets(shared: Path) -> dict[str, Path]:
-    """Two nets of the protocol `tests.nets.TINY`, "dense" and "imp", trained once for all test processes."""
-    from bench.files import sole_user
-    from tests.nets import make_nets
+    """Two nets of the protocol `tests.support.nets.TINY`, "dense" and "imp", trained once for all test processes."""
+    from prunebench.bench.files import sole_user
+    from tests.support.nets import make_nets
 
     with sole_user(shared, wait=True):
         return make_nets(shared)
@@ -30,9 +30,9 @@ def nets(shared: Path) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def scored(nets: dict[str, Path], shared: Path) -> dict[str, Path]:
     """The folders of those nets with record and outcomes of the whole AutoAttack, scored once for all processes."""
-    from bench.files import sole_user
-    from bench.score import score
-    from tests.nets import STORE
+    from prunebench.bench.files import sole_user
+    from prunebench.bench.score.scoring import score
+    from tests.support.nets import STORE
 
     order = sorted(nets, reverse=os.environ.get("PYTEST_XDIST_WORKER") == "gw1")  # two processes begin with one each
     for name in order:
@@ -44,24 +44,24 @@ def scored(nets: dict[str, Path], shared: Path) -> dict[str, Path]:
 @pytest.fixture
 def dense_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let dense nets run on torch, however small."""
-    import bench.executor
+    import prunebench.bench.executor
 
-    monkeypatch.setattr(bench.executor, "SMALL", 0)
+    monkeypatch.setattr(prunebench.bench.executor, "SMALL", 0)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the referee run four quick attacks under the names of AutoAttack's."""
-    import bench.trial
-    from tests.nets import quick_attacks
+    import prunebench.bench.score.cascade
+    from tests.support.nets import quick_attacks
 
-    monkeypatch.setattr(bench.trial, "STANDARD", quick_attacks())
+    monkeypatch.setattr(prunebench.bench.score.cascade, "STANDARD", quick_attacks())
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `run` take all steps but those of the pruner in this process."""
-    import bench.run
-    from tests.here import Here
+    import prunebench.bench.grid.run
+    from tests.support.here import Here
 
-    monkeypatch.setattr(bench.run, "Pool", Here)
+    monkeypatch.setattr(prunebench.bench.grid.run, "Pool", Here)

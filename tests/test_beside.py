@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 
-from bench.beside import beside, make_room, net_path, publish, signature_path
-from bench.errors import PrunebenchError
-from bench.files import sha256_of, write_bytes
-from bench.record import outcomes_path, pairs_path, proposals_path
-from tests.records import make, refusal
+from prunebench.bench.beside import beside, make_room, net_path, publish, signature_path
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import sha256_of, write_bytes
+from prunebench.bench.record import outcomes_path, pairs_path, proposals_path
+from tests.support.records import make, refusal
 
 
 def contents(folder):

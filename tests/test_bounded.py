@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib import format as npy
 
-from bench.bounded import DEPTH, DIGITS, MEMBERS, PARTS, VALUES, arrays_of, json_of, toml_of, unzipped_size
-from bench.pickled import LEAVES, STEPS, refuse_explosive
-from bench.protocol import PROTOCOLS
-from tests.nets import toml
+from prunebench.bench.bounded import DEPTH, DIGITS, MEMBERS, PARTS, VALUES, arrays_of, json_of, toml_of, unzipped_size
+from prunebench.bench.interop.pickled import LEAVES, STEPS, refuse_explosive
+from prunebench.bench.protocol import PROTOCOLS
+from tests.support.nets import toml
 
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**50), 10**50) | st.floats(allow_nan=False) | st.text(max_size=8),

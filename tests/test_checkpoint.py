@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from bench.checkpoint import LARGEST, Header, open_net, pack, seal, unpack
-from bench.errors import PrunebenchError, Refused
-from bench.mask import keep_count, keep_largest, masked
-from bench.models import build, prunable
-from bench.protocol import PROTOCOLS, Job
-from bench.record import Stage
+from prunebench.bench.checkpoint import LARGEST, Header, open_net, pack, seal, unpack
+from prunebench.bench.errors import PrunebenchError, Refused
+from prunebench.bench.mask import keep_count, keep_largest, masked
+from prunebench.bench.models import build, prunable
+from prunebench.bench.protocol import PROTOCOLS, Job
+from prunebench.bench.record import Stage
 
 DIGITS = PROTOCOLS["digits-linf"]
 SHAPE = (1, 2, 2)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from bench import cli
-from bench.beside import RECORD
-from bench.checkpoint import open_net
-from bench.collapse import collapse, connected, warnings
-from bench.models import build, prunable
-from bench.record import load_record
-from bench.score import score
-from tests.nets import STORE, changed, seal_state
+from prunebench.bench.beside import RECORD
+from prunebench.bench.checkpoint import open_net
+from prunebench.bench.cli import main
+from prunebench.bench.collapse import collapse, connected, warnings
+from prunebench.bench.models import build, prunable
+from prunebench.bench.record import load_record
+from prunebench.bench.score.scoring import score
+from tests.support.nets import STORE, changed, seal_state
 
 FEW = changed(name="tiny-24", test=24)
 SHAPE = (1, 8, 8)
@@ -131,7 +131,7 @@ def test_inspect_import_and_score_warn_in_a_sentence(tmp_path, monkeypatch, caps
     ):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["prunebench", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            main.main()
         said = capsys.readouterr()
         assert not stop.value.code, said.err
         assert said.err.count("prunebench: warning: No weight is left: 0 of 38160 are kept") == 1

@@ -17,10 +17,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from bench.data import DATASETS, Split, Store, as_float
-from bench.errors import PrunebenchError
-from bench.files import sha256_of
-from bench.seeds import order
+from prunebench.bench.data import DATASETS, Split, Store, as_float
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import sha256_of
+from prunebench.bench.seeds import order
 
 TRAIN, TEST = 30, 12
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import LONGEST, PrunebenchError, Refused
-from bench.files import (
+from prunebench.bench.errors import LONGEST, PrunebenchError, Refused
+from prunebench.bench.files import (
     canonical_json,
     digest_outside,
     open_outside,
@@ -89,8 +89,8 @@ def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from bench.errors import LONGEST, PrunebenchError, Refused
-from bench.files import write_bytes
+from prunebench.bench.errors import LONGEST, PrunebenchError, Refused
+from prunebench.bench.files import write_bytes
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails, as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
@@ -124,7 +124,7 @@ def test_a_file_where_a_folder_should_be(tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from bench.files import sole_user
+from prunebench.bench.files import sole_user
 with sole_user(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()
@@ -244,7 +244,7 @@ def test_a_file_that_grows_while_it_is_read_is_read_no_further(tmp_path, monkeyp
         found[stat.ST_SIZE] = 50
         return os.stat_result(found)
 
-    monkeypatch.setattr("bench.files.os.fstat", small)
+    monkeypatch.setattr("prunebench.bench.files.os.fstat", small)
     with pytest.raises(PrunebenchError, match="larger than 100 bytes"):
         read_outside(path, "a thing", 100)
     assert len(read_outside(path, "a thing", 101)) == 101

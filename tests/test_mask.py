@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from bench.errors import PrunebenchError
-from bench.mask import (
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.mask import (
     apportion,
     distribution,
     draw,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from bench.data import Info
-from bench.errors import PrunebenchError
-from bench.models import MODELS, Normalise, build, prunable
+from prunebench.bench.data import Info
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.models import MODELS, Normalise, build, prunable
 
 VGG16 = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.errors import PrunebenchError
-from bench.protocol import PROTOCOLS, Job, Protocol, Training, as_sparsity, exact, from_values, load
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.protocol import PROTOCOLS, Job, Protocol, Training, as_sparsity, exact, from_values, load
 
 DIGITS = PROTOCOLS["digits-linf"]
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from bench.errors import PrunebenchError
-from bench.files import sha256_of, write_bytes, write_json
-from bench.record import (
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import sha256_of, write_bytes, write_json
+from prunebench.bench.record import (
     LARGEST,
     Record,
     Refusal,
@@ -23,7 +23,7 @@ from bench.record import (
     pack_outcomes,
     recount,
 )
-from tests.records import ATTACKS, make, outcomes, refusal, save
+from tests.support.records import ATTACKS, make, outcomes, refusal, save
 
 
 def edited(path, change, *, sealed):

@@ -7,7 +7,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.seeds import derive, order
+from prunebench.bench.seeds import derive, order
 
 
 def test_streams_have_the_values_they_always_had():

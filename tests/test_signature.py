@@ -9,13 +9,13 @@ import subprocess
 
 import pytest
 
-from bench import signature
-from bench.beside import signature_path
-from bench.errors import PrunebenchError
-from bench.record import Record
-from bench.signature import sign, signer
-from leaderboard.check import check, look, write
-from tests.records import make, save
+from prunebench.bench import signature
+from prunebench.bench.beside import signature_path
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.record import Record
+from prunebench.bench.signature import sign, signer
+from prunebench.leaderboard.check import check, look, write
+from tests.support.records import make, save
 
 installed = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="OpenSSH (ssh-keygen) is not installed")
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import machine
-from bench.sources import closure
+from prunebench.bench import machine
+from prunebench.bench.sources import closure
 
-HERE = machine.HERE
-ROOTS = {"bench.lab": machine.training_code, "bench.trial": machine.attack_code}
+HERE = machine.HERE  # the package, in which the rooms of the checkout are links
+BENCH = HERE / "bench"
+ROOTS = {"prunebench.bench.lab.lab": machine.training_code, "prunebench.bench.score.cascade": machine.attack_code}
 
 
 @pytest.mark.parametrize("module", ROOTS)
@@ -21,32 +22,42 @@ def test_every_module_that_is_imported_is_in_the_closure(module):
     """As a fresh interpreter sees it."""
     code = (
         f"import sys, {module}\n"
-        "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'bench'), sep='\\n')"
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.partition('.')[0] == 'prunebench'), sep='\\n')"
     )
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HERE.parent, timeout=120
     ).stdout
     loaded = {Path(line) for line in said.split("\n") if line}
-    assert len(loaded) > 15 and HERE / "seeds.py" in loaded
+    assert len(loaded) > 15 and BENCH / "seeds.py" in loaded
     assert loaded <= set(closure([module], HERE))
+
+
+def copy(folder):
+    """The package as a wheel holds it, to be changed."""
+    ignored = shutil.ignore_patterns("__pycache__", "records", "templates")
+    return shutil.copytree(HERE, folder / "prunebench", ignore=ignored)
 
 
 @pytest.mark.parametrize("module", ROOTS)
 @pytest.mark.parametrize(
     ("file", "old", "new", "other"),
     [
-        ("seeds.py", 'return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1', "return 0", True),
-        ("attacks.py", "", "# a line\n", True),
-        ("executor/kernels.cpp", "", "// a line\n", True),
-        ("executor/weights.py", "", "# a line\n", True),
-        ("cli.py", "", "# a line\n", False),
-        ("show.py", "", "# a line\n", False),
-        ("PROTOCOL.md", "", "a line\n", False),
+        (
+            "bench/seeds.py",
+            'return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1',
+            "return 0",
+            True,
+        ),
+        ("bench/attacks/suite.py", "", "# a line\n", True),
+        ("bench/executor/kernels.cpp", "", "// a line\n", True),
+        ("bench/executor/weights.py", "", "# a line\n", True),
+        ("bench/cli/main.py", "", "# a line\n", False),
+        ("bench/cli/show.py", "", "# a line\n", False),
+        ("bench/PROTOCOL.md", "", "a line\n", False),
     ],
 )
 def test_a_change_of_what_matters_is_another_code(module, file, old, new, other, tmp_path, monkeypatch):
-    here = tmp_path / "bench"
-    shutil.copytree(HERE, here, ignore=shutil.ignore_patterns("__pycache__"))
+    here = copy(tmp_path)
     monkeypatch.setattr(machine, "HERE", here)
     before = ROOTS[module].__wrapped__()
     text = (here / file).read_text()
@@ -57,12 +68,12 @@ def test_a_change_of_what_matters_is_another_code(module, file, old, new, other,
 
 def test_the_twin_a_list_leaves_a_module_out(tmp_path, monkeypatch):
     """A training that begins to import another module has that module in its hash, though nobody names it."""
-    here = tmp_path / "bench"
-    shutil.copytree(HERE, here, ignore=shutil.ignore_patterns("__pycache__"))
-    (here / "extra.py").write_text("X = 1\n")
-    (here / "train.py").write_text((here / "train.py").read_text() + "\n\ndef more():\n    from bench.extra import X\n")
-    assert here / "extra.py" in closure(["bench.lab"], here)
-    assert here / "extra.py" not in closure(["bench.attacks"], here)
+    here = copy(tmp_path)
+    extra, train = here / "bench" / "extra.py", here / "bench" / "lab" / "train.py"
+    extra.write_text("X = 1\n")
+    train.write_text(train.read_text() + "\n\ndef more():\n    from prunebench.bench.extra import X\n")
+    assert extra in closure(["prunebench.bench.lab.lab"], here)
+    assert extra not in closure(["prunebench.bench.attacks.suite"], here)
 
 
 def test_names_are_followed_through_packages_and_relative_imports(tmp_path):

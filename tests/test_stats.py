@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bench.stats import (
+from prunebench.bench.stats import (
     SeedTest,
     bootstrap,
     by_seed,

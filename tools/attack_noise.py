@@ -28,14 +28,14 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from bench import machine
-from bench.checkpoint import Net, open_net
-from bench.data import Split, Store, as_float
-from bench.executor import Fast
-from bench.files import canonical_json, sha256_of, write_bytes, write_json
-from bench.journal import Journal
-from bench.referee import Referee, batch_size, exact_float32
-from bench.trial import Trial
+from prunebench.bench import machine
+from prunebench.bench.checkpoint import Net, open_net
+from prunebench.bench.data import Split, Store, as_float
+from prunebench.bench.executor import Fast
+from prunebench.bench.files import canonical_json, sha256_of, write_bytes, write_json
+from prunebench.bench.score.cascade import Trial
+from prunebench.bench.score.journal import Journal
+from prunebench.bench.score.referee import Referee, batch_size, exact_float32
 
 KINDS = ("seed", "batch shape", "plain net", "threads")
 OTHER_DRAWS = KINDS[:2]  # the attacks see other random numbers, as they do on another kind of device
@@ -105,7 +105,7 @@ def noisiest(rows: Iterable[Row], least: int = 1000) -> tuple[str, float]:
 
 
 def assumed(rows: Sequence[Row]) -> float:
-    """The rate that `bench.verdict` assumes: the pooled bound or the noisiest net's rate, rounded up to 0.001."""
+    """The rate that `claims.verdict` assumes: the pooled bound or the noisiest net's rate, rounded up to 0.001."""
     return ceil(1000 * max(worst(rows)[3], noisiest(rows)[1])) / 1000
 
 

@@ -21,13 +21,13 @@ import numpy as np
 from scipy import optimize, special
 from scipy import stats as shapes
 
-from bench import stats
-from bench.errors import PrunebenchError
-from bench.files import write_bytes
-from bench.record import Record
-from bench.seeds import derive
-from leaderboard.contrasts import ALPHA, DRAWS, GAP, families, raw_outcomes, role_of
-from leaderboard.table import read
+from prunebench.bench import stats
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import write_bytes
+from prunebench.bench.record import Record
+from prunebench.bench.seeds import derive
+from prunebench.leaderboard.contrasts import ALPHA, DRAWS, GAP, families, raw_outcomes, role_of
+from prunebench.leaderboard.table import read
 
 SEEDS = (3, 5, 10, 15, 20)
 SHAPED = 10  # seeds that records need before their shape is told

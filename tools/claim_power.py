@@ -4,8 +4,8 @@
 
 Writes claim-power.csv and claim-power.md. The images are drawn with replacement from those of the nets in `claims/`, so
 that robust shares, and how much two nets agree, are those of real nets. Each run of the attacks misses every robust
-image with the measured rate of noise (docs/claims/attack-noise.csv), which is below the rate that `bench.verdict`
-assumes. The verdicts are those of `bench.verdict` itself.
+image with the measured rate of noise (docs/claims/attack-noise.csv), which is below the rate that `claims.verdict`
+assumes. The verdicts are those of `bench.claims.verdict` itself.
 
 A forger overstates a claim by some points and attaches outcomes that show the count:
 
@@ -33,10 +33,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.files import write_bytes
-from bench.record import load_arrays, standing
-from bench.verdict import NOISE, counted, sampled, sampled_count, whole
-from bench.verify import FEWEST, QUICK, SHARE
+from prunebench.bench.claims.verdict import NOISE, counted, sampled, sampled_count, whole
+from prunebench.bench.claims.verify import FEWEST, QUICK, SHARE
+from prunebench.bench.files import write_bytes
+from prunebench.bench.record import load_arrays, standing
 from tools.attack_noise import noisiest, read, worst
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ class Nets:
 
 def nets(claims: Path) -> Nets:
     """The nets of the claims below the folder `claims`, of the same images."""
-    from bench.claim import find, load_claim
+    from prunebench.bench.claims.claim import find, load_claim
 
     clean, robust, quick = [], [], []
     for path in find(claims):

@@ -85,7 +85,7 @@ class Board:
         if asked.earlier is not None:
             go_on_from(asked.earlier, self.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        self.env = os.environ | {"PYTHONPATH": f"{registered(self.out)}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+        self.env = os.environ | {"PYTHONPATH": f"{registered(self.out)}:{ROOT / 'src'}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
         self.source = source()
 
     def call(self, name: str, *command: str, share: float = 1.0, folder: Path = ROOT) -> str:
@@ -117,7 +117,7 @@ class Board:
         kept = self.out / "tests.json"
         if (known := self._kept(kept)) is not None:
             return known["line"], True
-        pytest = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py")
+        pytest = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/grid/test_gpu.py")
         failed = self.call("tests", *pytest, share=TESTS)
         if failed == LATE[1]:
             failed = "cut off by their own limit, a third of the time that was left"
@@ -149,12 +149,12 @@ class Board:
         """As much of the grid as fits, in a line, and whether nothing but the time limit ended it."""
         runs = self.out / "runs"
         common = ("--device", self.asked.device, "--data", str(Path(self.asked.data).resolve()), "--out", str(runs))
-        # Where the caller is, for paths among the arguments; -P: no `bench` of that folder is taken for ours.
-        failed = self.call("grid", "-P", "-m", "bench.cli", "run", *arguments, *common, folder=Path.cwd())
+        # Where the caller is, for paths among the arguments; -P: no `prunebench` of that folder is taken for ours.
+        failed = self.call("grid", "-P", "-m", "prunebench", "run", *arguments, *common, folder=Path.cwd())
         records = [path for path in (runs / "records").rglob("*.json") if path.parent.name != "records"]
         if failed and records:
             self.deadline = max(self.deadline, time.monotonic() + 60)  # a table of what there is
-            self.call("rank", "-m", "bench.cli", "rank", str(runs / "records"), "--write")
+            self.call("rank", "-m", "prunebench", "rank", str(runs / "records"), "--write")
         return f"{len(records)} records in {runs / 'records'}, {failed or 'complete'}", failed in ("", *LATE)
 
     def _kept(self, path: Path) -> dict[str, Any] | None:
@@ -192,7 +192,7 @@ def pack(out: Path, stem: Path, most: int) -> list[Path]:
 
     The first volume is written last: where it is, all are.
     """
-    from bench.files import write_bytes
+    from prunebench.bench.files import write_bytes
 
     stem = stem.resolve()
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +218,7 @@ def unpack(stem: Path, folder: Path) -> None:
 
     Raises PrunebenchError when a volume is missing or broken; what is in the folder then is of no use.
     """
-    from bench.errors import PrunebenchError
+    from prunebench.bench.errors import PrunebenchError
 
     stem = stem.with_suffix("") if stem.suffix == ".00" else stem
     found = volumes(stem)
@@ -255,7 +255,7 @@ def source() -> str:
     """The hash of the code that is tested and measured."""
     files = sorted(path for room in ("bench", "pruners", "tools") for path in (ROOT / room).rglob("*.py"))
     return hashlib.sha256(
-        b"\0".join(path.read_bytes() for path in [*files, ROOT / "tests" / "test_gpu.py"])
+        b"\0".join(path.read_bytes() for path in [*files, ROOT / "tests" / "grid" / "test_gpu.py"])
     ).hexdigest()
 
 
@@ -278,10 +278,10 @@ def measure_training(asked: argparse.Namespace) -> dict[str, Any]:
     """Seconds of an epoch of PGD-10 training: ours, and those of a plain eager float32 loop."""
     import torch
 
-    from bench.data import Split
-    from bench.models import build
-    from bench.protocol import PROTOCOLS
-    from bench.train import Plan, fit
+    from prunebench.bench.data import Split
+    from prunebench.bench.lab.train import Plan, fit
+    from prunebench.bench.models import build
+    from prunebench.bench.protocol import PROTOCOLS
 
     rules, info, device = PROTOCOLS["cifar10-linf"], shape_of(asked.arch), torch.device(asked.device)
     generator = torch.Generator().manual_seed(0)
@@ -303,7 +303,7 @@ def peer_step(net: Any, split: Any, batch: int, rules: Any) -> float:
     import torch
     import torch.nn.functional as F
 
-    from bench.data import as_float
+    from prunebench.bench.data import as_float
 
     optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     radius, size = rules.threat.radius, 2 / 255
@@ -334,14 +334,14 @@ def measure_scoring(asked: argparse.Namespace) -> dict[str, Any]:
     """Images a second of AutoAttack *standard* on a net of which a tenth of the weights is left, ours and stock."""
     import torch
 
-    from bench.attacks import STANDARD
-    from bench.data import Split
-    from bench.mask import draw, masked, rescaled
-    from bench.models import build, prunable
-    from bench.pace import Pace
-    from bench.protocol import PROTOCOLS
-    from bench.referee import Referee, batch_size, exact_float32
-    from bench.trial import expected
+    from prunebench.bench.attacks.suite import STANDARD
+    from prunebench.bench.data import Split
+    from prunebench.bench.grid.timing import Pace
+    from prunebench.bench.mask import draw, masked, rescaled
+    from prunebench.bench.models import build, prunable
+    from prunebench.bench.protocol import PROTOCOLS
+    from prunebench.bench.score.cascade import expected
+    from prunebench.bench.score.referee import Referee, batch_size, exact_float32
 
     device, info = torch.device(asked.device), shape_of(asked.arch)
     rules = PROTOCOLS["cifar10-linf"].model_copy(update={"model": asked.arch})
@@ -405,7 +405,7 @@ def stock() -> dict[str, Any]:
 
 def shape_of(arch: str) -> Any:
     """Images as that architecture takes them."""
-    from bench.data import Info
+    from prunebench.bench.data import Info
 
     shape = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28)}.get(arch, (3, 32, 32))
     return Info(10, shape, (0.5,) * shape[0], (0.25,) * shape[0])
@@ -413,7 +413,7 @@ def shape_of(arch: str) -> Any:
 
 def where(device: Any) -> dict[str, Any]:
     """What it was measured on."""
-    from bench import machine
+    from prunebench.bench import machine
 
     return {"env": machine.env(device)}
 
@@ -441,7 +441,7 @@ def parts(board: Board) -> tuple[list[tuple[str, str]], bool]:
 
 def main(arguments: list[str]) -> int:
     """Do all parts and print the table; 0 when none of them failed."""
-    from bench.errors import PrunebenchError
+    from prunebench.bench.errors import PrunebenchError
 
     asked = options(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no part outlives this call

@@ -23,5 +23,8 @@ if [ -n "$wheels" ]; then
     "$python" -m pip install --quiet --no-index --no-deps --upgrade --target "$site" "$wheels"/*.whl
     PYTHONPATH=$(cd "$site" && pwd)${PYTHONPATH:+:$PYTHONPATH}
 fi
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+for room in bench pruners leaderboard; do # a copy of the checkout may have lost its links
+    [ -e "$root/src/prunebench/$room" ] || ln -s "../../$room" "$root/src/prunebench/$room"
+done
+export PYTHONPATH=$root/src:$root${PYTHONPATH:+:$PYTHONPATH}
 exec "$python" "$root/tools/gpu_board.py" "${rest[@]}"

@@ -31,16 +31,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-import pruners.awt
-from bench import machine
-from bench.data import Store, as_float
-from bench.errors import PrunebenchError
-from bench.files import canonical_json, sha256_of, write_bytes
-from bench.lab import Lab
-from bench.mask import Masks, State, draw, erk, keep_largest_by_layer, masked
-from bench.protocol import Job, Protocol, load
-from bench.train import Plan, fit
-from pruners.awt import AWT, kernel_product
+import prunebench.pruners.awt
+from prunebench.bench import machine
+from prunebench.bench.data import Store, as_float
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import canonical_json, sha256_of, write_bytes
+from prunebench.bench.lab.lab import Lab
+from prunebench.bench.lab.train import Plan, fit
+from prunebench.bench.mask import Masks, State, draw, erk, keep_largest_by_layer, masked
+from prunebench.bench.protocol import Job, Protocol, load
+from prunebench.pruners.awt import AWT, kernel_product
 
 BATCH, BATCHES, VECTORS = 32, 4, 5
 SNAPSHOTS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # of the search, beside its begin and end
@@ -256,7 +256,7 @@ def plot(rows: list[Row]) -> bytes:
 
 def code_of(rules: Protocol, pruner: AWT) -> str:
     """What a measurement depends on beside seed, sparsity and mask: rules, options, and the code that decides."""
-    source = Path(pruners.awt.__file__).read_bytes()
+    source = Path(prunebench.pruners.awt.__file__).read_bytes()
     facts = [rules.sha256, asdict(pruner), sha256_of(source), machine.training_code(), BATCH, BATCHES, VECTORS]
     return sha256_of(canonical_json(facts))[:12]
 

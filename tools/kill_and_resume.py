@@ -19,8 +19,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.files import canonical_json
-from bench.record import Record, load_record, outcomes_path
+from prunebench.bench.files import canonical_json
+from prunebench.bench.record import Record, load_record, outcomes_path
 
 NET, RECORD, RECORDS = "net.safetensors", "record.json", "records"
 SLOWEST = 3600.0  # seconds that one command may take
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _command(verb: str, options: argparse.Namespace, base: Path) -> list[str]:
     """The command of one verb, but for its folder."""
-    begins = [sys.executable, "-m", "bench.cli", verb]
+    begins = [sys.executable, "-m", "prunebench", verb]
     if verb == "score":
         return [*begins, str(base / "train-undisturbed" / NET), "--examples", str(options.examples)]
     pruners = options.pruner or ["imp"]

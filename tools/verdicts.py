@@ -15,12 +15,12 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from bench.attacks import STANDARD, within
-from bench.checkpoint import open_net
-from bench.data import Store, as_float
-from bench.executor import fast
-from bench.protocol import Protocol, Threat
-from bench.seeds import derive
+from prunebench.bench.attacks.suite import STANDARD, within
+from prunebench.bench.checkpoint import open_net
+from prunebench.bench.data import Store, as_float
+from prunebench.bench.executor import fast
+from prunebench.bench.protocol import Protocol, Threat
+from prunebench.bench.seeds import derive
 
 CLAIMS = Path(__file__).parents[1] / "claims"
 DEFAULT = ("imp-s0.95-seed0", "hydra-s0.95-seed0", "awt-s0.95-seed0")

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from bench.errors import PrunebenchError
-from bench.executor.compiled import Compiled, kernels
-from bench.executor.folded import Folded
-from bench.executor.layers import PROBE, Probe, Reader, Tracer, shape_of
-from bench.executor.native import compiler, explain, identity, lacking, lowering
-from bench.executor.weights import Pattern
-from bench.mask import Masks
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.executor.compiled import Compiled, kernels
+from prunebench.bench.executor.folded import Folded
+from prunebench.bench.executor.layers import PROBE, Probe, Reader, Tracer, shape_of
+from prunebench.bench.executor.native import compiler, explain, identity, lacking, lowering
+from prunebench.bench.executor.weights import Pattern
+from prunebench.bench.mask import Masks
 
 __all__ = ["Fast", "compiler", "explain", "fast", "identity", "lacking"]
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
-from bench.errors import PrunebenchError
-from bench.executor import native
-from bench.executor.layers import Conv, Segment, shape_of
-from bench.executor.lower import lower
-from bench.executor.program import GROUP, Program, pointers
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.executor import native
+from prunebench.bench.executor.layers import Conv, Segment, shape_of
+from prunebench.bench.executor.lower import lower
+from prunebench.bench.executor.program import GROUP, Program, pointers
 
 _ALIGNED = 64  # bytes
 

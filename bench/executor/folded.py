@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from bench.executor.layers import Conv, Segment
+from prunebench.bench.executor.layers import Conv, Segment
 
 _LAST = torch.channels_last
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from bench.executor.program import Pair
-from bench.executor.weights import Fixed, Pattern, Weights
-from bench.models import Normalise
+from prunebench.bench.executor.program import Pair
+from prunebench.bench.executor.weights import Fixed, Pattern, Weights
+from prunebench.bench.models import Normalise
 
 Shape = tuple[int, int, int]
 PROBE = 2  # images that show the shapes of the values

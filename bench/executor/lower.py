@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.executor.layers import Conv, MaxPool, Segment, Shape
-from bench.executor.program import (
+from prunebench.bench.executor.layers import Conv, MaxPool, Segment, Shape
+from prunebench.bench.executor.program import (
     CONV,
     GROUP,
     LOAD,

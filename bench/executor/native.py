@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from bench import machine
-from bench.errors import PrunebenchError
-from bench.files import canonical_json, sha256_of, write_bytes
+from prunebench.bench import machine
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import canonical_json, sha256_of, write_bytes
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 COMPILERS = ("c++", "g++", "clang++")

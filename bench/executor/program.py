@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.errors import PrunebenchError
-from bench.executor.native import PITCHES, Step
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.executor.native import PITCHES, Step
 
 GROUP = 16  # images that lie side by side
 LOAD, STORE, FRAME, CONV, DENSE, POOL, UNPOOL = range(7)

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.checkpoint import open_net
-from bench.data import Store, as_float
-from bench.mask import draw, masked
-from bench.models import build, prunable
-from bench.protocol import Threat
+from prunebench.bench.checkpoint import open_net
+from prunebench.bench.data import Store, as_float
+from prunebench.bench.mask import draw, masked
+from prunebench.bench.models import build, prunable
+from prunebench.bench.protocol import Threat
 from tools.verdicts import CLAIMS, ours, theirs
 
 

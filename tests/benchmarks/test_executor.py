@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import machine
-from bench.executor import explain, fast
-from bench.files import write_bytes
-from bench.mask import draw, erk, masked
-from bench.models import build, prunable
+from prunebench.bench import machine
+from prunebench.bench.executor import explain, fast
+from prunebench.bench.files import write_bytes
+from prunebench.bench.mask import draw, erk, masked
+from prunebench.bench.models import build, prunable
 
 ROUNDS = 3
 TURN = 0.2  # seconds of calls before it is the other side's turn

@@ -11,16 +11,16 @@ import pytest
 import torch
 from pyautoattack import AutoAttack
 
-from bench.attacks import STANDARD
-from bench.checkpoint import open_net
-from bench.data import Store, as_float
-from bench.files import sole_user
-from bench.protocol import load
-from bench.run import job_of
-from bench.score import score
-from bench.seeds import derive
-from bench.task import train
-from pruners import parse
+from prunebench.bench.attacks.suite import STANDARD
+from prunebench.bench.checkpoint import open_net
+from prunebench.bench.data import Store, as_float
+from prunebench.bench.files import sole_user
+from prunebench.bench.grid.run import job_of
+from prunebench.bench.grid.task import train
+from prunebench.bench.protocol import load
+from prunebench.bench.score.scoring import score
+from prunebench.bench.seeds import derive
+from prunebench.pruners import parse
 
 KEPT = Path(__file__).parents[2] / "runs" / "benchmarks"
 ROUNDS = 3

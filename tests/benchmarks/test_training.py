@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.executor import fast
-from bench.mask import draw, masked
-from bench.models import build, prunable
-from bench.protocol import load
-from bench.train import Plan, _Trainer
+from prunebench.bench.executor import fast
+from prunebench.bench.lab.train import Plan, _Trainer
+from prunebench.bench.mask import draw, masked
+from prunebench.bench.models import build, prunable
+from prunebench.bench.protocol import load
 
 SHAPES = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28), "resnet18": (3, 32, 32)}
 IMAGES = {"digits-cnn": 128, "mnist-cnn": 128, "resnet18": 32}

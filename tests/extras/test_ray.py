@@ -17,14 +17,14 @@ import pytest
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 pytest.importorskip("ray", reason="needs the extra 'ray': make test-extras")
 
-from bench.cluster import Ray
-from bench.errors import PrunebenchError
-from bench.protocol import Threat
-from bench.record import load_record, outcomes_path
-from bench.run import grid, order_of, run
-from bench.task import NET
-from tests.held import PRUNER, HeldStore, Telling
-from tests.nets import STORE, changed, toml
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.grid.ray import Ray
+from prunebench.bench.grid.run import grid, order_of, run
+from prunebench.bench.grid.task import NET
+from prunebench.bench.protocol import Threat
+from prunebench.bench.record import load_record, outcomes_path
+from tests.support.held import PRUNER, HeldStore, Telling
+from tests.support.nets import STORE, changed, toml
 from tools.kill_and_resume import timeless
 
 # Trained on hardly more than noise, so that nothing withstands eps 0.4 and the whole AutoAttack takes a second.
@@ -154,7 +154,7 @@ def test_a_killed_driver_is_started_again(cluster, tmp_path, local):
     spec, out, rules = pruner(tmp_path), tmp_path / "out", tmp_path / "tiny.toml"
     rules.write_text(toml(RULES))
     command = [
-        sys.executable, "-m", "bench.cli", "run", rules, "--pruner", "dense", "--pruner", spec, "--out", out,
+        sys.executable, "-m", "prunebench", "run", rules, "--pruner", "dense", "--pruner", spec, "--out", out,
         "--engine", "ray", "--address", cluster.address, "--device", "cpu",
     ]  # fmt: skip
     with nodes(cluster, 1):

@@ -16,16 +16,16 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-import bench.cli
-from bench.data import Split, Store, as_float
-from bench.errors import PrunebenchError, Refused
-from bench.extras import provide_autoattack
-from bench.files import sha256_of
-from bench.protocol import PROTOCOLS
-from bench.record import load_record
-from bench.score import score
-from bench.seeds import derive
-from bench.zoo import open_zoo
+from prunebench.bench.cli import main
+from prunebench.bench.data import Split, Store, as_float
+from prunebench.bench.errors import PrunebenchError, Refused
+from prunebench.bench.files import sha256_of
+from prunebench.bench.interop.autoattack_shim import provide_autoattack
+from prunebench.bench.interop.robustbench import open_zoo
+from prunebench.bench.protocol import PROTOCOLS
+from prunebench.bench.record import load_record
+from prunebench.bench.score.scoring import score
+from prunebench.bench.seeds import derive
 
 EPS = 0.1
 CLASSES = 10
@@ -287,16 +287,16 @@ def test_the_command_scores_it_and_its_record_says_what_it_is(zoo, tmp_path, mon
     file, address = zoo()
     rules = tmp_path / "few.toml"
     rules.write_text('base = "cifar10-linf"\nname = "few"\ntest = 24\nshard = 24\n', encoding="utf-8")
-    monkeypatch.setattr(bench.cli, "_store", lambda data: Few(data))
+    monkeypatch.setattr(main, "_store", lambda data: Few(data))
     asked = ["score", "robustbench:Small2026", "--protocol", str(rules), "--mirror", address, "--data", str(tmp_path)]
-    done = CliRunner().invoke(bench.cli.app, [*asked, "--examples", "4", "--out", str(tmp_path / "out"), "--json"])
+    done = CliRunner().invoke(main.app, [*asked, "--examples", "4", "--out", str(tmp_path / "out"), "--json"])
     assert done.exit_code == 0, done.output
     record = load_record(tmp_path / "out" / "record.json")
     assert json.loads(done.stdout) == record.model_dump(mode="json", by_alias=True)
     assert (record.net.arch, record.job.label, record.job.sparsity) == ("robustbench:Small2026",) * 2 + (0.0,)
     assert record.net.sha256 == sha256_of(file.read_bytes()) and not record.official
 
-    nowhere = CliRunner().invoke(bench.cli.app, asked)
+    nowhere = CliRunner().invoke(main.app, asked)
     assert isinstance(nowhere.exception, PrunebenchError) and "name a folder" in str(nowhere.exception)
     with pytest.raises(PrunebenchError, match="made for no protocol"):
         score("robustbench:Small2026", store=Few(tmp_path), device="cpu", mirror=address)
@@ -318,7 +318,7 @@ def test_our_referee_and_benchmark_agree(zoo, tmp_path, monkeypatch):
     """To the image, without a tolerance: one shard, one batch shape and one seed give the same draws to both.
 
     With another seed, or the images in other batches, an image that sits at the border may fall to one of the two
-    alone: on trained nets of this project 0 to 2 of 256 did (tests/test_parity.py).
+    alone: on trained nets of this project 0 to 2 of 256 did (tests/score/test_parity.py).
     """
     _, address = zoo()
     store = Few(tmp_path)

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-import bench.trial
-from bench.attacks import WEAK, pgd
-from bench.beside import RECORD
-from bench.checkpoint import open_net
-from bench.data import as_float
-from bench.errors import PrunebenchError
-from bench.record import recount
-from bench.score import score
-from bench.task import train
-from tests.nets import STORE, TINY, job, quick_attacks
+from prunebench.bench.attacks.suite import WEAK, pgd
+from prunebench.bench.beside import RECORD
+from prunebench.bench.checkpoint import open_net
+from prunebench.bench.data import as_float
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.grid.task import train
+from prunebench.bench.record import recount
+from prunebench.bench.score import cascade
+from prunebench.bench.score.scoring import score
+from tests.support.nets import STORE, TINY, job, quick_attacks
 
 
 def test_its_copy_of_robustbench_is_the_only_one():
@@ -109,7 +109,7 @@ def test_one_step_less_is_another_image(trained):
 
 def test_their_attacks_stand_beside_ours_in_a_record(trained, tmp_path, monkeypatch):
     net, _ = trained
-    monkeypatch.setattr(bench.trial, "STANDARD", quick_attacks())
+    monkeypatch.setattr(cascade, "STANDARD", quick_attacks())
     names = ["torchattacks:CW", "torchattacks:MIFGSM"]
     record = score(net, out=tmp_path, store=STORE, device="cpu", also=names)
     recount(tmp_path / RECORD, record)

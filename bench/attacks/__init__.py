@@ -1,0 +1,1 @@
+"""The attacks of the referee, and the suite that decides their order and prices."""

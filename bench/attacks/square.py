@@ -1,0 +1,132 @@
+"""The Square attack in Linf: squares of +-eps at random places, kept where they help.
+
+Andriushchenko, Croce, Flammarion & Hein 2020, arXiv 1912.00049.
+
+The published attack asks the net about one square after the other, the same square for every image at once. Which
+squares these are depends on nothing that the net says, so here they are all drawn beforehand, and two things follow. An
+image needs no answer about a square that it had since it last changed: the answer was no. And an image that has not
+changed for long is asked about several squares at once, of which the first that helps counts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from prunebench.bench.attacks.base import Model, at_once
+
+QUERIES = 5000
+_FIRST = 0.8  # share of the image that the first squares cover; halved after each of these queries
+_HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_AHEAD = 128  # squares that an image looks ahead for those that it needs to ask about
+_PATIENCE = 4  # so many queries without success for each square that is asked about beside the next one
+
+
+@dataclass(frozen=True)
+class Squares:
+    """The squares of a run, in order. Sizes and corners: int64 (queries,); `signs`: (queries, channels), -1, 0 or 1.
+
+    `before`: int64 (queries,), the last query before each one with the same square; -2 where there was none.
+    """
+
+    size: Tensor
+    top: Tensor
+    left: Tensor
+    signs: Tensor
+    before: Tensor
+
+    @classmethod
+    def drawn(cls, shape: tuple[int, int, int], queries: int, generator: torch.Generator) -> Squares:
+        """As the published attack draws them for images of `shape` (channels, height, width)."""
+        channels, height, width = shape
+        share = torch.tensor(
+            [_FIRST / 2 ** sum(query > halved for halved in _HALVED) for query in range(queries)], dtype=torch.float64
+        )
+        size = (share * height * width).sqrt().round().long().clamp(1, min(height, width))
+        drawn = torch.rand(queries, 2 + channels, generator=generator)
+        top, left = ((drawn[:, k] * (side - size)).long() for k, side in ((0, height), (1, width)))
+        signs = (2 * drawn[:, 2:] - 1).sign()
+        seen: dict[tuple[float, ...], int] = {}
+        before = []
+        for query, key in enumerate(zip(size.tolist(), top.tolist(), left.tolist(), *signs.T.tolist(), strict=True)):
+            before.append(seen.get(key, -2))
+            seen[key] = query
+        return cls(size, top, left, signs, torch.tensor(before))
+
+    def masks(self, which: Tensor, height: int, width: int) -> Tensor:
+        """What squares number `which` add, in units of their height: float32 (n, channels, height, width)."""
+        inside = []
+        for corner, side in ((self.top[which], height), (self.left[which], width)):
+            offset = torch.arange(side, device=which.device) - corner.unsqueeze(1)
+            inside.append(((offset >= 0) & (offset < self.size[which].unsqueeze(1))).to(self.signs.dtype))
+        rows, columns = inside
+        return (self.signs[which].unsqueeze(2) * rows.unsqueeze(1)).unsqueeze(3) * columns[:, None, None]
+
+    def to(self, device: torch.device) -> Squares:
+        """The same on `device`."""
+        return Squares(*(value.to(device) for value in vars(self).values()))
+
+
+@cache
+def price(shape: tuple[int, int, int]) -> int:
+    """Forwards that an image of `shape` takes which no square moves: one for each square that there is, and three."""
+    return 3 + int((Squares.drawn(shape, QUERIES, torch.Generator().manual_seed(0)).before == -2).sum())
+
+
+@torch.no_grad()
+def square(model: Model, images: Tensor, labels: Tensor, eps: float, seed: int) -> Tensor:
+    """Proposals no further than `eps` from `images` in Linf, after QUERIES squares; what still stands comes back."""
+    proposals = images.clone()
+    standing = (model(images).argmax(1) == labels).nonzero().squeeze(1)
+    if len(standing):
+        found = _searched(model, images[standing], labels[standing], eps, seed)
+        fooled = model(found).argmax(1) != labels[standing]
+        proposals[standing[fooled]] = found[fooled]
+    return proposals
+
+
+def _searched(model: Model, images: Tensor, labels: Tensor, eps: float, seed: int) -> Tensor:
+    """The points of the smallest margin that the search finds."""
+    generator = torch.Generator().manual_seed(seed)
+    count, channels, height, width = images.shape
+    stripes = (2 * torch.rand(count, channels, 1, width, generator=generator) - 1).sign().to(images.device)
+    squares = Squares.drawn((channels, height, width), QUERIES, generator).to(images.device)
+    low, high = images - eps, images + eps
+    best = (images + eps * stripes).clamp_(0.0, 1.0)
+    margin = _margin(model, best, labels)
+    # Of each image: the query that is next, and the last one that helped.
+    following, helped = torch.zeros_like(labels), torch.full_like(labels, -1)
+    ahead = torch.arange(_AHEAD, device=images.device)
+    while len(active := ((margin > 0) & (following < QUERIES)).nonzero().squeeze(1)):
+        query = following[active].unsqueeze(1) + ahead
+        unknown = squares.before[query.clamp_max(QUERIES - 1)] < helped[active].unsqueeze(1)
+        unknown &= query < QUERIES
+        several = 1 + (following[active] - helped[active]) // _PATIENCE
+        several = several.clamp_max(max(1, at_once(images) // len(active))).unsqueeze(1)
+        rank = unknown.cumsum(1)
+        row, column = (unknown & (rank <= several)).nonzero(as_tuple=True)  # what is asked now, image after image
+        settled = torch.where(rank[:, -1:] > several, (rank < several).sum(1, keepdim=True) + 1, _AHEAD)
+        following[active] += settled.squeeze(1)
+        if not len(row):
+            continue
+
+        asked, which = active[row], query[row, column]
+        points = best[asked] + 2 * eps * squares.masks(which, height, width)
+        points = torch.minimum(torch.maximum(points, low[asked]), high[asked]).clamp_(0.0, 1.0)
+        margins = _margin(model, points, labels[asked])
+        better = (margins < margin[asked]).nonzero().squeeze(1)
+        better = better[row[better].diff(prepend=row.new_full((1,), -1)) > 0]  # the first of each image
+        changed = asked[better]
+        best[changed], margin[changed] = points[better], margins[better]
+        helped[changed], following[changed] = which[better], which[better] + 1
+    return best
+
+
+def _margin(model: Model, points: Tensor, labels: Tensor) -> Tensor:
+    """How far the label's logit lies above the others; negative where the net is fooled."""
+    logits, label = model(points), labels.unsqueeze(1)
+    return (logits.gather(1, label) - logits.scatter(1, label, -math.inf).amax(1, keepdim=True)).squeeze(1)

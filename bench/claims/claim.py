@@ -1,0 +1,364 @@
+"""Claims: a published robustness number with the files that it can be checked against, as CLAIM.toml beside them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from fractions import Fraction
+from math import ceil
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tomli_w
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from prunebench.bench.errors import PrunebenchError, Refused
+from prunebench.bench.files import canonical_json, digest_outside, read_known, sha256_of, write_bytes
+from prunebench.bench.protocol import PROTOCOLS, Count, Natural, Protocol, Rules, explain, load, read_toml
+from prunebench.bench.record import (
+    Record,
+    Sha256,
+    load_arrays,
+    load_record,
+    outcomes_path,
+    proposals_path,
+    recount,
+    standing,
+)
+
+NAME, SUFFIX = "CLAIM.toml", ".claim.toml"
+FILES = ("net.safetensors", "outcomes.npz", "proposals.npz", "protocol.toml", NAME)  # of a claim that is made here
+LARGEST = 2**28  # bytes of a file that a claim names
+
+
+def _inside(text: str) -> str:
+    parts = text.split("/")
+    if any(part in (".", "..") or not re.fullmatch(r"[A-Za-z0-9._=+@-]{1,200}", part) for part in parts):
+        raise ValueError(
+            f"{text!r} does not name a file below the claim's folder; write a relative path of letters, digits and "
+            "._=+@- without '..'"
+        )
+    return text
+
+
+Inside = Annotated[str, AfterValidator(_inside)]
+
+
+class Asset(Rules):
+    """A file below the folder of the claim."""
+
+    path: Inside
+    sha256: Sha256
+
+
+class Under(Rules):
+    """The rules of a claim: a built-in protocol, or a TOML file below the claim's folder, and the hash of the rules."""
+
+    name: Inside
+    sha256: Sha256
+
+
+def _percentage(text: str) -> str:
+    found = re.fullmatch(r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,6})? %", text)
+    if not found or not 0 < Fraction(text.removesuffix(" %")) <= 100:
+        raise ValueError(f"{text!r} is not a percentage above 0 and up to 100; write it as '60 %' or '62.5 %'")
+    return text
+
+
+def _plain(text: str) -> str:
+    if not text.isprintable() or text != text.strip():
+        raise ValueError(f"{text!r} holds characters that do not print, or spaces around it; write plain text")
+    return text
+
+
+def _day(text: str) -> str:
+    try:
+        if len(text) == 10 and dt.date.fromisoformat(text):
+            return text
+    except ValueError:
+        pass
+    raise ValueError(f"{text[:20]!r} is not a day; write it as '2026-01-31'")
+
+
+Percentage = Annotated[str, AfterValidator(_percentage)]
+Plain = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_plain)]
+
+
+class About(Rules):
+    """What the author says of the net, for readers; nothing of it is checked."""
+
+    pruner: Plain | None = None
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
+    date: Annotated[str, AfterValidator(_day)] | None = None
+    version: Plain | None = None
+    url: Annotated[str, Field(max_length=500, pattern=r"^https?://[!-~]+$")] | None = None
+
+
+class Claim(Rules):
+    """That so many of the first `n` test images survive AutoAttack by these rules: `robust`, or `at_least` a share.
+
+    `data`: the sha256 over those images. `outcomes` say which are robust, `proposals` hold what fools the others.
+    """
+
+    schema_: Literal[1, 2] = Field(1, alias="schema")
+    n: Count
+    robust: Natural | None = None
+    at_least: Percentage | None = None
+    data: Sha256 | None = None
+    protocol: Under
+    net: Asset
+    outcomes: Asset | None = None
+    proposals: Asset | None = None
+    about: About | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Claim:
+        if self.schema_ == 1 and (self.at_least is not None or self.about is not None):
+            raise ValueError("`at_least` and `about` belong to schema = 2; write that")
+        if self.robust is None and self.at_least is None:
+            raise ValueError("nothing is claimed; add robust = COUNT or at_least = 'SHARE %'")
+        if self.robust is not None and self.robust > self.n:
+            raise ValueError(f"robust = {self.robust} is more than n = {self.n}")
+        if self.robust is not None and self.robust < self.least:
+            raise ValueError(f"robust = {self.robust} of {self.n} is less than at_least = {self.at_least!r}")
+        return self
+
+    @property
+    def least(self) -> int:
+        """The fewest images that are `at_least` so many per cent of `n`; 0 where no share is claimed."""
+        return 0 if self.at_least is None else ceil(Fraction(self.at_least.removesuffix(" %")) / 100 * self.n)
+
+    @property
+    def needed(self) -> int:
+        """How many images must be robust for the claim to be true."""
+        return self.least if self.robust is None else self.robust
+
+    @property
+    def explained(self) -> str:
+        """What the share means in images, as a sentence with a space before it; empty where none is claimed."""
+        if self.at_least is None:
+            return ""
+        return f" At least {self.at_least} of {self.n} images are {self.least}."
+
+    @property
+    def sha256(self) -> str:
+        """The hash of all that is claimed."""
+        return sha256_of(canonical_json(self.model_dump(mode="json", by_alias=True)))
+
+
+def load_claim(path: Path) -> Claim:
+    """The claim in the file `path`. Raises PrunebenchError for one that breaks the rules of its format."""
+    values = read_toml(path, "claim")
+    try:
+        return Claim.model_validate(values)
+    except ValidationError as error:
+        raise PrunebenchError(f"The claim {path} breaks the rules: {explain(error)}") from None
+
+
+def is_claim(path: Path) -> bool:
+    """Whether a file of this name is a claim."""
+    return path.name == NAME or path.name.endswith(SUFFIX)
+
+
+def find(place: Path) -> list[Path]:
+    """The claims below the folder `place`, or the file itself. Raises PrunebenchError when there is none."""
+    if place.is_file():
+        return [place]
+    found = sorted(path for path in place.rglob("*.toml") if is_claim(path) and path.is_file())
+    if not found:
+        raise PrunebenchError(f"There is no claim in {place}; name a {NAME}, a *{SUFFIX}, or a folder that holds some.")
+    return found
+
+
+def sound(path: Path, asset: Asset, what: str) -> Path:
+    """Where the file `asset` of the claim at `path` lies, after its hash was checked.
+
+    Raises Refused when it is not a file below the claim's folder (links are followed first), too large, or another
+    file than the claim speaks of.
+    """
+    where = _locate(path, asset.path, what)
+    found = digest_outside(where, what, LARGEST, way_out="restore the file", complain=Refused)
+    if found != asset.sha256:
+        raise Refused(
+            "hash",
+            f"{path} is of {what} with the sha256 {asset.sha256[:12]}..., and {where} has {found[:12]}...; restore the "
+            "file, or make a claim of the one that is there.",
+        )
+    return where
+
+
+def _locate(path: Path, name: str, what: str) -> Path:
+    try:
+        home, where = path.parent.resolve(strict=True), (path.parent / name).resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise Refused("file", f"{path} names {name} as {what}, which is not there; restore the file.") from None
+    if not where.is_relative_to(home) or not where.is_file() or where.stat().st_size > LARGEST:
+        raise Refused(
+            "file",
+            f"{path} names {name} as {what}, which is not a file below {path.parent} of at most {LARGEST} bytes; "
+            "copy it there.",
+        )
+    return path.parent / name
+
+
+def rules_of(path: Path, claim: Claim) -> Protocol:
+    """The rules that the claim at `path` was made under. Raises PrunebenchError when they are others today."""
+    name = claim.protocol.name
+    rules = PROTOCOLS[name] if name in PROTOCOLS else load(_locate(path, _own(path, name), "its rules"))
+    if rules.sha256 != claim.protocol.sha256:
+        raise Refused(
+            "protocol",
+            f"{path} was made under {name} with the sha256 {claim.protocol.sha256[:12]}..., which has "
+            f"{rules.sha256[:12]}... today; score the net again and claim that.",
+        )
+    folder = rules.data.removeprefix("folder:")
+    if folder != rules.data and (Path(folder).is_absolute() or ".." in Path(folder).parts):
+        raise Refused(
+            "protocol", f"{path} wants images from {rules.data!r}, outside the data folder; put them below it."
+        )
+    return rules
+
+
+def _own(path: Path, name: str) -> str:
+    if not name.endswith(".toml"):
+        choices = ", ".join(sorted(PROTOCOLS))
+        raise PrunebenchError(
+            f"{path} names the protocol {name!r}, which is neither built in ({choices}) nor a TOML file (*.toml)."
+        )
+    return name
+
+
+def outcomes_of(path: Path, claim: Claim) -> dict[str, np.ndarray] | None:
+    """The stored outcomes of the claim at `path`, None where it is a mere count.
+
+    Raises PrunebenchError for outcomes of other images or with another count than the claim's.
+    """
+    if claim.outcomes is None:
+        return None
+    where = sound(path, claim.outcomes, "outcomes")
+    arrays = load_arrays(where, claim.outcomes.sha256, f"the outcomes of {path}")
+    kinds = {name: (array.dtype.kind, array.shape) for name, array in arrays.items()}
+    wanted = {name: ("i" if name in ("labels", "predicted") else "b", (claim.n,)) for name in kinds}
+    bits = [name for name in kinds if name.startswith("survived/")]
+    if kinds != wanted or not bits or not {"labels", "predicted", "clean"} <= kinds.keys():
+        raise Refused("outcomes", f"{where} does not hold outcomes of {claim.n} images; claim the score again.")
+    count = int(standing(arrays).sum())
+    if claim.robust not in (None, count):
+        raise Refused(
+            "outcomes",
+            f"{path} claims {claim.robust} robust images, its outcomes show {count}; claim what they show.",
+        )
+    if count < claim.least:
+        raise Refused(
+            "outcomes",
+            f"{path} claims at least {claim.at_least} of {claim.n} images, which are {claim.least}, and its outcomes "
+            f"show {count} robust; claim what they show.",
+        )
+    return arrays
+
+
+def make(record: Path, net: Path, out: Path, *, at_least: str | None = None, force: bool = False) -> Path:
+    """Write a claim of the score in the file `record` below `out`, and copy there what it can be checked against.
+
+    `net`: the net file that was scored. `at_least`: claim that share alone, as "60 %", in place of the count. `force`:
+    write even where another claim or another net lies. Returns the path of the claim. Raises PrunebenchError when
+    record, net, outcomes and proposals do not belong together, when fewer images than `at_least` are robust, and when
+    `out` holds another claim or another net.
+    """
+    scored = load_record(record)
+    if not isinstance(scored, Record):
+        raise PrunebenchError(f"{record} is a refusal, of which there is nothing to claim; name a record with a score.")
+    recount(record, scored)
+    files = {"net": _copy(net, scored.net.sha256, f"the net of {record}", "net.safetensors")}
+    files["outcomes"] = _copy(outcomes_path(record), scored.outcomes, f"the outcomes of {record}", "outcomes.npz")
+    if scored.proposals is not None:
+        kept = proposals_path(record)
+        files["proposals"] = _copy(kept, scored.proposals, f"the adversarial images of {record}", "proposals.npz")
+    rules = _rules(scored, net)
+    name, beside = (rules.name, []) if rules.official else ("protocol.toml", [("protocol.toml", _toml_of(rules))])
+    try:
+        claim = Claim(
+            schema=2, n=scored.score.n, robust=scored.score.robust if at_least is None else None, at_least=at_least,
+            data=scored.data.sha256, protocol=Under(name=name, sha256=rules.sha256), about=_about(scored),
+            **{what: Asset(path=file, sha256=sha256_of(data)) for what, (file, data) in files.items()},
+        )  # fmt: skip
+    except ValidationError as error:
+        raise PrunebenchError(f"This claim breaks the rules: {explain(error)}") from None
+    if scored.score.robust < claim.least:
+        raise PrunebenchError(
+            f"{record} has {scored.score.robust} of {claim.n} images robust, and at least {at_least} are "
+            f"{claim.least}; claim a smaller share."
+        )
+    _put(out, dict([*files.values(), *beside, (NAME, _toml_of(claim))]), force=force)
+    return out / NAME
+
+
+def _about(record: Record) -> About:
+    """What a record tells of its net."""
+    version = record.env.get("prunebench")
+    label, share = record.job.label, round(record.net.sparsity, 6)
+    return About(
+        pruner=label if len(label) <= 200 and label.isprintable() else record.job.pruner[:200],
+        sparsity=share if share < 1 else None, version=None if version is None else str(version),
+    )  # fmt: skip
+
+
+def _put(out: Path, files: dict[str, bytes], *, force: bool) -> None:
+    """Write the files of a claim below `out`, the claim last; with `force` in place of another claim's.
+
+    Raises PrunebenchError when a file of another claim or net lies there: beside a new one it would be taken for its.
+    """
+    others = [name for name in FILES if _is_other(out / name, files.get(name))]
+    if others and not force:
+        raise PrunebenchError(
+            f"{out} holds another claim or another net ({', '.join(others)}); name another folder, or put the new "
+            "claim in its place with --force."
+        )
+    try:
+        if others:
+            (out / NAME).unlink(missing_ok=True)  # while its files change there is no claim
+        for name in others:
+            if name not in files:
+                (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise PrunebenchError(f"Cannot remove the old claim in {out} ({error.strerror}); check the folder.") from None
+    for name in sorted(files, key=FILES.index):
+        write_bytes(out / name, files[name])
+
+
+def _is_other(path: Path, data: bytes | None) -> bool:
+    """Whether something lies at `path` that is not a regular file of these bytes."""
+    if not path.exists() and not path.is_symlink():
+        return False
+    if data is None or path.is_symlink() or not path.is_file() or path.stat().st_size != len(data):
+        return True
+    return path.read_bytes() != data
+
+
+def _toml_of(values: Rules) -> bytes:
+    return tomli_w.dumps(values.model_dump(mode="json", by_alias=True, exclude_none=True)).encode()
+
+
+def _rules(record: Record, net: Path) -> Protocol:
+    """The rules that a record was made under: built in, or from the header of the net."""
+    wanted = record.protocol.sha256
+    for rules in PROTOCOLS.values():
+        if rules.sha256 == wanted:
+            return rules
+    from prunebench.bench.checkpoint import open_net  # waits for torch, which reading a claim does not need
+
+    rules = open_net(net).header.protocol
+    if rules.sha256 == wanted:
+        return rules
+    raise PrunebenchError(
+        f"The record was made under {record.protocol.name} with the sha256 {wanted[:12]}..., which is neither built in "
+        f"nor in the header of {net}; score the net under today's rules."
+    )
+
+
+def _copy(path: Path, sha256: str, what: str, name: str) -> tuple[str, bytes]:
+    """What is to be written under `name`: the bytes of the file `path`, which is `what` and must have that hash."""
+    return name, read_known(
+        path, sha256, what, LARGEST, missing="check the path", other="name the file that was scored"
+    )

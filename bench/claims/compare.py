@@ -1,0 +1,82 @@
+"""Two scored nets on the same images: do they differ?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.record import Record, load_record, recount, standing
+from prunebench.bench.stats import mcnemar
+
+ALPHA = 0.05  # two nets differ when McNemar's p lies below it
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two nets, A and B, differ in one outcome: `a` and `b` images of `n` are right, `only_a` under A alone."""
+
+    what: str
+    n: int
+    a: int
+    b: int
+    only_a: int
+    only_b: int
+    p: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether chance is no likely reason."""
+        return self.p < ALPHA
+
+    @property
+    def sentence(self) -> str:
+        """What can be said of the two."""
+        counts = (
+            f"{self.a} against {self.b} of {self.n} images, {self.only_a} right under A alone, {self.only_b} under B "
+            f"alone, exact McNemar p = {self.p:.2g}"
+        )
+        if not self.significant:
+            return f"{self.what} accuracy of A and B cannot be told apart: {counts}."
+        return f"{self.what} accuracy of {'A' if self.a > self.b else 'B'} is higher: {counts}."
+
+
+def compare(first: Path, second: Path) -> tuple[Difference, Difference]:
+    """The differences in robust and in clean accuracy of the nets of two records with outcomes beside them.
+
+    Says something of these two nets alone: two seeds of one method may differ as well. Raises PrunebenchError for what
+    is no record, and for records of other rules, images or attacks.
+    """
+    records = [_scored(path) for path in (first, second)]
+    for what, one, other in (
+        ("rules (the protocol's sha256)", *(record.protocol.sha256 for record in records)),
+        ("test images (the data's sha256)", *(record.data.sha256 for record in records)),
+        ("numbers of images", *(record.score.n for record in records)),
+        ("attacks", *(", ".join(record.score.survived) for record in records)),
+    ):
+        if one != other:
+            raise PrunebenchError(
+                f"{first} and {second} have different {what}, {str(one)[:40]} and {str(other)[:40]}, so their images "
+                "cannot be paired; score both nets under the same rules."
+            )
+    outcomes = [recount(path, record) for path, record in zip((first, second), records, strict=True)]
+    if not np.array_equal(outcomes[0]["labels"], outcomes[1]["labels"]):
+        raise PrunebenchError(f"{first} and {second} have other labels for the same images; score both nets again.")
+    return (
+        _difference("Robust", *(standing(arrays) for arrays in outcomes)),
+        _difference("Clean", *(arrays["clean"] for arrays in outcomes)),
+    )
+
+
+def _scored(path: Path) -> Record:
+    record = load_record(path)
+    if not isinstance(record, Record):
+        raise PrunebenchError(f"{path} is a refusal, which has no outcomes; name the record of a net with a score.")
+    return record
+
+
+def _difference(what: str, a: np.ndarray, b: np.ndarray) -> Difference:
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return Difference(what, len(a), int(a.sum()), int(b.sum()), only_a, only_b, mcnemar(only_a, only_b))

@@ -1,0 +1,288 @@
+"""Records measured again from their nets: which ones are drawn, and whether one says what its net does.
+
+A record's hashes protect it against accidents, not against its author. So some are drawn after they were handed in, and
+the whole score is made again on this machine. Another processor changes a few images, which `claims.verdict`
+knows.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from prunebench.bench.beside import RECORD, beside, net_path
+from prunebench.bench.checkpoint import LARGEST
+from prunebench.bench.claims.verdict import REFUTED, Verdict, whole
+from prunebench.bench.data import Store
+from prunebench.bench.errors import PrunebenchError, Refused
+from prunebench.bench.files import digest_outside
+from prunebench.bench.protocol import PROTOCOLS
+from prunebench.bench.record import Flag, Record, recount, standing
+from prunebench.bench.score.cascade import Report
+from prunebench.bench.score.scoring import score
+from prunebench.bench.seeds import order
+
+MARGIN = 0.02  # of the images: fewer that differ, or so much in the value of a flag, refute nothing
+FEW = 3  # records are drawn where nothing says which ones are new
+NET = "net.safetensors"
+PATIENCE = 60.0  # seconds for one call of git
+
+
+def fresh() -> int:
+    """A seed for a draw that nobody could know before, from the operating system."""
+    return secrets.randbits(48)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The records to be measured again, by path; `told`: how they were drawn, in a sentence."""
+
+    paths: tuple[Path, ...]
+    told: str
+
+
+def draw(
+    records: Mapping[Path, Record], folder: Path, count: int, seed: int, since: Sequence[str], store: Store
+) -> Draw:
+    """Draw at most `count` of the official `records`, whose paths are below `folder`.
+
+    `since`: git commits, of which the first that is here and not the one checked out is compared with: only what was
+    added or changed since is drawn. FEW of all are, when there is no such commit or nothing changed. Left out are
+    records of data sets that are not on this machine.
+    """
+    official = [path for path in sorted(records) if records[path].official and _built_in(records[path])]
+    here = [path for path in official if store.present(PROTOCOLS[records[path].protocol.name].data)]
+    told, pool = f"{len(here)} official records", here
+    if since:
+        base, changed = _changed(folder, since)
+        pool = [path for path in here if changed.intersection(map(_absolute, (folder / path, *beside(folder / path))))]
+        told = f"{len(pool)} official records that changed since {base[:12]}" if base else told
+        if not pool:
+            why = f"nothing changed since {base[:12]}" if base else f"no commit {' or '.join(since)} to compare with"
+            pool, count, told = here, min(count, FEW), f"{len(here)} official records ({why})"
+    drawn = sorted(pool[index] for index in order(len(pool), "rescore", seed)[:count])
+    said = f"Drew {len(drawn)} of {told} with --draw {seed}"
+    absent = len(official) - len(here)
+    return Draw(tuple(drawn), said + (f"; the data of {absent} others is not here (--data)." if absent else "."))
+
+
+def _built_in(record: Record) -> bool:
+    """Whether the rules of the record are built in today; a board of others is not official, whatever they say."""
+    rules = PROTOCOLS.get(record.protocol.name)
+    return rules is not None and rules.sha256 == record.protocol.sha256
+
+
+def _changed(folder: Path, since: Sequence[str]) -> tuple[str | None, set[Path]]:
+    """The commit that is compared with (None: there is none), and the files below `folder` that changed since."""
+    try:
+        head = _git(folder, "rev-parse", "HEAD").strip()
+    except PrunebenchError:
+        return None, set()
+    for name in since:
+        try:
+            commit = _git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}").strip()
+            base = _git(folder, "merge-base", commit, head).strip()
+        except PrunebenchError:
+            continue
+        if base == head:
+            continue
+        options = (
+            "-z",
+            "--name-only",
+            "--no-renames",
+            "--no-ext-diff",
+            "--no-textconv",
+            "--relative",
+            "--diff-filter=d",
+        )
+        names = _git(folder, "diff", *options, base, "--", ".")
+        names += _git(folder, "ls-files", "-z", "--others", "--exclude-standard", "--", ".")
+        return base, {_absolute(folder / name) for name in names.split("\0") if name}
+    return None, set()
+
+
+def _absolute(path: Path) -> Path:
+    return path.parent.resolve() / path.name
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, timeout=PATIENCE, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        raise PrunebenchError(f"git did not work ({error}).") from None
+    if done.returncode != 0:
+        raise PrunebenchError(f"git {arguments[0]} ended with {done.returncode}.")
+    return os.fsdecode(done.stdout)
+
+
+class Nets:
+    """Where the nets of records are: beside them, or anywhere below `folder`, known by their sha256."""
+
+    def __init__(self, folder: Path | None) -> None:
+        if folder is not None and not folder.is_dir():
+            raise PrunebenchError(f"There is no folder {folder}; name one with --nets that holds nets (*.safetensors).")
+        self._rest = iter(()) if folder is None else _files(folder)
+        self._known: dict[str, Path] = {}
+
+    def of(self, path: Path, record: Record) -> Path:
+        """The net of the record at `path`. Raises PrunebenchError, which names it, when it is nowhere."""
+        beside = net_path(path)
+        if beside.exists():
+            return beside
+        wanted = record.net.sha256
+        while wanted not in self._known:
+            if (file := next(self._rest, None)) is None:
+                raise PrunebenchError(
+                    f"{path} cannot be measured again: its net, {beside.name} with the sha256 {wanted[:12]}..., is not "
+                    "beside it; put it there, or name a folder of nets with --nets."
+                )
+            self._known.setdefault(digest_outside(file, "a net", LARGEST), file)
+        return self._known[wanted]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The regular files below `folder` that can be nets; links are not followed."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST:
+            yield path
+
+
+def rescore(
+    path: Path, record: Record, net: Path, store: Store, *, device: str = "auto", report: Report | None = None
+) -> tuple[Verdict, Record]:
+    """Score the net in the file `net` anew, by the built-in rules, and compare with the record at `path`.
+
+    Returns the verdict, which "holds", is "refuted" or "undecided", and the new record. What does not depend on the
+    machine must be equal: net, layers, job, rules, images, cost. Images may differ as far as the attack's noise goes,
+    in either direction. Raises Refused when the net gets no score.
+    """
+    claimed = recount(path, record)
+    if not _built_in(record):
+        raise PrunebenchError(
+            f"{path} calls itself official under {record.protocol.name} with the sha256 "
+            f"{record.protocol.sha256[:12]}..., which are no built-in rules today; score the net under today's."
+        )
+    with tempfile.TemporaryDirectory(prefix="prunebench-rescore-") as scratch:
+        copy = Path(scratch, NET)  # alone: nothing that lies beside the net is read
+        _copy(net, copy)
+        again = score(copy, PROTOCOLS[record.protocol.name], out=scratch, store=store, device=device, report=report)
+        measured = recount(copy.with_name(RECORD), again)
+    odd = _unequal(record, again) or _flagged(record, again)
+    if odd is not None:
+        return Verdict("refuted", odd), again
+    return _compared(claimed, measured), again
+
+
+def _copy(net: Path, copy: Path) -> None:
+    found = net.stat() if net.exists() else None
+    if found is None or not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
+        raise Refused("file", f"{net} is not a regular file of at most {LARGEST} bytes; put the net there.")
+    shutil.copyfile(net, copy)
+
+
+def _unequal(record: Record, again: Record) -> str | None:
+    """What the record says otherwise than the net does, of all that is the same on every machine."""
+    passes = [[(stage.name, stage.passes) for stage in one.cost.stages] for one in (record, again)]
+    weak = [sorted(again.score.weak.keys() & one.score.weak.keys()) for one in (record, again)]  # there may be more
+    for what, said, found in (
+        ("the net's sha256", record.net.sha256, again.net.sha256),
+        ("the sparsity, layer by layer", record.net, again.net),
+        ("the job", record.job, again.job),
+        ("the rules", record.protocol, again.protocol),
+        ("official", record.official, again.official),
+        ("the images", record.data, again.data),
+        ("the number of images", record.score.n, again.score.n),
+        (
+            "the attacks",
+            (tuple(record.score.survived), record.score.ran),
+            (tuple(again.score.survived), again.score.ran),
+        ),
+        ("the weak attacks", *weak),
+        ("the security curve", [p.eps for p in record.score.curve], [p.eps for p in again.score.curve]),
+        ("the pruner's source", record.notes.get("source"), again.notes.get("source")),
+        ("the passes of the training", (record.cost.train_passes, passes[0]), (again.cost.train_passes, passes[1])),
+    ):
+        if said != found:
+            return f"{what} is {_short(said)} in the record and {_short(found)} by the net"
+    return None
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _flagged(record: Record, again: Record) -> str | None:
+    """A flag that is up here by more than noise and not in the record."""
+    theirs = {flag.name: flag for flag in record.score.flags}
+    for flag in again.score.flags:
+        said = theirs.get(flag.name)
+        if said is None:
+            return f"the flag {flag.name} is missing in the record"
+        if flag.value is None:
+            continue  # it needs what a net alone does not show: how it was trained, or the dense net
+        if said.threshold != flag.threshold:
+            return (
+                f"the flag {flag.name} has the threshold {said.threshold:g} in the record and {flag.threshold:g} here"
+            )
+        if _clearly_up(flag) and not said.up:
+            return f"the flag {flag.name} is up here ({flag.value:.3g} > {flag.threshold:g}) and not in the record"
+    return None
+
+
+def _clearly_up(flag: Flag) -> bool:
+    """Whether a flag is up by more than noise; values of flags are shares of the images."""
+    return flag.value is not None and flag.value > flag.threshold + MARGIN
+
+
+def _compared(claimed: Mapping[str, np.ndarray], measured: Mapping[str, np.ndarray]) -> Verdict:
+    """The verdict on the outcomes: the labels, who stands in the end, and who does after each attack."""
+    if not np.array_equal(claimed["labels"], measured["labels"]):
+        return Verdict("refuted", "the outcomes are of other images than the test images here")
+    same = claimed["predicted"] == measured["predicted"]
+    found = whole(np.ones_like(same), same)
+    if found.word == "refuted":
+        return Verdict(
+            "refuted",
+            f"{int((~same).sum())} of {len(same)} clean images have another label by the net than in the record",
+            p=found.p,
+        )
+    verdict = _both_ways(standing(claimed), standing(measured))
+    if verdict.word == "refuted":
+        return verdict
+    for name in measured:
+        if name in ("labels", "predicted"):
+            continue
+        beside = _both_ways(claimed["clean"] & claimed[name], measured["clean"] & measured[name])
+        if beside.word == "refuted":
+            return Verdict("refuted", f"{name}: {beside.sentence}", beside.images, beside.p)
+    return verdict
+
+
+def _both_ways(claimed: np.ndarray, measured: np.ndarray) -> Verdict:
+    """The verdict on who stands, bool (n,) both: a claim may state too little, a record may not.
+
+    Where hardly an image stands, each of those that do hangs on a last bit, and `whole` holds them against few. So
+    nothing is refuted by less than MARGIN of all images.
+    """
+    verdict, reverse, n = whole(claimed, measured), whole(measured, claimed), len(claimed)
+    if "refuted" not in (verdict.word, reverse.word):
+        return verdict
+    if int((claimed != measured).sum()) <= MARGIN * n:
+        return Verdict("undecided", f"{verdict.sentence} That is within {MARGIN:.0%} of the images.", (), verdict.p)
+    if verdict.word == "refuted":
+        return verdict
+    told = f"{int(measured.sum())} of {n} are robust, only {int(claimed.sum())} are in the record"
+    return Verdict("refuted", f"{told} (p = {reverse.p:.2g} < {REFUTED:g}).", reverse.images, reverse.p)

@@ -1,0 +1,200 @@
+"""What a new measurement says of a claimed number: it holds, it is refuted, or the images are too few to tell.
+
+A claim speaks of fixed images, so how they were sampled does not enter; what does is the attack's own noise. Only an
+overstatement counts against a claim: one that states too little holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from prunebench.bench.stats import noise, noise_gap, sampled_noise
+
+REFUTED, DOUBTED = 1e-3, 1e-2  # a claim is refuted at p below the one, undecided below the other
+# The chance that an image which is robust in one run of AutoAttack is fooled in another that draws other random numbers
+# (another seed, batch shape or kind of device). From docs/claims/attack-noise.md: the noisiest net's rate, rounded up,
+# which is above the upper 99 % bound of all nets together.
+NOISE = 0.018
+POINTS = 5  # per cent of the images; a measurement that could not refute an overstatement of so much decides nothing
+
+_REPLAY = "A replay cannot show that more images fall; levels quick and full look for these."
+
+Word = Literal["reproduced", "not reproduced", "holds", "refuted", "undecided", "refused"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A word, the sentence that gives the numbers behind it, the images that speak against the claim, the p-value."""
+
+    word: Word
+    sentence: str
+    images: tuple[int, ...] = ()
+    p: float | None = None
+
+    @property
+    def line(self) -> str:
+        """Word and sentence."""
+        return f"{self.word}: {self.sentence}"
+
+    @property
+    def good(self) -> bool:
+        """Whether the claim stands."""
+        return self.word in ("reproduced", "holds")
+
+
+Labels = tuple[np.ndarray, np.ndarray]
+
+
+def whole(claimed: np.ndarray, measured: np.ndarray, labels: Labels | None = None) -> Verdict:
+    """The verdict when all images were measured again and the claim says which of them are robust: bool (n,) both.
+
+    Three tests at a third of the level each; the harshest counts. Images claimed robust and now fooled are held
+    against the attack's noise, and so is the count, and so are the clean `labels` int (n,), as claimed and as now.
+    """
+    n, fallen, risen = len(claimed), claimed & ~measured, measured & ~claimed
+    b, c, robust, found = int(fallen.sum()), int(risen.sum()), int(claimed.sum()), int(measured.sum())
+    told = (
+        f"{found} of {n} are robust, {robust} are claimed: {b} claimed robust are now fooled, {c} the other way round"
+    )
+    return _harshest(
+        told, [noise(b, robust, NOISE), noise_gap(robust - found, robust, NOISE)], fallen, labels,
+        reach=noise_gap(min(robust, _points(n)), robust, NOISE), overstated=robust - found, exhaustive=True,
+        foreign=noise(c, found, NOISE),
+    )  # fmt: skip
+
+
+def counted(claimed: int, measured: int, n: int) -> Verdict:
+    """The verdict when all `n` images were measured again and the claim is a mere count of those that are robust."""
+    p = noise_gap(claimed - measured, claimed, NOISE)
+    told = f"{measured} of {n} are robust, {claimed} are claimed"
+    reach = noise_gap(min(claimed, _points(n)), claimed, NOISE)
+    return _decide(told, p, reach, claimed - measured, exhaustive=True)
+
+
+def sampled(claimed: np.ndarray, index: np.ndarray, stands: np.ndarray, labels: Labels | None = None) -> Verdict:
+    """The verdict when a sample of the images claimed robust was measured with weaker attacks.
+
+    `claimed`: bool (n,); `index`: int (k,), the sample; `stands`: bool (k,); `labels`: the clean labels of all images,
+    int (n,), as claimed and as now. What a weaker attack does not fool is no evidence, so the newly fooled images are
+    held against the attack's noise, and so are the labels; each at half the level, and the harsher verdict counts.
+    """
+    fallen = np.zeros(len(claimed), bool)
+    fallen[index] = claimed[index] & ~stands
+    k, robust, count = len(index), int(claimed.sum()), int(fallen.sum())
+    told = f"of {k} images drawn from the {robust} claimed robust {count} are now fooled"
+    expected = min(robust, _points(len(claimed))) * k // max(robust, 1)
+    return _harshest(
+        told, [noise(count, k, NOISE)], fallen, labels, reach=noise(expected, k, NOISE) if robust else 0.0,
+        overstated=count,
+    )  # fmt: skip
+
+
+def sampled_count(claimed: int, n: int, sample: int, standing: int) -> Verdict:
+    """The verdict when of a random `sample` `standing` images survive, and the claim is a mere count of all `n`."""
+
+    def p(found: int) -> float:
+        return sampled_noise(max(0, found), sample, claimed, n, NOISE)
+
+    expected = sample * claimed / n
+    told = f"{standing} of {sample} images survive, about {expected:.0f} do if {claimed} of {n} are robust"
+    return _decide(told, p(standing), p(int(expected) - _points(sample)), expected - standing)
+
+
+def replayed(
+    claimed: np.ndarray | int, index: np.ndarray, stands: np.ndarray, labels: Labels | None, *, at_least: bool = False
+) -> Verdict:
+    """The verdict when stored adversarial images were measured again: does the net still do what was recorded?
+
+    `claimed`: bool (n,), or a count, which `at_least` so many may exceed; `index`: int (k,), the images that have a
+    stored one; `stands`: bool (n,), right when clean and not fooled by the stored image; `labels`: the clean labels
+    int (n,), as claimed and as now. A replay cannot expose an inflated claim: its author would not store the image
+    that disproves it.
+    """
+    n, found = len(stands), int(stands.sum())
+    if isinstance(claimed, (int, np.integer)):
+        odd = np.zeros(n, bool)
+        odd[index] = stands[index]
+        if (found == claimed or (at_least and found > claimed)) and not odd.any():
+            return Verdict("reproduced", f"The stored images leave {found} of {n} standing, as claimed. {_REPLAY}")
+        return Verdict(
+            "not reproduced",
+            f"The stored images leave {found} of {n} standing, {claimed} are claimed{_which(odd, 'no longer fool')}.",
+            _index(odd),
+        )
+    other = labels[0] != labels[1] if labels is not None else np.zeros(n, bool)
+    kept, lost = stands & ~claimed, claimed & ~stands
+    if not (other | kept | lost).any():
+        return Verdict(
+            "reproduced", f"The stored images leave {found} of {n} standing, the very ones that are claimed. {_REPLAY}"
+        )
+    parts = [
+        _which(kept, "are claimed to be fooled and are not"),
+        _which(lost, "are claimed robust and are wrong here"),
+        _which(other, "get another label when clean"),
+    ]
+    said = "".join(parts).removeprefix("; ")
+    return Verdict("not reproduced", f"Of {n} images {said}.", _index(other | kept | lost))
+
+
+def _harshest(
+    told: str, tests: list[float], fallen: np.ndarray, labels: Labels | None, *, reach: float, overstated: float,
+    exhaustive: bool = False, foreign: float = 1.0,
+) -> Verdict:  # fmt: skip
+    """The verdict of several tests, each at its share of the level (Bonferroni); `tests`: their p-values.
+
+    The clean `labels` are one more test. `fallen`: bool (n,), which images are claimed robust and are now fooled.
+    `foreign`: the p-value of those the other way round. They are no overstatement, but when both are beyond noise, the
+    outcomes are another net's.
+    """
+    other = np.zeros(len(fallen), bool) if labels is None else labels[0] != labels[1]
+    share = len(tests) + (labels is not None)
+    found, strange = share * min(tests), share * noise(int(other.sum()), len(other), NOISE)
+    if strange < DOUBTED:
+        told = f"{told}; {int(other.sum())} images get another label when clean"
+    if strange < REFUTED or max(found, share * foreign) < REFUTED:
+        told = f"{told}; so many do not change by chance: these outcomes are not this net's"
+    against = _index(other | fallen if found < DOUBTED else other) if strange < DOUBTED else _index(fallen)
+    return _decide(told, min(1.0, found, strange), share * reach, overstated, against, exhaustive=exhaustive)
+
+
+def _decide(
+    told: str, p: float, reach: float, overstated: float, images: tuple[int, ...] = (), *, exhaustive: bool = False
+) -> Verdict:
+    """The verdict of a test with value `p`, which would give `reach` if the claim overstated by POINTS.
+
+    `overstated`: by how many images the claim seems to; `exhaustive`: all were measured, and in full.
+    """
+    which = f" Images {some(images)}." if images else ""
+    if p < REFUTED:
+        return Verdict("refuted", f"{told} (p = {p:.2g}).{which}", images, p)
+    if p < DOUBTED:
+        return Verdict("undecided", f"{told} (p = {p:.2g}, between {REFUTED:g} and {DOUBTED:g}).{which}", images, p)
+    if exhaustive and overstated <= 0:
+        return Verdict("holds", f"{told}.", (), p)
+    if reach >= REFUTED:
+        few = f"these images could not refute an overstatement of {POINTS} points"
+        return Verdict("undecided", f"{told} (p = {p:.2g}); {few}.", images, p)
+    return Verdict("holds", f"{told} (p = {p:.2g}).", (), p)
+
+
+def _points(n: int) -> int:
+    """The fewest images of `n` that are POINTS per cent of them."""
+    return -(-POINTS * n // 100)
+
+
+def _index(bits: np.ndarray) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(bits).tolist())
+
+
+def _which(bits: np.ndarray, what: str) -> str:
+    return f"; {int(bits.sum())} {what}: {some(_index(bits))}" if bits.any() else ""
+
+
+def some(images: Sequence[int], most: int = 10) -> str:
+    """The first few of `images`, and how many more there are."""
+    shown = ", ".join(map(str, images[:most]))
+    return f"{shown} and {len(images) - most} more" if len(images) > most else shown

@@ -1,0 +1,210 @@
+"""Claims measured again: replay the stored adversarial images, attack a tenth of the images, or all of them."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunebench.bench import adversarials, machine
+from prunebench.bench.attacks.suite import STANDARD, Attack, Model
+from prunebench.bench.checkpoint import Net, open_net
+from prunebench.bench.claims import verdict
+from prunebench.bench.claims.claim import Claim, load_claim, outcomes_of, rules_of, sound
+from prunebench.bench.claims.verdict import Verdict
+from prunebench.bench.data import Split, Store, as_float
+from prunebench.bench.errors import PrunebenchError, Refused
+from prunebench.bench.protocol import Protocol, Threat
+from prunebench.bench.record import standing
+from prunebench.bench.score import flags, probes
+from prunebench.bench.score.cascade import Report, Trial
+from prunebench.bench.score.journal import Journal
+from prunebench.bench.score.referee import Referee, batch_size, exact_float32
+from prunebench.bench.score.scoring import journal_facts
+from prunebench.bench.seeds import derive, order
+
+Level = Literal["replay", "quick", "full"]
+
+SHARE, FEWEST = 10, 200  # quick attacks one image in SHARE, and at least FEWEST where so many are claimed robust
+QUICK = ("apgd-ce", "apgd-t")
+
+
+def verify(
+    claim: str | Path, level: Level = "replay", *, store: Store | None = None, device: str = "auto",
+    seed: int | None = None, out: Path | None = None, report: Report | None = None,
+) -> Verdict:  # fmt: skip
+    """Check the claim in the file `claim` against a new measurement.
+
+    `replay` measures the stored adversarial images again; `quick` runs APGD-CE and APGD-T on some of the images, drawn
+    by `seed`, or by a new one each time, for a forger who knew the images would spare them; `full` runs all of
+    AutoAttack on all of them, and keeps a journal in `out`, from which a killed run resumes. Raises PrunebenchError,
+    before anything is measured, for a claim that breaks its format, whose net or other files are not those that it
+    names, or that lacks what the level needs; and afterwards, when nothing was found against it by attacks that saw
+    another net, because the sparse kernels here are wrong.
+    """
+    path = Path(claim)
+    check = _prepare(path, store or Store(Path("data")))
+    where = machine.device_named(device)
+    with exact_float32():
+        match level:
+            case "replay":
+                found = _replay(check, where)
+            case "quick":
+                found = _quick(check, where, secrets.randbelow(2**31) if seed is None else seed, report)
+            case "full":
+                found = _full(check, where, out, report)
+    return replace(found, sentence=f"{found.sentence}{check.claim.explained}")
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A claim whose files are the ones that it names: what is claimed, the opened net, the images."""
+
+    path: Path
+    claim: Claim
+    rules: Protocol
+    net: Net
+    test: Split
+    outcomes: dict[str, np.ndarray] | None
+
+    @property
+    def claimed(self) -> np.ndarray | None:
+        """Which images are claimed to stand, bool (n,); None when only a count is."""
+        return None if self.outcomes is None else standing(self.outcomes)
+
+    def labels(self, predicted: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+        """The clean labels as claimed and as `predicted` now, int (n,) both; None when only a count is claimed."""
+        return None if self.outcomes is None else (self.outcomes["predicted"], predicted.numpy())
+
+    def referee(self, device: torch.device) -> Referee:
+        """The net under measurement."""
+        batch = batch_size(self.rules, self.net.header.arch, device.type)
+        return Referee(self.net.module, self.rules, batch, device)
+
+
+def _prepare(path: Path, store: Store) -> _Check:
+    claim = load_claim(path)
+    weights = sound(path, claim.net, "a net")
+    rules = rules_of(path, claim)
+    outcomes = outcomes_of(path, claim)
+    if claim.proposals is not None:
+        sound(path, claim.proposals, "adversarial images")
+    net = open_net(weights)
+    if net.id.sha256 != claim.net.sha256:
+        raise Refused("hash", f"{weights} changed while it was read; verify {path} again.")
+    info, header = store.info(rules.data), net.header
+    if (header.classes, header.shape) != (info.classes, info.shape):
+        raise Refused(
+            "protocol",
+            f"{weights} takes {header.shape} images of {header.classes} classes, {rules.name} has {info.shape} of "
+            f"{info.classes}; claim it under a protocol that fits.",
+        )
+    if rules.test is not None and claim.n > rules.test:
+        raise Refused("images", f"{path} claims {claim.n} images, {rules.name} has {rules.test}; claim no more.")
+    test = store.testing(rules.data, claim.n)
+    same = claim.data in (None, test.sha256)
+    if not same or (outcomes is not None and not np.array_equal(outcomes["labels"], test.labels.numpy())):
+        raise Refused(
+            "images", f"{path} speaks of other images of {rules.data} than those that are here; check --data."
+        )
+    return _Check(path, claim, rules, net, test, outcomes)
+
+
+def _replay(check: _Check, device: torch.device) -> Verdict:
+    """Measure the stored adversarial images as if an attack had just proposed them."""
+    claim, referee = check.claim, check.referee(device)
+    if claim.proposals is None:
+        raise PrunebenchError(
+            f"{check.path} stores no adversarial images to replay; verify it at level quick or full, or score the net "
+            "anew with proposals kept."
+        )
+    images, labels = as_float(check.test.images), check.test.labels
+    where = sound(check.path, claim.proposals, "adversarial images")
+    kept = adversarials.load(where, claim.proposals.sha256, images.numpy(), check.rules.threat.radius)
+    predicted = referee.answers(images)
+    stands = predicted == labels
+    index = torch.from_numpy(kept.index)
+    if len(index):
+        stored = torch.from_numpy(kept.images)
+
+        def proposing(
+            model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator
+        ) -> Tensor:
+            return stored.to(images.device)
+
+        stands[index] &= ~referee.fooled(proposing, images[index], labels[index], 0).fooled
+    both = check.labels(predicted)
+    claimed = claim.needed if check.claimed is None else check.claimed
+    return verdict.replayed(claimed, kept.index, stands.numpy(), both, at_least=claim.robust is None)
+
+
+def _quick(check: _Check, device: torch.device, seed: int, report: Report | None) -> Verdict:
+    """Attack a random part of the images; what is claimed to be fooled anyway is left out."""
+    n, referee, claimed = check.claim.n, check.referee(device), check.claimed
+    predicted = referee.answers(as_float(check.test.images))
+    shuffled = [i for i in order(n, "claim", check.claim.sha256, seed) if claimed is None or claimed[i]]
+    index = torch.tensor(sorted(shuffled[: max(FEWEST, -(-n // SHARE))]), dtype=torch.int64)
+    images, labels = as_float(check.test.images[index]), check.test.labels[index]
+    stands = predicted[index] == labels
+    proposed = unconfirmed = 0
+    for number, name in enumerate(QUICK):
+        proposed += int(stands.sum())
+        stands, more = _attacked(referee, name, STANDARD[name], images, labels, stands, seed)
+        unconfirmed += more
+        if report is not None:
+            report(name, number + 1, len(QUICK))
+    if claimed is None:
+        found = verdict.sampled_count(check.claim.needed, n, len(index), int(stands.sum()))
+    else:
+        found = verdict.sampled(claimed, index.numpy(), stands.numpy(), check.labels(predicted))
+    found = replace(found, sentence=f"{found.sentence} The images were drawn with seed {seed}.")
+    return _believed(found, referee, images, labels, unconfirmed, proposed) if len(index) else found
+
+
+def _believed(
+    found: Verdict, referee: Referee, images: Tensor, labels: Tensor, unconfirmed: int, proposed: int
+) -> Verdict:
+    """`found`; raises PrunebenchError when no image speaks against a claim and the attacks saw another net."""
+    flag = flags.kernel_disagrees(unconfirmed, proposed, probes.turned(referee, images, labels), len(images))
+    if flag.up and not found.images:
+        raise PrunebenchError(flag.sentence)
+    return found
+
+
+def _attacked(
+    referee: Referee, name: str, attack: Attack, images: Tensor, labels: Tensor, stands: Tensor, seed: int
+) -> tuple[Tensor, int]:
+    """Which of the images that stand still do after `attack`, shard by shard: bool (k,); and what was unconfirmed."""
+    after, unconfirmed = stands.clone(), 0
+    for number, part in enumerate(stands.nonzero().squeeze(1).split(referee.rules.shard)):
+        if not len(part):
+            continue
+        stream = derive(seed, "claim", name, number)
+        found = referee.fooled(attack, images[part], labels[part], stream)
+        after[part] = ~found.fooled
+        unconfirmed += found.unconfirmed
+    return after, unconfirmed
+
+
+def _full(check: _Check, device: torch.device, out: Path | None, report: Report | None) -> Verdict:
+    """Run all of AutoAttack on all of the images, with the seeds of the protocol."""
+    claim, referee, test = check.claim, check.referee(device), check.test
+    facts = journal_facts(referee, check.net, test)
+    trial = Trial(referee, test, Journal(None if out is None else out / "journal", facts), report)
+    images = as_float(test.images)
+    predicted = referee.answers(images)
+    clean = predicted == test.labels
+    survived = list(trial.standard(clean).values())
+    measured = survived[-1].numpy()
+    if check.claimed is None:
+        found = verdict.counted(claim.needed, int(measured.sum()), claim.n)
+    else:
+        found = verdict.whole(check.claimed, measured, check.labels(predicted))
+    unconfirmed = sum(entry.unconfirmed for entry in trial.entries)
+    proposed = sum(int(bits.sum()) for bits in (clean, *survived[:-1]))
+    return _believed(found, referee, images, test.labels, unconfirmed, proposed)

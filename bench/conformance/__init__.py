@@ -1,0 +1,1 @@
+"""What every pruner is checked for before its numbers count."""

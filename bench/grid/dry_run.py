@@ -1,0 +1,190 @@
+"""A job gone through without its trainings: which stages its pruner asks for, and what each of them would take."""
+
+from __future__ import annotations
+
+import inspect
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunebench.bench import machine
+from prunebench.bench.data import Store
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import sha256_of
+from prunebench.bench.grid.timing import Pace
+from prunebench.bench.lab.lab import Lab, Pruner
+from prunebench.bench.lab.train import Plan, Trained
+from prunebench.bench.mask import Masks, State, masked
+from prunebench.bench.models import build, prunable
+from prunebench.bench.protocol import Job, Protocol
+from prunebench.bench.score.cascade import expected
+
+STEPS = 4  # of a search, that are really run: the first warms up
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage: its `key` in the store of stages (None: computed by every job), sample passes, seconds, bytes kept."""
+
+    key: str | None
+    stage: str
+    passes: int
+    seconds: float
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What share of the test images is assumed to be classified rightly, `clean`, and under attack, `robust`."""
+
+    clean: float
+    robust: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.robust <= self.clean <= 1:
+            raise PrunebenchError(
+                f"--robust {self.robust} and --clean {self.clean} are shares of the test images, and what is robust is "
+                "clean too; give 0 <= robust <= clean <= 1."
+            )
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What one job would take: its stages in order, and its score. `bytes`: of its net."""
+
+    job: Job
+    works: tuple[Work, ...]
+    score: Work
+    bytes: int
+
+    @property
+    def passes(self) -> int:
+        """What its training is charged."""
+        return sum(work.passes for work in self.works)
+
+
+def rehearse(
+    jobs: list[tuple[Pruner, Job]], protocol: Protocol, store: Store, *, device: str, threads: int,
+    examples: int | None, shares: Shares, seconds: float, resolve: Callable[[str], Pruner],
+) -> tuple[list[Rehearsed], float]:  # fmt: skip
+    """Go through `jobs` in this process: every pruner runs, and every training it asks for gives back its start.
+
+    Each kind of work is tried for some `seconds`, on nets of the sparsity that is asked for. Returns also the seconds
+    that a process takes once, before its first training. Raises PrunebenchError where a job would fail for its options
+    or its budget.
+    """
+    torch.set_num_threads(threads)
+    where = machine.device_named(device)
+    began = time.perf_counter()
+    train, validation = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
+    build(protocol.model, info=store.info(protocol.data))  # the first one imports what it is made of
+    loaded = time.perf_counter() - began
+    pace = Pace(protocol, train.to(where), validation.to(where), where, seconds)
+    found = [
+        _Rehearsal(pruner, job, protocol, store, where, pace, resolve).ended(examples, shares) for pruner, job in jobs
+    ]
+    return found, loaded + pace.once
+
+
+class _Rehearsal:
+    """One job on its way through."""
+
+    def __init__(
+        self, pruner: Pruner, job: Job, protocol: Protocol, store: Store, device: torch.device, pace: Pace,
+        resolve: Callable[[str], Pruner],
+    ) -> None:  # fmt: skip
+        self.job, self.protocol, self.store, self.pace = job, protocol, store, pace
+        began, before = time.perf_counter(), pace.spent
+        self.lab = _DryLab(job, protocol, store, Path(), device=device, resolve=resolve, pace=pace)
+        try:
+            self.net = self.lab.model(pruner(job, self.lab))
+        except PrunebenchError as error:
+            raise PrunebenchError(f"{job.name} would fail: {error}") from error
+        except Exception as error:  # a pruner may be anybody's code
+            source = inspect.getfile(type(pruner))
+            at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
+            raise PrunebenchError(
+                f"{job.name} fails where no net is trained: {type(error).__name__}: {error} ({source}, line "
+                f"{at[-1] if at else '?'}); mend the pruner, or name the others with --pruner."
+            ) from error
+        own = time.perf_counter() - began - (pace.spent - before)
+        self.works = [*self.lab.works, Work(None, "the pruner's own", 0, own)]
+
+    def ended(self, examples: int | None, shares: Shares) -> Rehearsed:
+        """With the score of the net that it would leave."""
+        test = self.store.testing(self.protocol.data, examples or self.protocol.test)
+        net, weights = self.net, prunable(self.net)
+        kept = sum(int(weight.count_nonzero()) for weight in weights.values())
+        passes = expected(self.protocol.threat, test, clean=shares.clean, robust=shares.robust)
+        reached = dict.fromkeys(passes, shares.robust) | {"apgd-ce": shares.clean, "pgd": shares.clean}
+        density = kept / self.lab.prunable
+        pace = self.pace.attacks(lambda: net, density, test, reached)
+        seconds = sum(cost * pace.get(attack, pace["pgd"]) for attack, cost in passes.items())
+        plain = sum(tensor.nbytes for tensor in net.state_dict().values()) - 4 * self.lab.prunable
+        score = Work(None, "score", round(sum(passes.values())), seconds)
+        return Rehearsed(self.job, tuple(self.works), score, plain + 4 * kept + self.lab.prunable // 8)
+
+
+class _DryLab(Lab):
+    """A lab in which nothing is trained: what is asked for is noted, with what it would take."""
+
+    def __init__(self, *args: Any, pace: Pace, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.pace = pace
+        self.works: list[Work] = []
+
+    def _train(
+        self, stage: str, plan: Plan, facts: list[object], model: Callable[[], nn.Module], masks: Masks | None = None,
+        *, kept: int,
+    ) -> Trained:  # fmt: skip
+        passes = plan.passes(len(self.train))
+        self.meter.charge(stage, passes)
+        seconds = self.pace.epochs(plan, model, masks, kept / self.prunable).seconds(plan)
+        key = self._train_key(plan, facts)
+        state = _moved(masked(model().state_dict(), masks or {}), key)
+        size = 2 * sum(tensor.nbytes for tensor in state.values())
+        self.works.append(Work(key, stage, passes, seconds, size))
+        rows = [{"epoch": e, "loss": 0.0, "lr": 0.0, "clean": 0.0, "robust": 0.0} for e in range(plan.start, plan.last)]
+        return Trained(state, state, rows, [0.0] * len(rows))
+
+    def loop(
+        self, stage: str, start: State, step: Callable[[State, int], State], *, steps: int, passes: int, facts: object
+    ) -> State:
+        """What a few steps make of `start`; they tell what all of them take."""
+        self.meter.charge(stage, passes)
+        began = time.perf_counter()
+        state = {name: tensor.to(self.device) for name, tensor in start.items()}
+        ends = []
+        for index in range(min(steps, STEPS)):
+            state = step(state, index)
+            self.pace.wait()
+            ends.append(time.perf_counter())
+        each = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0] - began if ends else 0.0
+        key = self._loop_key(sha256_of(Path(inspect.getfile(step)).read_bytes()), start, steps, facts)
+        self.works.append(Work(key, stage, passes, each * steps, sum(tensor.nbytes for tensor in start.values())))
+        self.pace.spent += time.perf_counter() - began
+        return {name: tensor.cpu() for name, tensor in state.items()}
+
+    def calibrated(self, stage: str, state: State, *, batches: int) -> State:
+        """`state` with statistics of one batch, which tells what all of them take."""
+        began = time.perf_counter()
+        result = super().calibrated(stage, state, batches=1)
+        self.pace.wait()
+        seconds = time.perf_counter() - began
+        batch = min(self.protocol.training.batch, len(self.train))
+        self.meter.charge(stage, (batches - 1) * batch)
+        self.works.append(Work(None, stage, batches * batch, batches * seconds))
+        self.pace.spent += seconds
+        return result
+
+
+def _moved(state: State, key: str) -> State:
+    """`state` with all numbers a little larger, by a share that `key` decides: other trainings leave other weights."""
+    factor = 1 + 1e-3 * int(key[:8], 16) / 2**32
+    return {name: tensor * factor if tensor.is_floating_point() else tensor for name, tensor in state.items()}

@@ -1,0 +1,207 @@
+"""A grid of jobs: train, score, publish the record; every step is skipped when its result is there and whole."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+from typing import Protocol as Interface
+
+from prunebench.bench.beside import RECORD, REFUSAL, publish
+from prunebench.bench.data import Store
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import canonical_json, sha256_of, sole_user
+from prunebench.bench.grid.local import Engine, News, Pool
+from prunebench.bench.grid.task import NET, Ended, Step, Task
+from prunebench.bench.player.host import resolve
+from prunebench.bench.protocol import Job, Protocol, as_sparsity
+from prunebench.bench.spec import source_of
+
+Watcher = Callable[[str, str, float, float], None]  # a job, what is at work, how much is done, of how much
+
+
+class Pruner(Interface):
+    """What a job needs to know of a pruner: its name, the options that differ from its defaults, whether it prunes."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def options(self) -> dict[str, bool | int | float | str]: ...
+
+    @property
+    def prunes(self) -> bool: ...
+
+
+def job_of(chosen: Pruner, sparsity: float | None, seed: int) -> Job:
+    """The job of one pruner. Raises PrunebenchError when the pruner cannot be asked for that sparsity."""
+    if not chosen.prunes:
+        if sparsity:
+            raise PrunebenchError(
+                f"Pruner {chosen.name!r} does not prune, so sparsity {sparsity} makes no sense; use 0."
+            )
+        sparsity = 0.0
+    elif sparsity is None:
+        raise PrunebenchError(f"Pruner {chosen.name!r} needs a sparsity in [0, 1); give --sparsity.")
+    return Job(pruner=chosen.name, options=chosen.options, sparsity=float(as_sparsity(sparsity)), seed=seed)
+
+
+def grid(specs: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int]) -> list[tuple[str, Job]]:
+    """Every pruner at every sparsity (at 0 if it does not prune) under every seed, seeds outermost, no job twice."""
+    chosen = [(one.spec, one) for one in resolve(list(specs))]
+    jobs: dict[str, tuple[str, Job]] = {}
+    for seed in seeds:
+        for spec, pruner in chosen:
+            for sparsity in sparsities if pruner.prunes else [0.0]:
+                job = job_of(pruner, sparsity, seed)
+                jobs.setdefault(job.name, (spec, job))
+    return list(jobs.values())
+
+
+def run(
+    protocol: Protocol, jobs: list[tuple[str, Job]], out: Path, store: Store, *, engine: Engine | None = None,
+    threads: int = 1, device: str = "auto", examples: int | None = None, keep_proposals: bool = False,
+    tensorboard: bool = False, sandbox: bool = False, report: Watcher | None = None,
+    ended: Callable[[Ended], None] | None = None,
+) -> list[Ended]:  # fmt: skip
+    """Train and score `jobs` on `engine` (one process by default), and publish their records below `out/records`.
+
+    `keep_proposals`: keep what fooled each net, so that a claim can be replayed. `tensorboard`, `sandbox`: as for
+    `task.train`. What is done already is kept, so a run that was killed goes on where it was. A job that fails is
+    reported once and does not stop the others. `report` and `ended` are called in this process. Raises PrunebenchError
+    when another run is at work in `out`.
+    """
+    with sole_user(out):
+        order = order_of(
+            protocol, jobs, out, store, threads=threads, device=device, examples=examples,
+            keep_proposals=keep_proposals, tensorboard=tensorboard, sandbox=sandbox,
+        )  # fmt: skip
+        results = []
+        with engine or Pool() as engine:  # inside the lock: nobody works on after it was let go
+            for result in _work_through(order, engine, report):
+                _publish(result, out / "records")
+                results.append(result)
+                if ended is not None:
+                    ended(result)
+    return results
+
+
+def order_of(
+    protocol: Protocol, jobs: list[tuple[str, Job]], out: Path, store: Store, *, threads: int = 1,
+    device: str = "auto", examples: int | None = None, keep_proposals: bool = False, tensorboard: bool = False,
+    sandbox: bool = False,
+) -> Order:  # fmt: skip
+    """The order in which the steps of `jobs` are taken, below `out`; a dense net is the parent of those of its seed."""
+    folders = {job.name: out / "jobs" / job_id(protocol, spec, job) for spec, job in jobs}
+    dense = {job.seed: job.name for _, job in jobs if job.pruner == "dense" and not job.options}
+    tasks = []
+    for spec, job in jobs:
+        parent = dense.get(job.seed, job.name)
+        tasks.append(
+            Task(
+                spec, job, protocol, folders[job.name], out / "stages", store, device, threads, examples,
+                keep_proposals, None if parent == job.name else folders[parent], tensorboard, sandbox,
+            )
+        )  # fmt: skip
+    images = len(store.testing(protocol.data, examples or protocol.test))
+    return Order(tasks, shards=-(-images // protocol.shard))
+
+
+def job_id(protocol: Protocol, spec: str, job: Job) -> str:
+    """The folder of a job: readable, and a hash of the rules, the job and the source of the pruner."""
+    facts = [protocol.sha256, job.model_dump(mode="json"), source_of(spec)]
+    return f"{job.name}-{sha256_of(canonical_json(facts))[:12]}"
+
+
+class Order:
+    """Which step comes next: what ends a job before what begins one, so that records come early.
+
+    A net is attacked, shard by shard, as soon as it has been trained. Its record is written when that is over and its
+    parent has been trained too.
+    """
+
+    def __init__(self, tasks: Iterable[Task], shards: int) -> None:
+        """`shards`: in how many parts each net is attacked."""
+        self.shards = shards
+        self.untrained = deque(tasks)
+        self.attacks = deque[Step]()
+        self.left: dict[Path, int] = {}  # of the nets that have no record yet: shards whose attacks have not ended
+        self.settled: set[Path | None] = {None}  # parents that are there, or will not come
+        self.trained = list[Task]()
+        self.over = set[Path]()
+
+    def next(self) -> Step | None:
+        """The step to take now; None when all that is left waits for steps at work."""
+        for task in self.trained:
+            if not self.left[task.folder] and task.parent in self.settled:
+                self.trained.remove(task)
+                return Step(task, "record")
+        if self.attacks:
+            return self.attacks.popleft()
+        return Step(self.untrained.popleft(), "train") if self.untrained else None
+
+    def came(self, step: Step, ended: Ended | None) -> Ended | None:
+        """Note that `step` came out with `ended`; returns it the first time that a step ended its task."""
+        task = step.task
+        if step.what == "train":
+            self.settled.add(task.folder)
+        if task.folder in self.over:
+            return None
+        if ended is not None:
+            self.over.add(task.folder)
+            self.attacks = deque(other for other in self.attacks if other.task.folder != task.folder)
+            self.trained = [other for other in self.trained if other.folder != task.folder]
+        elif step.what == "train":
+            self.trained.append(task)
+            self.left[task.folder] = self.shards
+            self.attacks.extend(Step(task, "attack", shard) for shard in range(self.shards))
+        else:
+            self.left[task.folder] -= 1
+        return ended
+
+
+def _work_through(order: Order, engine: Engine, report: Watcher | None) -> Iterator[Ended]:
+    """Have `engine` take all the steps of `order`, and yield each task as it ends."""
+    running: dict[Future[Ended | None], Step] = {}
+    shares: dict[str, float] = {}  # of the steps that attack, by name: how much of it is done
+    while True:
+        while engine.room(len(running)) and (step := order.next()) is not None:
+            running[engine.submit(step)] = step
+        if not running:
+            return
+        wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
+        if report is not None:
+            _pass_on(engine.news(), {step.name: step for step in running.values()}, order, shares, report)
+        for future in [future for future in running if future.done()]:
+            step = running.pop(future)
+            shares.pop(step.name, None)
+            error = future.exception()
+            result = future.result() if error is None else Ended(step.task, "failed", engine.why(error))
+            if (ended := order.came(step, result)) is not None:
+                yield ended
+
+
+def _pass_on(
+    news: Iterable[News], running: dict[str, Step], order: Order, shares: dict[str, float], report: Watcher
+) -> None:
+    """Tell how far each job is; where a net is attacked in many parts, how far they are together."""
+    for name, what, done, of in news:
+        if (step := running.get(name)) is None:
+            continue  # it has ended meanwhile
+        job = step.task.job.name
+        if step.what != "attack" or order.shards == 1:
+            report(job, what, done, of)
+            continue
+        shares[name] = done / of
+        over = order.shards - order.left.get(step.task.folder, 0)
+        at_work = sum(shares.get(other.name, 0.0) for other in running.values() if other.task is step.task)
+        report(job, f"attacks, {over} of {order.shards} shards done", over + at_work, order.shards)
+
+
+def _publish(result: Ended, records: Path) -> None:
+    """Copy the record, the net and the files beside it (or the refusal) to where the leaderboard reads them."""
+    task, refused = result.task, result.how == "refused"
+    source = task.folder / (REFUSAL if refused else RECORD)
+    if result.how != "failed" and source.exists():
+        publish(source, None if refused else task.folder / NET, records / task.protocol.name / f"{task.job.name}.json")

@@ -1,0 +1,247 @@
+"""One job of a grid and its steps, each of which any process may take: train, attack a shard, write the record.
+
+The pruner itself runs in another process (`bench.player.process`). Here its weights are sealed, attacked and recorded.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from prunebench.bench import beside, executor, machine
+from prunebench.bench.beside import RECORD
+from prunebench.bench.checkpoint import Header, open_net, seal
+from prunebench.bench.data import Store
+from prunebench.bench.errors import PrunebenchError, Refused
+from prunebench.bench.files import sha256_of, write_bytes
+from prunebench.bench.lab.budget import allowed, price
+from prunebench.bench.lab.lab import granted
+from prunebench.bench.lab.train import Report
+from prunebench.bench.player import handover, sandbox
+from prunebench.bench.player.handover import Play
+from prunebench.bench.player.host import Fault, Host, host
+from prunebench.bench.protocol import Job, Protocol
+from prunebench.bench.record import Record, complete, load_record, proposals_path
+from prunebench.bench.score.scoring import attack_shard, effort_of, forget_others, save_effort, score
+from prunebench.bench.spec import source_of
+
+NET = "net.safetensors"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job of a grid, in a form that another process can take: the pruner by its spec, the job, where, on what.
+
+    `parent`: the folder of the dense net under the same seed, if that is in the grid; its adversarial images are tried
+    on this net.
+    """
+
+    spec: str
+    job: Job
+    protocol: Protocol
+    folder: Path
+    stages: Path
+    store: Store
+    device: str
+    threads: int
+    examples: int | None
+    keep_proposals: bool
+    parent: Path | None
+    tensorboard: bool
+    sandbox: bool = False
+
+    @property
+    def dense(self) -> Path | None:
+        """The parent's net, if there is one."""
+        return self.parent / NET if self.parent is not None and (self.parent / NET).exists() else None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a task ended: `how` is "done", "kept" (it had been done before), "refused" or "failed", `why` a sentence."""
+
+    task: Task
+    how: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one process does at a time: train the net of a task, attack it on one shard, or write its record.
+
+    What has been done is found in the task's folder and kept, so a step may be taken again, or by two at once.
+    """
+
+    task: Task
+    what: Literal["train", "attack", "record"]
+    shard: int = 0
+
+    @property
+    def name(self) -> str:
+        """Unlike that of any other step of a grid."""
+        return f"{self.task.job.name} {self.what} {self.shard}"
+
+    def __call__(self, report: Report) -> Ended | None:
+        """Take the step; None unless the task has come to its end. An error ends this task and no other."""
+        task = self.task
+        torch.set_num_threads(task.threads)
+        try:
+            return {"train": self._train, "attack": self._attack, "record": self._record}[self.what](report)
+        except Refused as refused:
+            return Ended(task, "refused", str(refused))
+        except Fault as fault:
+            return self._failed(str(fault), fault.trace)
+        except PrunebenchError as error:
+            return Ended(task, "failed", str(error))
+        except Exception as error:  # noqa: BLE001  one job's fault must not stop the others
+            return self._failed(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+    def _failed(self, sentence: str, trace: str) -> Ended:
+        log = self.task.folder / "error.txt"
+        write_bytes(log, trace.encode(errors="replace"))
+        return Ended(self.task, "failed", f"{sentence}; the whole story is in {log}")
+
+    def _train(self, report: Report) -> Ended | None:
+        task = self.task
+        if _scored(task):
+            return Ended(task, "kept", "done before")
+        try:
+            train(
+                task.spec, task.job, task.protocol, task.folder, task.stages, task.store, device=task.device,
+                report=report, tensorboard=task.tensorboard, sandboxed=task.sandbox,
+            )  # fmt: skip
+        except Refused as refused:  # by the checks of the net file: there is no net to refuse a score
+            return Ended(task, "failed", str(refused))
+        return None
+
+    def _attack(self, report: Report) -> Ended | None:
+        task = self.task
+        try:
+            attack_shard(
+                task.folder / NET, self.shard, task.protocol, task.examples, out=task.folder, store=task.store,
+                device=task.device, report=report, keep_proposals=task.keep_proposals,
+            )  # fmt: skip
+        except Refused:
+            return None  # it will be refused when its record is to be written, for all of its images
+        return None
+
+    def _record(self, report: Report) -> Ended:
+        task = self.task
+        record = score(
+            task.folder / NET, examples=task.examples, out=task.folder, store=task.store, device=task.device,
+            report=report, protocol=task.protocol, parent=task.dense, keep_proposals=task.keep_proposals,
+        )  # fmt: skip
+        return Ended(task, "done", f"{record.score.robust} of {record.score.n} robust, {record.score.clean} clean")
+
+
+def train(spec: str, job: Job, protocol: Protocol, folder: Path, stages: Path, store: Store, *, device: str = "auto",
+          report: Report | None = None, tensorboard: bool = False, sandboxed: bool = False) -> Path:  # fmt: skip
+    """Have the net of `job` trained in another process, seal it into `folder`, and return its path.
+
+    A net that is there, whole, with its effort beside it, is kept. `tensorboard`: put the course of its trainings into
+    event files below `folder/tensorboard`. `sandboxed`: the pruner's process can write to `folder` alone, where its
+    stages go too, and has neither network nor test images. Raises PrunebenchError for whatever the pruner, its budget
+    or the checks of the net file object to, and Fault for an error of the pruner's own.
+    """
+    path, source = folder / NET, source_of(spec)
+    if _made_for(path, job, protocol, source, store):
+        forget_others(path)
+        return path
+    where = machine.device_named(device)
+    images, _ = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
+    info, threads = store.info(protocol.data), torch.get_num_threads()
+    executor.lacking()  # compiles the kernels where there are none yet: a sandbox could not keep them
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        play = Play(spec, job, protocol, store, folder, stages, str(where), threads, tensorboard)
+        seconds = (_sandboxed if sandboxed else host().ask)(play, report)[1]
+        state, charged = handover.take(folder)
+        header = Header(
+            arch=protocol.model, classes=info.classes, shape=info.shape, protocol=protocol, job=job, source=source,
+            train_sha256=images.sha256, stages=tuple(s.model_copy(update={"seconds": None}) for s in charged),
+        )  # fmt: skip
+        bound = None
+        if seconds is not None and where.type == "cpu":  # what a card does takes no time of the processor
+            bound = allowed(sum(stage.passes for stage in charged), price(protocol, store, threads))
+        told = tuple(stage.seconds or 0.0 for stage in charged)
+        save_effort(path, header, stages=told, processor=seconds, allowed=bound, sandbox=sandboxed)
+        seal(path, state, header, passes_granted=granted(protocol, len(images)))
+        forget_others(path)
+    finally:
+        (folder / handover.NAME).unlink(missing_ok=True)
+        (folder / sandbox.LENT).unlink(missing_ok=True)
+    return path
+
+
+def make_room(folder: Path, job: Job, protocol: Protocol, *, force: bool) -> None:
+    """Raise PrunebenchError when the net in `folder` is not one of `job` under `protocol`; `force`: delete it.
+
+    With a net goes what was measured of it: its record, outcomes, images and journal.
+    """
+    path = folder / NET
+    if not path.exists():
+        return
+    try:
+        header = open_net(path).header
+        same, what = (header.job, header.protocol) == (job, protocol), f"of {header.protocol.name}, {header.job.name}"
+    except Refused:
+        same, what = False, "that cannot be read"
+    if same:
+        return
+    if not force:
+        raise PrunebenchError(
+            f"{folder} holds another net, {what}, and this one is of {protocol.name}, {job.name}; name another folder "
+            "with --out, or replace that net and its scores with --force."
+        )
+    beside.clear(folder)
+    path.unlink()
+
+
+def _sandboxed(play: Play, report: Report | None) -> tuple[object, float | None]:
+    """Ask a process that ends with this request, and sees and changes only what its training needs."""
+    covered = sandbox.hidden(play.store)
+    prefix = sandbox.command(play.folder, covered, cards=play.device != "cpu")
+    lent = sandbox.lend(play.store, play.protocol, play.folder)
+    return Host(prefix).ask(replace(play, store=lent, stages=play.folder / "stages"), report)
+
+
+def _made_for(path: Path, job: Job, protocol: Protocol, source: str, store: Store) -> bool:
+    """Whether the net at `path` is whole and the one that would be trained now: same job, rules, pruner and images."""
+    try:
+        header = open_net(path).header
+    except Refused:
+        return False
+    if effort_of(path, header) is None or (header.job, header.protocol, header.source) != (job, protocol, source):
+        return False
+    train, _ = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
+    return header.train_sha256 == train.sha256
+
+
+def _scored(task: Task) -> bool:
+    """Whether the folder holds this net, and outcomes and record of it over the images that are asked for now."""
+    path, rules = task.folder / NET, task.protocol
+    if not _made_for(path, task.job, rules, source_of(task.spec), task.store):
+        return False
+    try:
+        record = load_record(task.folder / RECORD)
+        if isinstance(record, Record):
+            complete(task.folder / RECORD, record)
+    except PrunebenchError:
+        return False
+    if not isinstance(record, Record):
+        return False
+    if task.dense is not None and record.notes.get("parent") != sha256_of(task.dense.read_bytes()):
+        return False
+    if task.keep_proposals and not _holds(proposals_path(task.folder / RECORD), record.proposals):
+        return False
+    test = task.store.testing(rules.data, task.examples or rules.test)
+    found = (record.net.sha256, record.protocol.sha256, record.data.sha256, record.score.n)
+    return found == (sha256_of(path.read_bytes()), rules.sha256, test.sha256, len(test))
+
+
+def _holds(path: Path, sha256: str | None) -> bool:
+    return path.exists() and sha256_of(path.read_bytes()) == sha256

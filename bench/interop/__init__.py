@@ -1,0 +1,1 @@
+"""Nets and attacks of other packages."""

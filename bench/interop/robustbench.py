@@ -1,0 +1,190 @@
+"""Dense references: the nets of RobustBench's model zoo, opened so that our referee can score them."""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunebench.bench import machine
+from prunebench.bench.checkpoint import Header, Net
+from prunebench.bench.data import Store
+from prunebench.bench.errors import PrunebenchError, Refused, unknown
+from prunebench.bench.files import canonical_json, digest_outside, open_outside, sha256_of
+from prunebench.bench.interop.autoattack_shim import provide_autoattack
+from prunebench.bench.models import prunable
+from prunebench.bench.protocol import Job, Protocol
+from prunebench.bench.record import Layer, NetId
+
+PREFIX = "robustbench:"
+LARGEST = 4 * 2**30  # bytes; the zoo's largest net takes some 2 GB
+_DATA, _NORMS = ("cifar10", "cifar100"), ("Linf", "L2")
+# What a file that is no checkpoint, or a hostile one, can raise while it is read without running any code.
+_UNREADABLE = (
+    UnpicklingError, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
+    EOFError, MemoryError, OverflowError, RecursionError, struct.error,
+)  # fmt: skip
+
+
+def open_zoo(name: str, rules: Protocol | None, store: Store, *, mirror: str | None = None) -> Net:
+    """The zoo's net `name` ("robustbench:" before it or not) for the data and norm of `rules`, its weights counted.
+
+    The weights lie in `robustbench/DATA/NORM/NAME.pt` below the store's root, where the zoo itself keeps them; what is
+    missing is downloaded from where the zoo says, or from `mirror`/DATA/NORM/NAME.pt. The net's id is the sha256 of
+    that file (of the list of their sha256, where a model has several), its architecture "robustbench:NAME", its job
+    one of sparsity 0. No code in a file is run. Raises PrunebenchError without `rules`, for a name that the zoo does
+    not have for them and when a download fails, Refused for weights that are no checkpoint or another net's.
+    """
+    name = name.removeprefix(PREFIX)
+    if rules is None:
+        raise PrunebenchError(f"{name} was made for no protocol of ours; name one (--protocol cifar10-linf).")
+    data, norm = rules.data, rules.threat.norm
+    if data not in _DATA or norm not in _NORMS:
+        raise PrunebenchError(
+            f"RobustBench's zoo has models for {' and '.join(_DATA)}, and {rules.name} is about {data}; name a "
+            "protocol on one of these, such as --protocol cifar10-linf."
+        )
+    root = store.root / "robustbench"
+    files = _sources(name, data, norm, root / data / norm)
+    hashes, tensors = [], []
+    for path, source in files.items():
+        if not path.exists():
+            _fetch(path, f"{mirror.rstrip('/')}/{data}/{norm}/{path.name}" if mirror else source)
+        hashes.append(_digest(path))
+        tensors += _tensors(path, str(path))
+    module = _load(name, data, norm, root)
+    _refuse_others(module, tensors, name)
+    info = store.info(data)
+    layers = tuple(
+        Layer(name=key, shape=tuple(weight.shape), nonzero=int(torch.count_nonzero(weight)))
+        for key, weight in prunable(module).items()
+    )
+    arch = f"{PREFIX}{name}"
+    header = Header(
+        arch=arch, classes=info.classes, shape=info.shape, protocol=rules, job=Job(pruner=arch, sparsity=0.0, seed=0),
+        source=None, train_sha256=None, stages=(),
+    )  # fmt: skip
+    return Net(
+        module,
+        header,
+        NetId(
+            sha256=hashes[0] if len(hashes) == 1 else sha256_of(canonical_json(hashes)),
+            arch=arch,
+            prunable=sum(layer.size for layer in layers),
+            nonzero=sum(layer.nonzero for layer in layers),
+            layers=layers,
+        ),
+    )
+
+
+def _models(data: str, norm: str) -> dict[str, dict[str, Any]]:
+    """The zoo's table for a data set and a norm."""
+    if machine.package("robustbench") is None:  # torchattacks brings a copy under that name, an old one
+        raise PrunebenchError(
+            "robustbench is not installed, and the zoo is its; run `pip install 'prunebench[robustbench]'` in an "
+            "environment without torchattacks."
+        )
+    provide_autoattack()
+    from robustbench.model_zoo import model_dicts
+    from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+
+    table: dict[str, dict[str, Any]] = model_dicts[BenchmarkDataset(data)].get(ThreatModel(norm), {})
+    return table
+
+
+def _sources(name: str, data: str, norm: str, folder: Path) -> dict[Path, str]:
+    """The files of a model, each with the address where the zoo keeps it."""
+    models = _models(data, norm)
+    if name not in models:
+        raise unknown("RobustBench model", name, models, f"These are its models for {data} and {norm}.")
+    ids = models[name]["gdrive_id"]
+    if ids is None:
+        raise PrunebenchError(
+            f"RobustBench loads {name} through timm from another hub, which is not supported; choose another model."
+        )
+    several = isinstance(ids, list)
+    names = [f"{name}.pt_m{i}.pt" for i in range(len(ids))] if several else [f"{name}.pt"]
+    addresses = [f"https://drive.google.com/uc?id={each}" for each in (ids if several else [ids])]
+    return {folder / file: address for file, address in zip(names, addresses, strict=True)}
+
+
+def _fetch(path: Path, source: str) -> None:
+    """Download a checkpoint; nothing is left at `path` when it is none."""
+    import gdown
+    import requests
+    from gdown.exceptions import FileURLRetrievalError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as aside:
+            file = Path(aside, path.name)
+            gdown.download(source, str(file), quiet=True)
+            _tensors(file, f"What {source} sent")
+            file.replace(path)
+    except (requests.RequestException, FileURLRetrievalError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise PrunebenchError(
+            f"Could not download {source} ({reason}); fetch it by other means and put it at {path}."
+        ) from None
+    except OSError as error:
+        raise PrunebenchError(f"Could not write {path} ({error.strerror or error}); name another data root.") from error
+
+
+def _digest(path: Path) -> str:
+    return digest_outside(path, "a net of the zoo", LARGEST, way_out="fetch it again", complain=Refused)
+
+
+def _tensors(path: Path, name: str) -> list[Tensor]:
+    """All tensors of a checkpoint, whatever it nests them in; `name` stands for the file in an error."""
+    try:
+        with open_outside(path, "a net of the zoo", LARGEST, way_out="fetch it again", complain=Refused) as file:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise Refused(
+            "format",
+            f"{name} is no checkpoint of tensors alone ({reason[:200]}), and nothing else is unpickled; fetch it again "
+            "or choose another model.",
+        ) from None
+    found = _nested(checkpoint)
+    if not found:
+        raise Refused("format", f"{name} holds no tensors; fetch it again or choose another model.")
+    return found
+
+
+def _nested(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for part in parts for tensor in _nested(part)]
+
+
+def _load(name: str, data: str, norm: str, root: Path) -> nn.Module:
+    from robustbench.utils import load_model
+
+    try:
+        module: nn.Module = load_model(name, model_dir=root, dataset=data, threat_model=norm)
+    except (RuntimeError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise Refused(
+            "keys", f"The weights of {name} in {root} are not those of its net ({reason[:200]}); fetch them again."
+        ) from None
+    return module.float().eval().requires_grad_(False)
+
+
+def _refuse_others(module: nn.Module, tensors: list[Tensor], name: str) -> None:
+    """The zoo loads some models without strictness: see that every convolution and linear layer is the file's."""
+    known: dict[torch.Size, list[Tensor]] = {}
+    for tensor in tensors:
+        known.setdefault(tensor.shape, []).append(tensor)
+    for key, weight in prunable(module).items():
+        if not any(torch.equal(tensor.float(), weight) for tensor in known.get(weight.shape, [])):
+            raise Refused(
+                "keys", f"The layer {key!r} of {name} has weights that are not in its file, so they would be random; "
+                "fetch the weights again or choose another model.",
+            )  # fmt: skip

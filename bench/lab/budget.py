@@ -1,0 +1,43 @@
+"""Whether a training cost what it was charged: the kernel's count of processor time against the price of its passes."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import torch
+
+from prunebench.bench.data import Store
+from prunebench.bench.lab.train import Plan, fit
+from prunebench.bench.models import build
+from prunebench.bench.protocol import Protocol
+
+MARGIN = 3.0  # times the price of the passes: searches and sparse nets cost up to 1.6 times what dense training does
+FIXED = 10.0  # seconds beside them: imports, data, kernels, files
+TRIED = 0.3  # processor seconds that a trial has to take before it is believed
+
+
+def allowed(passes: int, price: float) -> float:
+    """The processor seconds that a training charged with `passes` may take, at `price` seconds per pass."""
+    return MARGIN * passes * price + FIXED
+
+
+@cache
+def price(protocol: Protocol, store: Store, threads: int) -> float:
+    """Processor seconds per sample pass of the protocol's training on this machine: a short dense training, timed.
+
+    `threads`: of this process, which decide the result. Pruned nets train sooner, so the price is an upper bound for
+    the common training.
+    """
+    train, validation = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
+    info, images = store.info(protocol.data), min(16, len(train))
+    plan = Plan(protocol.training.model_copy(update={"validate_every": 2**31}), protocol.threat, 2, stop=1)
+    with torch.random.fork_rng(devices=[]):
+        while True:
+            part = train.take(slice(0, images))
+            began = time.process_time()
+            fit(build(protocol.model, info=info), plan, part, validation.take(slice(0, 16)), seed=0, trial=True)
+            seconds = time.process_time() - began
+            if images == len(train) or (seconds > TRIED and images > 16):
+                return seconds / plan.passes(images)
+            images = min(len(train), max(2 * images, round(images * min(8.0, 1.2 * TRIED / max(seconds, 1e-3)))))

@@ -1,0 +1,343 @@
+"""What a pruner is lent: nets, data to train on, the common training, named randomness, and a metered budget."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from typing import Protocol as Interface
+
+import torch
+from torch import Tensor, nn
+
+from prunebench.bench import executor, machine
+from prunebench.bench.attacks.suite import Model, pgd
+from prunebench.bench.data import Info, Split, Store, as_float
+from prunebench.bench.errors import BudgetExceeded, PrunebenchError
+from prunebench.bench.files import canonical_json, sha256_of
+from prunebench.bench.lab.stages import Stages, keep, load_kept
+from prunebench.bench.lab.tensorboard import Curves
+from prunebench.bench.lab.train import Plan, Report, Trained, fit
+from prunebench.bench.mask import Masks, State, attach_scores, keep_count, split_scores
+from prunebench.bench.models import build, prunable
+from prunebench.bench.protocol import Job, Protocol, Threat, Training, exact
+from prunebench.bench.record import Stage
+from prunebench.bench.seeds import derive
+
+SAVE_EVERY = 5.0  # seconds between two checkpoints of a loop
+
+
+class Pruner(Interface):
+    """A frozen dataclass whose fields are its options; called, it returns the weights of a pruned net.
+
+    The result has the keys and shapes of `lab.model().state_dict()`; its mask is `weight != 0`.
+    """
+
+    def __call__(self, job: Job, lab: Lab) -> State: ...
+
+
+@dataclass
+class Meter:
+    """Sample passes spent, stage by stage, out of `granted` (forward 1, backward 2)."""
+
+    granted: int
+    stages: list[Stage] = field(default_factory=list)
+
+    @property
+    def spent(self) -> int:
+        """Sample passes so far."""
+        return sum(stage.passes for stage in self.stages)
+
+    def check(self, name: str, passes: int) -> None:
+        """Raise BudgetExceeded when `passes` more would overspend."""
+        if self.spent + passes > self.granted:
+            raise BudgetExceeded(
+                f"Stage {name!r} costs {passes} sample passes and {self.granted - self.spent} of {self.granted} are "
+                "left; train fewer epochs or leave a stage out."
+            )
+
+    def charge(self, name: str, passes: int, seconds: float | None = None) -> None:
+        """Spend `passes` on the stage `name`. Raises BudgetExceeded, with nothing spent, when they are not left."""
+        self.check(name, passes)
+        self.stages.append(Stage(name=name, passes=passes, seconds=seconds))
+
+
+def _no_pruners(name: str) -> Pruner:
+    raise PrunebenchError(f"This lab was given no registry of pruners, so it cannot run {name!r} inside a budget.")
+
+
+def granted(protocol: Protocol, images: int) -> int:
+    """The sample passes of a pruner's budget, with so many training images."""
+    recipe = protocol.training
+    return int(protocol.units * Plan(recipe, protocol.threat, recipe.epochs).passes(images))
+
+
+class Lab:
+    """One job's workplace. The test split is not reachable from here."""
+
+    def __init__(
+        self, job: Job, protocol: Protocol, store: Store, stages: Path, *,
+        device: torch.device | None = None, report: Report | None = None,
+        resolve: Callable[[str], Pruner] | None = None, curves: Curves | None = None,
+    ) -> None:  # fmt: skip
+        """`stages`: the folder of finished stages. `resolve`: gives the pruner of a name, for `run`.
+
+        `curves`: where the course of every training is put down.
+        """
+        self.job, self.protocol = job, protocol
+        self.device = device or torch.device("cpu")
+        self.info: Info = store.info(protocol.data)
+        train, validation = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
+        self.train_sha256 = train.sha256
+        self.train: Split = train.to(self.device)
+        self.validation: Split = validation.to(self.device)
+        self._stages, self._report, self._resolve = Stages(stages), report, resolve or _no_pruners
+        self._curves = curves
+        self.meter = Meter(granted(protocol, len(self.train)))
+        self.epochs = int(protocol.units * protocol.training.epochs)  # of the protocol's training that the budget buys
+
+    @property
+    def left(self) -> int:
+        """How many epochs of the protocol's training the rest of the budget buys."""
+        return (self.meter.granted - self.meter.spent) // self._price(self.protocol.training, 1)
+
+    def affordable(self, objective: str) -> int:
+        """How many epochs the whole budget buys when every one is trained with `objective`."""
+        recipe = self.protocol.training.model_copy(update={"objective": objective})
+        return self.meter.granted // self._price(recipe, 1)
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The prunable tensors of the net and their shapes."""
+        with torch.device("meta"):
+            return {name: tuple(weight.shape) for name, weight in prunable(self.model()).items()}
+
+    @property
+    def prunable(self) -> int:
+        """The number of prunable weights."""
+        return sum(torch.Size(shape).numel() for shape in self.shapes.values())
+
+    @property
+    def keep(self) -> int:
+        """How many of them the job's sparsity leaves."""
+        return keep_count(self.prunable, self.job.sparsity)
+
+    def model(self, state: State | None = None) -> nn.Module:
+        """A net of the protocol's architecture: with the weights `state`, or fresh ones of the job's seed."""
+        net = build(self.protocol.model, info=self.info, seed=derive(self.job.seed, "init"))
+        if state is not None:
+            net.load_state_dict(state, strict=True)
+        return net
+
+    def initial(self) -> State:
+        """The weights that every pruner starts from under this seed."""
+        return self.model().state_dict()
+
+    def generator(self, name: str) -> torch.Generator:
+        """Randomness under a name: the same job and name give the same numbers, whatever ran before."""
+        return torch.Generator().manual_seed(derive(self.job.seed, "pruner", name))
+
+    def fit(
+        self, stage: str, start: State, *, epochs: int, masks: Masks | None = None,
+        first: int = 0, stop: int | None = None, lr: float | None = None, objective: str | None = None,
+    ) -> Trained:  # fmt: skip
+        """Train adversarially from `start` by the protocol's recipe, charged under the name `stage`.
+
+        The schedule is laid over `epochs` epochs, of which `first` to `stop` (default: all) are trained. `masks` hold
+        their weights at zero; `lr` replaces the peak learning rate, `objective` the loss ("pgd", "trades", "fgsm-rs").
+        The same training asked for twice, by whatever pruner, is computed once and charged each time. Raises
+        BudgetExceeded before anything is computed when the passes are not left.
+        """
+        plan = self._plan(stage, {"lr": lr, "objective": objective}, epochs, first, stop)
+        facts: list[object] = ["fit", _digest(start), _digest(masks or {})]
+        return self._train(stage, plan, facts, lambda: self.model(start), masks, kept=self._kept(masks))
+
+    def fit_scores(
+        self, stage: str, weights: State, scores: State, keeps: Mapping[str, int], *,
+        epochs: int, lr: float | None = None, objective: str | None = None,
+    ) -> tuple[State, State]:  # fmt: skip
+        """Train nothing but `scores`, through the masks of the `keeps[name]` largest |scores| in each layer.
+
+        The weights, biases and batch norm's affine part of the state dict `weights` stay as they are; batch norm's
+        running statistics follow the masked net. Otherwise as `fit`, without weight decay. Returns the scores and the
+        state dict.
+        """
+        plan = self._plan(stage, {"lr": lr, "objective": objective, "weight_decay": 0.0}, epochs, 0, None)
+        facts: list[object] = ["fit_scores", _digest(weights), _digest(scores), dict(keeps)]
+
+        def scored() -> nn.Module:
+            net = self.model(weights)
+            attach_scores(net, scores, keeps)
+            return net
+
+        return split_scores(self._train(stage, plan, facts, scored, kept=sum(keeps.values())).last)
+
+    def loop(
+        self, stage: str, start: State, step: Callable[[State, int], State], *, steps: int, passes: int, facts: object
+    ) -> State:
+        """What `steps` calls of `step` make of the tensors `start`; a search of one's own that resumes after a kill.
+
+        `step(state, index)` returns the next state and depends on nothing but its arguments, this lab and what `facts`
+        (a JSON value) tell: they, `start` and the source file of `step` are the key under which the result is kept.
+        `passes`: the price of all steps in sample passes, charged under the name `stage`.
+        """
+        self.meter.check(stage, passes)
+        source = sha256_of(Path(inspect.getfile(step)).read_bytes())
+        tell = _named(self._report, stage)
+
+        def compute(partial: Path) -> tuple[State, Any]:
+            state, about = load_kept(partial) or (start, {"done": 0, "seconds": 0.0})
+            state = {name: tensor.to(self.device) for name, tensor in state.items()}
+            saved = time.perf_counter()
+            for index in range(about["done"], steps):
+                began = time.perf_counter()
+                state = step(state, index)
+                about = {"done": index + 1, "seconds": about["seconds"] + time.perf_counter() - began}
+                if time.perf_counter() - saved > SAVE_EVERY:
+                    keep(partial, state, about)
+                    saved = time.perf_counter()
+                tell(f"step {index + 1}/{steps}", index + 1, steps)
+            return state, about
+
+        state, about = self._stages.remember(self._loop_key(source, start, steps, facts), compute)
+        self.meter.charge(stage, passes, about["seconds"])
+        return {name: tensor.cpu() for name, tensor in state.items()}
+
+    def sample(self, name: str, images: int) -> tuple[Tensor, Tensor]:
+        """That many training images, drawn with replacement: float32 (n, c, h, w) in [0, 1], and their labels."""
+        index = torch.randint(len(self.train), (images,), generator=self.generator(f"sample {name}")).to(self.device)
+        part = self.train.take(index)
+        return as_float(part.images), part.labels
+
+    @property
+    def attack_passes(self) -> int:
+        """The price of `attack` in sample passes an image."""
+        return 3 * self.protocol.training.steps
+
+    def attack(self, model: Model, images: Tensor, labels: Tensor, *, name: str) -> Tensor:
+        """The training's PGD against any function from images to logits; `name` fixes its random start."""
+        recipe = self.protocol.training
+        noise = torch.Generator(self.device).manual_seed(derive(self.job.seed, "attack", name))
+        return pgd(
+            model, images, labels, self.protocol.threat, generator=noise, steps=recipe.steps,
+            step_size=float(exact(recipe.step_size)),
+        )  # fmt: skip
+
+    def calibrated(self, stage: str, state: State, *, batches: int) -> State:
+        """`state` with batch norm's statistics averaged over that many training batches, clean images, in order."""
+        batch = min(self.protocol.training.batch, len(self.train))
+        self.meter.charge(stage, batches * batch, 0.0)
+        net = self.model(state).to(self.device)
+        norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average
+        with torch.no_grad():
+            for number in range(batches):
+                net.train()(self.sample(f"{stage} {number}", batch)[0])
+        return {name: tensor.cpu() for name, tensor in net.state_dict().items()}
+
+    def run(self, pruner: str, *, name: str, sparsity: float, epochs: int) -> State:
+        """The weights that another pruner makes at `sparsity` inside `epochs` epochs of this budget.
+
+        `pruner`: as on the command line. Its stages are charged under `name`. Raises BudgetExceeded when they are not
+        left.
+        """
+        inner = copy.copy(self)
+        inner.job = self.job.model_copy(update={"sparsity": sparsity})
+        inner.epochs, inner.meter = epochs, Meter(self._price(self.protocol.training, epochs))
+        self.meter.check(name, inner.meter.granted)
+        state = self._resolve(pruner)(inner.job, inner)
+        for stage in inner.meter.stages:
+            self.meter.charge(f"{name}: {stage.name}", stage.passes, stage.seconds)
+        return state
+
+    def _price(self, recipe: Training, epochs: int) -> int:
+        return Plan(recipe, self.protocol.threat, epochs).passes(len(self.train))
+
+    def _plan(self, stage: str, changes: dict[str, object], epochs: int, first: int, stop: int | None) -> Plan:
+        """The protocol's recipe with `changes` (None: as it is) over these epochs; an empty one is refused."""
+        recipe = self.protocol.training
+        wanted = {key: value for key, value in changes.items() if value is not None}
+        plan = Plan(recipe.model_validate(recipe.model_dump() | wanted), self.protocol.threat, epochs, first, stop)
+        if not 0 <= first < plan.last <= epochs:
+            raise PrunebenchError(
+                f"Stage {stage!r} would train from epoch {first} to epoch {plan.last} of {epochs}, which is nothing; "
+                "the budget is too small for these options: raise the epochs or let the other stages take less."
+            )
+        return plan
+
+    def _kept(self, masks: Masks | None) -> int:
+        """How many prunable weights `masks` leave."""
+        pruned = ((~mask).sum() for mask in (masks or {}).values())
+        return self.prunable - int(sum(pruned))
+
+    def _train(
+        self, stage: str, plan: Plan, facts: list[object], model: Callable[[], nn.Module], masks: Masks | None = None,
+        *, kept: int,
+    ) -> Trained:  # fmt: skip
+        """`model()` trained by `plan` with `kept` weights: from the store if it is there, charged in any case."""
+        passes = plan.passes(len(self.train))
+        self.meter.check(stage, passes)
+        curve = None
+        if self._curves is not None:
+            sparsity = 1 - kept / self.prunable
+            curve = self._curves.stage(stage, images=plan.seen(len(self.train)), sparsity=sparsity)
+
+        def compute(partial: Path) -> tuple[State, Any]:
+            trained = fit(
+                model(), plan, self.train, self.validation, seed=self.job.seed, masks=masks, partial=partial,
+                report=_named(self._report, stage), log=None if curve is None else curve.add,
+            )  # fmt: skip
+            halves = {f"weights/{key}": tensor for key, tensor in trained.weights.items()}
+            halves |= {f"last/{key}": tensor for key, tensor in trained.last.items()}
+            return halves, {"curve": trained.curve, "times": trained.times}
+
+        halves, about = self._stages.remember(self._train_key(plan, facts), compute)
+        weights, last = (
+            {key.removeprefix(half): tensor for key, tensor in halves.items() if key.startswith(half)}
+            for half in ("weights/", "last/")
+        )
+        trained = Trained(weights, last, about["curve"], about["times"])
+        self.meter.charge(stage, passes, trained.seconds)
+        if curve is not None:
+            curve.close(trained.curve, trained.times)
+        return trained
+
+    def _train_key(self, plan: Plan, facts: list[object]) -> str:
+        span = [plan.epochs, plan.start, plan.stop]
+        return self._key([*facts, *_rules(plan.recipe, self.protocol.threat), *span])
+
+    def _loop_key(self, source: str, start: State, steps: int, facts: object) -> str:
+        rules = _rules(self.protocol.training, self.protocol.threat)
+        return self._key(["loop", source, facts, steps, _digest(start), *rules])
+
+    def _key(self, facts: list[object]) -> str:
+        """The name of a stage in the store: code, machine, data, net and seed, and what the stage itself depends on."""
+        kernels = executor.identity() if self.device.type == "cpu" else None  # a card does without
+        where = [machine.training_code(), machine.env_key(self.device), kernels]
+        data = [self.train_sha256, self.validation.sha256]
+        return sha256_of(canonical_json([*where, *data, self.protocol.model, self.job.seed, *facts]))
+
+
+def _rules(recipe: Training, threat: Threat) -> list[object]:
+    return [recipe.model_dump(mode="json"), threat.model_dump(mode="json")]
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _named(report: Report | None, stage: str) -> Report:
+    """A report that says which stage is at work."""
+    return lambda what, done, total: None if report is None else report(f"{stage}: {what}", done, total)

@@ -1,0 +1,241 @@
+"""The referee's side of a pruner's process: starts it, asks it, hears it, measures it, and never runs its code."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import pickle
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from prunebench.bench.errors import PrunebenchError, printable, unknown
+from prunebench.bench.player.handover import Describe, Described, Play
+from prunebench.bench.protocol import explain
+from prunebench.bench.spec import read, source_of
+
+Report = Callable[[str, float, float], None]
+GONE = -signal.SIGKILL  # the exit code of a process that cannot tell one
+LONGEST = 2**20  # bytes of one piece of news; a pruner that says more at once is not listened to
+
+
+class Fault(PrunebenchError):
+    """A pruner's own error: one sentence, and its traceback in `trace`."""
+
+    def __init__(self, sentence: str, trace: str) -> None:
+        super().__init__(sentence)
+        self.trace = trace
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A pruner as the referee knows it: its `name` and `source`'s sha256 from text and file, the rest as it told."""
+
+    spec: str
+    name: str
+    options: dict[str, bool | int | float | str]
+    prunes: bool
+    source: str
+
+
+class Host:
+    """A process for pruners that is kept warm: each request is answered in a fork of its own.
+
+    `prefix`: the command to start it with, such as a sandbox.
+    """
+
+    def __init__(self, prefix: Sequence[str] = ()) -> None:
+        self.prefix = tuple(prefix)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._news = -1
+        self._lock = threading.Lock()  # one request at a time
+
+    def start(self) -> None:
+        """Start the process unless it is there; what it needs is imported while the caller goes on."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
+        self._news, news = os.pipe()
+        os.set_blocking(self._news, False)
+        # numpy's threads are started by its import; a fork must be of a process with one thread.
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
+        try:
+            self._process = subprocess.Popen(
+                [*self.prefix, sys.executable, "-m", "prunebench.bench.player.process", str(news)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(news,), env=env,
+            )  # fmt: skip
+        except OSError as error:
+            raise PrunebenchError(
+                f"Cannot start a process for the pruner ({error.strerror}); free memory or processes, then run again."
+            ) from None
+        finally:
+            os.close(news)
+
+    def close(self) -> None:
+        """End the process, and whatever it is at."""
+        if self._process is not None:
+            assert self._process.stdin is not None and self._process.stdout is not None
+            with suppress(OSError):
+                self._process.stdin.close()
+            self._process.wait()
+            self._process.stdout.close()
+            self._process = None
+        if self._news >= 0:
+            os.close(self._news)
+            self._news = -1
+
+    def ask(self, request: Describe | Play, report: Report | None = None) -> tuple[Any, float | None]:
+        """What the request is answered with, as JSON, and the processor seconds that answering took, all its processes.
+
+        The kernel counts the seconds; None where it does not tell. Raises PrunebenchError for an error that the process
+        tells, Fault for one of the pruner's own, and PrunebenchError when the process died.
+        """
+        with self._lock:
+            try:
+                return self._ask(request, report)
+            except PrunebenchError:
+                raise
+            except BaseException:
+                self.close()  # whatever the process is at, nobody will hear of it
+                raise
+
+    def _ask(self, request: Describe | Play, report: Report | None) -> tuple[Any, float | None]:
+        self.start()
+        process = self._process
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        before, number = _spent(process.pid), secrets.token_hex(8)
+        data = pickle.dumps((Path.cwd(), sys.path, number, request))
+        try:
+            process.stdin.write(len(data).to_bytes(8, "big") + data)
+            process.stdin.flush()
+        except OSError:
+            pass  # it is gone, which the end of its output tells as well
+        heard = _Heard(number, report)
+        code = None
+        while code is None:
+            ready, _, _ = select.select([self._news, process.stdout.fileno()], [], [])
+            if self._news in ready:
+                heard.take(self._news)
+            if process.stdout.fileno() in ready:
+                ended = os.read(process.stdout.fileno(), 8)
+                code = int.from_bytes(ended, "big", signed=True) if len(ended) == 8 else GONE
+        while heard.take(self._news):
+            pass
+        after = _spent(process.pid)
+        if self.prefix or code == GONE:  # a process of one request, or of no more
+            self.close()
+        spent = None if before is None or after is None else after - before
+        return heard.answer(code), spent
+
+
+class _Heard:
+    """What a pruner's process has said so far; none of it is more than text."""
+
+    def __init__(self, number: str, report: Report | None) -> None:
+        self.number, self.report, self.rest = number, report, b""
+        self.last: tuple[str, Any] | None = None
+
+    def take(self, news: int) -> bool:
+        """Take what there is; whether there was anything."""
+        try:
+            data = os.read(news, 2**16)
+        except BlockingIOError:
+            return False
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        if len(self.rest) > LONGEST:
+            self.rest = b""
+        for line in lines:
+            told = self._hear(line)
+            if told is not None and self.report is not None:
+                self.report(*told)
+        return bool(data)
+
+    def _hear(self, line: bytes) -> tuple[str, float, float] | None:
+        """Take one piece of news, and return progress; what is no news of this request is nothing."""
+        with suppress(ValueError, TypeError, LookupError, RecursionError):
+            number, kind, said = json.loads(line)
+            if number != self.number:
+                return None
+            if kind in ("answer", "error", "fault"):
+                self.last = (kind, said)
+            elif kind == "log":
+                name, level, text = str(said[0]), int(said[1]), printable(str(said[2]))[:2000]
+                if name.startswith("prunebench"):
+                    logging.getLogger(name).log(level, "%s", text)
+            elif kind == "told":
+                return printable(str(said[0]))[:200], float(said[1]), max(float(said[2]), 1e-9)
+        return None
+
+    def answer(self, code: int) -> Any:
+        """The answer, if the process came to one."""
+        if self.last is None:
+            how = f"was killed by signal {-code}" if code < 0 else "ended without a result"
+            raise PrunebenchError(
+                f"The pruner's process {how}, perhaps for want of memory; run again, with fewer --jobs."
+            )
+        kind, said = self.last
+        if kind == "answer":
+            return said
+        if kind == "error":
+            raise PrunebenchError(str(said))
+        sentence, trace = (*said, "", "")[:2] if isinstance(said, list) else (said, "")
+        raise Fault(str(sentence), str(trace))
+
+
+def _spent(pid: int) -> float | None:
+    """Processor seconds of what the process for pruners forked and has ended; None where there is no /proc.
+
+    `pid` is that process, or the command that it was started with, whose only child leads to it.
+    """
+    try:
+        while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            pid = int(children[0])
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+
+@cache
+def host() -> Host:
+    """The one of this process, without a sandbox."""
+    made = Host()
+    atexit.register(made.close)
+    return made
+
+
+def resolve(specs: Sequence[str]) -> list[Resolved]:
+    """What pruners `specs` name; their code runs in another process.
+
+    Raises PrunebenchError for an unknown name or option, and for a value that is not of the option's type.
+    """
+    told, _ = host().ask(Describe(tuple(specs)))
+    try:
+        found = [Described.model_validate(one) for one in told]
+        if len(found) != len(specs):
+            raise ValueError(f"{len(found)} answers")
+    except (ValidationError, TypeError, ValueError) as error:
+        why = explain(error) if isinstance(error, ValidationError) else str(error)
+        raise PrunebenchError(f"The pruners {', '.join(specs)} do not say what they are: {why}") from None
+    return [_resolved(spec, one) for spec, one in zip(specs, found, strict=True)]
+
+
+def _resolved(spec: str, told: Described) -> Resolved:
+    asked = read(spec)
+    keys = [key for key, _ in asked.options]
+    if foreign := sorted(told.options.keys() - set(keys)):
+        raise unknown(f"option of {asked.head}", foreign[0], keys)
+    return Resolved(spec, asked.label, told.options, told.prunes, source_of(spec))

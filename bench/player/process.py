@@ -1,0 +1,199 @@
+"""The process in which a pruner's code runs. It trains and hands over tensors; it scores, seals and records nothing.
+
+`python -m prunebench.bench.player.process NEWS` imports what every pruner needs once, and then forks for each request
+that it reads: a pruner's code runs in the fork alone, which ends with it. What the fork says goes to the file
+descriptor NEWS.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import logging
+import os
+import pickle
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunebench.bench import machine
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.lab.lab import Lab
+from prunebench.bench.lab.tensorboard import Curves
+from prunebench.bench.models import build
+from prunebench.bench.player.handover import Describe, Play, leave
+from prunebench.bench.spec import place_of, registered
+from prunebench.bench.spec import read as read_spec
+from prunebench.pruners import parse
+
+Tell = Callable[[str, Any], None]  # a kind of news, and what is said
+PATIENCE = 0.02  # seconds between two looks at whether the referee is still there
+SUBREAPER, DEATH_SIGNAL = 36, 1  # prctl: orphans come to us; die with the parent
+
+
+def describe(request: Describe) -> list[dict[str, Any]]:
+    """What each pruner says of itself."""
+    found = [parse(spec) for spec in request.specs]
+    return [{"options": chosen.options, "prunes": chosen.prunes} for chosen in found]
+
+
+def play(request: Play, tell: Tell) -> None:
+    """Let the pruner train, and leave its weights in the folder of the request."""
+    torch.set_num_threads(request.threads)
+    lab = Lab(
+        request.job, request.protocol, request.store, request.stages, device=machine.device_named(request.device),
+        report=lambda *told: tell("told", told), resolve=lambda spec: parse(spec).pruner,
+        curves=Curves(request.folder / "tensorboard") if request.tensorboard else None,
+    )  # fmt: skip
+    leave(request.folder, parse(request.spec).pruner(request.job, lab), lab.meter.stages)
+
+
+def _prepare(request: Describe | Play) -> None:
+    """Import what the request needs, once for all the forks to come; nothing is computed, which could start threads.
+
+    What is wrong with the request is told by the fork.
+    """
+    if not isinstance(request, Play):
+        return
+    with suppress(Exception):
+        if request.protocol.data != "digits":
+            importlib.import_module("torchvision.datasets")
+        with torch.device("meta"):
+            build(request.protocol.model)
+
+
+def _answer(request: Describe | Play, tell: Tell) -> None:
+    """Do what is asked for; a fault of the pruner is told with its line."""
+    try:
+        if isinstance(request, Describe):
+            tell("answer", describe(request))
+        else:
+            play(request, tell)
+            tell("answer", None)
+    except PrunebenchError as error:
+        tell("error", str(error))
+    except BaseException as error:  # noqa: BLE001  a pruner may be anybody's code, and may call sys.exit
+        tell("fault", [f"{type(error).__name__}: {error}{_line(request, error)}", traceback.format_exc()])
+
+
+def _line(request: Describe | Play, error: BaseException) -> str:
+    """Where in the pruner's file it went wrong, as " (FILE, line N)"; nothing when it went wrong elsewhere."""
+    with suppress(PrunebenchError, KeyError):
+        if isinstance(request, Play):
+            file = place_of(read_spec(request.spec).head, registered())[0]
+            at = [step.lineno for step in traceback.extract_tb(error.__traceback__) if Path(step.filename) == file]
+            return f" ({file.name}, line {at[-1]})" if at else ""
+    return ""
+
+
+class _News(logging.Handler):
+    """Tells what is logged."""
+
+    def __init__(self, tell: Tell) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell one message."""
+        self.tell("log", [record.name, record.levelno, record.getMessage()])
+
+
+def _fork(number: str, request: Describe | Play, news: int, control: int) -> None:
+    """In the fork: answer the request, and end; standard output belongs to the referee, so prints go elsewhere."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _prctl(DEATH_SIGNAL, signal.SIGKILL)
+    os.close(control)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+
+    def tell(kind: str, said: Any) -> None:
+        line = json.dumps([number, kind, said]).encode() + b"\n"
+        while line:
+            line = line[os.write(news, line) :]
+
+    logging.getLogger("prunebench").addHandler(_News(tell))
+    _answer(request, tell)
+    sys.stderr.flush()
+
+
+def serve(news: int) -> None:
+    """Answer requests from standard input, each in a fork, until it ends; what a fork leaves running is killed.
+
+    A request is its length in eight bytes and its text. When the fork and all that it started have ended, its exit
+    status is written to what was standard output.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _prctl(SUBREAPER, 1)
+    _prctl(DEATH_SIGNAL, signal.SIGKILL)
+    control = os.dup(1)
+    os.dup2(2, 1)
+    torch.set_num_threads(1)
+    while (asked := _request()) is not None:
+        _prepare(asked[1])
+        child = os.fork()
+        if child == 0:
+            try:
+                _fork(*asked, news, control)
+            finally:
+                os._exit(0)
+        os.write(control, _ended(child).to_bytes(8, "big", signed=True))
+
+
+def _request() -> tuple[str, Describe | Play] | None:
+    """The next request and its number; None at the end."""
+    head = _read(8)
+    if len(head) < 8:
+        return None
+    here, sys.path[:], number, request = pickle.loads(_read(int.from_bytes(head, "big")))  # noqa: S301  from the referee
+    os.chdir(here)  # where its relative paths begin
+    return number, request
+
+
+def _read(size: int) -> bytes:
+    data = b""
+    while len(data) < size and (part := os.read(0, size - len(data))):
+        data += part
+    return data
+
+
+def _ended(child: int) -> int:
+    """The exit code of `child` once nothing of it is left; kills it when the referee is no longer there."""
+    code = None
+    while code is None:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+        elif select.select([0], [], [], PATIENCE)[0]:  # nothing is sent now but the end
+            os.kill(child, signal.SIGKILL)
+    while left := _children():
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(-1, 0)
+    return code
+
+
+def _children() -> list[int]:
+    """The processes that this one is the parent of, orphans that came to it included."""
+    with suppress(OSError):
+        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    return []
+
+
+def _prctl(option: int, value: int) -> None:
+    """Ask the kernel, where it is Linux's; elsewhere orphans live on and nobody is told of a parent's death."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""A net under the referee: cascade of attacks, probes, flags, record."""

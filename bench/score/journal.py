@@ -1,0 +1,135 @@
+"""What a scoring has measured so far, a file per shard and attack, so that a killed one goes on where it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from prunebench.bench.bounded import json_of
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import canonical_json, read_known, read_outside, sha256_of, write_bytes
+from prunebench.bench.protocol import Natural
+from prunebench.bench.record import LARGEST, LARGEST_ARRAYS, Hashed, Seconds, Sha256
+
+
+class Entry(Hashed):
+    """One attack on one shard: a digit per image (1: still classified rightly), and what the attack took.
+
+    Its own hash stands for all of it, the key of what it rests on included, so that no damaged entry is believed.
+
+    `images`: the sha256 of a file beside it that holds what fooled the net; None when it was not kept.
+    """
+
+    key: Sha256
+    standing: Annotated[str, Field(pattern=r"^[01]*$")]
+    disagreements: Natural
+    unconfirmed: Natural
+    batch: Natural
+    passes: Natural
+    seconds: Seconds
+    images: Sha256 | None = None
+
+    @property
+    def bits(self) -> Tensor:
+        """The digits as a bool tensor (images,)."""
+        return torch.tensor([digit == "1" for digit in self.standing], dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a measurement found: who stands, bool (images,); proposals that fooled nothing; the batch; the passes.
+
+    `unconfirmed`: proposals that fooled the fast net alone. `images`: float32 (k, c, h, w), what fooled the net,
+    one for each image that fell, in their order.
+    """
+
+    standing: Tensor
+    disagreements: int
+    unconfirmed: int
+    batch: int
+    passes: int
+    images: Tensor
+
+
+class Journal:
+    """Entries below `folder` (None: nothing is kept).
+
+    An entry counts only under the very same key: the `facts` (net, data, rules, machine, kernels), the shard, the
+    attack, its seed and who was still standing. So a resumed scoring ends in the bits of an uninterrupted one.
+    """
+
+    def __init__(self, folder: Path | None, facts: list[object]) -> None:
+        self.folder, self.facts = folder, facts
+
+    def entry(
+        self, attack: str, shard: slice, seed: int, before: Tensor, measure: Callable[[], Finding], *,
+        keep_images: bool = False,
+    ) -> tuple[Entry, Tensor | None]:  # fmt: skip
+        """The entry of `attack` on `shard`: the kept one, or what `measure` finds now.
+
+        `before`: bool (images,), who was standing. With `keep_images` the images of the finding are kept and returned
+        too; an entry that was kept without them is then measured anew.
+        """
+        facts = [*self.facts, attack, shard.start, shard.stop, seed, _digits(before)]
+        key = sha256_of(canonical_json(facts))
+        name = f"shard-{shard.start:05}-{shard.stop:05}-{attack.replace(' ', '-')}"
+        path = self.folder and self.folder / f"{name}.json"
+        if path and (kept := _read(path, key, before)):
+            images = _read_images(path, kept, before) if keep_images else None
+            if images is not None or not keep_images:
+                return kept, images
+        began = time.perf_counter()
+        found = measure()
+        seconds = time.perf_counter() - began
+        images = found.images if keep_images else None
+        packed = None if images is None else save({"images": images.contiguous()})
+        entry: Entry = Entry.sealed(
+            key=key, standing=_digits(found.standing), disagreements=found.disagreements,
+            unconfirmed=found.unconfirmed, batch=found.batch, passes=found.passes, seconds=seconds,
+            images=None if packed is None else sha256_of(packed),
+        )  # fmt: skip
+        if path:
+            if packed is not None:
+                write_bytes(_images_path(path), packed)
+            entry.save(path)
+        return entry, images
+
+
+def _read(path: Path, key: str, before: Tensor) -> Entry | None:
+    """The entry at `path` if it has this key and speaks of these images; anything else is measured anew."""
+    try:
+        entry = Entry.model_validate(json_of(read_outside(path, "an entry of a journal", LARGEST)))
+    except (PrunebenchError, ValueError, ValidationError):
+        return None
+    sound = entry.own_sha256 == entry.sha256 and entry.key == key
+    return entry if sound and len(entry.standing) == len(before) and not (entry.bits & ~before).any() else None
+
+
+def _read_images(path: Path, entry: Entry, before: Tensor) -> Tensor | None:
+    """What fooled the net according to `entry`, if it lies there and is whole."""
+    if entry.images is None:
+        return None
+    try:
+        packed = read_known(
+            _images_path(path), entry.images, "images of a journal", LARGEST_ARRAYS, missing="", other=""
+        )
+    except PrunebenchError:
+        return None
+    images = load(packed)["images"]
+    return images if len(images) == int((before & ~entry.bits).sum()) else None
+
+
+def _images_path(path: Path) -> Path:
+    return path.with_suffix(".safetensors")
+
+
+def _digits(bits: Tensor) -> str:
+    return "".join("1" if bit else "0" for bit in bits.tolist())

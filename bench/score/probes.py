@@ -1,0 +1,126 @@
+"""What the flags rest on beside the attacks' outcomes: small measurements of a net through its referee.
+
+They look at the net itself, never at sparse kernels, so that a flag about the net says nothing of these; `turned`
+compares the two. Only where a probe attacks, the attack sees what every attack sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prunebench.bench.adversarials import Pairs
+from prunebench.bench.attacks.suite import WEAK, Model
+from prunebench.bench.data import Split, as_float
+from prunebench.bench.protocol import Threat
+from prunebench.bench.score.referee import Referee
+from prunebench.bench.seeds import derive
+
+VANISHED = 1e-12  # the largest entry of a gradient below which it counts as none
+NUDGE = 1e-5
+ALIKE = 0.9  # the cosine of two gradients from which on they are taken to point the same way
+SHOWN, TRIED = 12, 48  # pairs that are kept, and images that are tried for them
+
+
+def vanishing(referee: Referee, images: Tensor, labels: Tensor) -> tuple[int, int]:
+    """On how many images the input gradient of cross-entropy, and of the DLR loss, is zero or vanishes."""
+    return _vanishing(referee, images, labels, _cross_entropy), _vanishing(referee, images, labels, _dlr)
+
+
+def _vanishing(referee: Referee, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> int:
+    largest = _gradients(referee, referee.itself, images, labels, loss).abs().amax(1)
+    return int((~(largest > VANISHED)).sum())  # NaN is no direction either
+
+
+def turned(referee: Referee, images: Tensor, labels: Tensor) -> int:
+    """On how many images the input gradient that attacks see, on kernels, points elsewhere than the net's own.
+
+    The gradient is that of the DLR loss, which does not saturate; where the net's own vanishes there is no direction.
+    """
+    if not referee.fast.differs(images.shape[1:]):
+        return 0
+    own, seen = (_gradients(referee, net, images, labels, _dlr).double() for net in (referee.itself, referee.attacked))
+    alike = F.cosine_similarity(own, seen, eps=1e-30) >= ALIKE
+    return int(((own.abs().amax(1) > VANISHED) & ~alike).sum())
+
+
+def _gradients(
+    referee: Referee, net: Model, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The input gradient of `loss` for each image, (n, values) on the CPU; zero where there is none."""
+    found = []
+    for part, right in zip(images.split(referee.batch), labels.split(referee.batch), strict=True):
+        at = part.to(referee.device).requires_grad_()
+        with torch.enable_grad():
+            value = loss(net(at), right.to(referee.device)).sum()
+            (gradient,) = torch.autograd.grad(value, at, allow_unused=True) if value.requires_grad else (None,)
+        found.append((torch.zeros_like(at) if gradient is None else gradient).detach().flatten(1).cpu())
+    return torch.cat(found)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def _dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """The margin over the spread of the logits (Croce & Hein 2020, arXiv 2003.01690, equation 6); 3 classes at least.
+
+    With two classes, where the spread is the margin itself, the margin alone.
+    """
+    ordered = logits.sort(dim=1, descending=True).values
+    right = logits.gather(1, labels[:, None]).squeeze(1)
+    other = torch.where(right == ordered[:, 0], ordered[:, 1], ordered[:, 0])
+    spread = ordered[:, 0] - ordered[:, 2] + 1e-12 if logits.shape[1] > 2 else 1.0
+    return (other - right) / spread
+
+
+def unmoved(referee: Referee, images: Tensor, seed: int) -> int:
+    """How many images' logits stay the same, bit for bit, when all pixels move by up to NUDGE.
+
+    The images are first moved at random inside the ball: pixels of data sets sit at round numbers.
+    """
+    noise = torch.Generator().manual_seed(seed)
+    radius = referee.rules.threat.radius if referee.rules.threat.norm == "Linf" else 0.1
+    start = (images + torch.empty_like(images).uniform_(-radius, radius, generator=noise)).clamp(0, 1)
+    moved = (start + torch.empty_like(images).uniform_(-NUDGE, NUDGE, generator=noise)).clamp(0, 1)
+    return int((referee.logits(start) == referee.logits(moved)).all(1).sum())
+
+
+def probabilities(logits: Tensor) -> int:
+    """On how many images the outputs (n, classes) are none below 0 and sum to 1."""
+    return int(((logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)).sum())
+
+
+def transferred(referee: Referee, parent: Referee, test: Split, standing: Tensor, seed: int) -> int:
+    """On how many of the images in `standing`, bool (n,), PGD-50 on `parent` fools the referee's net."""
+
+    def on_parent(
+        model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator
+    ) -> Tensor:
+        return WEAK["pgd-50"](parent.attacked, images, labels, threat, generator=generator)
+
+    count = 0
+    for number, shard in enumerate(referee.shards(len(test))):
+        if standing[shard].any():
+            part = test.take(shard).take(standing[shard].nonzero().squeeze(1))
+            stream = derive(seed, f"shard-{number}")
+            count += int(referee.fooled(on_parent, as_float(part.images), part.labels, stream).fooled.sum())
+    return count
+
+
+def pairs(referee: Referee, test: Split, clean: Tensor, seed: int) -> Pairs:
+    """Up to SHOWN of the first test images that PGD-50 fools the net on, with what fools it."""
+    index = clean.nonzero().squeeze(1)[:TRIED]
+    part = test.take(index)
+    if not len(index):
+        fooled, lent = torch.zeros(0, dtype=torch.bool), as_float(part.images)
+    else:
+        found = referee.fooled(WEAK["pgd-50"], as_float(part.images), part.labels, seed)
+        fooled, lent = found.fooled, found.images
+    predicted = referee.logits(lent).argmax(1) if len(index) else index
+    shown = (fooled & (predicted != part.labels)).nonzero().squeeze(1)[:SHOWN]  # not where two logits are equal
+    eight_bits = [(images[shown] * 255).round().to(torch.uint8).numpy() for images in (as_float(part.images), lent)]
+    return Pairs(index[shown].numpy(), part.labels[shown].numpy(), predicted[shown].numpy(), *eight_bits)

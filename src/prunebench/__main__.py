@@ -1,0 +1,5 @@
+"""`python -m prunebench` is the command `prunebench`."""
+
+from prunebench.bench.cli.main import main
+
+main()

@@ -1,0 +1,154 @@
+"""On a CUDA card: mixed precision where it is safe, exact float32 where it counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import prunebench.bench.lab.train
+from prunebench.bench.attacks.suite import pgd
+from prunebench.bench.data import Info, as_float
+from prunebench.bench.grid.local import Pool
+from prunebench.bench.grid.run import grid, run
+from prunebench.bench.grid.task import train
+from prunebench.bench.lab.compiled import captured
+from prunebench.bench.lab.train import Plan, _Trainer, crop_flip, fit
+from prunebench.bench.machine import device_named
+from prunebench.bench.models import build
+from prunebench.bench.score.referee import Referee, exact_float32
+from prunebench.bench.score.scoring import score
+from tests.support.nets import STORE, TINY, changed, job, lab
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+INFO = {
+    "mnist-cnn": Info(10, (1, 28, 28), (0.5,), (0.25,)),
+    "resnet18": Info(10, (3, 32, 32), (0.5,) * 3, (0.25,) * 3),
+}
+
+
+@pytest.fixture(autouse=True)
+def _afresh():
+    torch.compiler.reset()
+
+
+def test_training_attacks_in_bf16_with_a_float32_perturbation(tmp_path, monkeypatch):
+    seen = []
+
+    def watched(model, images, *args, **options):
+        seen.append((images.dtype, options["autocast"].fast_dtype, images.device.type))
+        result = pgd(model, images, *args, **options)
+        seen.append((result.dtype, torch.bfloat16, result.device.type))
+        return result
+
+    monkeypatch.setattr(prunebench.bench.lab.train, "pgd", watched)
+    place = lab(tmp_path, device=device_named("cuda"))
+    trained = place.fit("train", place.initial(), epochs=1)
+    assert set(seen) == {(torch.float32, torch.bfloat16, "cuda")}
+    assert all(tensor.device.type == "cpu" and tensor.isfinite().all() for tensor in trained.weights.values())
+
+
+@pytest.mark.parametrize("arch", ["mnist-cnn", "resnet18"])
+def test_nets_are_compiled_and_agree(arch, caplog):
+    """Fused kernels under CUDA graphs, held against the net itself: nothing was said, so it agrees."""
+    info = INFO[arch]
+    net = build(arch, info=info, seed=0).cuda().to(memory_format=torch.channels_last)
+    images = torch.rand(64, *info.shape, device="cuda").contiguous(memory_format=torch.channels_last)
+    assert captured(net, images, torch.autocast("cuda", torch.bfloat16)) is not None, caplog.text
+    assert [record for record in caplog.records if record.name.startswith("prunebench")] == []
+
+
+@pytest.mark.parametrize("objective", ["pgd", "trades", "fgsm-rs"])
+def test_compiled_training_learns_as_plain_training_does(objective, caplog):
+    """The loss of the last epoch agrees; weights cannot, bfloat16 rounds otherwise in fused kernels."""
+    rules, splits = (
+        changed(epochs=10),
+        [split.to(device_named("cuda")) for split in STORE.training("digits", validation=64)],
+    )
+    rules = changed(rules, objective=objective)
+    plan = Plan(rules.training, rules.threat, 10)
+    losses = [
+        fit(build("digits-cnn", info=STORE.info("digits"), seed=0), plan, *splits, seed=0, compiled=compiled).curve[-1][
+            "loss"
+        ]
+        for compiled in (True, False)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1) and "uncompiled" not in caplog.text
+
+
+def test_an_epoch_does_not_wait_for_the_card():
+    """No step reads anything back: torch raises where one does."""
+    rules = changed(objective="trades", augment="crop-flip")
+    train = STORE.training("digits", validation=64)[0].to(device_named("cuda"))
+    trainer = _Trainer(
+        build("digits-cnn", info=STORE.info("digits")), Plan(rules.training, rules.threat, 2), {}, torch.device("cuda")
+    )
+    noise = torch.Generator("cuda").manual_seed(0)
+    order = torch.randperm(len(train)).cuda()
+    trainer.capture(as_float(train.take(order[:64]).images))
+
+    def step():
+        part = train.take(order[:64])
+        images = trainer.laid_out(crop_flip(as_float(part.images), noise))
+        return trainer.step(images, part.labels, 0.1, noise)
+
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+        with pytest.raises(RuntimeError, match="synchroniz"):  # the twin
+            step().item()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_training_that_was_cut_off_goes_on(tmp_path):
+    """What is read back lies in memory as the fused optimiser wants it."""
+    splits = [split.to(device_named("cuda")) for split in STORE.training("digits", validation=64)]
+    partial, seen = tmp_path / "partial", []
+    for stop in (2, 4):
+        plan = Plan(changed().training, TINY.threat, 4, stop=stop)
+        fit(
+            build("digits-cnn", info=STORE.info("digits")), plan, *splits, seed=0, partial=partial,
+            report=lambda what, done, of: seen.append(done),
+        )  # fmt: skip
+    assert seen == [1, 2, 3, 4]
+
+
+def test_jobs_share_the_card(tmp_path):
+    jobs = grid(["dense", "random"], [0.9], [0])
+    ends = run(changed(epochs=2), jobs, tmp_path, STORE, engine=Pool(2), device="cuda", examples=16)
+    assert [end.how for end in ends] == ["done", "done"]
+
+
+@pytest.mark.parametrize("objective", ["pgd", "trades", "fgsm-rs"])
+def test_every_objective_learns(tmp_path, objective):
+    place = lab(tmp_path, changed(epochs=10), device=device_named("cuda"))
+    curve = place.fit("train", place.initial(), epochs=10, objective=objective).curve
+    assert curve[-1]["clean"] > 0.5  # chance is 0.1
+
+
+@pytest.mark.parametrize("spec", ["magnitude", "imp:rounds=2", "hydra", "awt", "iwi"])
+def test_every_pruner_reaches_its_sparsity(tmp_path, spec):
+    rules = changed(epochs=6)
+    net = train(spec, job(spec), rules, tmp_path / "net", tmp_path / "stages", STORE, device="cuda")
+    assert score(net, examples=32, store=STORE, device="cuda").net.sparsity >= 0.9
+
+
+def test_the_referee_measures_in_exact_float32(nets):
+    """Logits agree with the CPU's to float32; with TF32 they would differ by some 1e-3."""
+    from prunebench.bench.checkpoint import open_net
+
+    images = as_float(STORE.testing("digits", 64).images)
+    logits = {}
+    for kind in ("cpu", "cuda"):
+        with exact_float32():
+            logits[kind] = Referee(open_net(nets["imp"]).module, TINY, 64, torch.device(kind)).logits(images)
+    torch.testing.assert_close(logits["cpu"], logits["cuda"], rtol=1e-4, atol=1e-4)
+
+
+def test_scores_agree_with_the_cpu(nets):
+    counts = [score(nets["dense"], store=STORE, device=kind).score.robust for kind in ("cpu", "cuda")]
+    assert abs(counts[0] - counts[1]) <= 2  # of 64: other random draws and other roundings

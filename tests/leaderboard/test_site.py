@@ -1,0 +1,490 @@
+"""The site: whole, the same every time, inert whatever a record says, and at work in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+
+from prunebench.bench.adversarials import Pairs, pack_pairs
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import replace_folder, sha256_of, write_bytes
+from prunebench.bench.record import pairs_path
+from prunebench.leaderboard import plots, site
+from prunebench.leaderboard.render import clean
+from prunebench.leaderboard.table import rank, read
+from tests.support.records import make, refusal, save
+
+HOSTILE = (
+    "<script>window.pwned=1</script>", "<img src=x onerror=window.pwned=1>", "\"><svg onload='window.pwned=1'>",
+    "</script><script>window.pwned=1</script>", "{{ 7 * 7 }}", "{% raw %}", "javascript:window.pwned=1",
+    '<a href="http://evil.example">x</a>', "../../../etc/passwd", "..", "/etc/passwd", "a\\..\\b", "&lt;b&gt;",
+    "$\\href{http://evil.example}{x}$", "right\u202eto left", "\ud800", "nul\x00l", "\x1b[31m", "x" * 5000, " ", "CON",
+    "%{fullData.name}",
+)  # fmt: skip
+FLAG = {"name": "black-box-wins", "value": 0.0, "threshold": 1.0, "sentence": "Square fools 7 of the survivors."}
+ROWS = ("imp-s0.95", "imp-shuffle=true-s0.95", "magnitude-s0.95", "random-s0.95", "dense-s0")
+CURVE = [{"eps": "0.1", "robust": 70}, {"eps": "1/5", "robust": 20}]
+
+
+def pairs(channels=1):
+    images = np.arange(2 * channels * 4, dtype=np.uint8).reshape(2, channels, 2, 2)
+    return pack_pairs(Pairs(np.array([3, 8]), np.array([5, 1]), np.array([6, 7]), images, 255 - images))
+
+
+def fill(folder, name="imp", text="plain", file="refused", *, shown=None):
+    """Records of a method `name`, its shuffle and three others, with `text` wherever a record has room for it."""
+    kept = pairs() if shown is None else shown
+    for seed in range(3):
+        flags = [FLAG | {"value": 7.0 if seed else 0.0, "sentence": f"{FLAG['sentence']} {text}"}]
+        common = {
+            "data": {"name": text}, "env": {"torch": text, text: 1}, "notes": {text: text},
+            "cost": {"device": text, "stages": [{"name": text, "passes": 2_900_000, "seconds": None}]},
+        }  # fmt: skip
+        score = {"weak": {text: 60 + seed}, "curve": CURVE, "flags": flags}
+        record = make(name, 0.95, seed, robust=50 + seed, score=score, pairs=sha256_of(kept), **common)
+        write_bytes(pairs_path(save(folder, record, f"a-seed{seed}")), kept)
+        save(folder, make("random", 0.95, seed, robust=20 + seed, **common), f"b-seed{seed}")
+        save(folder, make("magnitude", 0.95, seed, robust=40 - seed, **common), f"d-seed{seed}")
+        save(folder, make(name, 0.95, seed, robust=10, job={"options": {"shuffle": True}}, **common), f"e-seed{seed}")
+        save(folder, make("dense", 0.0, seed, robust=60 + seed, **common), f"c-seed{seed}")
+    refusal(reason=text, refused=text, file=text).save(folder / f"{file}.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return fill(tmp_path_factory.mktemp("plain") / "records")
+
+
+@pytest.fixture(scope="module")
+def made(records):
+    site.write(records, records.parent / "site")
+    return records.parent / "site"
+
+
+class Page(HTMLParser):
+    """What a page is made of: its elements with the names of their attributes, its texts, links, and data."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.shape, self.values, self.texts, self.data, self.open = [], [], [], [], []
+        self.feed(data.decode())
+        self.close()
+        assert self.open == [], "an element is not closed"
+
+    def handle_starttag(self, tag, attributes):
+        self.shape.append((tag, *sorted(name for name, _ in attributes)))
+        self.values += [(tag, name, value) for name, value in attributes]
+        if tag not in {"meta", "link", "img"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        self.shape.append((f"/{tag}",))
+
+    def handle_data(self, data):
+        (self.data if self.open and self.open[-1] == "script" else self.texts).append(data)
+
+    def links(self):
+        return [value for _, name, value in self.values if name in {"href", "src"} and not value.startswith("data:")]
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def html_pages(folder):
+    return {name: Page(data) for name, data in contents(folder).items() if name.endswith(".html")}
+
+
+def test_a_page_for_the_board_and_one_for_each_row(made):
+    names = {f"entries/digits-linf-{name}.html" for name in ROWS}
+    assert set(html_pages(made)) == {"index.html", *names}
+    assert {path.name for path in (made / "assets").iterdir()} == {
+        "plotly.js", "site.css", "site.js", "tables.css", "tables.js",
+    }  # fmt: skip
+    text = " ".join(html_pages(made)["index.html"].texts)
+    for shown in (
+        "imp", "0.95", "51.0 [48.5, 53.5]", "+12.0 [+7.0, +17.0]", "better", "3 seeds find a true difference",
+        "official", "Square fools 7 of the survivors.", "refused.json", "unpruned nets and controls, without a place",
+    ):  # fmt: skip
+        assert shown in text, shown
+
+
+def test_the_page_of_a_row_shows_counts_flags_and_where_they_come_from(made, records):
+    page = html_pages(made)["entries/digits-linf-imp-s0.95.html"]
+    text = " ".join(page.texts)
+    record = read(records)[Path("digits-linf/a-seed0.json")]
+    for shown in (
+        "50 of 100: 50.0 % [40.4, 59.6]", "80 of 100: 80.0 % [71.1, 86.7]", "plain alone", "60 of 100", "eps 1/5",
+        "20 of 100", "0.9500, 50 left", "2,900,000 passes, time unknown", "\u26a0 up", "down", record.sha256,
+        record.protocol.sha256, record.net.sha256, record.data.sha256, record.outcomes, "image 3: 5", "env torch",
+    ):  # fmt: skip
+        assert shown in text, shown
+    for shown in ("imp less magnitude", "imp less imp:shuffle=true", "imp less random", "+12.0 [+7.0, +17.0]"):
+        assert shown in text, shown
+    assert sum(tag == "img" for tag, *_ in page.shape) == 2 * 2 * 3  # two pairs, three seeds
+    assert text.count("Square fools 7") == 4  # once at the head for two seeds, and a line a seed
+
+
+def test_every_page_is_sound_html(made):
+    for name, page in html_pages(made).items():
+        for link in page.links():
+            assert not urlsplit(link).scheme and not urlsplit(link).netloc, link
+            target = (made / name).parent / unquote(urlsplit(link).path) if urlsplit(link).path else made / name
+            assert target.is_file(), link
+            anchors = (
+                [v for _, n, v in Page(target.read_bytes()).values if n == "id"] if target.suffix == ".html" else []
+            )
+            assert len(set(anchors)) == len(anchors)
+            assert urlsplit(link).fragment in {"", *anchors}
+        assert ("html", "lang", "en") in page.values and ("meta", "name", "viewport") in page.values
+        tags = [tag for tag, *_ in page.shape]
+        assert tags.count("title") == tags.count("main") == tags.count("h1") == 1
+        assert tags.count("caption") == tags.count("table") == tags.count("thead") > 0
+        assert all("scope" in names for tag, *names in page.shape if tag == "th")
+        assert all("alt" in names for tag, *names in page.shape if tag == "img")
+        assert [data for data in page.data if not json.loads(data)["data"]] == []
+
+
+def test_no_page_asks_the_network(made):
+    for name, data in contents(made).items():
+        if not name.startswith("assets/") or name.startswith("assets/site."):
+            assert not re.search(rb"https?:|//[a-z]", data.replace(b"// ", b"")), name
+
+
+def test_the_same_records_give_the_same_bytes(made, records, tmp_path):
+    moved = shutil.copytree(records, tmp_path / "elsewhere")
+    site.write(moved, tmp_path / "again")
+    site.write(moved, tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(made)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.fixture(scope="module")
+def plain_shapes(made):
+    return sorted(page.shape for page in html_pages(made).values())
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_record_is_nothing_but_text(hostile, plain_shapes, tmp_path):
+    source = fill(tmp_path / "records", hostile, hostile)
+    found = site.pages(rank(read(source)), read(source), source)
+    shapes = sorted(Page(data).shape for name, data in found.items() if name.endswith(".html"))
+    assert shapes == plain_shapes
+    for name, data in found.items():
+        assert re.fullmatch(r"(entries/|assets/)?[a-z0-9][a-z0-9.=_-]*", name), name
+        assert len(name) < 150
+        if name.endswith(".html"):
+            page = Page(data)
+            assert not [link for link in page.links() if urlsplit(link).scheme or link.startswith("/")]
+            assert not re.search(r"[<>]", "".join(page.data)), "JSON could end its element"
+            assert clean(hostile)[:100] in "".join(page.texts)
+    drawn = [plot.figure for board in rank(read(source)).boards for plot in plots.of_board(board)]
+    for trace in (trace for figure in drawn for trace in figure["data"]):
+        for text in (trace["name"], *trace["hovertext"]):
+            assert not re.search(r"<(?!/?b>|br>)", text)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE[:2])
+def test_the_test_above_sees_what_is_not_escaped(hostile, plain_shapes, tmp_path, monkeypatch):
+    source = fill(tmp_path / "records", hostile, hostile)
+    environment = site._environment()
+    environment.autoescape = False
+    monkeypatch.setattr(site, "_environment", lambda: environment)
+    found = site.pages(rank(read(source)), read(source), source)
+    try:
+        shapes = sorted(Page(data).shape for name, data in found.items() if name.endswith(".html"))
+    except AssertionError:
+        return
+    assert shapes != plain_shapes
+
+
+def test_names_that_differ_only_in_case_have_pages_of_their_own(tmp_path):
+    for i, name in enumerate(("imp", "IMP", "Imp", "i/mp", "i mp")):
+        save(tmp_path / "records", make(name), f"{i}")
+    site.write(tmp_path / "records", tmp_path / "site")
+    names = [path.name.lower() for path in (tmp_path / "site" / "entries").iterdir()]
+    assert len(set(names)) == 5
+
+
+def test_pictures_that_cannot_be_shown_are_accounted_for(tmp_path):
+    save(tmp_path / "a", make(pairs="e" * 64))
+    site.write(tmp_path / "a", tmp_path / "site")
+    text = " ".join(html_pages(tmp_path / "site")["entries/digits-linf-imp-s0.9.html"].texts)
+    assert "imp-s0.9-seed0.pairs.npz does not lie beside the record" in text
+    fill(tmp_path / "b", shown=pairs(channels=2))
+    site.write(tmp_path / "b", tmp_path / "site")
+    text = " ".join(html_pages(tmp_path / "site")["entries/digits-linf-imp-s0.95.html"].texts)
+    assert "Images of shape (2, 2, 2) cannot be shown" in text
+
+
+def test_colour_pictures_are_shown(tmp_path):
+    fill(tmp_path / "records", shown=pairs(channels=3))
+    site.write(tmp_path / "records", tmp_path / "site")
+    page = html_pages(tmp_path / "site")["entries/digits-linf-imp-s0.95.html"]
+    assert sum(tag == "img" for tag, *_ in page.shape) == 12
+
+
+def test_other_pairs_than_the_record_names_are_refused(tmp_path):
+    fill(tmp_path / "records")
+    write_bytes(tmp_path / "records" / "digits-linf" / "a-seed1.pairs.npz", pairs(channels=3))
+    with pytest.raises(PrunebenchError, match=r"a-seed1.pairs.npz is not the pairs .* its sha256 is another"):
+        site.write(tmp_path / "records", tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+
+
+@pytest.mark.parametrize("foreign", ["notes.txt", "entries/mine.html", ".git/config"])
+def test_nothing_foreign_is_replaced(made, records, tmp_path, foreign):
+    out = shutil.copytree(made, tmp_path / "site")
+    site.write(records, out)  # its own site is replaced
+    (out / foreign).parent.mkdir(exist_ok=True)
+    (out / foreign).write_text("mine")
+    before = contents(out)
+    with pytest.raises(
+        PrunebenchError, match=f"is not a site of prunebench alone: it holds {re.escape(foreign)}; move"
+    ):
+        site.write(records, out)
+    assert contents(out) == before
+
+
+def test_other_places_are_refused(records, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "index.html").write_text("<!doctype html>")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nest" / "deep").mkdir(parents=True)
+    for name, said in (("folder", "index.html"), ("file", "is a file"), ("nest", "is not a site")):
+        with pytest.raises(PrunebenchError, match=said):
+            site.write(records, tmp_path / name)
+    with pytest.raises(PrunebenchError, match="inside the records"):
+        site.write(records, records / "site")
+    with pytest.raises(PrunebenchError, match="There is no folder"):
+        site.write(tmp_path / "none", tmp_path / "site")
+    (tmp_path / "free").mkdir()
+    site.write(records, tmp_path / "free")
+    for manifest in ("[]", "{", '{"prunebench_site": 1, "files": 3}', '{"prunebench_site": 1, "files": [{}]}'):
+        (tmp_path / "free" / site.MANIFEST).write_text(manifest)
+        with pytest.raises(PrunebenchError, match="is not a site of prunebench alone"):
+            site.write(records, tmp_path / "free")
+
+
+def test_a_failed_run_leaves_the_old_site(made, records, tmp_path, monkeypatch):
+    out = shutil.copytree(made, tmp_path / "site")
+    before = contents(out)
+
+    def full(folder, _):
+        (folder / "index.html").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(site, "_fill", full)
+    with pytest.raises(PrunebenchError, match=r"Could not write .*No space left on device.*is kept"):
+        site.write(records, out)
+    with pytest.raises(PrunebenchError, match="Could not write"):
+        site.write(records, tmp_path / "new")
+    assert contents(out) == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "old").write_text("old")
+    rename = Path.rename
+
+    def stubborn(path, target):
+        if path.name.endswith(".aside"):
+            raise OSError(13, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stubborn)
+    with pytest.raises(PrunebenchError, match="Permission denied"):
+        replace_folder(tmp_path / "site", lambda aside: (aside / "new").write_text("new"))
+    assert contents(tmp_path) == {"site/old": b"old"}
+
+
+def test_the_widget_becomes_a_script_or_is_refused():
+    assert "window.DataTable=b;" in site.as_script("var b=1;export{a as A,b as default};\n/* licence */")
+    for module in ("var b=1;", "export{a as A};", "export{b as default};export{c as d};"):
+        with pytest.raises(PrunebenchError, match="install the version of itables"):
+            site.as_script(module)
+
+
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a, b):
+    """WCAG 2.1: from 1 (equal) to 21 (black on white)."""
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_and_series_stand_out_in_both_themes(made):
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+    themes = re.findall(r":root \{([^}]*)\}", (made / "assets" / "site.css").read_text())
+    assert len(themes) == 2
+    for theme in themes:
+        colour = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6});", theme))
+        for ground in ("page", "card"):
+            assert min(contrast(colour[name], colour[ground]) for name in ("text", "muted", "accent")) >= 4.5
+        assert contrast(colour["warn-text"], colour["warn-page"]) >= 4.5
+        assert min(contrast(colour[f"series-{i}"], colour["card"]) for i in range(plots.SERIES)) >= 3
+
+
+# In a browser
+
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium. PRUNEBENCH_BROWSER=required: its absence is a failure, as in CI."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        if os.environ.get("PRUNEBENCH_BROWSER") == "required":
+            pytest.fail("There is no Chromium, and PRUNEBENCH_BROWSER=required: install Debian's package chromium.")
+        pytest.skip("There is no Chromium: install Debian's package chromium to test the site in a browser.")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
+        yield started
+        started.close()
+
+
+class Watched:
+    """A page whose complaints, and requests that leave the disk, are kept."""
+
+    def __init__(self, browser, **options):
+        self.page = browser.new_page(**options)
+        self.page.set_default_timeout(60_000)
+        self.complaints = []
+        self.page.on("console", lambda said: self.complaints.append(said.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        self.page.on("request", self.asked)
+
+    def asked(self, request):
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            self.complaints.append(request.url)
+
+    def open(self, path):
+        self.page.goto(path.as_uri())
+        if "<!doctype html>" in path.read_text():
+            self.page.wait_for_selector("html.ready", state="attached")
+
+    def too_wide(self):
+        return self.page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+
+
+@pytest.fixture
+def watched(browser):
+    made = Watched(browser, viewport={"width": 1280, "height": 900})
+    yield made
+    made.page.close()
+
+
+def shows(page, place, *texts, table="board"):
+    """Wait until the cells at `place` in the lines of the table are these, from the top."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(f"#b1-{table} tbody td:nth-child({place})")).to_have_text(list(texts), timeout=60_000)
+
+
+def test_the_table_sorts_filters_and_leads_to_an_entry(watched, made):
+    watched.open(made / "index.html")
+    page = watched.page
+    shows(page, 1, "1", "2")
+    shows(page, 2, "imp", "magnitude")
+    shows(page, 6, "better", "")
+    shows(page, 1, "dense", "random", "imp:shuffle=true", table="controls")
+    head = page.locator("#b1-board thead th", has_text="Robust %")
+    head.click()
+    page.wait_for_selector("#b1-board th[aria-sort=ascending]")
+    # log-odds of 117.5 / 301 and 153.5 / 301, +- t(.975, 2) * .01 / sqrt(3) over m (1 - m)
+    shows(page, 4, "39.0 [36.6, 41.5]", "51.0 [48.5, 53.5] \u26a0")
+    head.click()
+    page.wait_for_selector("#b1-board th[aria-sort=descending]")
+    shows(page, 2, "imp", "magnitude")
+    search = page.get_by_label("Filter").first
+    search.fill("magn")
+    shows(page, 2, "magnitude")
+    search.fill("")
+    shows(page, 2, "imp", "magnitude")
+    page.locator("#b1-controls th", has_text="Sparsity").get_by_role("button", name="Filter by this column").click()
+    page.locator(".dtcc-dropdown input").fill("0.95")
+    shows(page, 1, "random", "imp:shuffle=true", table="controls")
+    page.keyboard.press("Escape")
+    sign = page.locator("#b1-board a.sign")
+    assert "Square fools 7 of the survivors." in sign.get_attribute("title")
+    page.locator("#b1-board").get_by_role("link", name="imp", exact=True).click()
+    page.wait_for_url("**/entries/digits-linf-imp-s0.95.html")
+    page.wait_for_selector("html.ready", state="attached")
+    assert page.inner_text("h1") == "imp at sparsity 0.95"
+    assert page.locator(".pairs img").first.evaluate("image => [image.naturalWidth, image.complete]") == [2, True]
+    page.get_by_role("link", name="All of digits-linf").click()
+    page.wait_for_url("**/index.html#b1")
+    page.wait_for_selector("html.ready", state="attached")
+    assert page.inner_text("h1").startswith("Adversarially")
+    assert watched.complaints == []
+
+
+def test_plots_are_drawn_and_follow_the_theme(watched, made):
+    watched.page.emulate_media(color_scheme="light")
+    watched.open(made / "index.html")
+    plots_there = watched.page.locator(".plot")
+    assert plots_there.count() == 5
+    assert watched.page.locator(".plot svg.main-svg .scatterlayer .trace").count() >= 5 * 2
+    ink = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = watched.page.evaluate(ink), watched.page.evaluate(ground)
+    watched.page.emulate_media(color_scheme="dark")
+    watched.page.wait_for_selector("html.dark", state="attached")
+    dark = watched.page.evaluate(ink), watched.page.evaluate(ground)
+    assert (light, dark) == (("rgb(28, 33, 38)", "rgb(246, 247, 248)"), ("rgb(227, 231, 234)", "rgb(18, 21, 24)"))
+    assert watched.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_every_page_without_scrolling_sideways(browser, made, scheme):
+    phone = Watched(browser, viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    for name in html_pages(made):
+        phone.open(made / name)
+        assert not phone.too_wide(), name
+    assert phone.complaints == []
+    phone.page.close()
+
+
+def test_hostile_records_are_inert_in_the_browser(watched, tmp_path):
+    text = "".join(HOSTILE[:8])
+    fill(tmp_path / "records", text, text)
+    site.write(tmp_path / "records", tmp_path / "site")
+    watched.page.set_viewport_size({"width": 390, "height": 844})
+    for name in html_pages(tmp_path / "site"):
+        watched.open(tmp_path / "site" / name)
+        assert watched.page.evaluate("window.pwned") is None
+        assert watched.page.locator("svg a, a[href^='http'], a[href^='javascript']").count() == 0
+        assert not watched.too_wide(), name
+    assert watched.complaints == []
+
+
+def test_the_watch_above_hears_and_sees(watched, tmp_path):
+    page = "<img src=http://127.0.0.1:9/x.png><script>console.error('heard')</script><p style=width:3000px>wide"
+    (tmp_path / "bad.html").write_text(page)
+    watched.open(tmp_path / "bad.html")
+    assert "http://127.0.0.1:9/x.png" in watched.complaints
+    assert "heard" in watched.complaints
+    assert watched.too_wide()

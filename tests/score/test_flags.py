@@ -1,0 +1,344 @@
+"""Every flag goes up on a victim that was built for it, and stays down on honest nets, dense and sparse."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from prunebench.bench.attacks.suite import STANDARD, WEAK
+from prunebench.bench.beside import RECORD
+from prunebench.bench.checkpoint import open_net
+from prunebench.bench.data import as_float
+from prunebench.bench.errors import Refused
+from prunebench.bench.executor import Fast, fast
+from prunebench.bench.protocol import Threat
+from prunebench.bench.record import Point, load_record
+from prunebench.bench.score import cascade, flags, probes
+from prunebench.bench.score.cascade import Trial, radii
+from prunebench.bench.score.journal import Journal
+from prunebench.bench.score.referee import Referee
+from prunebench.bench.score.scoring import score
+from tests.support.nets import STORE, TINY, misplaced
+
+TEST = STORE.testing("digits", 48)
+IMAGES = as_float(TEST.images)
+N = len(TEST)
+BOARD = Path(__file__).parents[2] / "leaderboard" / "records" / "digits-linf"
+WHITE_AND_BLACK = {name: STANDARD[name] for name in ("apgd-ce", "square")}
+
+
+class Before(nn.Module):
+    """The net behind a change of its input."""
+
+    def __init__(self, net, change):
+        super().__init__()
+        self.net, self.change = net, change
+
+    def forward(self, images):
+        return self.net(self.change(images))
+
+
+class After(Before):
+    """The net before a change of its output."""
+
+    def forward(self, images):
+        return self.change(self.net(images))
+
+
+class Winners(nn.Module):
+    """k-winners-take-all (Xiao et al. 2020, arXiv 1905.10510): the largest share of a layer's activations stays."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    def forward(self, x):
+        flat = x.flatten(1)
+        least = flat.topk(max(1, int(self.share * flat.shape[1])), dim=1).values[:, -1:]
+        return torch.where(flat >= least, flat, 0.0).view_as(x)
+
+
+def winners(net, share=0.1):
+    layers = [Winners(share) if isinstance(layer, nn.ReLU) else layer for layer in net[1]]
+    return nn.Sequential(net[0], nn.Sequential(*layers))
+
+
+def quantised(images):
+    return (images * 7).round() / 7
+
+
+def shattered(images):
+    """A ripple of .02 that is steeper than the image is: the gradient is that of the ripple."""
+    return images + 0.02 * torch.sin(images / 5e-4)
+
+
+def noisy(images):
+    return images + 0.01 * torch.randn_like(images)
+
+
+CLAIMED = Path(__file__).parents[2] / "claims"
+
+
+@pytest.fixture(params=["dense-s0-seed0", "imp-s0.95-seed0"])
+def net(request):
+    """Nets of the board, whose training was whole."""
+    return open_net(CLAIMED / request.param / "net.safetensors").module
+
+
+def referee(net):
+    return Referee(net, TINY, 64, torch.device("cpu"))
+
+
+def looked_at(net):
+    """The flags that rest on probes of the net alone, by name."""
+    net = referee(net)
+    logits = net.logits(IMAGES)
+    found = [
+        flags.zero_gradients(*probes.vanishing(net, IMAGES, TEST.labels), N),
+        flags.quantised_input(probes.unmoved(net, IMAGES, 0), N, probes.NUDGE),
+        flags.softmax_output(probes.probabilities(logits), N),
+    ]
+    return {flag.name for flag in found if flag.up}
+
+
+def attacked(net, monkeypatch):
+    """The flags that rest on outcomes of attacks, by name."""
+    monkeypatch.setattr(cascade, "STANDARD", WHITE_AND_BLACK)
+    trial = Trial(referee(net), TEST, Journal(None, []))
+    clean = trial.referee.logits(IMAGES).argmax(1) == TEST.labels
+    standing, weak = trial.standard(clean), trial.weak(clean)
+    counts = {name: int(bits.sum()) for name, bits in (standing | weak).items()}
+    curve = [Point(eps=eps, robust=int(bits.sum())) for eps, bits in trial.curve(clean, weak["pgd-20"]).items()]
+    found = [
+        flags.black_box_wins(counts["apgd-ce"], counts["square"], N),
+        flags.weak_strong_gap(counts["pgd-20"], counts["square"], N),
+        flags.eps_curve(curve, N, 0.15),
+    ]
+    return {flag.name for flag in found if flag.up}
+
+
+def test_an_honest_net_raises_nothing(net):
+    assert looked_at(net) == set()
+
+
+def test_all_flags_are_in_a_record(scored):
+    for folder in scored.values():
+        found = {flag.name: flag for flag in load_record(folder / RECORD).score.flags}
+        assert set(found) == {
+            "black-box-wins", "zero-gradients", "eps-curve", "weak-beats-strong", "weak-strong-gap", "nondeterministic",
+            "quantised-input", "softmax-output", "transfer", "kernel-disagrees", "budget-overrun", "out-of-range",
+            "rounding", "constant",
+        }  # fmt: skip
+        assert found["transfer"].value is None  # no dense net was given
+        assert found["kernel-disagrees"].value == 0.0
+
+
+def test_saturated_logits(net):
+    assert looked_at(After(net, lambda logits: 1e6 * logits)) == {"zero-gradients"}
+
+
+def test_a_detached_gradient(net):
+    assert looked_at(Before(net, torch.Tensor.detach)) == {"zero-gradients"}
+
+
+def test_eight_levels(net):
+    assert looked_at(Before(net, quantised)) == {"zero-gradients", "quantised-input"}
+
+
+def test_probabilities(net):
+    assert "softmax-output" in looked_at(After(net, lambda logits: logits.softmax(1)))
+    assert "softmax-output" not in looked_at(After(net, lambda logits: logits.log_softmax(1)))
+
+
+def test_random_noise_is_refused_and_its_flag_is_up(net):
+    with pytest.raises(Refused) as refused:
+        referee(Before(net, noisy)).steady_logits(IMAGES)
+    assert refused.value.check == "nondeterministic"
+    assert flags.nondeterministic(1, N).up and not flags.nondeterministic(0, N).up
+
+
+@pytest.mark.parametrize("victim", ["shattered", "winners"])
+def test_gradients_that_mislead(victim, nets, monkeypatch):
+    sound = open_net(nets["dense"]).module
+    found = attacked(Before(sound, shattered) if victim == "shattered" else winners(sound), monkeypatch)
+    assert {"black-box-wins", "weak-strong-gap"} <= found
+    if victim == "shattered":
+        assert "eps-curve" in found
+    honest = attacked(open_net(nets["dense"]).module, monkeypatch)
+    assert "eps-curve" not in honest and len(honest) < len(found)
+
+
+def test_images_of_the_dense_net_are_tried(nets, tmp_path, quick):
+    """A victim for transfer: the dense net itself behind a ripple, against which its own gradients are of no use."""
+    sound = open_net(nets["dense"]).module
+    victim, parent = referee(Before(sound, shattered)), referee(open_net(nets["dense"]).module)
+    trial = Trial(victim, TEST, Journal(None, []))
+    clean = victim.logits(IMAGES).argmax(1) == TEST.labels
+    standing = trial.weak(clean)["pgd-50"]
+    assert flags.transfer(probes.transferred(victim, parent, TEST, standing, 0), N).up
+    assert probes.transferred(victim, parent, TEST, torch.zeros_like(standing), 0) == 0
+
+    record = score(nets["imp"], parent=nets["dense"], out=tmp_path, store=STORE, device="cpu")
+    assert record.notes["parent"] == open_net(nets["dense"]).id.sha256
+    found = {flag.name: flag.value for flag in record.score.flags}
+    assert found["transfer"] is not None and found["transfer"] < 0.2
+
+
+def test_a_referee_whose_attacks_give_up_is_found_out(nets, monkeypatch):
+    """A victim for weak-beats-strong: AutoAttack's four propose nothing, and FGSM and PGD do."""
+
+    def gives_up(model, images, labels, threat, *, generator):
+        return images
+
+    monkeypatch.setattr(cascade, "STANDARD", dict.fromkeys(STANDARD, gives_up))
+    record = score(nets["dense"], store=STORE, device="cpu").score
+    found = {flag.name: flag for flag in record.flags}
+    assert record.robust == record.clean
+    beaten = found["weak-beats-strong"]
+    assert beaten.up and beaten.value >= (record.clean - record.weak["pgd-20"]) / record.n
+
+
+def kernels_disagree(nets, kernels=None):
+    """The flag of a sparse net whose attacks saw `kernels` (by default the real ones), and what was robust."""
+    judge = referee(open_net(nets["imp"]).module)
+    assert judge.fast.differs(IMAGES.shape[1:])
+    judge.fast = kernels or judge.fast
+    trial = Trial(judge, TEST, Journal(None, []))
+    clean = judge.logits(IMAGES).argmax(1) == TEST.labels
+    survived = [clean, *trial.standard(clean).values()]
+    unconfirmed = sum(entry.unconfirmed for entry in trial.entries)
+    proposed = sum(int(bits.sum()) for bits in survived[:-1])
+    turned = probes.turned(judge, IMAGES, TEST.labels)
+    return flags.kernel_disagrees(unconfirmed, proposed, turned, N), int(survived[-1].sum())
+
+
+def test_kernels_with_a_wrong_offset_are_found_out(nets, quick):
+    honest, robust = kernels_disagree(nets)
+    assert not honest.up
+    flag, weaker = kernels_disagree(nets, fast(misplaced(open_net(nets["imp"]).module)))
+    assert flag.up and weaker >= robust and "CXX=none" in flag.sentence
+
+
+class Backwards(torch.autograd.Function):
+    """The image itself, whose gradient runs the wrong way."""
+
+    @staticmethod
+    def forward(ctx, images):
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+def test_kernels_whose_gradient_is_wrong_are_found_out(nets, monkeypatch):
+    """Their logits are right, so no proposal is unconfirmed: gradients alone tell, and attacks find less."""
+    monkeypatch.setattr(cascade, "STANDARD", {"apgd-ce": WEAK["pgd-20"]})
+    honest, robust = kernels_disagree(nets)
+    judge = referee(open_net(nets["imp"]).module)
+    right = judge.fast
+
+    class Wrong(Fast):
+        def __call__(self, images):
+            return right(Backwards.apply(images))
+
+    flag, weaker = kernels_disagree(nets, Wrong(judge.net))
+    assert flag.up and flag.value > 0.9 and weaker > robust
+    assert not honest.up
+
+
+# on paper
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        (flags.black_box_wins(60, 57, 100), 0.03),
+        (flags.zero_gradients(3, 6, 100), 0.06),
+        (flags.eps_curve([Point(eps="0.1", robust=50), Point(eps="0.5", robust=13)], 100, 0.1), 0.03),
+        (flags.eps_curve([Point(eps="0.1", robust=5), Point(eps="0.5", robust=8)], 100, 0.1), 0.03),
+        (flags.weak_beats_strong(1, 100), 0.01),
+        (flags.weak_strong_gap(63, 50, 100), 0.13),
+        (flags.nondeterministic(1, 100), 0.01),
+        (flags.quantised_input(26, 100, 1e-5), 0.26),
+        (flags.softmax_output(51, 100), 0.51),
+        (flags.transfer(1, 100), 0.01),
+        (flags.kernel_disagrees(3, 1000, 0, 100), 0.002),
+        (flags.kernel_disagrees(0, 1000, 3, 100), 0.02),
+        (flags.out_of_range(1.01), 1.01),
+        (flags.out_of_range(float("inf")), sys.float_info.max),
+        (flags.rounding(1, 100), 0.01),
+        (flags.constant([], [4, 4, 4], [4, 4, 3]), 1),
+        (flags.constant(["No weight is left in 1.0.weight."], [4, 4, 3], [4, 4, 3]), 1),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_the_value_on_paper_is_above_the_threshold(flag, value):
+    assert flag.value == pytest.approx(value) and flag.up
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        flags.black_box_wins(60, 58, 100),
+        flags.zero_gradients(5, 5, 100),
+        flags.eps_curve([Point(eps="0.1", robust=50), Point(eps="0.5", robust=12)], 100, 0.1),
+        flags.weak_beats_strong(1, 200),
+        flags.weak_strong_gap(62, 50, 100),
+        flags.nondeterministic(0, 100),
+        flags.quantised_input(25, 100, 1e-5),
+        flags.softmax_output(50, 100),
+        flags.transfer(1, 200),
+        flags.transfer(None, 100),
+        flags.kernel_disagrees(2, 1000, 0, 100),
+        flags.kernel_disagrees(1, 100, 0, 100),
+        flags.kernel_disagrees(0, 1000, 1, 100),
+        flags.kernel_disagrees(0, 0, 0, 100),
+        flags.out_of_range(1.0),
+        flags.rounding(0, 100),
+        flags.constant([], [4, 4, 3], [4, 4, 4]),
+        flags.constant([], [4, 4, 4], [4, 4, 4]),
+    ],
+    ids=lambda flag: flag.name,
+)
+def test_at_the_threshold_it_is_down(flag):
+    assert not flag.up
+
+
+def test_the_radii_grow_to_where_every_image_can_be_grey():
+    assert radii(Threat(norm="Linf", eps="8/255"), 3072) == (
+        "2/255", "4/255", "2/85", "8/255", "4/85", "16/255", "8/85", "1/2",
+    )  # fmt: skip
+    assert radii(Threat(norm="Linf", eps="0.3"), 784) == ("3/40", "3/20", "9/40", "3/10", "9/20", "1/2")
+    assert radii(Threat(norm="L2", eps="1"), 784)[-1] == "14"  # sqrt(784) / 2
+    assert radii(Threat(norm="L2", eps="1"), 3)[-1] == "87/100"  # sqrt(3) / 2 = .8660
+
+
+def test_dlr_on_paper():
+    logits = torch.tensor([[3.0, 1.0, 0.0, 0.0], [3.0, 1.0, 0.0, 0.0]])
+    assert probes._dlr(logits, torch.tensor([0, 1])).tolist() == pytest.approx([-2 / 3, 2 / 3])
+    assert probes._dlr(torch.tensor([[2.0, 5.0]]), torch.tensor([0])).tolist() == [3.0]
+
+
+def test_pairs_are_what_they_say(nets):
+    sound = open_net(nets["dense"]).module
+    clean = referee(sound).logits(IMAGES).argmax(1) == TEST.labels
+    pairs = probes.pairs(referee(sound), TEST, clean, 0)
+    assert 0 < len(pairs.index) <= probes.SHOWN and clean[torch.from_numpy(pairs.index)].all()
+    assert (pairs.labels == TEST.labels.numpy()[pairs.index]).all() and (pairs.predicted != pairs.labels).all()
+    assert (abs(pairs.originals.astype(int) - pairs.adversarial) <= round(255 * TINY.threat.radius) + 1).all()
+    none = probes.pairs(referee(sound), TEST, torch.zeros_like(clean), 0)
+    assert len(none.index) == 0 and none.originals.shape == (0, 1, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["dense-s0", "imp-s0.9", "iwi-s0.9", "awt-s0.9", "random-s0.9", "random-s0.95"])
+def test_honest_nets_of_the_board_raise_nothing(name):
+    """Scored in full, trained in full: dense and sparse, under fifteen seeds."""
+    paths = sorted(BOARD.glob(f"{name}-seed*.json"))
+    assert len(paths) == 15
+    for path in paths:
+        assert [flag.name for flag in load_record(path).score.flags if flag.up] == []

@@ -1,0 +1,127 @@
+"""A protocol that takes seconds, nets made by it, and attacks that are as quick: what the slow tests share."""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunebench.bench.attacks.suite import STANDARD, pgd
+from prunebench.bench.checkpoint import Header, pack, seal, unpack
+from prunebench.bench.data import Info, Store
+from prunebench.bench.grid.run import job_of
+from prunebench.bench.grid.task import train
+from prunebench.bench.lab.lab import Lab
+from prunebench.bench.protocol import Job, Protocol, Threat, Training
+from prunebench.bench.record import outcomes_path
+from prunebench.pruners import parse
+
+TINY = Protocol(
+    name="tiny", data="digits", model="digits-cnn", threat=Threat(norm="Linf", eps="0.15"), units=2.0,
+    sparsities=(0.9,), seeds=(0,), validation=64, train=512, test=64, shard=64, attack_seed=3,
+    training=Training(objective="pgd", steps=3, step_size="0.075", epochs=3, batch=64, lr=0.1, validate_every=3),
+)  # fmt: skip
+STORE = Store(Path("there-is-no-such-folder"))  # digits come with scikit-learn
+SMALL = """
+base = "digits-linf"
+name = "small"
+units = 1.0
+train = 64
+validation = 10
+test = 8
+[training]
+epochs = 1
+steps = 1
+"""  # a protocol as a user writes it, on top of a built-in one
+SPECS = {"dense": ("dense", None), "imp": ("imp:rounds=2", 0.9)}
+
+
+def changed(rules: Protocol = TINY, **changes) -> Protocol:
+    """`rules` with other values; those of `training` may be named on their own."""
+    training = {key: changes.pop(key) for key in list(changes) if key in Training.model_fields}
+    return rules.model_copy(update=changes | {"training": rules.training.model_copy(update=training)})
+
+
+def job(spec: str = "dense", sparsity: float | None = None, seed: int = 0) -> Job:
+    """The job of the pruner `spec`; sparsity 0.9 where one is needed."""
+    chosen = parse(spec)
+    return job_of(chosen, 0.9 if sparsity is None and chosen.prunes else sparsity, seed)
+
+
+def make_nets(folder: Path) -> dict[str, Path]:
+    """The two nets of SPECS, trained below `folder` unless they are there."""
+    return {
+        name: train(spec, job(spec, sparsity), TINY, folder / name, folder / "stages", STORE, device="cpu")
+        for name, (spec, sparsity) in SPECS.items()
+    }
+
+
+def lab(tmp_path: Path, rules: Protocol = TINY, *, sparsity: float = 0.9, kind: type[Lab] = Lab, **options) -> Lab:
+    """A lab for a job of that sparsity."""
+    return kind(Job(pruner="any", sparsity=sparsity, seed=0), rules, STORE, tmp_path / "stages", **options)
+
+
+def seal_state(path: Path, module: nn.Module, rules: Protocol = TINY, info: Info | None = None) -> Path:
+    """A net file with the weights of `module`, an architecture of `rules`."""
+    info = info or STORE.info(rules.data)
+    header = Header(
+        arch=rules.model, classes=info.classes, shape=info.shape, protocol=rules, job=job(), source=None,
+        train_sha256=None, stages=(),
+    )  # fmt: skip
+    seal(path, module.state_dict(), header, passes_granted=0)
+    return path
+
+
+def forged(net: Path, path: Path, *, drop: str | None = None, **header) -> Path:
+    """A copy of `net` with a whole hash, but without the tensor `drop` and with other values in its header."""
+    tensors, about = unpack(net.read_bytes(), str(net))
+    tensors = {name: tensor for name, tensor in tensors.items() if name != drop}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pack(tensors, about | header))
+    return path
+
+
+def outcomes(folder: Path) -> dict[str, np.ndarray]:
+    """The raw outcomes in the folder of a scoring."""
+    with np.load(outcomes_path(folder / "record.json")) as file:
+        return dict(file)
+
+
+def quick_attacks() -> dict[str, object]:
+    """Stand-ins under the names of AutoAttack's four, ever stronger: PGD with 1, 2, 5 and 10 steps."""
+    return {
+        name: partial(pgd, steps=steps, step_size=0.05) for name, steps in zip(STANDARD, (1, 2, 5, 10), strict=True)
+    }
+
+
+def toml(rules: Protocol) -> str:
+    """`rules` as a TOML file."""
+    plain = {key: value for key, value in rules.model_dump(mode="json").items() if value is not None}
+    tables = {key: plain.pop(key) for key in ("threat", "training")}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    for name, table in tables.items():
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def misplaced(net: nn.Module) -> nn.Module:
+    """A copy of `net` with every weight of its convolutions a place further: what kernels with a wrong offset do."""
+    other = copy.deepcopy(net)
+    for layer in other.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.roll(1, dims=3)
+    return other
+
+
+class Bright(nn.Module):
+    """Class 1 for images whose mean is above one half, class 0 below: what an attack can do is known on paper."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (n, 2)."""
+        mean = images.flatten(1).mean(1)
+        return torch.stack([0.5 - mean, mean - 0.5], dim=1)
