@@ -42,9 +42,11 @@ def pack(proposals: Proposals, originals: np.ndarray, radius: float, whole: np.n
     """
     offsets = _offsets(proposals.images[~whole], originals[~whole], radius)
     return _packed(
-        index=proposals.index[~whole], offset=offsets, whole_index=proposals.index[whole],
+        index=proposals.index[~whole],
+        offset=offsets,
+        whole_index=proposals.index[whole],
         whole=proposals.images[whole],
-    )  # fmt: skip
+    )
 
 
 def load(path: Path, sha256: str, images: np.ndarray, radius: float) -> Proposals:
@@ -54,8 +56,12 @@ def load(path: Path, sha256: str, images: np.ndarray, radius: float) -> Proposal
     """
     arrays = load_arrays(path, sha256, "the proposals that are named by their sha256", LARGEST_ARRAYS)
     shape, n = images.shape[1:], len(images)
-    kinds = {"index": (np.int64, ()), "offset": (np.int8, shape), "whole_index": (np.int64, ()),
-             "whole": (np.float32, shape)}  # fmt: skip
+    kinds = {
+        "index": (np.int64, ()),
+        "offset": (np.int8, shape),
+        "whole_index": (np.int64, ()),
+        "whole": (np.float32, shape),
+    }
     found = {name: (array.dtype, array.shape[1:]) for name, array in arrays.items() if array.ndim}
     if len(found) < len(arrays) or found != {name: (np.dtype(kind), rest) for name, (kind, rest) in kinds.items()}:
         raise PrunebenchError(f"{path} does not hold proposals for images of shape {shape}; score the net again.")

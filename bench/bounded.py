@@ -43,9 +43,20 @@ _DOTTED = re.compile(rf"(?:\.[^.=\[\]{{}},\n]*+){{{PARTS}}}")
 _VERSIONS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # What numpy and zipfile raise on a file that is damaged, encrypted, compressed in an odd way or made to mislead.
 _UNREADABLE = (
-    OSError, EOFError, MemoryError, RuntimeError, LookupError, TypeError, OverflowError, SyntaxError, struct.error,
-    tokenize.TokenError, lzma.LZMAError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+    OSError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def json_of(data: bytes) -> Any:

@@ -135,9 +135,17 @@ _LARGEST = 2**40  # bytes of decoded images, which are mapped and not read
 DATASETS = ("digits", *_PUBLISHED)
 # What a file that is cut short or is no data set at all can raise, in torchvision and in what it reads with.
 _UNREADABLE = (
-    OSError, RuntimeError, ValueError, TypeError, LookupError, AssertionError, EOFError, HTTPException, UnpicklingError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AssertionError,
+    EOFError,
+    HTTPException,
+    UnpicklingError,
     zlib.error,
-)  # fmt: skip
+)
 _FOLDER = "Or name a folder below the data root with train/ and test/ inside: folder:PATH."
 
 

@@ -33,9 +33,12 @@ def canonical_json(value: Any) -> bytes:
 Complaint = Callable[[str, str], PrunebenchError]  # what to raise, of a check ("file" or "format") and a sentence
 
 _KINDS = {
-    stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
-}  # fmt: skip
+}
 _FLAGS = ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")  # an open that never waits for another process
 _CHUNK = 2**20  # bytes
 

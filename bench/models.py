@@ -40,9 +40,13 @@ def _digits_cnn(classes: int, shape: tuple[int, int, int]) -> nn.Module:
     channels, height, width = shape
     flat = 32 * ((height + 1) // 2) * ((width + 1) // 2)
     return nn.Sequential(
-        *_conv(channels, 16), *_conv(16, 32, stride=2), nn.Flatten(),
-        nn.Linear(flat, 64), nn.ReLU(inplace=True), nn.Linear(64, classes),
-    )  # fmt: skip
+        *_conv(channels, 16),
+        *_conv(16, 32, stride=2),
+        nn.Flatten(),
+        nn.Linear(flat, 64),
+        nn.ReLU(inplace=True),
+        nn.Linear(64, classes),
+    )
 
 
 def _mnist_cnn(classes: int, shape: tuple[int, int, int]) -> nn.Module:
@@ -50,11 +54,19 @@ def _mnist_cnn(classes: int, shape: tuple[int, int, int]) -> nn.Module:
     channels, height, width = shape
     flat = 64 * (((height - 4) // 2 - 4) // 2) * (((width - 4) // 2 - 4) // 2)
     return nn.Sequential(
-        *_conv(channels, 32, padding=0), *_conv(32, 32, padding=0), nn.MaxPool2d(2),
-        *_conv(32, 64, padding=0), *_conv(64, 64, padding=0), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Linear(flat, 200), nn.ReLU(inplace=True), nn.Linear(200, 200), nn.ReLU(inplace=True),
+        *_conv(channels, 32, padding=0),
+        *_conv(32, 32, padding=0),
+        nn.MaxPool2d(2),
+        *_conv(32, 64, padding=0),
+        *_conv(64, 64, padding=0),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(flat, 200),
+        nn.ReLU(inplace=True),
+        nn.Linear(200, 200),
+        nn.ReLU(inplace=True),
         nn.Linear(200, classes),
-    )  # fmt: skip
+    )
 
 
 def _resnet18(classes: int, shape: tuple[int, int, int]) -> nn.Module:

@@ -190,29 +190,46 @@ def _spelled(value: bool | int | float | str) -> str:
 
 
 _CIFAR: dict[str, Any] = dict(
-    data="cifar10", threat=Threat(norm="Linf", eps="8/255"), units=2.0, sparsities=(0.9, 0.95, 0.99), validation=1000,
+    data="cifar10",
+    threat=Threat(norm="Linf", eps="8/255"),
+    units=2.0,
+    sparsities=(0.9, 0.95, 0.99),
+    validation=1000,
     training=Training(
         objective="pgd", steps=10, step_size="2/255", epochs=30, batch=256, lr=0.2, ema=0.995, augment="crop-flip"
     ),
-)  # fmt: skip
+)
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         Protocol(
-            name="digits-linf", data="digits", model="digits-cnn", threat=Threat(norm="Linf", eps="0.2"), units=4.0,
-            sparsities=(0.9, 0.95, 0.98), seeds=tuple(range(15)), validation=200, test=500,
+            name="digits-linf",
+            data="digits",
+            model="digits-cnn",
+            threat=Threat(norm="Linf", eps="0.2"),
+            units=4.0,
+            sparsities=(0.9, 0.95, 0.98),
+            seeds=tuple(range(15)),
+            validation=200,
+            test=500,
             training=Training(objective="pgd", steps=10, step_size="0.05", epochs=20, batch=64, lr=0.2),
         ),
         Protocol(
-            name="mnist-linf", data="mnist", model="mnist-cnn", threat=Threat(norm="Linf", eps="0.3"), units=4.0,
-            sparsities=(0.9, 0.95, 0.99), validation=5000, test=1000,
+            name="mnist-linf",
+            data="mnist",
+            model="mnist-cnn",
+            threat=Threat(norm="Linf", eps="0.3"),
+            units=4.0,
+            sparsities=(0.9, 0.95, 0.99),
+            validation=5000,
+            test=1000,
             training=Training(objective="pgd", steps=10, step_size="0.075", epochs=5, batch=128, lr=0.05),
         ),
         Protocol(name="cifar10-linf", model="resnet18", **_CIFAR),
         Protocol(name="cifar10-linf-vgg16", model="vgg16-bn", **_CIFAR),
     )
-}  # fmt: skip
+}
 
 
 def load(spec: str | Path) -> Protocol:
@@ -262,8 +279,11 @@ def from_values(values: dict[str, Any], source: str) -> Protocol:
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    both = {key: _merged(base[key], value) for key, value in changes.items()
-            if isinstance(value, dict) and isinstance(base.get(key), dict)}  # fmt: skip
+    both = {
+        key: _merged(base[key], value)
+        for key, value in changes.items()
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+    }
     return base | changes | both
 
 

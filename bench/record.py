@@ -311,9 +311,12 @@ def pairs_path(record: Path) -> Path:
 
 
 def pack_outcomes(
-    labels: np.ndarray, predicted: np.ndarray, survived: Mapping[str, np.ndarray], weak: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    survived: Mapping[str, np.ndarray],
+    weak: Mapping[str, np.ndarray],
     curve: Mapping[str, np.ndarray],
-) -> bytes:  # fmt: skip
+) -> bytes:
     """The bytes of an outcomes file: true labels, predicted labels, and per attack who is still right after it.
 
     `labels`, `predicted`: int64, shape (n,). `survived`: bool, shape (n,), in the order the attacks ran. `weak`, by
@@ -367,8 +370,9 @@ def complete(path: Path, record: Record) -> None:
     """
     recount(path, record)
     for beside, sha256, what in (
-        (proposals_path(path), record.proposals, "the proposals"), (pairs_path(path), record.pairs, "the pairs"),
-    ):  # fmt: skip
+        (proposals_path(path), record.proposals, "the proposals"),
+        (pairs_path(path), record.pairs, "the pairs"),
+    ):
         if sha256 is not None:
             way_out = "restore the file or score the net again"
             read_known(beside, sha256, f"{what} of {path}", LARGEST_ARRAYS, missing=way_out, other=way_out)

@@ -47,9 +47,14 @@ def look(records: str | Path, results: Results | None = None) -> Ranking:
 
 
 def write(
-    records: str | Path, out: str | Path | None = None, formats: Sequence[str] = tuple(FORMATS), *,
-    reason: str | None = None, date: str | None = None, entries: Iterable[Entry] = (),
-) -> tuple[Ranking, list[Path]]:  # fmt: skip
+    records: str | Path,
+    out: str | Path | None = None,
+    formats: Sequence[str] = tuple(FORMATS),
+    *,
+    reason: str | None = None,
+    date: str | None = None,
+    entries: Iterable[Entry] = (),
+) -> tuple[Ranking, list[Path]]:
     """Rank the records below `records` and write the tables to `out`; returns the ranking and the files.
 
     `entries` go to the ledger. Rows that changed go to the log with the `reason` and the `date` (YYYY-MM-DD, today by

@@ -132,10 +132,22 @@ def contrasts(
     for family, pairs in families(jobs).items():
         tests = [_test(rivals[a], rivals[b]) for a, b in pairs]
         for (a, b), (seeds, test), adjusted in zip(pairs, tests, stats.holm([t.p for _, t in tests]), strict=True):
-            found.append(Contrast(
-                a, b, sparsity, family, seeds, test.gap, test.sd, test.low, test.high, test.p, adjusted,
-                _bootstrap(rivals[a], rivals[b], seeds, outcomes, images),
-            ))  # fmt: skip
+            found.append(
+                Contrast(
+                    a,
+                    b,
+                    sparsity,
+                    family,
+                    seeds,
+                    test.gap,
+                    test.sd,
+                    test.low,
+                    test.high,
+                    test.p,
+                    adjusted,
+                    _bootstrap(rivals[a], rivals[b], seeds, outcomes, images),
+                )
+            )
     return found
 
 

@@ -166,10 +166,14 @@ def pictures(record: Record, path: Path) -> Pictures:
     shown = [
         Picture(int(index), int(label), int(predicted), _png(original), _png(adversarial))
         for index, label, predicted, original, adversarial in zip(
-            pairs.index[:MOST_PAIRS], pairs.labels[:MOST_PAIRS], pairs.predicted[:MOST_PAIRS],
-            pairs.originals[:MOST_PAIRS], pairs.adversarial[:MOST_PAIRS], strict=True,
+            pairs.index[:MOST_PAIRS],
+            pairs.labels[:MOST_PAIRS],
+            pairs.predicted[:MOST_PAIRS],
+            pairs.originals[:MOST_PAIRS],
+            pairs.adversarial[:MOST_PAIRS],
+            strict=True,
         )
-    ]  # fmt: skip
+    ]
     return Pictures(seed, tuple(shown), None)
 
 

@@ -77,18 +77,29 @@ def _hover(row: Row) -> str:
 
 def _error(rates: Sequence[Rate]) -> dict[str, Any]:
     return {
-        "type": "data", "symmetric": False, "array": [max(0.0, 100 * (rate.high - rate.mean)) for rate in rates],
-        "arrayminus": [max(0.0, 100 * (rate.mean - rate.low)) for rate in rates], "thickness": 1.2, "width": 3,
-    }  # fmt: skip
+        "type": "data",
+        "symmetric": False,
+        "array": [max(0.0, 100 * (rate.high - rate.mean)) for rate in rates],
+        "arrayminus": [max(0.0, 100 * (rate.mean - rate.low)) for rate in rates],
+        "thickness": 1.2,
+        "width": 3,
+    }
 
 
 def _trace(rows: Sequence[Row], x: Sequence[float], look: int, *, mode: str = "lines+markers") -> go.Scatter:
     """The robust accuracy of the rows of one pruner over `x`."""
     return go.Scatter(
-        x=list(x), y=[100 * row.robust.mean for row in rows], error_y=_error([row.robust for row in rows]), mode=mode,
-        name=_short(rows[0].pruner), hovertext=[_hover(row) for row in rows], hoverinfo="text", line={"width": 1.4},
-        marker={"size": 8, "symbol": SYMBOLS[look % len(SYMBOLS)]}, meta={"series": look % SERIES},
-    )  # fmt: skip
+        x=list(x),
+        y=[100 * row.robust.mean for row in rows],
+        error_y=_error([row.robust for row in rows]),
+        mode=mode,
+        name=_short(rows[0].pruner),
+        hovertext=[_hover(row) for row in rows],
+        hoverinfo="text",
+        line={"width": 1.4},
+        marker={"size": 8, "symbol": SYMBOLS[look % len(SYMBOLS)]},
+        meta={"series": look % SERIES},
+    )
 
 
 def _by_pruner(board: Board, looks: Mapping[str, int]) -> list[tuple[int, list[Row]]]:
@@ -147,10 +158,16 @@ def _attacks(board: Board) -> Plot:
         hover = [f"{name}<br>{_text(label)}: {share:.1f} %" for name, share in zip(names, shares, strict=True)]
         traces.append(
             go.Scatter(
-                x=shares, y=list(range(len(names))), mode="markers", name=_text(label), hovertext=hover,
-                hoverinfo="text", marker={"size": 9, "symbol": SYMBOLS[i % len(SYMBOLS)]}, meta={"series": i % SERIES},
+                x=shares,
+                y=list(range(len(names))),
+                mode="markers",
+                name=_text(label),
+                hovertext=hover,
+                hoverinfo="text",
+                marker={"size": 9, "symbol": SYMBOLS[i % len(SYMBOLS)]},
+                meta={"series": i % SERIES},
             )
-        )  # fmt: skip
+        )
     rows = {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed", "automargin": True}
     figure = _figure(traces, {"title": "Images still right, %"}, rows)
     figure.update_layout(height=max(340, 80 + 22 * len(names)))
@@ -180,10 +197,16 @@ def _curve(name: str, points: Mapping[str, float], n: int, look: int) -> go.Scat
     drawn = {eps: (size, 100 * count / n) for eps, (size, count) in _drawable(points).items()}
     hover = [f"<b>{_text(name)}</b><br>eps {_text(eps)}: {share:.1f} %" for eps, (_, share) in drawn.items()]
     return go.Scatter(
-        x=[size for size, _ in drawn.values()], y=[share for _, share in drawn.values()], mode="lines+markers",
-        name=_short(name), hovertext=hover, hoverinfo="text", line={"width": 1.6},
-        marker={"size": 7, "symbol": SYMBOLS[look % len(SYMBOLS)]}, meta={"series": look % SERIES},
-    )  # fmt: skip
+        x=[size for size, _ in drawn.values()],
+        y=[share for _, share in drawn.values()],
+        mode="lines+markers",
+        name=_short(name),
+        hovertext=hover,
+        hoverinfo="text",
+        line={"width": 1.6},
+        marker={"size": 7, "symbol": SYMBOLS[look % len(SYMBOLS)]},
+        meta={"series": look % SERIES},
+    )
 
 
 def _curve_figure(board: Board, traces: Sequence[go.Scatter]) -> Mapping[str, Any]:
@@ -204,10 +227,15 @@ def _drawable(points: Mapping[str, float]) -> dict[str, tuple[float, float]]:
 def _figure(traces: Sequence[go.Scatter], x: Mapping[str, Any], y: Mapping[str, Any]) -> go.Figure:
     figure = go.Figure(data=list(traces))
     figure.update_layout(
-        template="none", height=340, margin={"l": 56, "r": 12, "t": 12, "b": 48}, hovermode="closest",
-        showlegend=True, dragmode=False,
-        xaxis={"zeroline": False, **x}, yaxis={"zeroline": False, **y},
-    )  # fmt: skip
+        template="none",
+        height=340,
+        margin={"l": 56, "r": 12, "t": 12, "b": 48},
+        hovermode="closest",
+        showlegend=True,
+        dragmode=False,
+        xaxis={"zeroline": False, **x},
+        yaxis={"zeroline": False, **y},
+    )
     figure.update_xaxes(title_standoff=10)
     return figure
 

@@ -92,10 +92,14 @@ def measured(record: Record, again: Record, verdict: str, day: str) -> Entry:
 def _entry(record: Record, made: Record, how: Literal["trained here", "re-measured"], verdict: str, day: str) -> Entry:
     env = made.env
     return Entry(
-        record=record.sha256, net=record.net.sha256, how=how, date=day, verdict=verdict,
+        record=record.sha256,
+        net=record.net.sha256,
+        how=how,
+        date=day,
+        verdict=verdict,
         versions={name: None if env.get(name) is None else str(env[name]) for name in VERSIONS},
         processor=str(env.get("cpu") if env.get("device") == "cpu" else env.get("device")),
-    )  # fmt: skip
+    )
 
 
 def read_ledger(home: Path) -> Ledger:

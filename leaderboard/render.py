@@ -199,13 +199,18 @@ def contrasts(board: Board) -> list[dict[str, str]]:
     """What tables for people show of all methods against their controls, not yet escaped: a line a contrast."""
     return [
         {
-            "Pruner": contrast.pruner, "Sparsity": f"{contrast.sparsity:f}", "Control": contrast.control,
-            "Difference": points(contrast), "Bootstrap": resampled(contrast), SAID: verdict(contrast),
-            "p, Holm": f"{contrast.adjusted:.3f}", "Common seeds": str(len(contrast.seeds)),
+            "Pruner": contrast.pruner,
+            "Sparsity": f"{contrast.sparsity:f}",
+            "Control": contrast.control,
+            "Difference": points(contrast),
+            "Bootstrap": resampled(contrast),
+            SAID: verdict(contrast),
+            "p, Holm": f"{contrast.adjusted:.3f}",
+            "Common seeds": str(len(contrast.seeds)),
         }
         for contrast in board.contrasts
         if contrast.family != "places"
-    ]  # fmt: skip
+    ]
 
 
 CONTRASTS = (
@@ -239,12 +244,16 @@ def references(board: Board) -> list[dict[str, str]]:
     """What tables for people show of the numbers that others published on the board's task, not yet escaped."""
     return [
         {
-            "Place": reference.standing, "Method": reference.entry.name, "Sparsity": f"{reference.entry.sparsity:g}",
-            "AutoAttack %": f"{reference.entry.robust:g}", "Clean %": f"{reference.entry.clean:g}",
-            "Source": reference.source.title, "Other than here": "; ".join(reference.differs),
+            "Place": reference.standing,
+            "Method": reference.entry.name,
+            "Sparsity": f"{reference.entry.sparsity:g}",
+            "AutoAttack %": f"{reference.entry.robust:g}",
+            "Clean %": f"{reference.entry.clean:g}",
+            "Source": reference.source.title,
+            "Other than here": "; ".join(reference.differs),
         }
         for reference in rows_for(board.protocol)
-    ]  # fmt: skip
+    ]
 
 
 def _markdown_references(board: Board) -> list[str]:
@@ -277,12 +286,13 @@ def _markdown_sparsity(board: Board, sparsity: Decimal) -> list[str]:
     methods = _markdown_table(titles, [[line[title] for title in titles] for line in shown], _LEFT) if shown else []
     found = power_of(board, sparsity)
     return [
-        f"### Sparsity {sparsity:f}" if sparsity else "### Unpruned", "",
+        f"### Sparsity {sparsity:f}" if sparsity else "### Unpruned",
+        "",
         *methods,
         *_markdown_rows("Reference", [row for row in rows if row.role == "reference"]),
         *_markdown_rows("Control", [row for row in rows if row.role == "control"]),
         *([found, ""] if found else []),
-    ]  # fmt: skip
+    ]
 
 
 def _markdown_board(board: Board) -> list[str]:
@@ -340,11 +350,39 @@ def markdown(ranking: Ranking) -> str:
 # CSV and JSON: full precision
 
 _COLUMNS = (
-    "protocol", "version", "protocol_sha256", "data", "data_sha256", "n", "official", "role", "place", "tied", "pruner",
-    "sparsity", "true_sparsity", "robust", "robust_low", "robust_high", "clean", "clean_low", "clean_high", "interval",
-    "seeds", "robust_counts", "clean_counts", "train_passes", "train_seconds", "score_seconds", "devices",
-    "disagreements", "flags", "origin", "records", "refused",
-)  # fmt: skip
+    "protocol",
+    "version",
+    "protocol_sha256",
+    "data",
+    "data_sha256",
+    "n",
+    "official",
+    "role",
+    "place",
+    "tied",
+    "pruner",
+    "sparsity",
+    "true_sparsity",
+    "robust",
+    "robust_low",
+    "robust_high",
+    "clean",
+    "clean_low",
+    "clean_high",
+    "interval",
+    "seeds",
+    "robust_counts",
+    "clean_counts",
+    "train_passes",
+    "train_seconds",
+    "score_seconds",
+    "devices",
+    "disagreements",
+    "flags",
+    "origin",
+    "records",
+    "refused",
+)
 _KINDS = (PRIMARY, RANDOM, "shuffle")  # of controls
 _COMPARED = ("gap", "low", "high", "p", "holm", "boot_low", "boot_high", "common_seeds", "verdict")  # with each kind
 _CLEAR = {"+": "more", "-": "less", "=": "unclear"}  # a sign alone would be a formula
@@ -378,21 +416,39 @@ def comma_separated(ranking: Ranking) -> str:
 
 def _csv_row(board: Board, row: Row) -> list[Any]:
     values = {
-        "protocol": _csv_text(board.protocol), "version": board.version, "protocol_sha256": board.sha256,
-        "data": _csv_text(board.data), "data_sha256": board.data_sha256, "n": board.n, "official": row.official,
-        "role": row.role, "place": row.place, "tied": row.tied, "pruner": _csv_text(row.pruner),
+        "protocol": _csv_text(board.protocol),
+        "version": board.version,
+        "protocol_sha256": board.sha256,
+        "data": _csv_text(board.data),
+        "data_sha256": board.data_sha256,
+        "n": board.n,
+        "official": row.official,
+        "role": row.role,
+        "place": row.place,
+        "tied": row.tied,
+        "pruner": _csv_text(row.pruner),
         "sparsity": f"{row.sparsity:f}",
         "true_sparsity": row.true_sparsity,
-        "robust": row.robust.mean, "robust_low": row.robust.low, "robust_high": row.robust.high,
-        "clean": row.clean.mean, "clean_low": row.clean.low, "clean_high": row.clean.high,
-        "interval": row.robust.interval, "seeds": _joined(row.seeds),
-        "robust_counts": _joined(row.robust.counts), "clean_counts": _joined(row.clean.counts),
-        "train_passes": row.train_passes, "train_seconds": row.train_seconds, "score_seconds": row.score_seconds,
-        "devices": _joined([_csv_text(device) for device in row.devices]), "disagreements": row.disagreements,
+        "robust": row.robust.mean,
+        "robust_low": row.robust.low,
+        "robust_high": row.robust.high,
+        "clean": row.clean.mean,
+        "clean_low": row.clean.low,
+        "clean_high": row.clean.high,
+        "interval": row.robust.interval,
+        "seeds": _joined(row.seeds),
+        "robust_counts": _joined(row.robust.counts),
+        "clean_counts": _joined(row.clean.counts),
+        "train_passes": row.train_passes,
+        "train_seconds": row.train_seconds,
+        "score_seconds": row.score_seconds,
+        "devices": _joined([_csv_text(device) for device in row.devices]),
+        "disagreements": row.disagreements,
         "flags": _joined(list(dict.fromkeys(_csv_text(doubt.name) for doubt in row.flags))),
         "origin": _csv_text(row.origin),
-        "records": _joined([_csv_text(record) for record in row.records]), "refused": "",
-    }  # fmt: skip
+        "records": _joined([_csv_text(record) for record in row.records]),
+        "refused": "",
+    }
     return [values[column] for column in _COLUMNS]
 
 
@@ -409,9 +465,15 @@ def _csv_compared(board: Board, row: Row) -> list[Any]:
             cells += [""] * len(_COMPARED)
             continue
         cells += [
-            contrast.gap, contrast.low, contrast.high, contrast.p, contrast.adjusted,
-            *(contrast.bootstrap or (None, None)), len(contrast.seeds), _CLEAR[contrast.verdict],
-        ]  # fmt: skip
+            contrast.gap,
+            contrast.low,
+            contrast.high,
+            contrast.p,
+            contrast.adjusted,
+            *(contrast.bootstrap or (None, None)),
+            len(contrast.seeds),
+            _CLEAR[contrast.verdict],
+        ]
     return cells
 
 
@@ -433,11 +495,26 @@ def as_json(ranking: Ranking) -> str:
 # LaTeX
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    ODDS: r"\textdagger{}", "|": r"\textbar{}", "`": r"\textasciigrave{}", "-": "-{}", "'": "'{}", '"': r"\char34{}",
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    ODDS: r"\textdagger{}",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
+    "-": "-{}",
+    "'": "'{}",
+    '"': r"\char34{}",
     SIGN: r"\textbf{!}",
-}  # fmt: skip
+}
 
 
 def _latex_text(text: str) -> str:
@@ -464,11 +541,19 @@ def latex(ranking: Ranking) -> str:
             [caption, board.note, MEANING, *odds(board), *powers(board), *(clean(line) for line in doubts(board))]
         )
         lines += [
-            r"\begin{table}", r"\centering", rf"\caption{{{_latex_text(caption)}}}",
-            rf"\begin{{tabular}}{{{'ll' + 'r' * (len(titles) - 2)}}}", r"\toprule",
-            " & ".join(_latex_text(title) for title in titles) + r" \\", r"\midrule",
-            *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
-        ]  # fmt: skip
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_latex_text(caption)}}}",
+            rf"\begin{{tabular}}{{{'ll' + 'r' * (len(titles) - 2)}}}",
+            r"\toprule",
+            " & ".join(_latex_text(title) for title in titles) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
     return "\n".join(lines)
 
 

@@ -38,10 +38,22 @@ from prunebench.leaderboard.table import Board, Ranking, Results, Row, read
 
 MANIFEST = "site.json"  # names every file of a site, so that a new one replaces nothing else
 _BOARD = {  # the columns of a board by their titles, the most telling first: a phone shows no more than those
-    "Place": "Place", "Pruner": "Pruner", "Sparsity": "Sparsity", "Robust %": "Robust %", LESS: LESS, SAID: SAID,
-    "Bootstrap": "Bootstrap", "Clean %": "Clean %", "Seeds": "Seeds", "M passes": "Training, M passes",
-    "Seconds": "Training, s", "Counted": "Counted", "Device": "Device", "Origin": "Origin", "Rules": "Rules",
-}  # fmt: skip
+    "Place": "Place",
+    "Pruner": "Pruner",
+    "Sparsity": "Sparsity",
+    "Robust %": "Robust %",
+    LESS: LESS,
+    SAID: SAID,
+    "Bootstrap": "Bootstrap",
+    "Clean %": "Clean %",
+    "Seeds": "Seeds",
+    "M passes": "Training, M passes",
+    "Seconds": "Training, s",
+    "Counted": "Counted",
+    "Device": "Device",
+    "Origin": "Origin",
+    "Rules": "Rules",
+}
 _APART = {title: name for title, name in _BOARD.items() if name not in ("Place", LESS, SAID, "Bootstrap")}
 _OWN = ("site.css", "site.js")
 _EXPORT = re.compile(r"\bexport\s*\{([^{}]*)\}\s*;?")
@@ -111,14 +123,22 @@ def pages(ranking: Ranking, results: Results, source: Path) -> dict[str, bytes]:
         leads = [href for href, row in zip(hrefs, board.rows, strict=True) for _ in row.flags]
         lines = zip(leads, doubts(board), strict=True)
         drawn = plots.of_board(board)
-        sections.append({
-            "board": board, "id": f"b{number}", "doubts": list(lines), "plots": drawn, "powers": powers(board),
-            "methods": _rows_table(f"{named}: methods", board, methods, _BOARD),
-            "apart": _rows_table(f"{named}: unpruned nets and controls, without a place", board, apart, _APART),
-            "survivors": _survivors_table(board, hrefs),
-            "contrasts": _plain_table(f"{board.protocol}: methods against their controls", contrasts(board)),
-            "references": _plain_table(f"{board.protocol}: published by others, not measured here", references(board)),
-        })  # fmt: skip
+        sections.append(
+            {
+                "board": board,
+                "id": f"b{number}",
+                "doubts": list(lines),
+                "plots": drawn,
+                "powers": powers(board),
+                "methods": _rows_table(f"{named}: methods", board, methods, _BOARD),
+                "apart": _rows_table(f"{named}: unpruned nets and controls, without a place", board, apart, _APART),
+                "survivors": _survivors_table(board, hrefs),
+                "contrasts": _plain_table(f"{board.protocol}: methods against their controls", contrasts(board)),
+                "references": _plain_table(
+                    f"{board.protocol}: published by others, not measured here", references(board)
+                ),
+            }
+        )
         for href, row in zip(hrefs, board.rows, strict=True):
             made[href] = _entry(environment, board, row, f"b{number}", results, source)
     page = environment.get_template("index.html").render(root="", sections=sections, refused=ranking.refused)
@@ -134,14 +154,22 @@ def _entry(
     flags = [(flag, record.job.seed) for record in records for flag in record.score.flags]
     flags.sort(key=lambda pair: (not pair[0].up, pair[0].name, pair[1]))
     page = environment.get_template("entry.html").render(
-        root="../", board=board, board_id=board_id, row=row, facts=cells(row), flags=flags,
-        robust=percent(row.robust), clean=percent(row.clean),
+        root="../",
+        board=board,
+        board_id=board_id,
+        row=row,
+        facts=cells(row),
+        flags=flags,
+        robust=percent(row.robust),
+        clean=percent(row.clean),
         comparisons=entry.comparisons(board, row),
-        counts=entry.counts(records), beside=entry.beside(records), curve=entry.curve(records),
+        counts=entry.counts(records),
+        beside=entry.beside(records),
+        curve=entry.curve(records),
         plot=plots.of_entry(board, row, records),
         pictures=[entry.pictures(record, source / path) for record, path in zip(records, paths, strict=True)],
         grids=[entry.costs(records), entry.layers(records), entry.provenance(records, paths)],
-    )  # fmt: skip
+    )
     return page.encode()
 
 
@@ -155,11 +183,17 @@ def _rows_table(
     for href, row in rows:
         shown = {**cells(row), **compared(board, row), "Rules": "official" if row.official else "not official"}
         order = {
-            "Place": row.place, "Sparsity": float(row.sparsity), "Robust %": row.robust.mean,
-            "Clean %": row.clean.mean, "Seeds": len(row.seeds), "Training, M passes": row.train_passes,
-            "Training, s": -1.0 if row.train_seconds is None else row.train_seconds, "Counted": row.true_sparsity,
-            LESS: _leading(shown[LESS]), "Bootstrap": _leading(shown["Bootstrap"]),
-        }  # fmt: skip
+            "Place": row.place,
+            "Sparsity": float(row.sparsity),
+            "Robust %": row.robust.mean,
+            "Clean %": row.clean.mean,
+            "Seeds": len(row.seeds),
+            "Training, M passes": row.train_passes,
+            "Training, s": -1.0 if row.train_seconds is None else row.train_seconds,
+            "Counted": row.true_sparsity,
+            LESS: _leading(shown[LESS]),
+            "Bootstrap": _leading(shown["Bootstrap"]),
+        }
         line = {title: Cell(shown[name], order.get(name)) for title, name in columns.items()}
         line["Pruner"] = Cell(row.pruner, href=href)
         doubt = " ".join(dict.fromkeys(doubt.sentence for doubt in row.flags))
@@ -215,10 +249,14 @@ def _slug(board: Board, row: Row) -> str:
 def _environment() -> jinja2.Environment:
     """Templates in which every text is cleaned and escaped, and a name that is not there is an error."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__), autoescape=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.PackageLoader(__package__),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
         finalize=lambda value: clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
     environment.globals |= {"SIGN": SIGN, "CONTRASTS": CONTRASTS, "MEANING": MEANING}
     environment.filters["ours"] = Markup  # a text of our own making that may be longer than one from a record

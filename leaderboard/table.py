@@ -215,12 +215,18 @@ def _board(records: Mapping[Path, Record], outcomes: Mapping[Path, np.ndarray]) 
     rows.sort(key=lambda row: (row.sparsity, _ORDER.index(row.role), row.place or 0, -row.robust.mean, row.pruner))
     protocol = first.protocol
     return Board(
-        protocol=protocol.name, version=protocol.version, sha256=protocol.sha256,
-        data=first.data.name, data_sha256=first.data.sha256, n=first.score.n,
+        protocol=protocol.name,
+        version=protocol.version,
+        sha256=protocol.sha256,
+        data=first.data.name,
+        data_sha256=first.data.sha256,
+        n=first.score.n,
         official=_built_in(first) and all(row.official for row in rows),
-        attacks=tuple(first.score.survived), rows=tuple(rows), contrasts=tuple(found),
+        attacks=tuple(first.score.survived),
+        rows=tuple(rows),
+        contrasts=tuple(found),
         powers=tuple(each for each in powers if each),
-    )  # fmt: skip
+    )
 
 
 def _groups(records: Mapping[Path, Record]) -> dict[tuple[Decimal, str], Group]:

@@ -21,7 +21,7 @@ from prunebench.bench.mask import (
     scaled_scores,
     shuffled,
     straight_through,
-)  # fmt: skip
+)
 from prunebench.bench.protocol import Job
 
 # Sample passes of one image in one step, beside the attack: the teacher's product (vjp: forward 1, backward 2; jvp:
@@ -164,10 +164,20 @@ class AWT:
         first, second = ({name: now[f"{moment}/{name}"].clone() for name in values} for moment in ("first", "second"))
         with torch.no_grad():  # the function: the class torch.optim.Adam imports torch's compiler, which takes seconds
             adam(
-                parameters, gradients, list(first.values()), list(second.values()), [],
-                [now["count"].cpu().clone() for _ in values], lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8,
-                weight_decay=0.0, amsgrad=False, maximize=False,
-            )  # fmt: skip
+                parameters,
+                gradients,
+                list(first.values()),
+                list(second.values()),
+                [],
+                [now["count"].cpu().clone() for _ in values],
+                lr=self.lr,
+                beta1=0.9,
+                beta2=0.999,
+                eps=1e-8,
+                weight_decay=0.0,
+                amsgrad=False,
+                maximize=False,
+            )
         after = now | {f"value/{name}": p.detach() for name, p in zip(values, parameters, strict=True)}
         after |= {f"first/{name}": first[name] for name in values} | {f"second/{name}": second[name] for name in values}
         after["count"] = now["count"] + 1

@@ -51,13 +51,22 @@ class HYDRA:
         dense = lab.fit("dense", lab.initial(), epochs=dense_epochs, objective=self.loss).weights
         keeps = uniform(lab.shapes, lab.keep)
         scores, searched = lab.fit_scores(
-            "search", dense, scaled_scores({name: dense[name] for name in lab.shapes}), keeps,
-            epochs=search_epochs, lr=self.search_lr * rate, objective=self.loss,
-        )  # fmt: skip
+            "search",
+            dense,
+            scaled_scores({name: dense[name] for name in lab.shapes}),
+            keeps,
+            epochs=search_epochs,
+            lr=self.search_lr * rate,
+            objective=self.loss,
+        )
         masks = keep_largest_by_layer({name: score.abs() for name, score in scores.items()}, keeps)
         if self.shuffle:
             masks = shuffled(masks, lab.generator("shuffle"))
         return lab.fit(
-            "fine-tune", masked(searched, masks), epochs=epochs - dense_epochs - search_epochs, masks=masks,
-            lr=self.lr * rate, objective=self.loss,
-        ).weights  # fmt: skip
+            "fine-tune",
+            masked(searched, masks),
+            epochs=epochs - dense_epochs - search_epochs,
+            masks=masks,
+            lr=self.lr * rate,
+            objective=self.loss,
+        ).weights

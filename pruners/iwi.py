@@ -78,9 +78,12 @@ class IWI:
         if self.shuffle:
             masks = shuffled(masks, lab.generator("shuffle"))
         return lab.fit(
-            "fine-tune", masked(large, masks), epochs=lab.epochs - sum(epochs), masks=masks,
+            "fine-tune",
+            masked(large, masks),
+            epochs=lab.epochs - sum(epochs),
+            masks=masks,
             lr=self.tune * lab.protocol.training.lr,
-        ).weights  # fmt: skip
+        ).weights
 
 
 @dataclass(frozen=True)

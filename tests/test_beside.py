@@ -33,8 +33,12 @@ def test_the_net_is_published_with_its_record_and_is_no_copy(tmp_path):
     target = tmp_path / "records" / "imp.json"
     publish(record, net, target)
     assert set(contents(target.parent)) == {
-        "imp.json", "imp.outcomes.npz", "imp.proposals.npz", "imp.pairs.npz", "imp.net.safetensors",
-    }  # fmt: skip
+        "imp.json",
+        "imp.outcomes.npz",
+        "imp.proposals.npz",
+        "imp.pairs.npz",
+        "imp.net.safetensors",
+    }
     assert net.samefile(net_path(target))
     before = contents(target.parent)
     publish(record, net, target)  # again

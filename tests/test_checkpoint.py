@@ -32,9 +32,15 @@ FIRST = "1.0.weight"
 def header(**changes):
     job = Job(pruner="imp", sparsity=0.9, seed=0)
     facts = dict(
-        arch="digits-cnn", classes=3, shape=SHAPE, protocol=DIGITS, job=job, source=None, train_sha256=None,
+        arch="digits-cnn",
+        classes=3,
+        shape=SHAPE,
+        protocol=DIGITS,
+        job=job,
+        source=None,
+        train_sha256=None,
         stages=(Stage(name="fit", passes=GRANTED, seconds=None),),
-    )  # fmt: skip
+    )
     return Header(**(facts | changes))
 
 

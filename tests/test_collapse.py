@@ -126,9 +126,11 @@ def test_inspect_import_and_score_warn_in_a_sentence(tmp_path, monkeypatch, caps
     torch.save(net.state_dict(), tmp_path / "theirs.pt")
     brought = ["--arch", "digits-cnn", "--protocol", "digits-linf", "--out", tmp_path / "brought"]
     for arguments in (
-        ["inspect", path], ["inspect", path, "--json"], ["import", tmp_path / "theirs.pt", *brought],
+        ["inspect", path],
+        ["inspect", path, "--json"],
+        ["import", tmp_path / "theirs.pt", *brought],
         ["score", path, "--quiet"],
-    ):  # fmt: skip
+    ):
         monkeypatch.setattr(sys, "argv", ["prunebench", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             main.main()

@@ -99,10 +99,15 @@ def test_the_order_of_a_data_set_never_changes():
     hashes = {
         f"{name} {part}": sha256_of(json.dumps(list(order(count, name, part))).encode())[:16]
         for name, part, count in (
-            ("digits", "whole", 1797), ("mnist", "train", 60000), ("mnist", "test", 10000), ("cifar10", "train", 50000),
-            ("cifar10", "test", 10000), ("svhn", "test", 26032), ("folder", "train", 1000),
+            ("digits", "whole", 1797),
+            ("mnist", "train", 60000),
+            ("mnist", "test", 10000),
+            ("cifar10", "train", 50000),
+            ("cifar10", "test", 10000),
+            ("svhn", "test", 26032),
+            ("folder", "train", 1000),
         )
-    }  # fmt: skip
+    }
     assert hashes == {
         "digits whole": "ad6f9be762e54da0",
         "mnist train": "babf30982065c6a0",

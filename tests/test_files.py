@@ -194,8 +194,15 @@ def hostile(folder: Path, kind: str) -> Path:
         with path.open("wb") as file:
             file.truncate(101)
     else:
-        path.symlink_to({"endless": "/dev/zero", "random": "/dev/urandom", "terminal": "/dev/tty",
-                         "grows": "/proc/self/maps", "lies": "/proc/self/mountinfo"}[kind])  # fmt: skip
+        path.symlink_to(
+            {
+                "endless": "/dev/zero",
+                "random": "/dev/urandom",
+                "terminal": "/dev/tty",
+                "grows": "/proc/self/maps",
+                "lies": "/proc/self/mountinfo",
+            }[kind]
+        )
     return path
 
 
@@ -204,12 +211,19 @@ def hostile(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("endless", "is a device, not a regular file"), ("random", "is a device"),
-        ("terminal", "is a device|Cannot read"), ("pipe", "is a pipe"), ("link to a pipe", "is a pipe"),
-        ("socket", "Cannot read"), ("directory", "is a directory"), ("loop", "Cannot read"),
-        ("large", "larger than 100 bytes"), ("grows", "larger than 100 bytes"), ("lies", "larger than 100 bytes"),
+        ("endless", "is a device, not a regular file"),
+        ("random", "is a device"),
+        ("terminal", "is a device|Cannot read"),
+        ("pipe", "is a pipe"),
+        ("link to a pipe", "is a pipe"),
+        ("socket", "Cannot read"),
+        ("directory", "is a directory"),
+        ("loop", "Cannot read"),
+        ("large", "larger than 100 bytes"),
+        ("grows", "larger than 100 bytes"),
+        ("lies", "larger than 100 bytes"),
     ],
-)  # fmt: skip
+)
 def test_only_regular_files_of_a_known_size_are_read(kind, said, reader, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = hostile(tmp_path, kind)

@@ -29,11 +29,12 @@ WEIGHTS = {
     # 8x8 pixels, halved once: 4 * 4 * 32 = 512 inputs to the first linear layer
     "digits-cnn": lambda classes: conv(1, 16) + conv(16, 32) + 512 * 64 + 64 * classes,
     # 28 -> 26 -> 24 -> 12 -> 10 -> 8 -> 4: 4 * 4 * 64 = 1024 inputs
-    "mnist-cnn": lambda classes: conv(1, 32) + conv(32, 32) + conv(32, 64) + conv(64, 64)
-    + 1024 * 200 + 200 * 200 + 200 * classes,
+    "mnist-cnn": lambda classes: (
+        conv(1, 32) + conv(32, 32) + conv(32, 64) + conv(64, 64) + 1024 * 200 + 200 * 200 + 200 * classes
+    ),
     "resnet18": resnet18_weights,
     "vgg16-bn": lambda classes: sum(map(conv, (3, *VGG16), VGG16)) + 512 * classes,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])

@@ -66,8 +66,11 @@ def test_built_ins_are_official_and_load_by_name(name):
 
 def test_eps_are_the_exact_ones():
     assert {name: protocol.threat.eps for name, protocol in PROTOCOLS.items()} == {
-        "digits-linf": "0.2", "mnist-linf": "0.3", "cifar10-linf": "8/255", "cifar10-linf-vgg16": "8/255",
-    }  # fmt: skip
+        "digits-linf": "0.2",
+        "mnist-linf": "0.3",
+        "cifar10-linf": "8/255",
+        "cifar10-linf-vgg16": "8/255",
+    }
     assert PROTOCOLS["cifar10-linf"].threat.radius == 8 / 255
 
 
@@ -82,10 +85,19 @@ def test_prices_of_a_training_step():
 
 
 def test_every_rule_is_in_the_hash():
-    hashes = {from_values(values(**change), "x").sha256 for change in (
-        {}, {"version": 2}, {"units": 3.0}, {"seeds": [0]}, {"threat": {"norm": "L2", "eps": "0.2"}},
-        {"threat": {"norm": "Linf", "eps": "1/5"}}, {"test": None}, {"attack_seed": 1},
-    )}  # fmt: skip
+    hashes = {
+        from_values(values(**change), "x").sha256
+        for change in (
+            {},
+            {"version": 2},
+            {"units": 3.0},
+            {"seeds": [0]},
+            {"threat": {"norm": "L2", "eps": "0.2"}},
+            {"threat": {"norm": "Linf", "eps": "1/5"}},
+            {"test": None},
+            {"attack_seed": 1},
+        )
+    }
     assert len(hashes) == 8
 
 

@@ -79,15 +79,30 @@ def test_the_twin_a_list_leaves_a_module_out(tmp_path, monkeypatch):
 def test_names_are_followed_through_packages_and_relative_imports(tmp_path):
     root = tmp_path / "room"
     for name, text in {
-        "__init__.py": "", "a.py": "from . import b\nimport room.pack.deep as deep\nimport os",
+        "__init__.py": "",
+        "a.py": "from . import b\nimport room.pack.deep as deep\nimport os",
         "b.py": "if True:\n    try:\n        from .c import thing\n    except ImportError:\n        from room import d",
-        "c.py": "from room.a import nothing", "d.py": "", "e.py": "import room.f", "f.py": "",
-        "pack/__init__.py": "from .. import e", "pack/deep.py": "", "pack/other.py": "", "pack/code.cpp": "",
-    }.items():  # fmt: skip
+        "c.py": "from room.a import nothing",
+        "d.py": "",
+        "e.py": "import room.f",
+        "f.py": "",
+        "pack/__init__.py": "from .. import e",
+        "pack/deep.py": "",
+        "pack/other.py": "",
+        "pack/code.cpp": "",
+    }.items():
         (root / name).parent.mkdir(exist_ok=True, parents=True)
         (root / name).write_text(text)
     found = {path.relative_to(root).as_posix() for path in closure(["room.a"], root)}
     assert found == {
-        "__init__.py", "a.py", "b.py", "c.py", "d.py", "e.py", "f.py", "pack/__init__.py", "pack/deep.py",
+        "__init__.py",
+        "a.py",
+        "b.py",
+        "c.py",
+        "d.py",
+        "e.py",
+        "f.py",
+        "pack/__init__.py",
+        "pack/deep.py",
         "pack/code.cpp",
-    }  # fmt: skip
+    }

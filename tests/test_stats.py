@@ -64,7 +64,7 @@ def odds(rate):
 @pytest.mark.parametrize(
     ("counts", "t"),
     [([48, 50, 52], 4.302653), ([30, 50], 12.706205), ([1, 0, 0, 4], 3.182446), ([96, 100, 98], 4.302653)],
-)  # fmt: skip
+)
 def test_the_interval_of_a_row_is_its_formula(counts, t):
     """On the log-odds of the mean, with its standard error there by the delta method: s / (m (1 - m))."""
     k, m = len(counts), (sum(counts) + 0.5) / (100 * len(counts) + 1)

@@ -155,10 +155,18 @@ def rows_of(path: Path, count: int | None, few: int | None, store: Store, work: 
         first, other = (measured(net, which, images, store, work) for which in ("first", kind))
         before, after = first.robust, other.robust
         yield Row(
-            f"{net.header.protocol.name} {job.label}", net.header.arch, net.sparsity, kind, images, int(before.sum()),
-            int(after.sum()), int((before & ~after).sum()), int((after & ~before).sum()),
-            int((first.labels != other.labels).sum()), other.seconds,
-        )  # fmt: skip
+            f"{net.header.protocol.name} {job.label}",
+            net.header.arch,
+            net.sparsity,
+            kind,
+            images,
+            int(before.sum()),
+            int(after.sum()),
+            int((before & ~after).sum()),
+            int((after & ~before).sum()),
+            int((first.labels != other.labels).sum()),
+            other.seconds,
+        )
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -73,8 +73,10 @@ def spreads(folder: Path) -> list[Spreads]:
 def _spreads(records: Mapping[Path, Record], outcomes: Mapping[Path, np.ndarray], sparsity: float) -> Spreads:
     here = {path: record for path, record in records.items() if record.job.sparsity == sparsity}
     jobs = {record.job.label: record.job for record in here.values()}
-    rates = {label: {r.job.seed: r.score.robust / r.score.n for r in here.values() if r.job.label == label}
-             for label in sorted(jobs)}  # fmt: skip
+    rates = {
+        label: {r.job.seed: r.score.robust / r.score.n for r in here.values() if r.job.label == label}
+        for label in sorted(jobs)
+    }
     common = sorted(set.intersection(*(set(of) for of in rates.values())))
     if len(common) < 2:
         raise PrunebenchError(f"The rows at sparsity {sparsity} share {len(common)} seeds; two or more are needed.")
@@ -94,10 +96,17 @@ def _spreads(records: Mapping[Path, Record], outcomes: Mapping[Path, np.ndarray]
     ]
     known = [value for value in alike if value is not None]
     return Spreads(
-        Decimal(str(sparsity)), labels, values.mean(1), np.maximum(values.std(1, ddof=1), 1 / (n * math.sqrt(12))),
-        max(0.0, float(shared.mean())), n, len(common), found, float(np.mean(known)) if known else None,
+        Decimal(str(sparsity)),
+        labels,
+        values.mean(1),
+        np.maximum(values.std(1, ddof=1), 1 / (n * math.sqrt(12))),
+        max(0.0, float(shared.mean())),
+        n,
+        len(common),
+        found,
+        float(np.mean(known)) if known else None,
         None if skews is None else float(skews.mean()),
-    )  # fmt: skip
+    )
 
 
 def _alike(stand: Sequence[np.ndarray]) -> float | None:
@@ -200,9 +209,10 @@ def levels(every: Sequence[Spreads], seeds: int, count: int, shape: Shape = "nor
         variants: dict[str, tuple[Test, Pairs]] = {
             "pooled": (partial(pooled, variance=variance, df=df), of.pairs["all"]),
             "pooled here": (partial(pooled, **here), of.pairs["all"]),
-            "welch": (welch, of.pairs["all"]), "paired": (paired, of.pairs["all"]),
+            "welch": (welch, of.pairs["all"]),
+            "paired": (paired, of.pairs["all"]),
             **{name: (paired, of.pairs[name]) for name in SHIPPED if of.pairs[name]},
-        }  # fmt: skip
+        }
         found: dict[str, float] = {}
         for name, (test, pairs) in variants.items():
             found[f"level {name}"] = float((holm(test(counts, pairs)) < ALPHA).any(1).mean())
@@ -254,8 +264,9 @@ def second_opinion(of: Spreads, seeds: int, count: int) -> dict[str, float]:
     for i in range(count):
         pair = np.array(of.pairs["primary"][i % len(of.pairs["primary"])])
         own = np.sqrt(np.maximum(of.sd[pair] ** 2 - alone, 0)) / slope
-        net = own[:, None] * (math.sqrt(of.rho) * rng.standard_normal(seeds)
-                              + math.sqrt(1 - of.rho) * rng.standard_normal((2, seeds)))  # fmt: skip
+        net = own[:, None] * (
+            math.sqrt(of.rho) * rng.standard_normal(seeds) + math.sqrt(1 - of.rho) * rng.standard_normal((2, seeds))
+        )
         noise = math.sqrt(rho) * rng.standard_normal(of.n) + math.sqrt(1 - rho) * rng.standard_normal((2, seeds, of.n))
         draws = stats.drawn(seeds, DRAWS, derive(0, "board-power", "seeds", seeds, i))
         for kind, ahead in (("null", 0.0), ("moved", GAP / slope)):
@@ -290,23 +301,29 @@ def page(every: Sequence[Spreads], count: int, resampled: int) -> str:
             held.append(_line(of, seeds, found, list(_HELD)))
     known = ["Sparsity", "Rows", "Seeds", "sd of methods", "sd of controls", "rho", "skew", "sd of differences"]
     lines = [
-        f"Made from {sum(len(of.labels) * of.seeds for of in every)} records, {count:,} boards a cell.", "",
-        "**Spreads**, in points: between the seeds of a row, and of the differences to magnitude.", "",
+        f"Made from {sum(len(of.labels) * of.seeds for of in every)} records, {count:,} boards a cell.",
+        "",
+        "**Spreads**, in points: between the seeds of a row, and of the differences to magnitude.",
+        "",
         *_table(known, [_told(of) for of in asked]),
-        _LEVEL, "",
+        _LEVEL,
+        "",
         *_table(["Sparsity", "Seeds", *heads], rows),
-    ]  # fmt: skip
+    ]
     lines += [
-        "**Level where bad seeds are much further off** than good ones (exponential instead of normal noise).", "",
+        "**Level where bad seeds are much further off** than good ones (exponential instead of normal noise).",
+        "",
         *_table(["Sparsity", "Seeds", *heads[: len(levelled)]], odd),
-        _INTERVALS, "",
+        _INTERVALS,
+        "",
         *_table(["Sparsity", "Seeds", *_HELD.values()], held),
-    ]  # fmt: skip
+    ]
     if second:
         lines += [
-            f"**The second opinion**: of {resampled:,} single contrasts, how often the 95 % interval leaves out 0.", "",
+            f"**The second opinion**: of {resampled:,} single contrasts, how often the 95 % interval leaves out 0.",
+            "",
             *_table(["Sparsity", "Seeds", *_SECOND.values()], second),
-        ]  # fmt: skip
+        ]
     return "\n".join(lines).strip()
 
 
@@ -318,13 +335,27 @@ _INTERVALS = (
     "**Intervals of rows**: how often the 95 % interval holds the row's mean, over all rows and for the row where it "
     "does least."
 )
-_TESTS = {"pooled": "one spread for the board", "pooled here": "one spread for the sparsity", "welch": "Welch",
-          "paired": "paired, one family", "primary": "paired, primary", "secondary": "paired, secondary",
-          "places": "paired, places"}  # fmt: skip
-_HELD = {"mean logit": "own spread, log-odds: all", "lowest logit": "lowest", "mean pooled": "one spread: all",
-         "lowest pooled": "lowest"}  # fmt: skip
-_SECOND = {"null test": "no difference: test", "null bootstrap": "bootstrap", "moved test": "3 points: test",
-           "moved bootstrap": "bootstrap"}  # fmt: skip
+_TESTS = {
+    "pooled": "one spread for the board",
+    "pooled here": "one spread for the sparsity",
+    "welch": "Welch",
+    "paired": "paired, one family",
+    "primary": "paired, primary",
+    "secondary": "paired, secondary",
+    "places": "paired, places",
+}
+_HELD = {
+    "mean logit": "own spread, log-odds: all",
+    "lowest logit": "lowest",
+    "mean pooled": "one spread: all",
+    "lowest pooled": "lowest",
+}
+_SECOND = {
+    "null test": "no difference: test",
+    "null bootstrap": "bootstrap",
+    "moved test": "3 points: test",
+    "moved bootstrap": "bootstrap",
+}
 
 
 def _told(of: Spreads) -> list[str]:
@@ -337,8 +368,16 @@ def _told(of: Spreads) -> list[str]:
     def span(values: Sequence[float] | np.ndarray) -> str:
         return f"{100 * min(values):.1f} to {100 * max(values):.1f}" if len(values) else ""
 
-    return [f"{of.sparsity:f}", str(len(of.labels)), str(of.seeds), span(of.sd[methods]), span(of.sd[controls]),
-            f"{of.rho:.2f}", "unknown" if of.skew is None else f"{of.skew:.2f}", span(apart)]  # fmt: skip
+    return [
+        f"{of.sparsity:f}",
+        str(len(of.labels)),
+        str(of.seeds),
+        span(of.sd[methods]),
+        span(of.sd[controls]),
+        f"{of.rho:.2f}",
+        "unknown" if of.skew is None else f"{of.skew:.2f}",
+        span(apart),
+    ]
 
 
 def _line(of: Spreads, seeds: int, found: Mapping[str, float], names: Sequence[str]) -> Line:

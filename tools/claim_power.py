@@ -114,9 +114,18 @@ def words(
 
 
 def _word(
-    level: str, n: int, kind: str, count: int, clean: np.ndarray, true: np.ndarray, other: np.ndarray,
-    truth: np.ndarray, measured: np.ndarray, draw: np.random.Generator, share: float,
-) -> str:  # fmt: skip
+    level: str,
+    n: int,
+    kind: str,
+    count: int,
+    clean: np.ndarray,
+    true: np.ndarray,
+    other: np.ndarray,
+    truth: np.ndarray,
+    measured: np.ndarray,
+    draw: np.random.Generator,
+    share: float,
+) -> str:
     if kind == "at least":
         count = ceil(floor(1000 * count / n) / 1000 * n - 1e-9)  # as a percentage with one decimal
     size = max(FEWEST, -(-n // SHARE))
@@ -145,9 +154,13 @@ def table(rows: Sequence[tuple[str, int, int, str, Counter[str]]], rate: float, 
     lines = [f"{noise} Level quick's attacks find {real.found:.1%} of what AutoAttack fools."]
     found = {(level, n, kind, points): word for level, n, points, kind, word in rows}
     for level in LEVELS:
-        lines += ["", f"## Level {level}", "", "| images | outcomes | " +
-                  " | ".join(f"+{points} points" for points in POINTS) + " |",
-                  "|--:|---|" + "---|" * len(POINTS)]  # fmt: skip
+        lines += [
+            "",
+            f"## Level {level}",
+            "",
+            "| images | outcomes | " + " | ".join(f"+{points} points" for points in POINTS) + " |",
+            "|--:|---|" + "---|" * len(POINTS),
+        ]
         for n, kind in product(SIZES, KINDS):
             said = [_cell(found[level, n, kind, points]) for points in POINTS]
             lines.append(f"| {n:,} | {kind} | {' | '.join(said)} |")
@@ -156,8 +169,15 @@ def table(rows: Sequence[tuple[str, int, int, str, Counter[str]]], rate: float, 
 
 def noisy(name: str, rate: float, repetitions: int, real: Nets) -> str:
     """What becomes of true claims of the net `name`, which has the highest rate of noise."""
-    lines = ["", "## True claims of the noisiest net", "", f"{name}: {rate:.5f} per robust image.", "",
-             "| images | level full | level quick |", "|--:|---|---|"]  # fmt: skip
+    lines = [
+        "",
+        "## True claims of the noisiest net",
+        "",
+        f"{name}: {rate:.5f} per robust image.",
+        "",
+        "| images | level full | level quick |",
+        "|--:|---|---|",
+    ]
     for n in SIZES:
         said = [_cell(words(level, n, 0, "edited", repetitions, rate, real, seed=1)) for level in LEVELS]
         lines.append(f"| {n:,} | {' | '.join(said)} |")

@@ -85,7 +85,9 @@ class Board:
         if asked.earlier is not None:
             go_on_from(asked.earlier, self.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        self.env = os.environ | {"PYTHONPATH": f"{registered(self.out)}:{ROOT / 'src'}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+        self.env = os.environ | {
+            "PYTHONPATH": f"{registered(self.out)}:{ROOT / 'src'}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+        }
         self.source = source()
 
     def call(self, name: str, *command: str, share: float = 1.0, folder: Path = ROOT) -> str:
@@ -99,9 +101,13 @@ class Board:
         log = self.out / f"{name}.log"
         with log.open("w") as file:
             process = subprocess.Popen(
-                [sys.executable, *command], cwd=folder, env=self.env, stdout=file, stderr=subprocess.STDOUT,
+                [sys.executable, *command],
+                cwd=folder,
+                env=self.env,
+                stdout=file,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
-            )  # fmt: skip
+            )
             try:
                 code: int | str = process.wait(left)
             except subprocess.TimeoutExpired:
@@ -268,8 +274,10 @@ def registered(out: Path) -> str:
         info = site / f"prunebench-{project['version']}.dist-info"
         info.mkdir(parents=True, exist_ok=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: prunebench\nVersion: {project['version']}\n")
-        groups = [f"[{group}]\n" + "".join(f"{name} = {point}\n" for name, point in points.items())
-                  for group, points in project["entry-points"].items()]  # fmt: skip
+        groups = [
+            f"[{group}]\n" + "".join(f"{name} = {point}\n" for name, point in points.items())
+            for group, points in project["entry-points"].items()
+        ]
         (info / "entry_points.txt").write_text("\n".join(groups))
     return str(site)
 
@@ -294,8 +302,14 @@ def measure_training(asked: argparse.Namespace) -> dict[str, Any]:
     times = fit(build(asked.arch, info=info), plan, split, split.take(slice(0, 16)), seed=0).times
     ours = times[1]  # the first compiles, the last validates
     peer = peer_step(build(asked.arch, info=info).to(device), split, batch, rules) * plan.batches(asked.images)
-    return {"what": f"{asked.arch}, PGD-10 training, an epoch of {asked.images:,}", "ours": ours, "peer": peer,
-            "unit": "s", "ratio": peer / ours, "batch": batch} | where(device)  # fmt: skip
+    return {
+        "what": f"{asked.arch}, PGD-10 training, an epoch of {asked.images:,}",
+        "ours": ours,
+        "peer": peer,
+        "unit": "s",
+        "ratio": peer / ours,
+        "batch": batch,
+    } | where(device)
 
 
 def peer_step(net: Any, split: Any, batch: int, rules: Any) -> float:
@@ -379,9 +393,14 @@ def measure_scoring(asked: argparse.Namespace) -> dict[str, Any]:
         referee.net.requires_grad_(kind is Plain)
         with exact_float32():
             seconds[side] = sum(passes[name] * pace.attack(referee, run, lent) for name, run in attacks.items())
-    return {"what": f"AutoAttack standard, {asked.arch} 90 % sparse, {TEST:,} images, {ROBUST:.0%} robust",
-            "ours": TEST / seconds["ours"], "peer": TEST / seconds["peer"], "unit": "images/s",
-            "ratio": seconds["peer"] / seconds["ours"], "minutes": seconds["ours"] / 60} | where(device)  # fmt: skip
+    return {
+        "what": f"AutoAttack standard, {asked.arch} 90 % sparse, {TEST:,} images, {ROBUST:.0%} robust",
+        "ours": TEST / seconds["ours"],
+        "peer": TEST / seconds["peer"],
+        "unit": "images/s",
+        "ratio": seconds["peer"] / seconds["ours"],
+        "minutes": seconds["ours"] / 60,
+    } | where(device)
 
 
 def stock() -> dict[str, Any]:
@@ -399,8 +418,12 @@ def stock() -> dict[str, Any]:
 
         return attack
 
-    return {"apgd-ce": made(lambda whole: whole.apgd), "apgd-t": made(lambda whole: whole.apgd_targeted),
-            "fab-t": made(lambda whole: whole.fab), "square": made(lambda whole: whole.square)}  # fmt: skip
+    return {
+        "apgd-ce": made(lambda whole: whole.apgd),
+        "apgd-t": made(lambda whole: whole.apgd_targeted),
+        "fab-t": made(lambda whole: whole.fab),
+        "square": made(lambda whole: whole.square),
+    }
 
 
 def shape_of(arch: str) -> Any:
@@ -428,10 +451,14 @@ def parts(board: Board) -> tuple[list[tuple[str, str]], bool]:
         for name in ("train", "score"):
             found = board.measured(name)
             good &= "failed" not in found
-            rows.append((name, found["failed"]) if "failed" in found else (
-                found["what"],
-                f"ours {found['ours']:.3g} {found['unit']}, peer {found['peer']:.3g}, ratio {found['ratio']:.2f}",
-            ))  # fmt: skip
+            rows.append(
+                (name, found["failed"])
+                if "failed" in found
+                else (
+                    found["what"],
+                    f"ours {found['ours']:.3g} {found['unit']}, peer {found['peer']:.3g}, ratio {found['ratio']:.2f}",
+                )
+            )
     if "grid" not in skip and asked.run:
         line, whole = board.grid(asked.run)
         good &= whole

@@ -38,9 +38,14 @@ def apgd_t(model: Model, images: Tensor, labels: Tensor, eps: float, targets: in
 
 
 def _proposals(
-    model: Model, images: Tensor, labels: Tensor, standing: Tensor, eps: float, seed: int,
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    standing: Tensor,
+    eps: float,
+    seed: int,
     losses: Sequence[Callable[[Tensor], Loss]],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Climb one loss after the other with the images that still stand."""
     generator = torch.Generator().manual_seed(seed)
     proposals = images.clone()

@@ -60,9 +60,18 @@ def apgd_ce(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, gen
     if threat.norm == "Linf":
         return apgd.apgd_ce(model, images, labels, threat.radius, generator.initial_seed())
     attack = APGDAttack(
-        model, n_restarts=1, n_iter=100, eps=threat.radius, norm=threat.norm, eot_iter=1, rho=0.75, loss="ce",
-        seed=generator.initial_seed(), device=images.device, logger=_QUIET,
-    )  # fmt: skip
+        model,
+        n_restarts=1,
+        n_iter=100,
+        eps=threat.radius,
+        norm=threat.norm,
+        eot_iter=1,
+        rho=0.75,
+        loss="ce",
+        seed=generator.initial_seed(),
+        device=images.device,
+        logger=_QUIET,
+    )
     return _contained(attack.perturb, images, labels)
 
 
@@ -79,9 +88,16 @@ def apgd_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, gene
     if threat.norm == "Linf" and classes >= 4:
         return apgd.apgd_t(model, images, labels, threat.radius, targets, seed)
     common = dict(
-        n_restarts=1, n_iter=100, eps=threat.radius, norm=threat.norm, eot_iter=1, rho=0.75, device=images.device,
-        logger=_QUIET, seed=seed,
-    )  # fmt: skip
+        n_restarts=1,
+        n_iter=100,
+        eps=threat.radius,
+        norm=threat.norm,
+        eot_iter=1,
+        rho=0.75,
+        device=images.device,
+        logger=_QUIET,
+        seed=seed,
+    )
     if classes >= 4:
         attack = APGDAttack_targeted(model, n_target_classes=targets, **common)
     else:
@@ -99,9 +115,16 @@ def square(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, gene
     if threat.norm == "Linf":
         return linf_square(model, images, labels, threat.radius, generator.initial_seed())
     attack = SquareAttack(
-        model, p_init=0.8, n_queries=5000, eps=threat.radius, norm=threat.norm, n_restarts=1, resc_schedule=False,
-        seed=generator.initial_seed(), device=images.device,
-    )  # fmt: skip
+        model,
+        p_init=0.8,
+        n_queries=5000,
+        eps=threat.radius,
+        norm=threat.norm,
+        n_restarts=1,
+        resc_schedule=False,
+        seed=generator.initial_seed(),
+        device=images.device,
+    )
     return _contained(attack.perturb, images, labels)
 
 
@@ -132,15 +155,26 @@ WEAK: dict[str, Attack] = {"fgsm": fgsm, "pgd-20": _usual_pgd(20), "pgd-50": _us
 def adapted(classes: int) -> tuple[str, ...]:
     """What each attack of STANDARD really runs on `classes` classes, in words for the record."""
     targets = min(9, classes - 1)
-    second = {2: "apgd-t: cross-entropy from a second start, for 2 classes have no DLR loss",
-              3: "apgd-t: untargeted DLR, for the targeted one needs 4 classes"}  # fmt: skip
+    second = {
+        2: "apgd-t: cross-entropy from a second start, for 2 classes have no DLR loss",
+        3: "apgd-t: untargeted DLR, for the targeted one needs 4 classes",
+    }
     return ("apgd-ce", second.get(classes, f"apgd-t: {targets} targets"), f"fab-t: {targets} targets", "square")
 
 
 def pgd(
-    model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator, steps: int,
-    step_size: float, loss: Loss = F.cross_entropy, start: Tensor | None = None, autocast: torch.autocast | None = None,
-) -> Tensor:  # fmt: skip
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    generator: torch.Generator,
+    steps: int,
+    step_size: float,
+    loss: Loss = F.cross_entropy,
+    start: Tensor | None = None,
+    autocast: torch.autocast | None = None,
+) -> Tensor:
     """Projected gradient ascent on `loss(logits, labels)` from a random start (Madry et al. 2018, arXiv 1706.06083).
 
     Every gradient is taken at the clipped image, never through the clipping: where pixels sit at 0 and 1 it would

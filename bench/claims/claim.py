@@ -279,10 +279,15 @@ def make(record: Path, net: Path, out: Path, *, at_least: str | None = None, for
     name, beside = (rules.name, []) if rules.official else ("protocol.toml", [("protocol.toml", _toml_of(rules))])
     try:
         claim = Claim(
-            schema=2, n=scored.score.n, robust=scored.score.robust if at_least is None else None, at_least=at_least,
-            data=scored.data.sha256, protocol=Under(name=name, sha256=rules.sha256), about=_about(scored),
+            schema=2,
+            n=scored.score.n,
+            robust=scored.score.robust if at_least is None else None,
+            at_least=at_least,
+            data=scored.data.sha256,
+            protocol=Under(name=name, sha256=rules.sha256),
+            about=_about(scored),
             **{what: Asset(path=file, sha256=sha256_of(data)) for what, (file, data) in files.items()},
-        )  # fmt: skip
+        )
     except ValidationError as error:
         raise PrunebenchError(f"This claim breaks the rules: {explain(error)}") from None
     if scored.score.robust < claim.least:
@@ -300,8 +305,9 @@ def _about(record: Record) -> About:
     label, share = record.job.label, round(record.net.sparsity, 6)
     return About(
         pruner=label if len(label) <= 200 and label.isprintable() else record.job.pruner[:200],
-        sparsity=share if share < 1 else None, version=None if version is None else str(version),
-    )  # fmt: skip
+        sparsity=share if share < 1 else None,
+        version=None if version is None else str(version),
+    )
 
 
 def _put(out: Path, files: dict[str, bytes], *, force: bool) -> None:

@@ -18,9 +18,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of claims."""
     group = parser.getgroup("prunebench", "claims of robust accuracy (CLAIM.toml, *.claim.toml)")
     group.addoption(
-        "--claim-level", choices=("replay", "quick", "full"), default="replay",
+        "--claim-level",
+        choices=("replay", "quick", "full"),
+        default="replay",
         help="how claims are checked: replay the stored images, attack a tenth of all, or all",
-    )  # fmt: skip
+    )
     group.addoption(
         "--claim-data", metavar="DIR", default=None, help="where data sets lie; $PRUNEBENCH_DATA or ./data by default"
     )

@@ -61,10 +61,15 @@ def whole(claimed: np.ndarray, measured: np.ndarray, labels: Labels | None = Non
         f"{found} of {n} are robust, {robust} are claimed: {b} claimed robust are now fooled, {c} the other way round"
     )
     return _harshest(
-        told, [noise(b, robust, NOISE), noise_gap(robust - found, robust, NOISE)], fallen, labels,
-        reach=noise_gap(min(robust, _points(n)), robust, NOISE), overstated=robust - found, exhaustive=True,
+        told,
+        [noise(b, robust, NOISE), noise_gap(robust - found, robust, NOISE)],
+        fallen,
+        labels,
+        reach=noise_gap(min(robust, _points(n)), robust, NOISE),
+        overstated=robust - found,
+        exhaustive=True,
         foreign=noise(c, found, NOISE),
-    )  # fmt: skip
+    )
 
 
 def counted(claimed: int, measured: int, n: int) -> Verdict:
@@ -88,9 +93,13 @@ def sampled(claimed: np.ndarray, index: np.ndarray, stands: np.ndarray, labels: 
     told = f"of {k} images drawn from the {robust} claimed robust {count} are now fooled"
     expected = min(robust, _points(len(claimed))) * k // max(robust, 1)
     return _harshest(
-        told, [noise(count, k, NOISE)], fallen, labels, reach=noise(expected, k, NOISE) if robust else 0.0,
+        told,
+        [noise(count, k, NOISE)],
+        fallen,
+        labels,
+        reach=noise(expected, k, NOISE) if robust else 0.0,
         overstated=count,
-    )  # fmt: skip
+    )
 
 
 def sampled_count(claimed: int, n: int, sample: int, standing: int) -> Verdict:
@@ -141,9 +150,16 @@ def replayed(
 
 
 def _harshest(
-    told: str, tests: list[float], fallen: np.ndarray, labels: Labels | None, *, reach: float, overstated: float,
-    exhaustive: bool = False, foreign: float = 1.0,
-) -> Verdict:  # fmt: skip
+    told: str,
+    tests: list[float],
+    fallen: np.ndarray,
+    labels: Labels | None,
+    *,
+    reach: float,
+    overstated: float,
+    exhaustive: bool = False,
+    foreign: float = 1.0,
+) -> Verdict:
     """The verdict of several tests, each at its share of the level (Bonferroni); `tests`: their p-values.
 
     The clean `labels` are one more test. `fallen`: bool (n,), which images are claimed robust and are now fooled.

@@ -35,9 +35,15 @@ QUICK = ("apgd-ce", "apgd-t")
 
 
 def verify(
-    claim: str | Path, level: Level = "replay", *, store: Store | None = None, device: str = "auto",
-    seed: int | None = None, out: Path | None = None, report: Report | None = None,
-) -> Verdict:  # fmt: skip
+    claim: str | Path,
+    level: Level = "replay",
+    *,
+    store: Store | None = None,
+    device: str = "auto",
+    seed: int | None = None,
+    out: Path | None = None,
+    report: Report | None = None,
+) -> Verdict:
     """Check the claim in the file `claim` against a new measurement.
 
     `replay` measures the stored adversarial images again; `quick` runs APGD-CE and APGD-T on some of the images, drawn

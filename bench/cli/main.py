@@ -27,8 +27,11 @@ BEGAN = time.time()
 
 app = typer.Typer(
     help="Benchmark adversarially robust, pruned networks: train, prune, score with AutoAttack, rank.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-)  # fmt: skip
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 
 Protocols = Annotated[str, typer.Argument(metavar="PROTOCOL", help="A built-in protocol or a TOML file.")]
 Pruners = Annotated[list[str] | None, typer.Option("--pruner", help="NAME[:option=value,...]; all by default.")]
@@ -113,10 +116,20 @@ def run_(
         if here and (why := executor.lacking()) is not None:
             watch.line(f"All nets run dense: {why}")
         results = run.run(
-            rules, grid, out, store, engine=workers, threads=threads, device=device, examples=examples,
-            keep_proposals=keep_proposals, tensorboard=tensorboard, sandbox=sandbox, report=watch.report,
+            rules,
+            grid,
+            out,
+            store,
+            engine=workers,
+            threads=threads,
+            device=device,
+            examples=examples,
+            keep_proposals=keep_proposals,
+            tensorboard=tensorboard,
+            sandbox=sandbox,
+            report=watch.report,
             ended=lambda end: watch.finish(end.task.job.name, f"{end.how}: {end.why}"),
-        )  # fmt: skip
+        )
     if any(end.how in ("done", "kept", "refused") for end in results):
         made = [end.task for end in results if end.how in ("done", "kept")]
         ranking, files = board.write(out / "records", entries=_trained(made, out / "records"))
@@ -154,9 +167,18 @@ def plan_(
 
     machine.device_named(device)
     found = plan(
-        rules, grid, _store(data), workers=jobs, devices=sorted({1, devices}), threads=threads, device=device,
-        examples=examples, shares=Shares(clean, robust), seconds=seconds, began=BEGAN,
-    )  # fmt: skip
+        rules,
+        grid,
+        _store(data),
+        workers=jobs,
+        devices=sorted({1, devices}),
+        threads=threads,
+        device=device,
+        examples=examples,
+        shares=Shares(clean, robust),
+        seconds=seconds,
+        began=BEGAN,
+    )
     if as_json:
         print(json.dumps(found.as_json(), indent=1))
     else:
@@ -198,9 +220,17 @@ def train(
     with sole_user(out), show.Watch(quiet=quiet) as watch:
         task.make_room(out, job, rules, force=force)
         net = task.train(
-            pruner, job, rules, out, out / "stages", _store(data), device=device, tensorboard=tensorboard,
-            sandboxed=sandbox, report=lambda what, done, of: watch.report(job.name, what, done, of),
-        )  # fmt: skip
+            pruner,
+            job,
+            rules,
+            out,
+            out / "stages",
+            _store(data),
+            device=device,
+            tensorboard=tensorboard,
+            sandboxed=sandbox,
+            report=lambda what, done, of: watch.report(job.name, what, done, of),
+        )
     opened = open_net(net)
     show.out(*show.net_tables(opened, str(net)))
     show.warn(show.warnings(opened))
@@ -244,10 +274,18 @@ def score(
     with sole_user(folder), show.Watch(quiet=quiet) as watch:
         beside.make_room(folder, net, str(net), force=force)
         record = referee(
-            net, rules, examples, out=folder, store=_store(data), device=device, parent=parent,
-            also=also or (), keep_proposals=keep_proposals, mirror=mirror,
+            net,
+            rules,
+            examples,
+            out=folder,
+            store=_store(data),
+            device=device,
+            parent=parent,
+            also=also or (),
+            keep_proposals=keep_proposals,
+            mirror=mirror,
             report=lambda what, done, of: watch.report(str(net), what, done, of),
-        )  # fmt: skip
+        )
     if as_json:
         print(json.dumps(record.model_dump(mode="json", by_alias=True), indent=1))
     else:
@@ -338,10 +376,12 @@ def rank(
     from prunebench.leaderboard import render
 
     for name, value, other, given in (
-        ("--reason", reason, "--write", write), ("--date", date, "--write", write),
-        ("--draw", draw, "--rescore", rescore), ("--since", since, "--rescore", rescore),
+        ("--reason", reason, "--write", write),
+        ("--date", date, "--write", write),
+        ("--draw", draw, "--rescore", rescore),
+        ("--since", since, "--rescore", rescore),
         ("--nets", nets, "--rescore", rescore),
-    ):  # fmt: skip
+    ):
         if value is not None and not given:
             raise PrunebenchError(f"{name} does nothing without {other}; give both, or leave it out.")
     folder, entries = _records(records), []
@@ -469,9 +509,14 @@ def verify(
             name, folder = printable(str(path)), out and (out if len(claims) == 1 else out / f"{number}")
             try:
                 found[path] = check(
-                    path, level.value, store=store, device=device, seed=seed, out=folder,
+                    path,
+                    level.value,
+                    store=store,
+                    device=device,
+                    seed=seed,
+                    out=folder,
                     report=partial(watch.report, name),
-                )  # fmt: skip
+                )
             except PrunebenchError as error:
                 if len(claims) == 1:
                     raise
@@ -623,9 +668,18 @@ def _records(folder: Path) -> Path:
 
 
 def _remeasured(
-    folder: Path, count: int, seed: int | None, since: list[str], nets: Path | None, date: str | None, store: Store,
-    device: str, threads: int, *, quiet: bool,
-) -> list[Entry]:  # fmt: skip
+    folder: Path,
+    count: int,
+    seed: int | None,
+    since: list[str],
+    nets: Path | None,
+    date: str | None,
+    store: Store,
+    device: str,
+    threads: int,
+    *,
+    quiet: bool,
+) -> list[Entry]:
     """Score some official records again; what the ledger is to say of those that hold.
 
     Raises PrunebenchError when one does not hold, after all of them were looked at.

@@ -142,7 +142,7 @@ def net_tables(net: Net, name: str) -> list[Table | str]:
         ("made by", f"{job.label}, asked sparsity {job.sparsity}, seed {job.seed}"),
         ("weights", f"{net.id.nonzero} of {net.id.prunable} kept, sparsity {net.sparsity:.6f}"),
         *((f"cost: {stage.name}", f"{stage.passes:,} sample passes") for stage in header.stages),
-    ]  # fmt: skip
+    ]
     layers = [
         (layer.name, "x".join(map(str, layer.shape)), f"{layer.nonzero}", f"{1 - layer.nonzero / layer.size:.4f}")
         for layer in net.layers
@@ -173,12 +173,17 @@ def forecast_table(found: Forecast) -> list[Table | str]:
     columns = ("Pruner", "Sparsity", "Jobs", "M passes", "M to score", "Training", "Scoring", "MB")
     rows = [
         (
-            line.pruner, f"{line.sparsity:g}", f"{line.jobs}", f"{line.train_passes / 1e6:,.1f}",
-            f"{line.score_passes / 1e6:,.1f}", _duration(line.train_seconds), _duration(line.score_seconds),
+            line.pruner,
+            f"{line.sparsity:g}",
+            f"{line.jobs}",
+            f"{line.train_passes / 1e6:,.1f}",
+            f"{line.score_passes / 1e6:,.1f}",
+            _duration(line.train_seconds),
+            _duration(line.score_seconds),
             f"{line.bytes / 1e6:,.1f}",
         )
         for line in (*found.lines, found.total)
-    ]  # fmt: skip
+    ]
     side = "one job at a time" if found.workers == 1 else f"{found.workers} jobs side by side on each"
     spans = [
         f"In all about {_duration(span)} on {count} of this device, {side}." for count, span in found.spans.items()

@@ -39,10 +39,19 @@ from prunebench.pruners import Chosen, parse
 
 # Twelve epochs of two steps: the fewest in which every built-in pruner has an epoch for each of its stages.
 TASK = Protocol(
-    name="conformance", data="digits", model="digits-cnn", threat=Threat(norm="Linf", eps="0.15"), units=3.0,
-    sparsities=(0.937,), seeds=(0,), validation=32, train=128, test=64, shard=64,
+    name="conformance",
+    data="digits",
+    model="digits-cnn",
+    threat=Threat(norm="Linf", eps="0.15"),
+    units=3.0,
+    sparsities=(0.937,),
+    seeds=(0,),
+    validation=32,
+    train=128,
+    test=64,
+    shard=64,
     training=Training(objective="pgd", steps=2, step_size="0.1", epochs=4, batch=64, lr=0.1, validate_every=100),
-)  # fmt: skip
+)
 LOST = 0.1  # share of the weights that shuffling may leave at zero
 WORLDS = (86_028_121, 86_028_157, 86_028_159)  # global seeds, apart from any that a pruner may set
 SLACK = 1.05  # work over the price paid for it; a forward of a net is a little more than its multiplications
@@ -229,9 +238,15 @@ def _loads(run: _Run, chosen: Chosen, path: Path) -> Found:
         return False, f"it returned {type(run.state).__name__}, not a dict of tensors"
     task, info = run.lab.protocol, run.lab.info
     header = Header(
-        arch=task.model, classes=info.classes, shape=info.shape, protocol=task, source=chosen.source, stages=(),
-        train_sha256=run.lab.train_sha256, job=run.lab.job.model_copy(update={"sparsity": 0.0}),  # counted apart
-    )  # fmt: skip
+        arch=task.model,
+        classes=info.classes,
+        shape=info.shape,
+        protocol=task,
+        source=chosen.source,
+        stages=(),
+        train_sha256=run.lab.train_sha256,
+        job=run.lab.job.model_copy(update={"sparsity": 0.0}),  # counted apart
+    )
     try:
         seal(path, run.state, header, passes_granted=0)
         opened = open_net(path).module.state_dict()
@@ -434,9 +449,13 @@ def _elsewhere(folder: Path, seen: _Seen) -> Iterator[None]:
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {"os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.truncate", "os.chmod"}
 _BEYOND = {
-    "subprocess.Popen": "started a process", "os.system": "started a process", "os.fork": "started a process",
-    "os.posix_spawn": "started a process", "os.exec": "started a process", "socket.connect": "opened a connection",
-}  # fmt: skip
+    "subprocess.Popen": "started a process",
+    "os.system": "started a process",
+    "os.fork": "started a process",
+    "os.posix_spawn": "started a process",
+    "os.exec": "started a process",
+    "socket.connect": "opened a connection",
+}
 _DATA = ("digits.csv", "-ubyte", "/data_batch_", "/test_batch", "cifar-100-python/", "_32x32.mat")
 
 _watching: list[_Seen] = []  # the run under watch; an audit hook cannot be taken out again, so it looks here

@@ -86,11 +86,18 @@ class Compiled:
         plain = [value.detach().to(torch.float32).contiguous() for value in inputs]
         arenas = self._borrow(threads * program.arena)
         self._kernels.execute(
-            program.steps, len(program.steps), _aligned(arenas.data_ptr()), program.arena,
-            None if saved is None else _aligned(saved.data_ptr()), self._lowered.saved,
-            pointers([value.data_ptr() for value in plain]), pointers([value.data_ptr() for value in outputs]),
-            images, threads, native.team(),
-        )  # fmt: skip
+            program.steps,
+            len(program.steps),
+            _aligned(arenas.data_ptr()),
+            program.arena,
+            None if saved is None else _aligned(saved.data_ptr()),
+            self._lowered.saved,
+            pointers([value.data_ptr() for value in plain]),
+            pointers([value.data_ptr() for value in outputs]),
+            images,
+            threads,
+            native.team(),
+        )
         with self._lock:
             self._idle.setdefault(len(arenas), []).append(arenas)
 

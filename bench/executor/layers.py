@@ -156,9 +156,14 @@ class Reader:
             return self._conv(node, source, self._weights(node, module, shape), stride=shape[2:])
         if kind is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             return self._conv(
-                node, source, self._weights(node, module, tuple(module.weight.shape)), stride=module.stride,
-                padding=module.padding, dilation=module.dilation, groups=module.groups,
-            )  # fmt: skip
+                node,
+                source,
+                self._weights(node, module, tuple(module.weight.shape)),
+                stride=module.stride,
+                padding=module.padding,
+                dilation=module.dilation,
+                groups=module.groups,
+            )
         if kind in (nn.MaxPool2d, nn.AvgPool2d):
             window = _pair(module.kernel_size)
             stride = _pair(module.stride)
@@ -218,11 +223,25 @@ class Reader:
         return Weights(module, (outputs, inputs, rows, cols), kept)
 
     def _conv(
-        self, node: fx.Node, source: fx.Node, weights: Weights, *, stride: Sequence[int] = (1, 1),
-        padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1), groups: int = 1,
-    ) -> bool:  # fmt: skip
-        layer = Conv(self._value(source), self._new(_three(shape_of(node))), weights, _pair(stride), _pair(padding),
-                     _pair(dilation), groups)  # fmt: skip
+        self,
+        node: fx.Node,
+        source: fx.Node,
+        weights: Weights,
+        *,
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0, 0),
+        dilation: Sequence[int] = (1, 1),
+        groups: int = 1,
+    ) -> bool:
+        layer = Conv(
+            self._value(source),
+            self._new(_three(shape_of(node))),
+            weights,
+            _pair(stride),
+            _pair(padding),
+            _pair(dilation),
+            groups,
+        )
         self.segment.layers.append(layer)
         self.values[node] = layer.result
         return True
@@ -231,8 +250,9 @@ class Reader:
         """A convolution that gives the average of `window` in every channel alone."""
         shape = (_three(shape_of(source))[0], 1, *window)
         weight = torch.full(shape, 1 / (window[0] * window[1]))
-        self._conv(node, source, Weights(Fixed(weight), shape, torch.arange(weight.numel())), stride=stride,
-                   groups=shape[0])  # fmt: skip
+        self._conv(
+            node, source, Weights(Fixed(weight), shape, torch.arange(weight.numel())), stride=stride, groups=shape[0]
+        )
         layer = self.segment.layers[-1]
         assert isinstance(layer, Conv)
         return layer

@@ -24,7 +24,7 @@ from prunebench.bench.executor.program import (
     Job,
     Phase,
     Program,
-)  # fmt: skip
+)
 
 
 @dataclass

@@ -28,14 +28,29 @@ class Step(ctypes.Structure):
     """One step of a program, field for field as in kernels.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in (
-            "kind", "gate", "tile", "port", "channels", "rows", "cols",
-            *(f"{name}{pitch}" for name in ("in", "out", "add", "saved") for pitch in PITCHES),
-            "window_rows", "window_cols", "window_row", "window_col",
-            *(f"sign{pitch}" for pitch in PITCHES), "wide_rows", "wide_cols", "blocks",
-        )),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "kind",
+                "gate",
+                "tile",
+                "port",
+                "channels",
+                "rows",
+                "cols",
+                *(f"{name}{pitch}" for name in ("in", "out", "add", "saved") for pitch in PITCHES),
+                "window_rows",
+                "window_cols",
+                "window_row",
+                "window_col",
+                *(f"sign{pitch}" for pitch in PITCHES),
+                "wide_rows",
+                "wide_cols",
+                "blocks",
+            )
+        ),
         *((name, ctypes.c_void_p) for name in ("starts", "entries", "bias", "mean", "std")),
-    ]  # fmt: skip
+    ]
 
 
 def compiler() -> str | None:
@@ -172,8 +187,18 @@ def _open(path: Path) -> ctypes.CDLL:
     found.execute.restype = None
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     found.execute.argtypes = [
-        pointer, number, pointer, number, pointer, number, pointer, pointer, number, number, pointer
-    ]  # fmt: skip
+        pointer,
+        number,
+        pointer,
+        number,
+        pointer,
+        number,
+        pointer,
+        pointer,
+        number,
+        number,
+        pointer,
+    ]
     if found.step_bytes() != ctypes.sizeof(Step):
         raise PrunebenchError(f"the compiled kernels {path} are of another layout; delete the file.")
     return found

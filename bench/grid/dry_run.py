@@ -70,9 +70,17 @@ class Rehearsed:
 
 
 def rehearse(
-    jobs: list[tuple[Pruner, Job]], protocol: Protocol, store: Store, *, device: str, threads: int,
-    examples: int | None, shares: Shares, seconds: float, resolve: Callable[[str], Pruner],
-) -> tuple[list[Rehearsed], float]:  # fmt: skip
+    jobs: list[tuple[Pruner, Job]],
+    protocol: Protocol,
+    store: Store,
+    *,
+    device: str,
+    threads: int,
+    examples: int | None,
+    shares: Shares,
+    seconds: float,
+    resolve: Callable[[str], Pruner],
+) -> tuple[list[Rehearsed], float]:
     """Go through `jobs` in this process: every pruner runs, and every training it asks for gives back its start.
 
     Each kind of work is tried for some `seconds`, on nets of the sparsity that is asked for. Returns also the seconds
@@ -96,9 +104,15 @@ class _Rehearsal:
     """One job on its way through."""
 
     def __init__(
-        self, pruner: Pruner, job: Job, protocol: Protocol, store: Store, device: torch.device, pace: Pace,
+        self,
+        pruner: Pruner,
+        job: Job,
+        protocol: Protocol,
+        store: Store,
+        device: torch.device,
+        pace: Pace,
         resolve: Callable[[str], Pruner],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.job, self.protocol, self.store, self.pace = job, protocol, store, pace
         began, before = time.perf_counter(), pace.spent
         self.lab = _DryLab(job, protocol, store, Path(), device=device, resolve=resolve, pace=pace)
@@ -140,9 +154,15 @@ class _DryLab(Lab):
         self.works: list[Work] = []
 
     def _train(
-        self, stage: str, plan: Plan, facts: list[object], model: Callable[[], nn.Module], masks: Masks | None = None,
-        *, kept: int,
-    ) -> Trained:  # fmt: skip
+        self,
+        stage: str,
+        plan: Plan,
+        facts: list[object],
+        model: Callable[[], nn.Module],
+        masks: Masks | None = None,
+        *,
+        kept: int,
+    ) -> Trained:
         passes = plan.passes(len(self.train))
         self.meter.charge(stage, passes)
         seconds = self.pace.epochs(plan, model, masks, kept / self.prunable).seconds(plan)

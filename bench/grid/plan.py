@@ -70,10 +70,19 @@ class Forecast:
 
 
 def plan(
-    protocol: Protocol, grid: list[tuple[str, Job]], store: Store, *, workers: int = 1, devices: Sequence[int] = (1,),
-    threads: int = 1, device: str = "auto", examples: int | None = None, shares: Shares, seconds: float = 0.5,
+    protocol: Protocol,
+    grid: list[tuple[str, Job]],
+    store: Store,
+    *,
+    workers: int = 1,
+    devices: Sequence[int] = (1,),
+    threads: int = 1,
+    device: str = "auto",
+    examples: int | None = None,
+    shares: Shares,
+    seconds: float = 0.5,
     began: float | None = None,
-) -> Forecast:  # fmt: skip
+) -> Forecast:
     """Go through the jobs of the first seed without training, try how fast this device is, and add up.
 
     `workers`: jobs side by side on a device; as many processes try at once, since they slow one another down. Jobs of
@@ -104,16 +113,29 @@ def plan(
 
 
 def _rehearse(
-    grid: list[tuple[str, Job]], protocol: Protocol, store: Store, device: str, threads: int,
-    examples: int | None, shares: Shares, seconds: float,
-) -> tuple[float, list[Rehearsed]]:  # fmt: skip
+    grid: list[tuple[str, Job]],
+    protocol: Protocol,
+    store: Store,
+    device: str,
+    threads: int,
+    examples: int | None,
+    shares: Shares,
+    seconds: float,
+) -> tuple[float, list[Rehearsed]]:
     """In a process of its own: when it could begin to train, had it not tried anything, and every job gone through."""
     began = time.time()
     jobs = [(parse(spec).pruner, job) for spec, job in grid]
     found, once = rehearse(
-        jobs, protocol, store, device=device, threads=threads, examples=examples, shares=shares, seconds=seconds,
+        jobs,
+        protocol,
+        store,
+        device=device,
+        threads=threads,
+        examples=examples,
+        shares=shares,
+        seconds=seconds,
         resolve=lambda spec: parse(spec).pruner,
-    )  # fmt: skip
+    )
     return began + once, found
 
 
@@ -176,10 +198,12 @@ def _lines(jobs: Sequence[Rehearsed]) -> tuple[Line, ...]:
         what = (one.job.label, one.job.sparsity)
         line = lines.get(what, Line(*what, 0, 0, 0, 0.0, 0.0, 0))
         lines[what] = replace(
-            line, jobs=line.jobs + 1, train_passes=line.train_passes + one.passes,
+            line,
+            jobs=line.jobs + 1,
+            train_passes=line.train_passes + one.passes,
             score_passes=line.score_passes + one.score.passes,
             train_seconds=line.train_seconds + sum(work.seconds for work in fresh),
             score_seconds=line.score_seconds + one.score.seconds,
             bytes=line.bytes + one.bytes + RECORD_BYTES + sum(work.bytes for work in fresh),
-        )  # fmt: skip
+        )
     return tuple(lines.values())

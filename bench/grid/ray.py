@@ -42,9 +42,15 @@ class Ray:
     """
 
     def __init__(
-        self, folder: Path, *, address: str | None = None, jobs: int | None = None, threads: int = 1,
-        device: str = "auto", gpus: float | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        *,
+        address: str | None = None,
+        jobs: int | None = None,
+        threads: int = 1,
+        device: str = "auto",
+        gpus: float | None = None,
+    ) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise PrunebenchError(
                 f"Ray chooses the card, so it cannot be asked for device {device!r}; name cuda or auto."

@@ -60,11 +60,21 @@ def grid(specs: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int]
 
 
 def run(
-    protocol: Protocol, jobs: list[tuple[str, Job]], out: Path, store: Store, *, engine: Engine | None = None,
-    threads: int = 1, device: str = "auto", examples: int | None = None, keep_proposals: bool = False,
-    tensorboard: bool = False, sandbox: bool = False, report: Watcher | None = None,
+    protocol: Protocol,
+    jobs: list[tuple[str, Job]],
+    out: Path,
+    store: Store,
+    *,
+    engine: Engine | None = None,
+    threads: int = 1,
+    device: str = "auto",
+    examples: int | None = None,
+    keep_proposals: bool = False,
+    tensorboard: bool = False,
+    sandbox: bool = False,
+    report: Watcher | None = None,
     ended: Callable[[Ended], None] | None = None,
-) -> list[Ended]:  # fmt: skip
+) -> list[Ended]:
     """Train and score `jobs` on `engine` (one process by default), and publish their records below `out/records`.
 
     `keep_proposals`: keep what fooled each net, so that a claim can be replayed. `tensorboard`, `sandbox`: as for
@@ -74,9 +84,17 @@ def run(
     """
     with sole_user(out):
         order = order_of(
-            protocol, jobs, out, store, threads=threads, device=device, examples=examples,
-            keep_proposals=keep_proposals, tensorboard=tensorboard, sandbox=sandbox,
-        )  # fmt: skip
+            protocol,
+            jobs,
+            out,
+            store,
+            threads=threads,
+            device=device,
+            examples=examples,
+            keep_proposals=keep_proposals,
+            tensorboard=tensorboard,
+            sandbox=sandbox,
+        )
         results = []
         with engine or Pool() as engine:  # inside the lock: nobody works on after it was let go
             for result in _work_through(order, engine, report):
@@ -88,10 +106,18 @@ def run(
 
 
 def order_of(
-    protocol: Protocol, jobs: list[tuple[str, Job]], out: Path, store: Store, *, threads: int = 1,
-    device: str = "auto", examples: int | None = None, keep_proposals: bool = False, tensorboard: bool = False,
+    protocol: Protocol,
+    jobs: list[tuple[str, Job]],
+    out: Path,
+    store: Store,
+    *,
+    threads: int = 1,
+    device: str = "auto",
+    examples: int | None = None,
+    keep_proposals: bool = False,
+    tensorboard: bool = False,
     sandbox: bool = False,
-) -> Order:  # fmt: skip
+) -> Order:
     """The order in which the steps of `jobs` are taken, below `out`; a dense net is the parent of those of its seed."""
     folders = {job.name: out / "jobs" / job_id(protocol, spec, job) for spec, job in jobs}
     dense = {job.seed: job.name for _, job in jobs if job.pruner == "dense" and not job.options}
@@ -100,10 +126,21 @@ def order_of(
         parent = dense.get(job.seed, job.name)
         tasks.append(
             Task(
-                spec, job, protocol, folders[job.name], out / "stages", store, device, threads, examples,
-                keep_proposals, None if parent == job.name else folders[parent], tensorboard, sandbox,
+                spec,
+                job,
+                protocol,
+                folders[job.name],
+                out / "stages",
+                store,
+                device,
+                threads,
+                examples,
+                keep_proposals,
+                None if parent == job.name else folders[parent],
+                tensorboard,
+                sandbox,
             )
-        )  # fmt: skip
+        )
     images = len(store.testing(protocol.data, examples or protocol.test))
     return Order(tasks, shards=-(-images // protocol.shard))
 

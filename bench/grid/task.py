@@ -111,9 +111,17 @@ class Step:
             return Ended(task, "kept", "done before")
         try:
             train(
-                task.spec, task.job, task.protocol, task.folder, task.stages, task.store, device=task.device,
-                report=report, tensorboard=task.tensorboard, sandboxed=task.sandbox,
-            )  # fmt: skip
+                task.spec,
+                task.job,
+                task.protocol,
+                task.folder,
+                task.stages,
+                task.store,
+                device=task.device,
+                report=report,
+                tensorboard=task.tensorboard,
+                sandboxed=task.sandbox,
+            )
         except Refused as refused:  # by the checks of the net file: there is no net to refuse a score
             return Ended(task, "failed", str(refused))
         return None
@@ -122,9 +130,16 @@ class Step:
         task = self.task
         try:
             attack_shard(
-                task.folder / NET, self.shard, task.protocol, task.examples, out=task.folder, store=task.store,
-                device=task.device, report=report, keep_proposals=task.keep_proposals,
-            )  # fmt: skip
+                task.folder / NET,
+                self.shard,
+                task.protocol,
+                task.examples,
+                out=task.folder,
+                store=task.store,
+                device=task.device,
+                report=report,
+                keep_proposals=task.keep_proposals,
+            )
         except Refused:
             return None  # it will be refused when its record is to be written, for all of its images
         return None
@@ -132,14 +147,32 @@ class Step:
     def _record(self, report: Report) -> Ended:
         task = self.task
         record = score(
-            task.folder / NET, examples=task.examples, out=task.folder, store=task.store, device=task.device,
-            report=report, protocol=task.protocol, parent=task.dense, keep_proposals=task.keep_proposals,
-        )  # fmt: skip
+            task.folder / NET,
+            examples=task.examples,
+            out=task.folder,
+            store=task.store,
+            device=task.device,
+            report=report,
+            protocol=task.protocol,
+            parent=task.dense,
+            keep_proposals=task.keep_proposals,
+        )
         return Ended(task, "done", f"{record.score.robust} of {record.score.n} robust, {record.score.clean} clean")
 
 
-def train(spec: str, job: Job, protocol: Protocol, folder: Path, stages: Path, store: Store, *, device: str = "auto",
-          report: Report | None = None, tensorboard: bool = False, sandboxed: bool = False) -> Path:  # fmt: skip
+def train(
+    spec: str,
+    job: Job,
+    protocol: Protocol,
+    folder: Path,
+    stages: Path,
+    store: Store,
+    *,
+    device: str = "auto",
+    report: Report | None = None,
+    tensorboard: bool = False,
+    sandboxed: bool = False,
+) -> Path:
     """Have the net of `job` trained in another process, seal it into `folder`, and return its path.
 
     A net that is there, whole, with its effort beside it, is kept. `tensorboard`: put the course of its trainings into
@@ -161,9 +194,15 @@ def train(spec: str, job: Job, protocol: Protocol, folder: Path, stages: Path, s
         seconds = (_sandboxed if sandboxed else host().ask)(play, report)[1]
         state, charged = handover.take(folder)
         header = Header(
-            arch=protocol.model, classes=info.classes, shape=info.shape, protocol=protocol, job=job, source=source,
-            train_sha256=images.sha256, stages=tuple(s.model_copy(update={"seconds": None}) for s in charged),
-        )  # fmt: skip
+            arch=protocol.model,
+            classes=info.classes,
+            shape=info.shape,
+            protocol=protocol,
+            job=job,
+            source=source,
+            train_sha256=images.sha256,
+            stages=tuple(s.model_copy(update={"seconds": None}) for s in charged),
+        )
         bound = None
         if seconds is not None and where.type == "cpu":  # what a card does takes no time of the processor
             bound = allowed(sum(stage.passes for stage in charged), price(protocol, store, threads))

@@ -78,9 +78,17 @@ class Pace:
             asked, times, ends = Plan(recipe, plan.threat, epochs), list[float](), [time.perf_counter()]
             with tempfile.TemporaryDirectory() as folder:
                 fit(
-                    model(), asked, train, validation, seed=0, masks=masks, partial=Path(folder, "partial"), trial=True,
-                    report=lambda *_: ends.append(time.perf_counter()), log=lambda _, seconds: times.append(seconds),
-                )  # fmt: skip
+                    model(),
+                    asked,
+                    train,
+                    validation,
+                    seed=0,
+                    masks=masks,
+                    partial=Path(folder, "partial"),
+                    trial=True,
+                    report=lambda *_: ends.append(time.perf_counter()),
+                    log=lambda _, seconds: times.append(seconds),
+                )
             return times, ends
 
         _, first = tried(2, SMALL)
@@ -95,9 +103,10 @@ class Pace:
         seen = Plan(recipe, plan.threat, 1).seen
         shown = min(VALIDATED, len(self.validation))
         return Epochs(
-            start=max(0.0, ends[1] - ends[0] - middle - save), epoch=middle * seen(whole) / seen(images) + save,
+            start=max(0.0, ends[1] - ends[0] - middle - save),
+            epoch=middle * seen(whole) / seen(images) + save,
             validation=max(0.0, times[-1] - middle) * shown / min(shown, images),
-        )  # fmt: skip
+        )
 
     def attacks(
         self, model: Callable[[], nn.Module], density: float, test: Split, shares: dict[str, float]

@@ -40,10 +40,18 @@ def provide_autoattack() -> None:
         """pyautoattack's AutoAttack under the signature of the package `autoattack`."""
 
         def __init__(
-            self, model: Any, norm: str = "Linf", eps: float = 0.3, seed: int | None = None, verbose: bool = True,
-            attacks_to_run: Any = (), version: str = "standard", is_tf_model: bool = False, device: Any = "cuda",
+            self,
+            model: Any,
+            norm: str = "Linf",
+            eps: float = 0.3,
+            seed: int | None = None,
+            verbose: bool = True,
+            attacks_to_run: Any = (),
+            version: str = "standard",
+            is_tf_model: bool = False,
+            device: Any = "cuda",
             log_path: Any = None,
-        ) -> None:  # fmt: skip
+        ) -> None:
             if is_tf_model:
                 raise PrunebenchError("is_tf_model=True asks for a TensorFlow model; give a torch.nn.Module.")
             attacks = list(attacks_to_run) or None
@@ -54,9 +62,15 @@ def provide_autoattack() -> None:
                 self.logger.addHandler(logging.FileHandler(log_path))
 
         def run_standard_evaluation(
-            self, images: Any, labels: Any, bs: int = 250, return_labels: bool = False, state_path: Any = None,
-            *, batch_size: int | None = None,
-        ) -> Any:  # fmt: skip
+            self,
+            images: Any,
+            labels: Any,
+            bs: int = 250,
+            return_labels: bool = False,
+            state_path: Any = None,
+            *,
+            batch_size: int | None = None,
+        ) -> Any:
             """Adversarial images, and what the model takes them for if `return_labels`.
 
             `batch_size` is how pyautoattack calls itself; it then expects both.

@@ -32,9 +32,11 @@ NET = "net.safetensors"
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _ROLES = (  # the ending of a name, what stands in its place, and what the tensor is
-    ("_orig", "", "value"), ("_mask", "", "mask"), (".mask", ".weight", "mask"),
+    ("_orig", "", "value"),
+    ("_mask", "", "mask"),
+    (".mask", ".weight", "mask"),
     (".popup_scores", ".weight", "scores"),
-)  # fmt: skip
+)
 _MEAN, _STD = "0.mean", "0.std"
 _SHOWN = 5  # names in a refusal
 
@@ -59,9 +61,16 @@ class Imported:
 
 
 def ingest(
-    file: Path, arch: str, rules: Protocol, out: Path, store: Store, *, sparsity: float | None = None,
-    label: str | None = None, normalisation: str | None = None,
-) -> Imported:  # fmt: skip
+    file: Path,
+    arch: str,
+    rules: Protocol,
+    out: Path,
+    store: Store,
+    *,
+    sparsity: float | None = None,
+    label: str | None = None,
+    normalisation: str | None = None,
+) -> Imported:
     """Seal the checkpoint `file` of the architecture `arch` as a net file in `out`, to be scored by `rules`.
 
     A weight is taken as it is, as weight times mask (`weight_orig` and `weight_mask`, or `mask`), or under the mask of
@@ -89,10 +98,15 @@ def ingest(
     zeros = whole - sum(int(torch.count_nonzero(state[name])) for name in names)
     asked = min(zeros * 10_000 // whole, 9_999) / 10_000 if sparsity is None else sparsity
     header = Header(
-        arch=arch, classes=info.classes, shape=info.shape, source=sha256_of(data), train_sha256=None, stages=(),
+        arch=arch,
+        classes=info.classes,
+        shape=info.shape,
+        source=sha256_of(data),
+        train_sha256=None,
+        stages=(),
         protocol=rules.model_copy(update={"name": f"{rules.name[:57]}-import", "model": arch}),
         job=Job(pruner=PRUNER, options={} if label is None else {"label": label}, sparsity=asked, seed=0),
-    )  # fmt: skip
+    )
     seal(path, state, header, passes_granted=0)
     net = open_net(path)
     return Imported(path, net, matches + told, collapse.warnings(net))

@@ -26,9 +26,20 @@ LARGEST = 4 * 2**30  # bytes; the zoo's largest net takes some 2 GB
 _DATA, _NORMS = ("cifar10", "cifar100"), ("Linf", "L2")
 # What a file that is no checkpoint, or a hostile one, can raise while it is read without running any code.
 _UNREADABLE = (
-    UnpicklingError, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
-    EOFError, MemoryError, OverflowError, RecursionError, struct.error,
-)  # fmt: skip
+    UnpicklingError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    struct.error,
+)
 
 
 def open_zoo(name: str, rules: Protocol | None, store: Store, *, mirror: str | None = None) -> Net:
@@ -66,9 +77,15 @@ def open_zoo(name: str, rules: Protocol | None, store: Store, *, mirror: str | N
     )
     arch = f"{PREFIX}{name}"
     header = Header(
-        arch=arch, classes=info.classes, shape=info.shape, protocol=rules, job=Job(pruner=arch, sparsity=0.0, seed=0),
-        source=None, train_sha256=None, stages=(),
-    )  # fmt: skip
+        arch=arch,
+        classes=info.classes,
+        shape=info.shape,
+        protocol=rules,
+        job=Job(pruner=arch, sparsity=0.0, seed=0),
+        source=None,
+        train_sha256=None,
+        stages=(),
+    )
     return Net(
         module,
         header,
@@ -185,6 +202,7 @@ def _refuse_others(module: nn.Module, tensors: list[Tensor], name: str) -> None:
     for key, weight in prunable(module).items():
         if not any(torch.equal(tensor.float(), weight) for tensor in known.get(weight.shape, [])):
             raise Refused(
-                "keys", f"The layer {key!r} of {name} has weights that are not in its file, so they would be random; "
+                "keys",
+                f"The layer {key!r} of {name} has weights that are not in its file, so they would be random; "
                 "fetch the weights again or choose another model.",
-            )  # fmt: skip
+            )

@@ -82,10 +82,17 @@ class Lab:
     """One job's workplace. The test split is not reachable from here."""
 
     def __init__(
-        self, job: Job, protocol: Protocol, store: Store, stages: Path, *,
-        device: torch.device | None = None, report: Report | None = None,
-        resolve: Callable[[str], Pruner] | None = None, curves: Curves | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        job: Job,
+        protocol: Protocol,
+        store: Store,
+        stages: Path,
+        *,
+        device: torch.device | None = None,
+        report: Report | None = None,
+        resolve: Callable[[str], Pruner] | None = None,
+        curves: Curves | None = None,
+    ) -> None:
         """`stages`: the folder of finished stages. `resolve`: gives the pruner of a name, for `run`.
 
         `curves`: where the course of every training is put down.
@@ -144,9 +151,17 @@ class Lab:
         return torch.Generator().manual_seed(derive(self.job.seed, "pruner", name))
 
     def fit(
-        self, stage: str, start: State, *, epochs: int, masks: Masks | None = None,
-        first: int = 0, stop: int | None = None, lr: float | None = None, objective: str | None = None,
-    ) -> Trained:  # fmt: skip
+        self,
+        stage: str,
+        start: State,
+        *,
+        epochs: int,
+        masks: Masks | None = None,
+        first: int = 0,
+        stop: int | None = None,
+        lr: float | None = None,
+        objective: str | None = None,
+    ) -> Trained:
         """Train adversarially from `start` by the protocol's recipe, charged under the name `stage`.
 
         The schedule is laid over `epochs` epochs, of which `first` to `stop` (default: all) are trained. `masks` hold
@@ -159,9 +174,16 @@ class Lab:
         return self._train(stage, plan, facts, lambda: self.model(start), masks, kept=self._kept(masks))
 
     def fit_scores(
-        self, stage: str, weights: State, scores: State, keeps: Mapping[str, int], *,
-        epochs: int, lr: float | None = None, objective: str | None = None,
-    ) -> tuple[State, State]:  # fmt: skip
+        self,
+        stage: str,
+        weights: State,
+        scores: State,
+        keeps: Mapping[str, int],
+        *,
+        epochs: int,
+        lr: float | None = None,
+        objective: str | None = None,
+    ) -> tuple[State, State]:
         """Train nothing but `scores`, through the masks of the `keeps[name]` largest |scores| in each layer.
 
         The weights, biases and batch norm's affine part of the state dict `weights` stay as they are; batch norm's
@@ -225,9 +247,14 @@ class Lab:
         recipe = self.protocol.training
         noise = torch.Generator(self.device).manual_seed(derive(self.job.seed, "attack", name))
         return pgd(
-            model, images, labels, self.protocol.threat, generator=noise, steps=recipe.steps,
+            model,
+            images,
+            labels,
+            self.protocol.threat,
+            generator=noise,
+            steps=recipe.steps,
             step_size=float(exact(recipe.step_size)),
-        )  # fmt: skip
+        )
 
     def calibrated(self, stage: str, state: State, *, batches: int) -> State:
         """`state` with batch norm's statistics averaged over that many training batches, clean images, in order."""
@@ -279,9 +306,15 @@ class Lab:
         return self.prunable - int(sum(pruned))
 
     def _train(
-        self, stage: str, plan: Plan, facts: list[object], model: Callable[[], nn.Module], masks: Masks | None = None,
-        *, kept: int,
-    ) -> Trained:  # fmt: skip
+        self,
+        stage: str,
+        plan: Plan,
+        facts: list[object],
+        model: Callable[[], nn.Module],
+        masks: Masks | None = None,
+        *,
+        kept: int,
+    ) -> Trained:
         """`model()` trained by `plan` with `kept` weights: from the store if it is there, charged in any case."""
         passes = plan.passes(len(self.train))
         self.meter.check(stage, passes)
@@ -292,9 +325,16 @@ class Lab:
 
         def compute(partial: Path) -> tuple[State, Any]:
             trained = fit(
-                model(), plan, self.train, self.validation, seed=self.job.seed, masks=masks, partial=partial,
-                report=_named(self._report, stage), log=None if curve is None else curve.add,
-            )  # fmt: skip
+                model(),
+                plan,
+                self.train,
+                self.validation,
+                seed=self.job.seed,
+                masks=masks,
+                partial=partial,
+                report=_named(self._report, stage),
+                log=None if curve is None else curve.add,
+            )
             halves = {f"weights/{key}": tensor for key, tensor in trained.weights.items()}
             halves |= {f"last/{key}": tensor for key, tensor in trained.last.items()}
             return halves, {"curve": trained.curve, "times": trained.times}

@@ -86,10 +86,19 @@ class Plan:
 
 
 def fit(
-    model: nn.Module, plan: Plan, train: Split, validation: Split, *, seed: int, masks: Masks | None = None,
-    partial: Path | None = None, report: Report | None = None, log: Log | None = None,
-    compiled: bool | None = None, trial: bool = False,
-) -> Trained:  # fmt: skip
+    model: nn.Module,
+    plan: Plan,
+    train: Split,
+    validation: Split,
+    *,
+    seed: int,
+    masks: Masks | None = None,
+    partial: Path | None = None,
+    report: Report | None = None,
+    log: Log | None = None,
+    compiled: bool | None = None,
+    trial: bool = False,
+) -> Trained:
     """Train `model` in place by `plan` and return the averaged weights.
 
     `masks` hold their weights at zero. Batches, augmentation and noise of an epoch depend on `seed` and its number
@@ -203,10 +212,17 @@ class _Trainer:
         moved = {name: p for name, p in self.model.named_parameters() if p.grad is not None}
         momentum = [self.momentum.get(name) for name in moved]
         sgd(
-            list(moved.values()), [p.grad for p in moved.values() if p.grad is not None], momentum, lr=lr,
-            momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay, dampening=0,
-            maximize=False, fused=self.autocast is not None,
-        )  # fmt: skip
+            list(moved.values()),
+            [p.grad for p in moved.values() if p.grad is not None],
+            momentum,
+            lr=lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+            dampening=0,
+            maximize=False,
+            fused=self.autocast is not None,
+        )
         self.momentum |= {name: held for name, held in zip(moved, momentum, strict=True) if held is not None}
 
     def _loss(self, images: Tensor, labels: Tensor, noise: torch.Generator) -> Tensor:
@@ -217,9 +233,17 @@ class _Trainer:
                 clean = F.softmax(self._logits(images, model), dim=1).detach()
                 start = images + 0.001 * torch.empty_like(images).normal_(generator=noise)
                 adversarial = pgd(
-                    model, images, clean, threat, generator=noise, steps=recipe.steps, step_size=step_size,
-                    loss=_divergence, start=start.clamp(0, 1), autocast=self.autocast,
-                )  # fmt: skip
+                    model,
+                    images,
+                    clean,
+                    threat,
+                    generator=noise,
+                    steps=recipe.steps,
+                    step_size=step_size,
+                    loss=_divergence,
+                    start=start.clamp(0, 1),
+                    autocast=self.autocast,
+                )
             logits = self._logits(images)
             return F.cross_entropy(logits, labels) + recipe.beta * _divergence(
                 self._logits(adversarial), F.softmax(logits, dim=1)
@@ -229,9 +253,15 @@ class _Trainer:
             steps, step_size = 1, 1.25 * threat.radius
         with self.attacked() as model:
             adversarial = pgd(
-                model, images, labels, threat, generator=noise, steps=steps, step_size=step_size,
+                model,
+                images,
+                labels,
+                threat,
+                generator=noise,
+                steps=steps,
+                step_size=step_size,
                 autocast=self.autocast,
-            )  # fmt: skip
+            )
         return F.cross_entropy(self._logits(adversarial), labels)
 
     def _logits(self, images: Tensor, model: Model | None = None) -> Tensor:
@@ -263,10 +293,15 @@ class _Trainer:
         recipe = self.plan.recipe
         with self.attacked(batch=False) as model:
             adversarial = pgd(
-                model, images, labels, self.plan.threat, steps=recipe.steps,
+                model,
+                images,
+                labels,
+                self.plan.threat,
+                steps=recipe.steps,
                 step_size=float(exact(recipe.step_size)),
-                generator=torch.Generator(images.device).manual_seed(seed), autocast=self.autocast,
-            )  # fmt: skip
+                generator=torch.Generator(images.device).manual_seed(seed),
+                autocast=self.autocast,
+            )
             with torch.no_grad():
                 rates = [
                     (self._logits(x, self.model).argmax(1) == labels).float().mean().item()

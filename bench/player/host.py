@@ -75,8 +75,11 @@ class Host:
         try:
             self._process = subprocess.Popen(
                 [*self.prefix, sys.executable, "-m", "prunebench.bench.player.process", str(news)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(news,), env=env,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=(news,),
+                env=env,
+            )
         except OSError as error:
             raise PrunebenchError(
                 f"Cannot start a process for the pruner ({error.strerror}); free memory or processes, then run again."

@@ -49,10 +49,15 @@ def play(request: Play, tell: Tell) -> None:
     """Let the pruner train, and leave its weights in the folder of the request."""
     torch.set_num_threads(request.threads)
     lab = Lab(
-        request.job, request.protocol, request.store, request.stages, device=machine.device_named(request.device),
-        report=lambda *told: tell("told", told), resolve=lambda spec: parse(spec).pruner,
+        request.job,
+        request.protocol,
+        request.store,
+        request.stages,
+        device=machine.device_named(request.device),
+        report=lambda *told: tell("told", told),
+        resolve=lambda spec: parse(spec).pruner,
         curves=Curves(request.folder / "tensorboard") if request.tensorboard else None,
-    )  # fmt: skip
+    )
     leave(request.folder, parse(request.spec).pruner(request.job, lab), lab.meter.stages)
 
 

@@ -82,9 +82,24 @@ def command(folder: Path, hidden: Iterable[Path], *, cards: bool) -> list[str]:
         covers += ["--tmpfs", str(path)]
     devices = ["--dev-bind", "/dev", "/dev"] if cards else ["--dev", "/dev"]
     return [
-        PROGRAM, "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", *devices, "--proc", "/proc", *covers,
-        "--bind", place, place, "--setenv", "TMPDIR", place, "--",
-    ]  # fmt: skip
+        PROGRAM,
+        "--unshare-all",
+        "--die-with-parent",
+        "--ro-bind",
+        "/",
+        "/",
+        *devices,
+        "--proc",
+        "/proc",
+        *covers,
+        "--bind",
+        place,
+        place,
+        "--setenv",
+        "TMPDIR",
+        place,
+        "--",
+    ]
 
 
 def hidden(store: Store) -> list[Path]:
@@ -106,8 +121,10 @@ def lacking() -> str | None:
         return f"the program {PROGRAM} is not on the path."
     tried = subprocess.run(
         [PROGRAM, "--unshare-all", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--", "true"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if tried.returncode == 0:
         return None
     return f"the kernel does not let {PROGRAM} work ({tried.stderr.strip()[:200]})."

@@ -24,8 +24,15 @@ Report = Callable[[str, float, float], None]  # what is at work, how much is don
 def prices(threat: Threat, shape: tuple[int, int, int]) -> dict[str, int]:
     """Sample passes, by attack, that a point of `shape` (c, h, w) costs which survives it: forwards + 2 * backwards."""
     search = square.price(shape) if threat.norm == "Linf" else square.QUERIES
-    return {"apgd-ce": 102 + 2 * 101, "apgd-t": 910 + 2 * 909, "fab-t": 1800 + 2 * 900, "square": search,
-            "fgsm": 4, "pgd-20": 61, "pgd-50": 151}  # fmt: skip
+    return {
+        "apgd-ce": 102 + 2 * 101,
+        "apgd-t": 910 + 2 * 909,
+        "fab-t": 1800 + 2 * 900,
+        "square": search,
+        "fgsm": 4,
+        "pgd-20": 61,
+        "pgd-50": 151,
+    }
 
 
 def expected(threat: Threat, test: Split, *, clean: float, robust: float) -> dict[str, float]:
@@ -110,9 +117,16 @@ class Trial:
         return after
 
     def _run(
-        self, name: str, attack: Attack, shard: slice, number: int, seed: int, standing: Tensor, images: Tensor | None,
+        self,
+        name: str,
+        attack: Attack,
+        shard: slice,
+        number: int,
+        seed: int,
+        standing: Tensor,
+        images: Tensor | None,
         threat: Threat | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Who of `standing` still stands after `attack` on this shard; what fooled the others goes into `images`."""
         label = name.replace(":", " ") if threat is None else f"{name} eps {threat.eps.replace('/', ':')}"
         self.referee.listener = self._progress.listener(name, label, number)
@@ -125,9 +139,13 @@ class Trial:
             found = referee.fooled(attack, as_float(part.images), part.labels, seed, threat)
             left[standing] = ~found.fooled
             return Finding(
-                left, found.disagreements, found.unconfirmed, referee.batch, referee.passes - before,
+                left,
+                found.disagreements,
+                found.unconfirmed,
+                referee.batch,
+                referee.passes - before,
                 found.images[found.fooled],
-            )  # fmt: skip
+            )
 
         entry, found = self.journal.entry(label, shard, seed, standing, measure, keep_images=images is not None)
         self._progress.finished(name, len(standing), int(entry.bits.sum()))

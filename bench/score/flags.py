@@ -33,19 +33,23 @@ def black_box_wins(white_box: int, square: int, n: int) -> Flag:
     """Of `white_box` images that all white-box attacks left standing, `square` stand after Square as well."""
     value = (white_box - square) / n
     return _flag(
-        "black-box-wins", value, BLACK_BOX,
+        "black-box-wins",
+        value,
+        BLACK_BOX,
         f"Square, which sees logits alone, fooled the net on {value:.1%} of the images after all attacks by gradient "
         "had failed there; gradients that mislead look like this.",
-    )  # fmt: skip
+    )
 
 
 def zero_gradients(cross_entropy: int, dlr: int, n: int) -> Flag:
     """The input gradient of cross-entropy, or of the DLR loss, is zero or vanishes on that many images."""
     return _flag(
-        "zero-gradients", max(cross_entropy, dlr) / n, VANISHING,
+        "zero-gradients",
+        max(cross_entropy, dlr) / n,
+        VANISHING,
         f"The input gradient is zero or vanishes on {cross_entropy / n:.1%} (cross-entropy) and {dlr / n:.1%} (DLR) of "
         "the images; an attack that follows it stands still.",
-    )  # fmt: skip
+    )
 
 
 def eps_curve(curve: Sequence[Point], n: int, chance: float) -> Flag:
@@ -56,54 +60,66 @@ def eps_curve(curve: Sequence[Point], n: int, chance: float) -> Flag:
     rises = [after.robust - before.robust for before, after in pairwise(curve)]
     rise, end = max([0, *rises]) / n, curve[-1].robust / n
     return _flag(
-        "eps-curve", max(rise, end - chance, 0.0), CURVE,
+        "eps-curve",
+        max(rise, end - chance, 0.0),
+        CURVE,
         f"From one eps to a larger one accuracy rises by up to {rise:.1%}, and at eps {curve[-1].eps}, where every "
         f"image can be made grey, it is {end:.1%} (chance {chance:.1%}); an attack that works falls to chance.",
-    )  # fmt: skip
+    )
 
 
 def weak_beats_strong(beaten: int, n: int) -> Flag:
     """FGSM or PGD fooled the net on `beaten` images that it held under AutoAttack."""
     return _flag(
-        "weak-beats-strong", beaten / n, WEAK_WINS,
+        "weak-beats-strong",
+        beaten / n,
+        WEAK_WINS,
         f"FGSM or PGD fooled the net on {beaten / n:.1%} of the images that AutoAttack left standing; the number is "
         "too high by that much at least.",
-    )  # fmt: skip
+    )
 
 
 def weak_strong_gap(pgd: int, robust: int, n: int) -> Flag:
     """`pgd` images are right after PGD-20, `robust` after AutoAttack."""
     value = (pgd - robust) / n
     return _flag(
-        "weak-strong-gap", value, GAP,
+        "weak-strong-gap",
+        value,
+        GAP,
         f"PGD-20 leaves {value:.1%} of the images more than AutoAttack does; where the gap is wide, PGD's gradients do "
         "not lead where the net is weak.",
-    )  # fmt: skip
+    )
 
 
 def nondeterministic(changed: int, n: int) -> Flag:
     """The same input gave other logits the second time on `changed` images; such a net is refused."""
     return _flag(
-        "nondeterministic", changed / n, 0.0,
+        "nondeterministic",
+        changed / n,
+        0.0,
         f"The same images gave other logits the second time on {changed / n:.1%} of them.",
-    )  # fmt: skip
+    )
 
 
 def quantised_input(unmoved: int, n: int, nudge: float) -> Flag:
     """No logit of `unmoved` images changed when all their pixels moved by up to `nudge`."""
     return _flag(
-        "quantised-input", unmoved / n, UNMOVED,
+        "quantised-input",
+        unmoved / n,
+        UNMOVED,
         f"On {unmoved / n:.1%} of the images no logit changed when all pixels moved by up to {nudge:g}; an input that "
         "is rounded has no gradient to follow.",
-    )  # fmt: skip
+    )
 
 
 def softmax_output(probabilities: int, n: int) -> Flag:
     """On that many images the outputs are probabilities: none below 0, and they sum to 1."""
     return _flag(
-        "softmax-output", probabilities / n, PROBABILITIES,
+        "softmax-output",
+        probabilities / n,
+        PROBABILITIES,
         f"On {probabilities / n:.1%} of the images the outputs are probabilities, not logits; losses on them saturate.",
-    )  # fmt: skip
+    )
 
 
 def transfer(fooled: int | None, n: int) -> Flag:
@@ -114,10 +130,12 @@ def transfer(fooled: int | None, n: int) -> Flag:
     if fooled is None:
         return _flag("transfer", None, TRANSFER, "No dense net was given whose adversarial images could be tried.")
     return _flag(
-        "transfer", fooled / n, TRANSFER,
+        "transfer",
+        fooled / n,
+        TRANSFER,
         f"Adversarial images of the dense net fooled this one on {fooled / n:.1%} of the images that its own gradients "
         "had left standing.",
-    )  # fmt: skip
+    )
 
 
 def kernel_disagrees(unconfirmed: int, proposals: int, turned: int, n: int) -> Flag:
@@ -129,11 +147,13 @@ def kernel_disagrees(unconfirmed: int, proposals: int, turned: int, n: int) -> F
     """
     value = max(max(unconfirmed - 1, 0) / max(proposals, 1), turned / n - KINKS, 0.0)
     return _flag(
-        "kernel-disagrees", value, KERNELS,
+        "kernel-disagrees",
+        value,
+        KERNELS,
         f"The fast net that attacks see called {unconfirmed / max(proposals, 1):.2%} of the proposals adversarial that "
         f"the net itself gets right, and its gradient points elsewhere on {turned / n:.1%} of the images; attacks that "
         "saw another net are weaker than they should be: measure again on the net itself, with CXX=none.",
-    )  # fmt: skip
+    )
 
 
 def budget_overrun(processor: float | None, allowed: float | None) -> Flag:
@@ -148,29 +168,35 @@ def budget_overrun(processor: float | None, allowed: float | None) -> Flag:
     if value == 0:
         return _flag("budget-overrun", 0.0, 0.0, "The training took no more processor time than its passes may.")
     return _flag(
-        "budget-overrun", value, 0.0,
+        "budget-overrun",
+        value,
+        0.0,
         f"The training took {processor:.0f} s of the processor where its passes may take {allowed:.0f} s; the pruner "
         "computed what it was not charged for.",
-    )  # fmt: skip
+    )
 
 
 def out_of_range(excess: float) -> Flag:
     """`excess`: the net's largest number in units of what is sensible in float32, see `bench.wide.Sizes`."""
     return _flag(
-        "out-of-range", min(excess, sys.float_info.max), RANGE,
+        "out-of-range",
+        min(excess, sys.float_info.max),
+        RANGE,
         f"The largest number in the net is {excess:.3g} times as large as is sensible in float32 ({LARGEST:g} for "
         f"weights and hidden values, {LARGEST_LOGIT:g} for logits); above 1, attacks see the net in float64, since "
         "gradients in float32 may vanish or overflow.",
-    )  # fmt: skip
+    )
 
 
 def rounding(lost: int, n: int) -> Flag:
     """On `lost` images float32 rounds the logits until the net has no answer; these images count as wrong."""
     return _flag(
-        "rounding", lost / n, 0.0,
+        "rounding",
+        lost / n,
+        0.0,
         f"On {lost / n:.1%} of the images two logits share the first place, or float32 rounds the logits by more than "
         f"{ROUNDED:g} of their differences there or beside them; such images count as wrong.",
-    )  # fmt: skip
+    )
 
 
 def constant(collapsed: Sequence[str], predicted: Sequence[int], labels: Sequence[int]) -> Flag:

@@ -70,9 +70,15 @@ class Journal:
         self.folder, self.facts = folder, facts
 
     def entry(
-        self, attack: str, shard: slice, seed: int, before: Tensor, measure: Callable[[], Finding], *,
+        self,
+        attack: str,
+        shard: slice,
+        seed: int,
+        before: Tensor,
+        measure: Callable[[], Finding],
+        *,
         keep_images: bool = False,
-    ) -> tuple[Entry, Tensor | None]:  # fmt: skip
+    ) -> tuple[Entry, Tensor | None]:
         """The entry of `attack` on `shard`: the kept one, or what `measure` finds now.
 
         `before`: bool (images,), who was standing. With `keep_images` the images of the finding are kept and returned
@@ -92,10 +98,15 @@ class Journal:
         images = found.images if keep_images else None
         packed = None if images is None else save({"images": images.contiguous()})
         entry: Entry = Entry.sealed(
-            key=key, standing=_digits(found.standing), disagreements=found.disagreements,
-            unconfirmed=found.unconfirmed, batch=found.batch, passes=found.passes, seconds=seconds,
+            key=key,
+            standing=_digits(found.standing),
+            disagreements=found.disagreements,
+            unconfirmed=found.unconfirmed,
+            batch=found.batch,
+            passes=found.passes,
+            seconds=seconds,
             images=None if packed is None else sha256_of(packed),
-        )  # fmt: skip
+        )
         if path:
             if packed is not None:
                 write_bytes(_images_path(path), packed)

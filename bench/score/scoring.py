@@ -75,11 +75,19 @@ class Scored:
 
 
 def score(
-    net: str | Path, protocol: str | Protocol | None = None, examples: int | None = None, *,
-    out: str | Path | None = None, store: Store | None = None, device: str = "auto", report: Report | None = None,
-    parent: str | Path | None = None, also: Sequence[str] = (), keep_proposals: bool = False,
+    net: str | Path,
+    protocol: str | Protocol | None = None,
+    examples: int | None = None,
+    *,
+    out: str | Path | None = None,
+    store: Store | None = None,
+    device: str = "auto",
+    report: Report | None = None,
+    parent: str | Path | None = None,
+    also: Sequence[str] = (),
+    keep_proposals: bool = False,
     mirror: str | None = None,
-) -> Record:  # fmt: skip
+) -> Record:
     """Attack the net in the file `net` with AutoAttack *standard* and count what survives.
 
     `protocol`: by default the one that the net was made for; another one must be asked for by name. `examples`: only
@@ -114,9 +122,17 @@ def score(
 
 
 def attack_shard(
-    net: str | Path, number: int, protocol: Protocol, examples: int | None = None, *, out: str | Path, store: Store,
-    device: str = "auto", report: Report | None = None, keep_proposals: bool = False,
-) -> None:  # fmt: skip
+    net: str | Path,
+    number: int,
+    protocol: Protocol,
+    examples: int | None = None,
+    *,
+    out: str | Path,
+    store: Store,
+    device: str = "auto",
+    report: Report | None = None,
+    keep_proposals: bool = False,
+) -> None:
     """Run the attacks of a scoring on shard `number` alone, and leave in the journal in `out` what they found.
 
     `score` with the same arguments finds it there, and makes a record without attacking that shard again. Raises
@@ -169,9 +185,16 @@ class _Scoring:
     """One net on its way to a record."""
 
     def __init__(
-        self, net: Net, path: Path, rules: Protocol, test: Split, device: torch.device, out: Path | None,
-        report: Report | None, also: Mapping[str, Attack],
-    ) -> None:  # fmt: skip
+        self,
+        net: Net,
+        path: Path,
+        rules: Protocol,
+        test: Split,
+        device: torch.device,
+        out: Path | None,
+        report: Report | None,
+        also: Mapping[str, Attack],
+    ) -> None:
         self.net, self.path, self.rules, self.test, self.device = net, path, rules, test, device
         self.referee = self._referee(net)
         facts = journal_facts(self.referee, net, test)
@@ -193,20 +216,28 @@ class _Scoring:
             attacked = referee.passes - before
             robust = list(survived.values())[-1]
             score = Score(
-                n=len(test), clean=int(clean.sum()), robust=int(robust.sum()),
-                survived=_counts(survived), ran=adapted(self.net.header.classes),
-                disagreements=disagreements, unconfirmed=unconfirmed, batch=referee.batch,
-                shard=self.rules.shard, weak=_counts(weak),
-                curve=tuple(Point(eps=eps, robust=count) for eps, count in _counts(curve).items()), flags=(),
-            )  # fmt: skip
+                n=len(test),
+                clean=int(clean.sum()),
+                robust=int(robust.sum()),
+                survived=_counts(survived),
+                ran=adapted(self.net.header.classes),
+                disagreements=disagreements,
+                unconfirmed=unconfirmed,
+                batch=referee.batch,
+                shard=self.rules.shard,
+                weak=_counts(weak),
+                curve=tuple(Point(eps=eps, robust=count) for eps, count in _counts(curve).items()),
+                flags=(),
+            )
             flags = self._flags(score, predicted, survived, weak, parent)
             seed = derive(self.rules.attack_seed, "pairs")
             pairs = pack_pairs(probes.pairs(referee, test, clean, seed))
             proposals = self._proposals(clean & ~robust) if keep_proposals else None
         outcomes = pack_outcomes(
-            test.labels.numpy(), predicted.numpy(),
+            test.labels.numpy(),
+            predicted.numpy(),
             *({name: bits.numpy() for name, bits in kind.items()} for kind in (survived, weak, curve)),
-        )  # fmt: skip
+        )
         passes = referee.passes - attacked + sum(entry.passes for entry in trial.entries)  # as if nothing had been kept
         score = score.model_copy(update={"flags": flags})
         record = self._record(score, passes, whole, parent, outcomes, proposals, pairs)
@@ -298,10 +329,12 @@ class _Scoring:
             data=DataId(name=rules.data, sha256=test.sha256, train_sha256=header.train_sha256),
             official=whole and rules.official and header.protocol == rules and header.arch == rules.model,
             cost=Cost(
-                stages=stages, train_passes=sum(stage.passes for stage in stages),
+                stages=stages,
+                train_passes=sum(stage.passes for stage in stages),
                 train_seconds=None if effort is None else sum(effort.stages),
                 processor_seconds=None if effort is None else effort.processor,
-                score_passes=passes, score_seconds=sum(e.seconds for e in entries),
+                score_passes=passes,
+                score_seconds=sum(e.seconds for e in entries),
                 device=str(machine.env(self.device)["device"]),
             ),
             env=machine.env(self.device) | {"kernels": self.referee.fast.bits(self.net.header.shape)},
@@ -309,7 +342,7 @@ class _Scoring:
             outcomes=sha256_of(outcomes),
             proposals=None if proposals is None else sha256_of(proposals),
             pairs=sha256_of(pairs),
-        )  # fmt: skip
+        )
         return record
 
 
@@ -368,10 +401,14 @@ def _refusal(path: Path, net: Net | None, refused: Refused, device: torch.device
     """The refusal as a record; whose net it was is told when the header could be read."""
     rules = net and net.header.protocol
     refusal: Refusal = Refusal.sealed(
-        refused=refused.check, reason=str(refused), file=path.name, net=net.id.sha256 if net else _file_sha256(path),
+        refused=refused.check,
+        reason=str(refused),
+        file=path.name,
+        net=net.id.sha256 if net else _file_sha256(path),
         protocol=rules and ProtocolId(name=rules.name, version=rules.version, sha256=rules.sha256),
-        job=net and net.header.job, env=machine.env(device),
-    )  # fmt: skip
+        job=net and net.header.job,
+        env=machine.env(device),
+    )
     return refusal
 
 

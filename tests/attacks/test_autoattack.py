@@ -59,9 +59,12 @@ def planes(seed, pixels, edges, flat, depth):
 
 @pytest.mark.parametrize("norm", THEIRS)
 @given(
-    seed=st.integers(0, 10**6), pixels=st.integers(1, 200), edges=st.sampled_from([0, 0.3, 1]),
-    flat=st.sampled_from([0, 0.3, 1]), depth=st.sampled_from([0, 1e-4, 0.1, 0.5, 0.99, 1.5]),
-)  # fmt: skip
+    seed=st.integers(0, 10**6),
+    pixels=st.integers(1, 200),
+    edges=st.sampled_from([0, 0.3, 1]),
+    flat=st.sampled_from([0, 0.3, 1]),
+    depth=st.sampled_from([0, 1e-4, 0.1, 0.5, 0.99, 1.5]),
+)
 def test_the_projection_is_theirs_to_a_millionth(norm, seed, pixels, edges, flat, depth):
     points, normals, gaps, _ = planes(seed, pixels, edges, flat, depth)
     theirs = THEIRS[norm](points, normals, (normals * points).sum(1) - gaps)
@@ -86,9 +89,12 @@ def test_the_projection_on_paper():
     """A normal of (1, 2) and a gap of .9: in Linf both move by .3; in L2 by (.18, .36); at (.1, .5) the first stops."""
     normal, gap = torch.tensor([[1.0, 2.0]]), torch.tensor([0.9])
     for norm, start, expected in (
-        ("Linf", [0.5, 0.5], [-0.3, -0.3]), ("L2", [0.5, 0.5], [-0.18, -0.36]),
-        ("Linf", [0.1, 0.5], [-0.1, -0.4]), ("L2", [0.1, 0.5], [-0.1, -0.4]), ("Linf", [0.1, 0.1], [-0.1, -0.1]),
-    ):  # fmt: skip
+        ("Linf", [0.5, 0.5], [-0.3, -0.3]),
+        ("L2", [0.5, 0.5], [-0.18, -0.36]),
+        ("Linf", [0.1, 0.5], [-0.1, -0.4]),
+        ("L2", [0.1, 0.5], [-0.1, -0.4]),
+        ("Linf", [0.1, 0.1], [-0.1, -0.1]),
+    ):
         found = fab.projected(torch.tensor([start]), normal, gap, norm)
         assert found.flatten().tolist() == pytest.approx(expected)
 
@@ -135,9 +141,16 @@ def their_fab(net, images, labels, norm, eps):
 
 def their_square(net, images, labels, eps, seed=3):
     attack = SquareAttack(
-        net, p_init=0.8, n_queries=square.QUERIES, eps=eps, norm="Linf", n_restarts=1, resc_schedule=False, seed=seed,
+        net,
+        p_init=0.8,
+        n_queries=square.QUERIES,
+        eps=eps,
+        norm="Linf",
+        n_restarts=1,
+        resc_schedule=False,
+        seed=seed,
         device=images.device,
-    )  # fmt: skip
+    )
     return seeded(attack.perturb, images, labels)
 
 

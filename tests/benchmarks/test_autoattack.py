@@ -40,9 +40,11 @@ class Case:
 # A point that stands costs about 7,800 forwards and 1,900 backwards, and an image that falls next to nothing: eps is
 # such that about half of the images stand.
 CASES = {
-    "resnet18-0.9": Case(16, "0.0004", 4, 0.1), "resnet18-0.95": Case(16, "0.0004", 7, 0.05),
-    "resnet18-0.99": Case(16, "0.0018", 15, 0.01), "digits-cnn-0.95": Case(256, "0.2", 2, rounds=3),
-}  # fmt: skip
+    "resnet18-0.9": Case(16, "0.0004", 4, 0.1),
+    "resnet18-0.95": Case(16, "0.0004", 7, 0.05),
+    "resnet18-0.99": Case(16, "0.0018", 15, 0.01),
+    "digits-cnn-0.95": Case(256, "0.2", 2, rounds=3),
+}
 
 
 def scenes(count: int, seed: int) -> Tensor:
@@ -98,10 +100,16 @@ def measured(case: Case, threads: int = 2) -> dict[str, Any]:
         timed("peer", theirs)
     ours_s, peer_s = (statistics.median(found) for found in seconds.values())
     return {
-        "ours_s": ours_s, "peer_s": peer_s, "ratio": ours_s / peer_s, "rounds": case.rounds,
-        "target": f"{1 / case.goal:.3f}", "images": case.images, "eps": case.eps,
-        "stand": int(standing["ours"].sum()), "differ": int((standing["ours"] != standing["peer"]).sum()),
-    }  # fmt: skip
+        "ours_s": ours_s,
+        "peer_s": peer_s,
+        "ratio": ours_s / peer_s,
+        "rounds": case.rounds,
+        "target": f"{1 / case.goal:.3f}",
+        "images": case.images,
+        "eps": case.eps,
+        "stand": int(standing["ours"].sum()),
+        "differ": int((standing["ours"] != standing["peer"]).sum()),
+    }
 
 
 @pytest.mark.parametrize("name", CASES)

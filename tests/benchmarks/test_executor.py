@@ -32,9 +32,15 @@ ROUNDS = 3
 TURN = 0.2  # seconds of calls before it is the other side's turn
 # (density, gradient) -> how many times faster it is meant to be; a dense net must not lose.
 TARGETS = {
-    (1.0, False): 0.95, (0.1, False): 6, (0.05, False): 10, (0.01, False): 25,
-    (1.0, True): 0.95, (0.1, True): 5, (0.05, True): 8, (0.01, True): 20,
-}  # fmt: skip
+    (1.0, False): 0.95,
+    (0.1, False): 6,
+    (0.05, False): 10,
+    (0.01, False): 25,
+    (1.0, True): 0.95,
+    (0.1, True): 5,
+    (0.05, True): 8,
+    (0.01, True): 20,
+}
 MASKS = ("uniform", "ERK")
 LAYERS = {64: 32, 128: 16, 256: 8, 512: 4}  # channels of a 3x3 layer, and the rows and columns that it sees
 SPARSE = (0.1, 0.05, 0.01)
@@ -231,8 +237,10 @@ def _against_stock(clock: Clock) -> str:
 def _against_matrices() -> str:
     rows = []
     for density in SPARSE:
-        nets = {f"{channels} channels, {size}x{size}": (layer(channels, density), channels, size)
-                for channels, size in LAYERS.items()}  # fmt: skip
+        nets = {
+            f"{channels} channels, {size}x{size}": (layer(channels, density), channels, size)
+            for channels, size in LAYERS.items()
+        }
         nets |= {f"ResNet-18, {kind}": (sparse(density, kind), 3, 32) for kind in MASKS}
         for name, (net, channels, size) in nets.items():
             row = [name, f"{density:.0%}"]

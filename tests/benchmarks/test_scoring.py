@@ -60,6 +60,9 @@ def test_scoring_time(benchmark: Any, net: Path) -> None:
     benchmark.pedantic(ours, setup=peer, rounds=ROUNDS, warmup_rounds=1)
     ratios = [a / b for a, b in zip(our_seconds, peer_seconds, strict=True)]
     benchmark.extra_info.update(
-        ours_s=statistics.median(our_seconds), peer_s=statistics.median(peer_seconds), ratio=statistics.median(ratios),
-        rounds=len(ratios), target=0.5,
-    )  # fmt: skip
+        ours_s=statistics.median(our_seconds),
+        peer_s=statistics.median(peer_seconds),
+        ratio=statistics.median(ratios),
+        rounds=len(ratios),
+        target=0.5,
+    )

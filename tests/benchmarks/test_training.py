@@ -26,9 +26,16 @@ IMAGES = {"digits-cnn": 128, "mnist-cnn": 128, "resnet18": 32}
 ROUNDS = 3
 # (net, share of weights left) -> how many times faster it is meant to be; a PGD-10 step with its optimiser.
 TARGETS = {
-    ("resnet18", 0.1): 3, ("resnet18", 0.05): 4, ("resnet18", 0.01): 5, ("mnist-cnn", 0.1): 3, ("mnist-cnn", 0.05): 4,
-    ("digits-cnn", 0.1): 1, ("digits-cnn", 0.05): 1, ("resnet18", 1.0): 1, ("mnist-cnn", 1.0): 1.3,
-}  # fmt: skip
+    ("resnet18", 0.1): 3,
+    ("resnet18", 0.05): 4,
+    ("resnet18", 0.01): 5,
+    ("mnist-cnn", 0.1): 3,
+    ("mnist-cnn", 0.05): 4,
+    ("digits-cnn", 0.1): 1,
+    ("digits-cnn", 0.05): 1,
+    ("resnet18", 1.0): 1,
+    ("mnist-cnn", 1.0): 1.3,
+}
 
 
 class Stock(_Trainer):

@@ -18,15 +18,29 @@ from tests.support.nets import TINY, toml
 
 DIGITS = PROTOCOLS["digits-linf"]
 VALUES = {
-    "schema": 1, "n": 100, "robust": 50, "protocol": {"name": DIGITS.name, "sha256": DIGITS.sha256},
+    "schema": 1,
+    "n": 100,
+    "robust": 50,
+    "protocol": {"name": DIGITS.name, "sha256": DIGITS.sha256},
     "net": {"path": "net.safetensors", "sha256": sha256_of(b"a net")},
-}  # fmt: skip
+}
 
 
 NO_SHARES = (
-    "60", "60%", "60.0000001 %", "0 %", "0.0 %", "100.1 %", "-1 %", "1e1 %", "060 %", "60,5 %", "60 %\n",
-    "\u0666\u0660 %", "nan %",
-)  # fmt: skip
+    "60",
+    "60%",
+    "60.0000001 %",
+    "0 %",
+    "0.0 %",
+    "100.1 %",
+    "-1 %",
+    "1e1 %",
+    "060 %",
+    "60,5 %",
+    "60 %\n",
+    "\u0666\u0660 %",
+    "nan %",
+)
 
 
 @pytest.fixture
@@ -108,9 +122,14 @@ def test_a_claim_may_state_a_count_a_share_or_both(place):
         return load_claim(path)
 
     for changes, needed in (
-        ({"robust": 50}, 50), ({"at_least": "50 %"}, 50), ({"at_least": "62.5 %"}, 63), ({"at_least": "100 %"}, 100),
-        ({"at_least": "0.000001 %"}, 1), ({"robust": 50, "at_least": "49.5 %"}, 50), ({"robust": 0}, 0),
-    ):  # fmt: skip
+        ({"robust": 50}, 50),
+        ({"at_least": "50 %"}, 50),
+        ({"at_least": "62.5 %"}, 63),
+        ({"at_least": "100 %"}, 100),
+        ({"at_least": "0.000001 %"}, 1),
+        ({"robust": 50, "at_least": "49.5 %"}, 50),
+        ({"robust": 0}, 0),
+    ):
         assert read(**changes).needed == needed
     assert read(at_least="62.5 %").explained == " At least 62.5 % of 100 images are 63."
     assert read(robust=1).explained == ""
@@ -162,10 +181,25 @@ def test_duplicate_keys_nonsense_and_floods_are_refused(place):
 @pytest.mark.parametrize(
     "name",
     [
-        "../net.safetensors", "/etc/passwd", "a/../../net", "..", ".", "", "a//b", "./net.safetensors", "net\\a",
-        "~/net", "C:net", "net\x1b[31m", "<b>net", "a\nb", "nét", "a/", "x" * 300,
+        "../net.safetensors",
+        "/etc/passwd",
+        "a/../../net",
+        "..",
+        ".",
+        "",
+        "a//b",
+        "./net.safetensors",
+        "net\\a",
+        "~/net",
+        "C:net",
+        "net\x1b[31m",
+        "<b>net",
+        "a\nb",
+        "nét",
+        "a/",
+        "x" * 300,
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("key", ["net", "outcomes", "proposals"])
 def test_paths_that_may_leave_the_folder_are_refused(place, key, name):
     with pytest.raises(PrunebenchError, match="not name a file below the claim's folder") as error:
@@ -260,8 +294,11 @@ def test_protocols_that_are_none_or_reach_outside(place):
 
 def test_outcomes_must_show_the_count(place):
     data = records.outcomes(100, 80, 50)
-    for n, robust, said in ((100, 50, None), (100, 51, "claims 51 robust images, its outcomes show 50"),
-                            (99, 50, "does not hold outcomes of 99 images")):  # fmt: skip
+    for n, robust, said in (
+        (100, 50, None),
+        (100, 51, "claims 51 robust images, its outcomes show 50"),
+        (99, 50, "does not hold outcomes of 99 images"),
+    ):
         path = place(n=n, robust=robust, outcomes={"path": "o.npz", "sha256": sha256_of(data)})
         (path.parent / "o.npz").write_bytes(data)
         if said is None:
@@ -274,8 +311,11 @@ def test_outcomes_must_show_the_count(place):
 def test_claims_are_found_by_their_names(tmp_path):
     for name in ("CLAIM.toml", "a/CLAIM.toml", "a/b.claim.toml", "a/other.toml", "a/claim.toml"):
         write_bytes(tmp_path / name, b"")
-    assert [str(path.relative_to(tmp_path)) for path in find(tmp_path)] == ["CLAIM.toml", "a/CLAIM.toml",
-                                                                          "a/b.claim.toml"]  # fmt: skip
+    assert [str(path.relative_to(tmp_path)) for path in find(tmp_path)] == [
+        "CLAIM.toml",
+        "a/CLAIM.toml",
+        "a/b.claim.toml",
+    ]
     assert find(tmp_path / "a" / "other.toml")  # named, so taken for one
     assert not is_claim(tmp_path / "a" / "other.toml")
     shutil.rmtree(tmp_path / "a")

@@ -16,8 +16,9 @@ def save(folder, name, right, robust, *, labels=None, **changes):
     """A record of a net that is right on the images `right` and robust on those of them in `robust`."""
     n = len(right)
     labels = np.arange(n) % 10 if labels is None else labels
-    data = pack_outcomes(labels, np.where(right, labels, (labels + 1) % 10),
-                         dict.fromkeys(records.ATTACKS, right & robust), {}, {})  # fmt: skip
+    data = pack_outcomes(
+        labels, np.where(right, labels, (labels + 1) % 10), dict.fromkeys(records.ATTACKS, right & robust), {}, {}
+    )
     clean, stands = int(right.sum()), int((right & robust).sum())
     counts = {"n": n, "clean": clean, "robust": stands, "survived": dict.fromkeys(records.ATTACKS, stands)}
     record = records.make(name, score=counts | {"weak": {}, "curve": []}, outcomes=sha256_of(data), **changes)

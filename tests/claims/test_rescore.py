@@ -464,9 +464,12 @@ def test_an_undecided_record_neither_fails_nor_counts(board, prunebench, monkeyp
 
 def test_options_that_do_nothing_are_refused(board, prunebench):
     for option, other in (
-        (("--reason", "x"), "--write"), (("--date", "2026-01-31"), "--write"), (("--draw", 1), "--rescore"),
-        (("--since", "HEAD"), "--rescore"), (("--nets", "x"), "--rescore"),
-    ):  # fmt: skip
+        (("--reason", "x"), "--write"),
+        (("--date", "2026-01-31"), "--write"),
+        (("--draw", 1), "--rescore"),
+        (("--since", "HEAD"), "--rescore"),
+        (("--nets", "x"), "--rescore"),
+    ):
         code, _, err = prunebench("rank", board.parent, *option)
         assert code == 1 and f"{option[0]} does nothing without {other}" in err
 

@@ -319,7 +319,7 @@ def test_stored_images_outside_the_ball_are_brought_into_it(claim, nets):
     for images in (far, np.where(np.arange(len(far))[:, None, None, None] == len(far) - 1, np.nan, far)):
         data = adversarials.pack(
             adversarials.Proposals(index, images.astype(np.float32)), originals[index], 0.15, whole
-        )  # fmt: skip
+        )
         (claim.parent / "proposals.npz").write_bytes(data)
         edited(claim)
         found = check(claim)

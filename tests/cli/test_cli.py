@@ -26,9 +26,23 @@ from tests.support.nets import SMALL
 from tests.support.records import make, save
 
 VERBS = (
-    "run", "plan", "train", "score", "import", "inspect", "rank", "sign", "site", "compare", "claim", "verify", "new",
-    "check", "list", "doctor",
-)  # fmt: skip
+    "run",
+    "plan",
+    "train",
+    "score",
+    "import",
+    "inspect",
+    "rank",
+    "sign",
+    "site",
+    "compare",
+    "claim",
+    "verify",
+    "new",
+    "check",
+    "list",
+    "doctor",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +81,15 @@ def net(tmp_path):
     state = module.state_dict()
     masks = keep_largest({name: weight.detach().abs() for name, weight in prunable(module).items()}, 3816)
     header = Header(
-        arch="digits-cnn", classes=10, shape=(1, 8, 8), protocol=PROTOCOLS["digits-linf"], source=None,
-        train_sha256=None, job=Job(pruner="imp", options={"rounds": 2}, sparsity=0.9, seed=3),
+        arch="digits-cnn",
+        classes=10,
+        shape=(1, 8, 8),
+        protocol=PROTOCOLS["digits-linf"],
+        source=None,
+        train_sha256=None,
+        job=Job(pruner="imp", options={"rounds": 2}, sparsity=0.9, seed=3),
         stages=(Stage(name="search", passes=1_234_567, seconds=None),),
-    )  # fmt: skip
+    )
     seal(tmp_path / "net.safetensors", masked(state, masks), header, passes_granted=2_000_000)
     return tmp_path / "net.safetensors"
 
@@ -151,8 +170,14 @@ def test_inspect(prunebench, net):
     code, out, _ = prunebench("inspect", net.name)
     assert code == 0
     assert widest(out) <= 80
-    for fact in ("imp:rounds=2, asked sparsity 0.9, seed 3", "3816 of 38160 kept, sparsity 0.900000", "digits-linf v1",
-                 "search", "1,234,567 sample passes", "digits-cnn, 10 classes"):  # fmt: skip
+    for fact in (
+        "imp:rounds=2, asked sparsity 0.9, seed 3",
+        "3816 of 38160 kept, sparsity 0.900000",
+        "digits-linf v1",
+        "search",
+        "1,234,567 sample passes",
+        "digits-cnn, 10 classes",
+    ):
         assert fact in re.sub(r"\s+", " ", out)
     facts = json.loads(prunebench("inspect", net, "--json")[1])
     assert (facts["net"]["prunable"], facts["net"]["nonzero"], facts["sparsity"]) == (38160, 3816, 0.9)
@@ -211,8 +236,11 @@ def test_a_claim_from_a_record_to_its_verdicts(prunebench, honest, tmp_path):
     assert (code, err) == (0, "") and out.startswith("mine/CLAIM.toml: reproduced: The stored images leave ")
     (found,) = json.loads(prunebench("verify", "mine/CLAIM.toml", "--quiet", "--json")[1])
     assert (found["claim"], found["level"], found["word"], found["images"]) == (
-        "mine/CLAIM.toml", "replay", "reproduced", [],
-    )  # fmt: skip
+        "mine/CLAIM.toml",
+        "replay",
+        "reproduced",
+        [],
+    )
 
     overstated(copied(honest, tmp_path / "over"), 5)
     code, out, err = prunebench("verify", "over", "--quiet")
@@ -286,8 +314,10 @@ def training(*changes, protocol="digits-linf", pruner="imp", sparsity="0.9"):
         (training(pruner="imp:round=3"), "Unknown option of imp 'round'; did you mean 'rounds'? Choose from: re"),
         (training(pruner="imp:rounds=many"), "'many' of imp is not of type int"),
         (training(pruner="imp:rounds=0"), "rounds = 0 must be at least 1"),
-        *((training(sparsity=sparsity), f"Sparsity {sparsity} is not in [0, 1)") for sparsity in (
-            "1", "1.0", "1.5", "-0.1", "nan", "inf", "90%", "")),
+        *(
+            (training(sparsity=sparsity), f"Sparsity {sparsity} is not in [0, 1)")
+            for sparsity in ("1", "1.0", "1.5", "-0.1", "nan", "inf", "90%", "")
+        ),
         (training(sparsity="0.99999999999999999999"), "Sparsity 1.0 is not in [0, 1)"),
         (training("--device", "gpu"), "Unknown device 'gpu'; choose auto, cpu, cuda or cuda:N."),
         (training("--device", "meta"), "Unknown device 'meta'"),
@@ -311,7 +341,7 @@ def training(*changes, protocol="digits-linf", pruner="imp", sparsity="0.9"):
         (("import", "x.pt", "--arch", "digitscnn", "--protocol", "digits-linf", "--out", "o"), "'digits-cnn'?"),
         (("import", "x.pt", "--arch", "resnet18", "--protocol", "cifar10", "--out", "o"), "'cifar10-linf'?"),
     ],
-)  # fmt: skip
+)
 def test_mistakes(prunebench, tmp_path, arguments, said):
     before = set(tmp_path.rglob("*.safetensors"))
     assert said in mistake(prunebench, *arguments)

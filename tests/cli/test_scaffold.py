@@ -68,9 +68,28 @@ def test_the_spec_that_is_told_names_the_class(folder):
 
 @pytest.mark.parametrize(
     "name",
-    ["", "My", "1st", "a b", "a-b", "../a", "a/b", "/tmp/a", ".", "..", "a.py", "class", "a\x1b", "ä", "a" * 41, "a_",
-     "_a", "$module", "a\n"],
-)  # fmt: skip
+    [
+        "",
+        "My",
+        "1st",
+        "a b",
+        "a-b",
+        "../a",
+        "a/b",
+        "/tmp/a",
+        ".",
+        "..",
+        "a.py",
+        "class",
+        "a\x1b",
+        "ä",
+        "a" * 41,
+        "a_",
+        "_a",
+        "$module",
+        "a\n",
+    ],
+)
 def test_names_that_are_no_words_are_refused(name, tmp_path):
     with pytest.raises(PrunebenchError, match="Cannot call a pruner"):
         scaffold.new(name, tmp_path / "out")

@@ -93,8 +93,10 @@ OFFENDERS = {
     "deterministic": [
         "def after(self, state, lab):\n    return noisy(state, torch.Generator().manual_seed(time.time_ns() % 2**60))",
         "def after(self, state, lab):\n    return state | {'1.9.bias': torch.ones(10) * int.from_bytes(os.urandom(4))}",
-        ("def after(self, state, lab):\n    keep = {v: k for k, v in enumerate(str(lab._stages.folder))}\n"
-        "    return state | {'1.9.bias': state['1.9.bias'] + sum(keep.values())}"),
+        (
+            "def after(self, state, lab):\n    keep = {v: k for k, v in enumerate(str(lab._stages.folder))}\n"
+            "    return state | {'1.9.bias': state['1.9.bias'] + sum(keep.values())}"
+        ),
     ],
     "random-state": [
         "def before(self, lab):\n    torch.rand(1)",
@@ -114,18 +116,21 @@ OFFENDERS = {
         "def before(self, lab):\n    torch.save({}, 'net.pt')",  # opened by compiled code: no audit event
         "def before(self, lab):\n    tempfile.NamedTemporaryFile().close()",
         "def before(self, lab):\n    subprocess.run([sys.executable, '-c', ''])",
-        ("def before(self, lab):\n    try:\n        socket.create_connection(('127.0.0.1', 9), 0.01)\n"
-        "    except OSError:\n        pass"),
+        (
+            "def before(self, lab):\n    try:\n        socket.create_connection(('127.0.0.1', 9), 0.01)\n"
+            "    except OSError:\n        pass"
+        ),
     ],
     "shuffle": [
-        ("def moved(self, masks, lab):\n"
-        "    scores = {n: torch.rand(m.shape, generator=lab.generator('s')) for n, m in masks.items()}\n"
-        "    return keep_largest(scores, lab.keep)"),
+        (
+            "def moved(self, masks, lab):\n"
+            "    scores = {n: torch.rand(m.shape, generator=lab.generator('s')) for n, m in masks.items()}\n"
+            "    return keep_largest(scores, lab.keep)"
+        ),
         "def moved(self, masks, lab):\n    return masks",
-        ("def moved(self, masks, lab):\n"
-        "    return masks | {'1.7.weight': torch.zeros_like(masks['1.7.weight'])}"),
+        ("def moved(self, masks, lab):\n    return masks | {'1.7.weight': torch.zeros_like(masks['1.7.weight'])}"),
     ],
-}  # fmt: skip
+}
 PLANTED = [(name, body) for name, bodies in OFFENDERS.items() for body in bodies]
 
 

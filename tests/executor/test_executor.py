@@ -211,9 +211,15 @@ def test_any_convolution_gives_the_same(data):
     dilation, padding = draw_int(1, 2), (draw_int(0, 3), draw_int(0, 3))
     size = [max(draw_int(1, 19), dilation * (kernel[axis] - 1) + 1 - 2 * padding[axis]) for axis in (0, 1)]
     conv = nn.Conv2d(
-        groups * draw_int(1, 3), groups * draw_int(1, 5), kernel, (draw_int(1, 3), draw_int(1, 3)), padding, dilation,
-        groups, bias=data.draw(st.booleans()),
-    ).requires_grad_(False)  # fmt: skip
+        groups * draw_int(1, 3),
+        groups * draw_int(1, 5),
+        kernel,
+        (draw_int(1, 3), draw_int(1, 3)),
+        padding,
+        dilation,
+        groups,
+        bias=data.draw(st.booleans()),
+    ).requires_grad_(False)
     density = data.draw(st.sampled_from([0.0, 0.05, 0.3, 0.8, 1.0]))
     conv.weight.mul_(torch.rand(conv.weight.shape, generator=generator(draw_int(0, 99))) < density)
     images = torch.randn(draw_int(1, 18), conv.in_channels, *size, generator=generator())

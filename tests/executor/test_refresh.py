@@ -44,10 +44,16 @@ def kinds(quick: Fast) -> set[type]:
 
 
 @pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize(("arch", "density", "kind"), [
-    ("digits-cnn", 0.05, Compiled), ("mnist-cnn", 0.4, Compiled), ("resnet18", 0.02, Compiled),
-    ("digits-cnn", 0.9, Folded), ("mnist-cnn", 1.0, Folded),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arch", "density", "kind"),
+    [
+        ("digits-cnn", 0.05, Compiled),
+        ("mnist-cnn", 0.4, Compiled),
+        ("resnet18", 0.02, Compiled),
+        ("digits-cnn", 0.9, Folded),
+        ("mnist-cnn", 1.0, Folded),
+    ],
+)
 def test_read_again_it_is_the_fast_net_made_anew(arch, density, kind, given):
     net = sparse_net(arch, density)
     masks = {name: weight != 0 for name, weight in prunable(net).items()}
@@ -163,12 +169,16 @@ def test_a_dense_net_gives_the_same(arch):
     assert apart(ours[0], net(images.double())) > 1e-4
 
 
-@pytest.mark.parametrize("net", [
-    Residual(),
-    nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1, groups=2), nn.BatchNorm2d(6), nn.MaxPool2d(2), nn.BatchNorm2d(6)),
-    nn.Sequential(nn.ReLU(), nn.Conv2d(4, 3, (6, 7)), nn.Flatten(), nn.Linear(3, 2), nn.ReLU()),
-    nn.Sequential(nn.Conv2d(4, 3, 3, dilation=2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-], ids=["sums", "groups and norms", "linear", "averages"])  # fmt: skip
+@pytest.mark.parametrize(
+    "net",
+    [
+        Residual(),
+        nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1, groups=2), nn.BatchNorm2d(6), nn.MaxPool2d(2), nn.BatchNorm2d(6)),
+        nn.Sequential(nn.ReLU(), nn.Conv2d(4, 3, (6, 7)), nn.Flatten(), nn.Linear(3, 2), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(4, 3, 3, dilation=2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    ],
+    ids=["sums", "groups and norms", "linear", "averages"],
+)
 def test_layers_of_every_kind_on_torch(net, monkeypatch):
     monkeypatch.setattr(executor, "DENSE_ABOVE", -1.0)
     net, images = net.eval().requires_grad_(False), torch.randn(5, 4, 6, 7, generator=generator())

@@ -66,7 +66,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, float
     "blocks": (lambda: block(0.4), (16, 3, 13, 13), {"WINDOW": 1, "PAUSE": 0.0, "FOUR": 1e9}),
     "quads": (lambda: block(0.9), (33, 3, 10, 10), {"FOUR": 0.0}),
     "quads-odd": (lambda: block(0.9), (17, 3, 5, 7), {"FOUR": 0.0}),
-}  # fmt: skip
+}
 
 
 @dataclass

@@ -121,9 +121,7 @@ def test_nodes_lost_while_training_and_while_scoring_change_nothing(cluster, tmp
         struck = striker.submit(strike)
         told = []
         asked = [*jobs(spec), *grid([f"{spec}:mode=raises"], [0.9], [0])]
-        ends = run(
-            RULES, asked, out, store, engine=Ray(out, address=cluster.address), device="cpu", ended=told.append
-        )  # fmt: skip
+        ends = run(RULES, asked, out, store, engine=Ray(out, address=cluster.address), device="cpu", ended=told.append)
         striker.shutdown()
 
     struck.result()
@@ -154,9 +152,24 @@ def test_a_killed_driver_is_started_again(cluster, tmp_path, local):
     spec, out, rules = pruner(tmp_path), tmp_path / "out", tmp_path / "tiny.toml"
     rules.write_text(toml(RULES))
     command = [
-        sys.executable, "-m", "prunebench", "run", rules, "--pruner", "dense", "--pruner", spec, "--out", out,
-        "--engine", "ray", "--address", cluster.address, "--device", "cpu",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "prunebench",
+        "run",
+        rules,
+        "--pruner",
+        "dense",
+        "--pruner",
+        spec,
+        "--out",
+        out,
+        "--engine",
+        "ray",
+        "--address",
+        cluster.address,
+        "--device",
+        "cpu",
+    ]
     with nodes(cluster, 1):
         with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE) as driver:
             appears(tmp_path / "training-held")

@@ -111,9 +111,13 @@ def test_a_training_that_was_cut_off_goes_on(tmp_path):
     for stop in (2, 4):
         plan = Plan(changed().training, TINY.threat, 4, stop=stop)
         fit(
-            build("digits-cnn", info=STORE.info("digits")), plan, *splits, seed=0, partial=partial,
+            build("digits-cnn", info=STORE.info("digits")),
+            plan,
+            *splits,
+            seed=0,
+            partial=partial,
             report=lambda what, done, of: seen.append(done),
-        )  # fmt: skip
+        )
     assert seen == [1, 2, 3, 4]
 
 

@@ -46,9 +46,16 @@ def flat(monkeypatch):
 def gone_through(specs, sparsities=(0.9,), rules=RULES, shares=SHARES, examples=None):
     jobs = [(parse(spec).pruner, job) for spec, job in grid(specs, sparsities, [0])]
     return rehearse(
-        jobs, rules, STORE, device="cpu", threads=1, examples=examples, shares=shares, seconds=0.01,
+        jobs,
+        rules,
+        STORE,
+        device="cpu",
+        threads=1,
+        examples=examples,
+        shares=shares,
+        seconds=0.01,
         resolve=lambda spec: parse(spec).pruner,
-    )[0]  # fmt: skip
+    )[0]
 
 
 def really_trained(spec, job, rules, folder, monkeypatch):
@@ -237,9 +244,14 @@ def test_the_passes_of_a_scoring_on_paper():
     dots = Split(torch.zeros(100, 1, 1, 1, dtype=torch.uint8), torch.zeros(100, dtype=torch.int64))
     for threat, search in ((Threat(norm="Linf", eps="0.2"), 3 + 2), (Threat(norm="L2", eps="0.2"), 5000)):
         assert expected(threat, dots, clean=0.8, robust=0.5) == {
-            "apgd-ce": 80 * 304, "apgd-t": 50 * 2728, "fab-t": 50 * 3600, "square": 50 * search, "fgsm": 80 * 4,
-            "pgd-20": len(radii(threat, 1)) * 80 * 61, "pgd-50": 80 * 151,
-        }  # fmt: skip
+            "apgd-ce": 80 * 304,
+            "apgd-t": 50 * 2728,
+            "fab-t": 50 * 3600,
+            "square": 50 * search,
+            "fgsm": 80 * 4,
+            "pgd-20": len(radii(threat, 1)) * 80 * 61,
+            "pgd-50": 80 * 151,
+        }
 
 
 def job(name="dense", sparsity=0.0, seed=0):

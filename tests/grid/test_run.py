@@ -125,8 +125,9 @@ def test_the_dense_net_is_tried_on_the_others_of_its_seed(here, tmp_path):
     notes = [load_record(end.task.folder / "record.json").notes for end in (dense, pruned)]
     assert notes[1]["parent"] == open_net(dense.task.folder / NET).id.sha256 and "parent" not in notes[0]
     assert ends(run(RULES, jobs("dense", "random"), tmp_path, STORE, device="cpu")) == [
-        ("dense", "kept"), ("random", "kept"),
-    ]  # fmt: skip
+        ("dense", "kept"),
+        ("random", "kept"),
+    ]
 
 
 def test_a_net_is_scored_after_its_parent_though_it_was_trained_first(tmp_path):
@@ -150,10 +151,22 @@ def tasks(*names, parent=None):
     """Tasks in the folders of these names, the parent among them."""
     folders = {name: Path(name) for name in names}
     return [
-        Task("dense", job(), RULES, folder, Path(), STORE, "cpu", 1, None, False,
-             folders[parent] if parent not in (None, name) else None, tensorboard=False)
+        Task(
+            "dense",
+            job(),
+            RULES,
+            folder,
+            Path(),
+            STORE,
+            "cpu",
+            1,
+            None,
+            False,
+            folders[parent] if parent not in (None, name) else None,
+            tensorboard=False,
+        )
         for name, folder in folders.items()
-    ]  # fmt: skip
+    ]
 
 
 def taken(order):

@@ -72,8 +72,9 @@ def test_a_plain_state_dict_gives_the_same_logits(prefix, file, net, tmp_path):
     matches = {theirs: (ours, how) for theirs, ours, how in made.matches if theirs}
     assert matches.keys() == body.keys() and matches[f"{prefix}0.weight"] == ("1.0.weight", "as it is")
     assert {(ours, how) for theirs, ours, how in made.matches if not theirs} == {
-        ("0.mean", "of the data set"), ("0.std", "of the data set"),
-    }  # fmt: skip
+        ("0.mean", "of the data set"),
+        ("0.std", "of the data set"),
+    }
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net"])
@@ -136,8 +137,9 @@ def test_resnet18_under_the_names_of_others(tmp_path):
     net = build("resnet18", seed=1)
     theirs = {
         "module." + name.removeprefix("1.").replace("downsample", "shortcut").replace("fc.", "linear."): value
-        for name, value in net.state_dict().items() if name.startswith("1.")
-    }  # fmt: skip
+        for name, value in net.state_dict().items()
+        if name.startswith("1.")
+    }
     torch.save(theirs, tmp_path / "theirs.pt")
     cifar = PROTOCOLS["cifar10-linf"]
     made = checkpoints.ingest(tmp_path / "theirs.pt", "resnet18", cifar, tmp_path / "out", STORE)
@@ -255,7 +257,7 @@ HOSTILE = "evil\x1b[31m\u202e<script>\n" + "x" * 500
         (lambda s: list(s.values()), "format", "holds list"),
         (lambda s: torch.ones(3), "format", "holds Tensor"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_match_is_refused_by_name(change, check, said, net, tmp_path):
     message = refused(tmp_path, change(net[1].state_dict()), check)
     assert any(part in message for part in said.split("|")), message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
 
 import pytest
 import torch
@@ -92,8 +91,9 @@ def test_prices(objective, tmp_path):
     room.fit("a", room.initial(), epochs=1, objective=objective)
     room.fit("b", room.initial(), epochs=5, first=2, stop=3, objective=objective)
     assert [(stage.name, stage.passes) for stage in room.meter.stages] == [
-        ("a", 128 * PASSES[objective]), ("b", 128 * PASSES[objective])
-    ]  # fmt: skip
+        ("a", 128 * PASSES[objective]),
+        ("b", 128 * PASSES[objective]),
+    ]
     assert room.meter.spent == 2 * 128 * PASSES[objective]
 
 
@@ -117,8 +117,10 @@ def test_the_meter_by_itself():
     assert meter.spent == 7 and meter.stages[0].seconds == 1.5
 
 
-@pytest.mark.parametrize("options", [{"epochs": 0}, {"epochs": 2, "first": 2}, {"epochs": 3, "first": 2, "stop": 1},
-                                     {"epochs": 2, "stop": 3}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [{"epochs": 0}, {"epochs": 2, "first": 2}, {"epochs": 3, "first": 2, "stop": 1}, {"epochs": 2, "stop": 3}],
+)
 def test_a_stage_that_trains_nothing_is_refused(options, tmp_path, monkeypatch):
     room, plans = lab(tmp_path, RULES), counting(monkeypatch)
     with pytest.raises(PrunebenchError, match="Stage 'idle' would train from epoch"):
@@ -150,11 +152,16 @@ def test_any_other_stage_is_computed(tmp_path, monkeypatch):
     bent = {name: tensor.clone() for name, tensor in start.items()}
     bent["1.9.bias"][0] += 1e-6
     asked = [
-        dict(start=start, epochs=1), dict(start=start, epochs=2), dict(start=start, epochs=2, stop=1),
-        dict(start=start, epochs=2, first=1), dict(start=start, epochs=1, lr=0.05), dict(start=bent, epochs=1),
-        dict(start=start, epochs=1, objective="trades"), dict(start=start, epochs=1, masks=masks[0]),
+        dict(start=start, epochs=1),
+        dict(start=start, epochs=2),
+        dict(start=start, epochs=2, stop=1),
+        dict(start=start, epochs=2, first=1),
+        dict(start=start, epochs=1, lr=0.05),
+        dict(start=bent, epochs=1),
+        dict(start=start, epochs=1, objective="trades"),
+        dict(start=start, epochs=1, masks=masks[0]),
         dict(start=start, epochs=1, masks=masks[1]),
-    ]  # fmt: skip
+    ]
     for options in asked:
         room.fit("stage", **options)
     assert len(plans) == len(asked)

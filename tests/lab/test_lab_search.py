@@ -147,9 +147,12 @@ def test_a_loop_is_computed_anew_when_anything_it_depends_on_is_another(tmp_path
     loop(room, stepping(calls), facts=[1])
     assert len(calls) == before  # but the first is still there
     others = [
-        changed(RULES, threat=RULES.threat.model_copy(update={"eps": "0.1"})), changed(RULES, steps=2),
-        changed(RULES, step_size="0.05"), changed(RULES, batch=32), changed(RULES, train=64),
-    ]  # fmt: skip
+        changed(RULES, threat=RULES.threat.model_copy(update={"eps": "0.1"})),
+        changed(RULES, steps=2),
+        changed(RULES, step_size="0.05"),
+        changed(RULES, batch=32),
+        changed(RULES, train=64),
+    ]
     for rules in others:  # what lab.attack and lab.sample give
         loop(lab(tmp_path, rules), stepping(calls), facts=[1])
         assert len(calls) == before + 5
@@ -362,9 +365,11 @@ def test_a_training_of_scores_is_computed_once_for_the_same_scores_weights_and_c
     scores, keeps = scores_of(room, start), uniform(room.shapes, room.keep)
     bent = start | {"1.9.bias": start["1.9.bias"] + 1e-6}
     asked = [
-        (start, scores, keeps), (bent, scores, keeps), (start, {name: -score for name, score in scores.items()}, keeps),
+        (start, scores, keeps),
+        (bent, scores, keeps),
+        (start, {name: -score for name, score in scores.items()}, keeps),
         (start, scores, uniform(room.shapes, room.keep - 1)),
-    ]  # fmt: skip
+    ]
     for _ in range(2):
         for weights, with_scores, counts in asked:
             room.fit_scores("search", weights, with_scores, counts, epochs=1)

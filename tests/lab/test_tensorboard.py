@@ -99,11 +99,17 @@ def test_every_training_of_a_job_has_its_folder_and_the_net_is_the_same(tmp_path
     rules = changed(TINY, train=128, epochs=2, units=4.0)
     nets = [
         task.train(
-            "imp:rounds=2", job("imp:rounds=2"), rules, tmp_path / kind, tmp_path / f"{kind}-stages", STORE,
-            device="cpu", tensorboard=kind == "with",
+            "imp:rounds=2",
+            job("imp:rounds=2"),
+            rules,
+            tmp_path / kind,
+            tmp_path / f"{kind}-stages",
+            STORE,
+            device="cpu",
+            tensorboard=kind == "with",
         )
         for kind in ("with", "without")
-    ]  # fmt: skip
+    ]
     names = ["01-to-the-rewind-point", "02-search-1", "03-search-2", "04-train-the-ticket"]
     assert sorted(path.name for path in (tmp_path / "with" / "tensorboard").iterdir()) == names
     assert not (tmp_path / "without" / "tensorboard").exists()

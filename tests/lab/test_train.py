@@ -526,9 +526,16 @@ def test_in_mixed_precision_the_perturbation_stays_float32():
 
     images = torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     moved = pgd(
-        Watch(4, 3), images, torch.zeros(4, dtype=torch.long), RULES.threat, generator=torch.Generator(), steps=3,
-        step_size=1e-4, autocast=autocast, start=images,
-    )  # fmt: skip
+        Watch(4, 3),
+        images,
+        torch.zeros(4, dtype=torch.long),
+        RULES.threat,
+        generator=torch.Generator(),
+        steps=3,
+        step_size=1e-4,
+        autocast=autocast,
+        start=images,
+    )
     assert seen == [(torch.float32, torch.bfloat16)] * 3
     assert moved.dtype == torch.float32
     offsets = (moved - images).abs()[(images > 0.01) & (images < 0.99)]

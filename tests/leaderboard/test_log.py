@@ -58,10 +58,17 @@ def test_what_was_added_changed_and_removed_is_appended(board):
     write(board, reason="More seeds.", date="2026-02-01")
     assert entries(board)[2:] == [
         ["2026-02-01", "digits-linf", "hydra", "0.9", "none", "40.0 % of 100, seed 3", "More seeds."],
-        ["2026-02-01", "digits-linf", "imp", "0.9", "50.5 % of 100, seeds 0-1", "57.5 % of 100, seeds 0-2, 7",
-         "More seeds."],
+        [
+            "2026-02-01",
+            "digits-linf",
+            "imp",
+            "0.9",
+            "50.5 % of 100, seeds 0-1",
+            "57.5 % of 100, seeds 0-2, 7",
+            "More seeds.",
+        ],
         ["2026-02-01", "digits-linf", "random", "0.9", "20.5 % of 100, seeds 0-1", "none", "More seeds."],
-    ]  # fmt: skip
+    ]
     assert (board.parent / LOG).read_bytes().startswith(before)
     check(board)
 
@@ -124,7 +131,7 @@ def test_the_text_is_the_same_for_the_same_day(board, tmp_path):
         (lambda text: text[: text.index("| 2026-01-31 | digits-linf | random")], "1 row changed .*random"),
         (lambda text: text.replace("50.5 %", "60.5 %"), "1 row changed .*imp"),
     ],
-)  # fmt: skip
+)
 def test_a_log_that_was_edited_is_seen(board, damage, said):
     path = board.parent / LOG
     path.write_text(damage(path.read_text()))

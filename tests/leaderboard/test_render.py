@@ -36,13 +36,44 @@ from prunebench.leaderboard.table import Rate, rank
 from tests.support.records import ATTACKS, make, refusal
 
 HOSTILE = (
-    "a|b", "<script>alert(1)</script>", "[x](javascript:alert(1))", "![x](http://evil.example)", "`x`", "*x*", "_x_",
-    "http://evil.example", "www.evil.example", "me@evil.example", "a\\|b", "$x$", "&lt;", "~~x~~", "=cmd()", "+1", "-1",
-    "@x", "\uff1d1+1",
-    "\\input{x}", "50 % & # ^ { }", "line\nbreak", "line\r\n| a | b |", "tab\tnull\x00bell\x07", "right\u202eto left",
-    "\x1b[31mred", "[red]x[/red]", "\ud800", "é", '"quoted", text', "x" * 5000, " ", "--",
-    "66.4 [63.1, 69.5](javascript:alert(1))", "[1.0, 2.0]: http://evil.example", "=1+1", "+1.0 [+1.0, +2.0]|=1+1",
-)  # fmt: skip
+    "a|b",
+    "<script>alert(1)</script>",
+    "[x](javascript:alert(1))",
+    "![x](http://evil.example)",
+    "`x`",
+    "*x*",
+    "_x_",
+    "http://evil.example",
+    "www.evil.example",
+    "me@evil.example",
+    "a\\|b",
+    "$x$",
+    "&lt;",
+    "~~x~~",
+    "=cmd()",
+    "+1",
+    "-1",
+    "@x",
+    "\uff1d1+1",
+    "\\input{x}",
+    "50 % & # ^ { }",
+    "line\nbreak",
+    "line\r\n| a | b |",
+    "tab\tnull\x00bell\x07",
+    "right\u202eto left",
+    "\x1b[31mred",
+    "[red]x[/red]",
+    "\ud800",
+    "é",
+    '"quoted", text',
+    "x" * 5000,
+    " ",
+    "--",
+    "66.4 [63.1, 69.5](javascript:alert(1))",
+    "[1.0, 2.0]: http://evil.example",
+    "=1+1",
+    "+1.0 [+1.0, +2.0]|=1+1",
+)
 
 
 COLUMNS = {4, 8, 6, 5}  # of rows apart and contrasts; methods, and costs; survivors; refusals
@@ -96,9 +127,19 @@ def test_rates_read_well(rate, text):
 
 def compared_with(**changes):
     values = {
-        "pruner": "a", "control": "b", "sparsity": Decimal("0.9"), "family": "primary", "seeds": (0, 1), "sd": 0.1,
-        "gap": 0.05, "low": 0.012, "high": 0.088, "p": 0.01, "adjusted": 0.03, "bootstrap": (0.01, 0.07),
-    }  # fmt: skip
+        "pruner": "a",
+        "control": "b",
+        "sparsity": Decimal("0.9"),
+        "family": "primary",
+        "seeds": (0, 1),
+        "sd": 0.1,
+        "gap": 0.05,
+        "low": 0.012,
+        "high": 0.088,
+        "p": 0.01,
+        "adjusted": 0.03,
+        "bootstrap": (0.01, 0.07),
+    }
     return Contrast(**(values | changes))
 
 
@@ -114,7 +155,7 @@ def compared_with(**changes):
         ({"low": None, "high": None, "bootstrap": None, "adjusted": 1.0}, "+5.0", "", "cannot tell"),
         ({"gap": None, "low": None, "bootstrap": None, "adjusted": 1.0}, "no common seed", "", "cannot tell"),
     ],
-)  # fmt: skip
+)
 def test_contrasts_read_well(changes, difference, interval, said):
     contrast = compared_with(**changes)
     assert (points(contrast), resampled(contrast), verdict(contrast)) == (difference, interval, said)
@@ -134,15 +175,25 @@ def test_a_dagger_is_explained_where_it_stands():
 def test_power_reads_well():
     board = ranking().boards[0]
     for power, said in (
-        (Power(Decimal("0.9"), 0.03, 6, 15, 0.84, 0.36, 1.0, {20: 0.95}),
-         ("15 seeds find a true difference of 3 points to magnitude with probability .84 on average (.36 to 1.00 by "
-          "method); 20 would with .95.")),
-        (Power(Decimal("0.9"), 0.03, 1, 20, 0.36, 0.36, 0.36, {}),
-         ("20 seeds find a true difference of 3 points to magnitude with probability .36. More often than not such a "
-          "difference goes unseen here.")),
-        (Power(Decimal("0.9"), 0.03, 1, 0, None, None, None, {}),
-         "No method shares two seeds with magnitude, so no difference to it can be found, however large."),
-    ):  # fmt: skip
+        (
+            Power(Decimal("0.9"), 0.03, 6, 15, 0.84, 0.36, 1.0, {20: 0.95}),
+            (
+                "15 seeds find a true difference of 3 points to magnitude with probability .84 on average (.36 to 1.00 "
+                "by method); 20 would with .95."
+            ),
+        ),
+        (
+            Power(Decimal("0.9"), 0.03, 1, 20, 0.36, 0.36, 0.36, {}),
+            (
+                "20 seeds find a true difference of 3 points to magnitude with probability .36. More often than not such "
+                "a difference goes unseen here."
+            ),
+        ),
+        (
+            Power(Decimal("0.9"), 0.03, 1, 0, None, None, None, {}),
+            "No method shares two seeds with magnitude, so no difference to it can be found, however large.",
+        ),
+    ):
         assert power_of(dataclasses.replace(board, powers=(power,)), Decimal("0.9")) == said
     assert power_of(board, Decimal("0.5")) == ""
 
@@ -156,8 +207,15 @@ def test_markdown_shows_each_row_once_and_the_evidence_beside_it():
     assert rows[3] == ["Place", "Pruner", "Robust %", "Clean %", "Seeds", "Less magnitude", "Bootstrap", "Verdict"]
     # Differences 11, 12, 13: t(.975, 2) * .01 / sqrt(3) = 2.5
     assert rows[5] == [
-        "1", "imp", "51.0 [48.5, 53.5]", "80.0 [79.2, 80.6]", "3", "+12.0 [+9.5, +14.5]", "not available", "better",
-    ]  # fmt: skip
+        "1",
+        "imp",
+        "51.0 [48.5, 53.5]",
+        "80.0 [79.2, 80.6]",
+        "3",
+        "+12.0 [+9.5, +14.5]",
+        "not available",
+        "better",
+    ]
     assert rows[6] == ["2", "magnitude", "39.0 [38.3, 39.8]", "80.0 [79.2, 80.6]", "3", "", "", ""]
     assert rows[7] == ["Control", "Robust %", "Clean %", "Seeds"]
     assert rows[9][:1] + rows[9][3:] == ["random", "3"]
@@ -197,8 +255,13 @@ def test_csv_and_json_carry_counts_and_full_precision():
     assert [row["place"] for row in (dense, imp, magnitude, random)] == ["", "1", "2", ""]
     primary = made.boards[0].contrasts[0]
     assert [imp[f"less_magnitude_{what}"] for what in ("gap", "p", "holm", "boot_low", "common_seeds", "verdict")] == [
-        "0.12", str(primary.p), str(primary.adjusted), "", "3", "more",
-    ]  # fmt: skip
+        "0.12",
+        str(primary.p),
+        str(primary.adjusted),
+        "",
+        "3",
+        "more",
+    ]
     assert magnitude["less_magnitude_gap"] == imp["less_shuffle_gap"] == ""
     assert float(imp["less_random_low"]) == pytest.approx(
         0.26 - 4.302653 * math.sqrt(21) / 100 / math.sqrt(3), rel=1e-6
@@ -219,9 +282,21 @@ def test_csv_and_json_carry_counts_and_full_precision():
     assert list(board["rows"][1]["survived"]) == list(ATTACKS)
     held = {(each["pruner"], each["control"]): each for each in board["contrasts"]}
     assert held["imp", "magnitude"] | {"p": 0, "adjusted": 0, "low": 0, "high": 0, "sd": 0} == {
-        "pruner": "imp", "control": "magnitude", "sparsity": 0.9, "family": "primary", "seeds": [0, 1, 2], "gap": 0.12,
-        "sd": 0, "low": 0, "high": 0, "p": 0, "adjusted": 0, "bootstrap": None, "verdict": "+", "agrees": None,
-    }  # fmt: skip
+        "pruner": "imp",
+        "control": "magnitude",
+        "sparsity": 0.9,
+        "family": "primary",
+        "seeds": [0, 1, 2],
+        "gap": 0.12,
+        "sd": 0,
+        "low": 0,
+        "high": 0,
+        "p": 0,
+        "adjusted": 0,
+        "bootstrap": None,
+        "verdict": "+",
+        "agrees": None,
+    }
     assert [power["seeds"] for power in board["powers"]] == [3]
 
 
@@ -261,9 +336,13 @@ def test_every_file_begins_as_its_format_says(form):
 def test_a_record_cannot_break_out_of_a_table(hostile):
     flag = FLAG | {"name": hostile, "sentence": hostile}
     made = ranking(
-        hostile, True, data={"name": hostile}, protocol={"name": hostile}, cost={"device": hostile},
+        hostile,
+        True,
+        data={"name": hostile},
+        protocol={"name": hostile},
+        cost={"device": hostile},
         score={"flags": [flag]},
-    )  # fmt: skip
+    )
     flagged = ranking(shuffled=True, score={"flags": [FLAG]})
     text = markdown(made)
     assert {len(row) for row in markdown_rows(text)} == COLUMNS
@@ -274,8 +353,10 @@ def test_a_record_cannot_break_out_of_a_table(hostile):
     assert {len(row) for row in rows} == {len(rows[0])}
     assert not [cell for row in rows for cell in row if cell[:1] in tuple("=+-@\uff1d")]
     assert {row["pruner"] for row in json.loads(as_json(made))["boards"][0]["rows"]} == {
-        hostile, f"{hostile}:shuffle=true", *OTHERS,
-    }  # fmt: skip
+        hostile,
+        f"{hostile}:shuffle=true",
+        *OTHERS,
+    }
     assert f"{hostile}:shuffle=true" in {
         each["control"] for each in json.loads(as_json(made))["boards"][0]["contrasts"]
     }

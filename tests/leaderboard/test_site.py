@@ -23,12 +23,29 @@ from prunebench.leaderboard.table import rank, read
 from tests.support.records import make, refusal, save
 
 HOSTILE = (
-    "<script>window.pwned=1</script>", "<img src=x onerror=window.pwned=1>", "\"><svg onload='window.pwned=1'>",
-    "</script><script>window.pwned=1</script>", "{{ 7 * 7 }}", "{% raw %}", "javascript:window.pwned=1",
-    '<a href="http://evil.example">x</a>', "../../../etc/passwd", "..", "/etc/passwd", "a\\..\\b", "&lt;b&gt;",
-    "$\\href{http://evil.example}{x}$", "right\u202eto left", "\ud800", "nul\x00l", "\x1b[31m", "x" * 5000, " ", "CON",
+    "<script>window.pwned=1</script>",
+    "<img src=x onerror=window.pwned=1>",
+    "\"><svg onload='window.pwned=1'>",
+    "</script><script>window.pwned=1</script>",
+    "{{ 7 * 7 }}",
+    "{% raw %}",
+    "javascript:window.pwned=1",
+    '<a href="http://evil.example">x</a>',
+    "../../../etc/passwd",
+    "..",
+    "/etc/passwd",
+    "a\\..\\b",
+    "&lt;b&gt;",
+    "$\\href{http://evil.example}{x}$",
+    "right\u202eto left",
+    "\ud800",
+    "nul\x00l",
+    "\x1b[31m",
+    "x" * 5000,
+    " ",
+    "CON",
     "%{fullData.name}",
-)  # fmt: skip
+)
 FLAG = {"name": "black-box-wins", "value": 0.0, "threshold": 1.0, "sentence": "Square fools 7 of the survivors."}
 ROWS = ("imp-s0.95", "imp-shuffle=true-s0.95", "magnitude-s0.95", "random-s0.95", "dense-s0")
 CURVE = [{"eps": "0.1", "robust": 70}, {"eps": "1/5", "robust": 20}]
@@ -45,9 +62,11 @@ def fill(folder, name="imp", text="plain", file="refused", *, shown=None):
     for seed in range(3):
         flags = [FLAG | {"value": 7.0 if seed else 0.0, "sentence": f"{FLAG['sentence']} {text}"}]
         common = {
-            "data": {"name": text}, "env": {"torch": text, text: 1}, "notes": {text: text},
+            "data": {"name": text},
+            "env": {"torch": text, text: 1},
+            "notes": {text: text},
             "cost": {"device": text, "stages": [{"name": text, "passes": 2_900_000, "seconds": None}]},
-        }  # fmt: skip
+        }
         score = {"weak": {text: 60 + seed}, "curve": CURVE, "flags": flags}
         record = make(name, 0.95, seed, robust=50 + seed, score=score, pairs=sha256_of(kept), **common)
         write_bytes(pairs_path(save(folder, record, f"a-seed{seed}")), kept)
@@ -109,13 +128,25 @@ def test_a_page_for_the_board_and_one_for_each_row(made):
     names = {f"entries/digits-linf-{name}.html" for name in ROWS}
     assert set(html_pages(made)) == {"index.html", *names}
     assert {path.name for path in (made / "assets").iterdir()} == {
-        "plotly.js", "site.css", "site.js", "tables.css", "tables.js",
-    }  # fmt: skip
+        "plotly.js",
+        "site.css",
+        "site.js",
+        "tables.css",
+        "tables.js",
+    }
     text = " ".join(html_pages(made)["index.html"].texts)
     for shown in (
-        "imp", "0.95", "51.0 [48.5, 53.5]", "+12.0 [+7.0, +17.0]", "better", "3 seeds find a true difference",
-        "official", "Square fools 7 of the survivors.", "refused.json", "unpruned nets and controls, without a place",
-    ):  # fmt: skip
+        "imp",
+        "0.95",
+        "51.0 [48.5, 53.5]",
+        "+12.0 [+7.0, +17.0]",
+        "better",
+        "3 seeds find a true difference",
+        "official",
+        "Square fools 7 of the survivors.",
+        "refused.json",
+        "unpruned nets and controls, without a place",
+    ):
         assert shown in text, shown
 
 
@@ -124,10 +155,24 @@ def test_the_page_of_a_row_shows_counts_flags_and_where_they_come_from(made, rec
     text = " ".join(page.texts)
     record = read(records)[Path("digits-linf/a-seed0.json")]
     for shown in (
-        "50 of 100: 50.0 % [40.4, 59.6]", "80 of 100: 80.0 % [71.1, 86.7]", "plain alone", "60 of 100", "eps 1/5",
-        "20 of 100", "0.9500, 50 left", "2,900,000 passes, time unknown", "\u26a0 up", "down", record.sha256,
-        record.protocol.sha256, record.net.sha256, record.data.sha256, record.outcomes, "image 3: 5", "env torch",
-    ):  # fmt: skip
+        "50 of 100: 50.0 % [40.4, 59.6]",
+        "80 of 100: 80.0 % [71.1, 86.7]",
+        "plain alone",
+        "60 of 100",
+        "eps 1/5",
+        "20 of 100",
+        "0.9500, 50 left",
+        "2,900,000 passes, time unknown",
+        "\u26a0 up",
+        "down",
+        record.sha256,
+        record.protocol.sha256,
+        record.net.sha256,
+        record.data.sha256,
+        record.outcomes,
+        "image 3: 5",
+        "env torch",
+    ):
         assert shown in text, shown
     for shown in ("imp less magnitude", "imp less imp:shuffle=true", "imp less random", "+12.0 [+7.0, +17.0]"):
         assert shown in text, shown
@@ -344,9 +389,14 @@ def test_text_and_series_stand_out_in_both_themes(made):
 # In a browser
 
 FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 @pytest.fixture(scope="module")

@@ -91,22 +91,32 @@ def test_a_row_with_one_seed_has_wilsons_interval_and_ties():
 
 def test_controls_and_references_have_no_place():
     board = only_board(
-        *three("dense", 70, 0.0), *three("iwi-dense", 40, 0.0), *three("imp", 30), *three("random", 75),
-        *steps("imp", [78, 80, 79], options={"shuffle": True}), *steps("random", [1, 2, 3], options={"shuffle": True}),
-    )  # fmt: skip
+        *three("dense", 70, 0.0),
+        *three("iwi-dense", 40, 0.0),
+        *three("imp", 30),
+        *three("random", 75),
+        *steps("imp", [78, 80, 79], options={"shuffle": True}),
+        *steps("random", [1, 2, 3], options={"shuffle": True}),
+    )
     shown = [(row.pruner, row.role, row.standing, row.place) for row in board.rows]
     assert shown == [
-        ("dense", "reference", "ref", None), ("iwi-dense", "reference", "ref", None), ("imp", "method", "1", 1),
-        ("imp:shuffle=true", "control", "control", None), ("random", "control", "control", None),
+        ("dense", "reference", "ref", None),
+        ("iwi-dense", "reference", "ref", None),
+        ("imp", "method", "1", 1),
+        ("imp:shuffle=true", "control", "control", None),
+        ("random", "control", "control", None),
         ("random:shuffle=true", "control", "control", None),
-    ]  # fmt: skip
+    ]
 
 
 def test_a_place_counts_the_methods_that_are_better():
     """Differences 8, 9, 10 by seed have t = 9 sqrt(3) = 15.6 and p = .0041; times 6 pairs .0245."""
     board = only_board(
-        *steps("a", [40, 40, 40]), *steps("b", [48, 49, 50]), *steps("c", [56, 58, 60]), *steps("d", [20, 45, 79]),
-    )  # fmt: skip
+        *steps("a", [40, 40, 40]),
+        *steps("b", [48, 49, 50]),
+        *steps("c", [56, 58, 60]),
+        *steps("d", [20, 45, 79]),
+    )
     found = {(c.pruner, c.control): (c.family, c.verdict) for c in board.contrasts}
     assert {family for family, _ in found.values()} == {"places"}
     assert found["a", "b"] == found["b", "c"] == found["a", "c"] == ("places", "-")
@@ -118,21 +128,31 @@ def test_pairs_with_magnitude_are_judged_once_with_the_primary_contrasts():
     board = only_board(*steps("imp", [48, 49, 50]), *steps("hydra", [40, 42, 41]), *steps("magnitude", [40, 40, 40]))
     found = {(c.pruner, c.control): (c.family, c.verdict) for c in board.contrasts}
     assert found == {
-        ("imp", "magnitude"): ("primary", "+"), ("hydra", "magnitude"): ("primary", "="),
+        ("imp", "magnitude"): ("primary", "+"),
+        ("hydra", "magnitude"): ("primary", "="),
         ("hydra", "imp"): ("places", "-"),
-    }  # fmt: skip
+    }
     assert {row.pruner: row.standing for row in board.rows} == {"imp": "1", "magnitude": "2=", "hydra": "2="}
 
 
 def test_what_is_compared_does_not_depend_on_results():
     def pairs(*counts):
-        records = [record for name, count in zip(("imp", "magnitude", "random"), counts, strict=True)
-                   for record in three(name, count)]  # fmt: skip
+        records = [
+            record
+            for name, count in zip(("imp", "magnitude", "random"), counts, strict=True)
+            for record in three(name, count)
+        ]
         return [(c.family, c.pruner, c.control) for c in only_board(*records).contrasts]
 
-    assert pairs(10, 50, 70) == pairs(70, 50, 10) == [
-        ("primary", "imp", "magnitude"), ("secondary", "imp", "random"), ("secondary", "magnitude", "random"),
-    ]  # fmt: skip
+    assert (
+        pairs(10, 50, 70)
+        == pairs(70, 50, 10)
+        == [
+            ("primary", "imp", "magnitude"),
+            ("secondary", "imp", "random"),
+            ("secondary", "magnitude", "random"),
+        ]
+    )
 
 
 def test_options_make_another_row_and_are_part_of_the_name():
@@ -311,9 +331,11 @@ def test_methods_are_held_against_their_controls_and_shuffles_against_none():
     records += steps("imp", [20, 22, 24], options={"rounds": 2, "shuffle": True})
     found = {(c.family, c.pruner, c.control) for c in only_board(*records).contrasts}
     assert found == {
-        ("primary", "imp", "magnitude"), ("secondary", "imp", "random"), ("secondary", "imp", "imp:shuffle=true"),
+        ("primary", "imp", "magnitude"),
+        ("secondary", "imp", "random"),
+        ("secondary", "imp", "imp:shuffle=true"),
         ("secondary", "magnitude", "random"),
-    }  # fmt: skip
+    }
 
 
 def test_holm_works_in_each_family_apart():
@@ -398,12 +420,15 @@ def test_outcomes_that_are_not_the_records_are_refused(tmp_path):
         ranked(tmp_path)
 
 
-@pytest.mark.parametrize("arrays", [
-    {"labels": np.zeros(100), "predicted": np.zeros(100), "survived/a": np.ones(100, bool)},
-    {"labels": np.zeros(100), "predicted": np.zeros(99)},
-    {"labels": np.zeros(100), "predicted": np.zeros(100), "survived/a": np.array(["x"] * 100)},
-    {"predicted": np.zeros(100)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"labels": np.zeros(100), "predicted": np.zeros(100), "survived/a": np.ones(100, bool)},
+        {"labels": np.zeros(100), "predicted": np.zeros(99)},
+        {"labels": np.zeros(100), "predicted": np.zeros(100), "survived/a": np.array(["x"] * 100)},
+        {"predicted": np.zeros(100)},
+    ],
+)
 def test_outcomes_that_count_otherwise_are_refused_in_a_sentence(tmp_path, arrays):
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)

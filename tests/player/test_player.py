@@ -328,9 +328,14 @@ def test_news_is_text_of_bounded_length_and_nothing_more():
     ours, theirs = os.pipe()
     os.set_blocking(ours, False)
     lines = [
-        b"rubbish", b'["7", "told", 3]', b'["7", "told", ["one\\u001b[2J", 1, 2]]', b"[" * 100_000,
-        b'["7", "log", ["root", 1]]', b'["7", "answer", 7]', b'["6", "answer", 6]',
-    ]  # fmt: skip
+        b"rubbish",
+        b'["7", "told", 3]',
+        b'["7", "told", ["one\\u001b[2J", 1, 2]]',
+        b"[" * 100_000,
+        b'["7", "log", ["root", 1]]',
+        b'["7", "answer", 7]',
+        b'["6", "answer", 6]',
+    ]
     for line in lines:
         data = line + b"\n"
         while data:
@@ -361,8 +366,11 @@ def test_a_pruner_is_resolved_as_it_parses():
     for text in ("dense", "imp:rounds=3,shuffle=true", "iwi:ticket=random", "prunebench.pruners.imp:IMP:rounds=2"):
         (found,), chosen = resolve([text]), parse(text)
         assert (found.name, found.options, found.prunes, found.source) == (
-            chosen.name, chosen.options, chosen.prunes, chosen.source,
-        )  # fmt: skip
+            chosen.name,
+            chosen.options,
+            chosen.prunes,
+            chosen.source,
+        )
     with pytest.raises(PrunebenchError, match="did you mean 'magnitude'"):
         resolve(["dense", "magnitud"])
 

@@ -248,18 +248,24 @@ TWINS = {
     "the search goes the wrong way": (AWT, "_update", away),
     "there is nothing to match": (awt, "kernel_product", lambda *arguments: unmoved(*arguments)),
     "one weight too many": (
-        awt, "erk", lambda shapes, keep: erk(shapes, keep) | {"1.9.weight": COUNTS["1.9.weight"] + 1}
+        awt,
+        "erk",
+        lambda shapes, keep: erk(shapes, keep) | {"1.9.weight": COUNTS["1.9.weight"] + 1},
     ),
     "the mask is not held": (
-        Lab, "fit", lambda self, stage, start, *, masks, **options: FIT(self, stage, start, **options)
+        Lab,
+        "fit",
+        lambda self, stage, start, *, masks, **options: FIT(self, stage, start, **options),
     ),
     "statistics of another net": (
-        Searching, "fit", lambda self, stage, start, **options: Watched.fit(
+        Searching,
+        "fit",
+        lambda self, stage, start, **options: Watched.fit(
             self, stage, Lab.calibrated(self, "anew", start, batches=1), **options
-        )
+        ),
     ),
     "statistics of the beginning": (Lab, "calibrated", lambda self, stage, state, *, batches: state),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("twin", TWINS)
@@ -345,8 +351,10 @@ def test_the_search_is_charged_and_the_rest_trains(variant, tmp_path):
     steps = granted * 3 // 5 // PRICE
     rest = (granted - 2 * 64 - steps * PRICE) // epoch
     assert [(stage.name, stage.passes) for stage in room.meter.stages] == [
-        ("calibrate", 2 * 64), ("search", steps * PRICE), ("train", rest * epoch)
-    ]  # fmt: skip
+        ("calibrate", 2 * 64),
+        ("search", steps * PRICE),
+        ("train", rest * epoch),
+    ]
     assert room.meter.granted - room.meter.spent < epoch and room.asked[0].options["epochs"] == rest == 7
 
 
@@ -406,9 +414,16 @@ def test_shuffle_keeps_the_counts_and_begins_with_the_initial_weights(variant, t
 
 @pytest.mark.parametrize(
     "options",
-    [{"variant": "neither"}, {"search": 0.0}, {"search": 1.0}, {"settle": 1.1}, {"batch": 0}, {"every": 0},
-     {"batches": 0}],
-)  # fmt: skip
+    [
+        {"variant": "neither"},
+        {"search": 0.0},
+        {"search": 1.0},
+        {"settle": 1.1},
+        {"batch": 0},
+        {"every": 0},
+        {"batches": 0},
+    ],
+)
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         AWT(**options)

@@ -108,28 +108,38 @@ def statistics_of_the_dense(real):
 
 TWINS = {
     "one weight too many": (
-        hydra, "keep_largest_by_layer",
+        hydra,
+        "keep_largest_by_layer",
         lambda scores, keeps: keep_largest_by_layer(scores, {name: keep + 1 for name, keep in keeps.items()}),
     ),
     "rounded up in each layer": (
-        hydra, "uniform", lambda shapes, keep: {name: -(-size // 10) for name, size in SIZES.items()}
+        hydra,
+        "uniform",
+        lambda shapes, keep: {name: -(-size // 10) for name, size in SIZES.items()},
     ),
     "one threshold for all layers": (
-        hydra, "keep_largest_by_layer", lambda scores, keeps: keep_largest(scores, sum(keeps.values()))
+        hydra,
+        "keep_largest_by_layer",
+        lambda scores, keeps: keep_largest(scores, sum(keeps.values())),
     ),
     "from random scores": (
-        hydra, "scaled_scores",
+        hydra,
+        "scaled_scores",
         lambda weights: {name: torch.rand(w.shape, generator=torch.Generator()) for name, w in weights.items()},
     ),
     "from the smallest": (
-        hydra, "scaled_scores", lambda weights: {name: 1 / (1 + w.abs()) for name, w in weights.items()}
+        hydra,
+        "scaled_scores",
+        lambda weights: {name: 1 / (1 + w.abs()) for name, w in weights.items()},
     ),
     "weights move in the search": (prunebench.bench.lab.lab, "attach_scores", thawed),
     "statistics of the dense net": (Lab, "fit_scores", statistics_of_the_dense(Lab.fit_scores)),
     "no gradient for the scores": (
-        mask._TopK, "backward", staticmethod(lambda ctx, gradient: (torch.zeros_like(gradient), None))
+        mask._TopK,
+        "backward",
+        staticmethod(lambda ctx, gradient: (torch.zeros_like(gradient), None)),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("twin", TWINS)
@@ -191,9 +201,15 @@ def test_both_losses_use_the_budget_and_stay_inside_it(loss, shuffle, tmp_path):
     assert len({stage.passes for stage in room.meter.stages}) == 1
     assert all(asked.options["objective"] == loss for asked in room.asked)
     header = Header(
-        arch=RULES.model, classes=10, shape=(1, 8, 8), protocol=RULES, job=job("random", 0.9), source=None,
-        train_sha256=room.train_sha256, stages=tuple(room.meter.stages),
-    )  # fmt: skip
+        arch=RULES.model,
+        classes=10,
+        shape=(1, 8, 8),
+        protocol=RULES,
+        job=job("random", 0.9),
+        source=None,
+        train_sha256=room.train_sha256,
+        stages=tuple(room.meter.stages),
+    )
     seal(tmp_path / "net", state, header, passes_granted=room.meter.granted)
     assert open_net(tmp_path / "net").id.nonzero == 3816
 
@@ -229,9 +245,15 @@ def test_the_mask_is_made_once_a_step(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"dense": 0.0}, "dense"), ({"search": 0.0}, "search"), ({"dense": 0.6, "search": 0.4}, "sum to less than 1"),
-     ({"lr": 0.0}, "lr"), ({"search_lr": -1.0}, "search_lr"), ({"loss": "fgsm-rs"}, "pgd or trades")],
-)  # fmt: skip
+    [
+        ({"dense": 0.0}, "dense"),
+        ({"search": 0.0}, "search"),
+        ({"dense": 0.6, "search": 0.4}, "sum to less than 1"),
+        ({"lr": 0.0}, "lr"),
+        ({"search_lr": -1.0}, "search_lr"),
+        ({"loss": "fgsm-rs"}, "pgd or trades"),
+    ],
+)
 def test_options_that_make_no_sense_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         HYDRA(**options)

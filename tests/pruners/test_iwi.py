@@ -272,9 +272,17 @@ def test_an_unknown_ticket_lists_the_choices(tmp_path):
 
 @pytest.mark.parametrize(
     ("pruner", "options"),
-    [(IWI, {"share": 0.0}), (IWI, {"large": 0.0}), (IWI, {"share": 0.6, "large": 0.4}), (IWI, {"remainder": "one"}),
-     (IWI, {"lr": 0.0}), (IWIDense, {"share": 1.0}), (IWIDense, {"sparsity": 0.0}), (IWIDense, {"sparsity": 1.0})],
-)  # fmt: skip
+    [
+        (IWI, {"share": 0.0}),
+        (IWI, {"large": 0.0}),
+        (IWI, {"share": 0.6, "large": 0.4}),
+        (IWI, {"remainder": "one"}),
+        (IWI, {"lr": 0.0}),
+        (IWIDense, {"share": 1.0}),
+        (IWIDense, {"sparsity": 0.0}),
+        (IWIDense, {"sparsity": 1.0}),
+    ],
+)
 def test_options_that_make_no_sense_are_refused(pruner, options):
     with pytest.raises(ValueError, match=r"must|leave nothing"):
         pruner(**options)

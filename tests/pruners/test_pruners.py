@@ -86,10 +86,15 @@ def test_all_spend_the_same_budget_to_the_last_pass_and_pass_the_seal(pruner, sh
     assert room.meter.spent == room.meter.granted == steps * 64 * (3 * RULES.training.steps + 3)
     prunes = not isinstance(pruner, Dense)
     header = Header(
-        arch=RULES.model, classes=10, shape=(1, 8, 8), protocol=RULES, job=job(sparsity=0.0).model_copy(
-            update={"sparsity": 0.95 if prunes else 0.0}
-        ), source=None, train_sha256=room.train_sha256, stages=tuple(room.meter.stages),
-    )  # fmt: skip
+        arch=RULES.model,
+        classes=10,
+        shape=(1, 8, 8),
+        protocol=RULES,
+        job=job(sparsity=0.0).model_copy(update={"sparsity": 0.95 if prunes else 0.0}),
+        source=None,
+        train_sha256=room.train_sha256,
+        stages=tuple(room.meter.stages),
+    )
     seal(tmp_path / "net", state, header, passes_granted=room.meter.granted)
     assert open_net(tmp_path / "net").id.nonzero == (1908 if prunes else WHOLE)
 

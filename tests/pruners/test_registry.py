@@ -66,8 +66,11 @@ def refused(text):
 
 def test_the_built_in_pruners():
     assert {name: PRUNERS[name] for name in ("dense", "random", "magnitude", "imp")} == {
-        "dense": Dense, "random": Random, "magnitude": Magnitude, "imp": IMP,
-    }  # fmt: skip
+        "dense": Dense,
+        "random": Random,
+        "magnitude": Magnitude,
+        "imp": IMP,
+    }
     assert list(PRUNERS) == sorted(PRUNERS) and len(PRUNERS) >= 4
 
 

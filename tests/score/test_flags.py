@@ -129,10 +129,21 @@ def test_all_flags_are_in_a_record(scored):
     for folder in scored.values():
         found = {flag.name: flag for flag in load_record(folder / RECORD).score.flags}
         assert set(found) == {
-            "black-box-wins", "zero-gradients", "eps-curve", "weak-beats-strong", "weak-strong-gap", "nondeterministic",
-            "quantised-input", "softmax-output", "transfer", "kernel-disagrees", "budget-overrun", "out-of-range",
-            "rounding", "constant",
-        }  # fmt: skip
+            "black-box-wins",
+            "zero-gradients",
+            "eps-curve",
+            "weak-beats-strong",
+            "weak-strong-gap",
+            "nondeterministic",
+            "quantised-input",
+            "softmax-output",
+            "transfer",
+            "kernel-disagrees",
+            "budget-overrun",
+            "out-of-range",
+            "rounding",
+            "constant",
+        }
         assert found["transfer"].value is None  # no dense net was given
         assert found["kernel-disagrees"].value == 0.0
 
@@ -311,8 +322,15 @@ def test_at_the_threshold_it_is_down(flag):
 
 def test_the_radii_grow_to_where_every_image_can_be_grey():
     assert radii(Threat(norm="Linf", eps="8/255"), 3072) == (
-        "2/255", "4/255", "2/85", "8/255", "4/85", "16/255", "8/85", "1/2",
-    )  # fmt: skip
+        "2/255",
+        "4/255",
+        "2/85",
+        "8/255",
+        "4/85",
+        "16/255",
+        "8/85",
+        "1/2",
+    )
     assert radii(Threat(norm="Linf", eps="0.3"), 784) == ("3/40", "3/20", "9/40", "3/10", "9/20", "1/2")
     assert radii(Threat(norm="L2", eps="1"), 784)[-1] == "14"  # sqrt(784) / 2
     assert radii(Threat(norm="L2", eps="1"), 3)[-1] == "87/100"  # sqrt(3) / 2 = .8660

@@ -74,9 +74,7 @@ def test_a_changed_count_is_found(count, scored):
 def test_training_costs_come_from_the_net_and_seconds_from_beside_it(nets, scored, quick, tmp_path):
     record = load_record(scored["imp"] / RECORD)
     stages = record.cost.stages
-    assert [stage.name for stage in stages] == [
-        "to the rewind point", "search 1", "search 2", "train the ticket"
-    ]  # fmt: skip
+    assert [stage.name for stage in stages] == ["to the rewind point", "search 1", "search 2", "train the ticket"]
     assert record.cost.train_passes == sum(s.passes for s in stages) == 6 * 512 * (3 * TINY.training.steps + 3)
     assert record.cost.train_seconds == pytest.approx(sum(s.seconds for s in stages)) and record.cost.train_seconds > 0
     alone = tmp_path / "net.safetensors"
@@ -261,9 +259,16 @@ def pictures(root, classes, count, side=8):
 def test_few_classes_work_from_pictures_to_a_record(classes, norm, ran, tmp_path):
     store = pictures(tmp_path, classes, 16)
     rules = changed(
-        name=f"pictures{classes}", data="folder:pictures", validation=classes, train=None, test=None,
-        threat=Threat(norm=norm, eps="0.12" if norm == "Linf" else "0.5"), batch=15, epochs=4, augment="crop-flip",
-    )  # fmt: skip
+        name=f"pictures{classes}",
+        data="folder:pictures",
+        validation=classes,
+        train=None,
+        test=None,
+        threat=Threat(norm=norm, eps="0.12" if norm == "Linf" else "0.5"),
+        batch=15,
+        epochs=4,
+        augment="crop-flip",
+    )
     net = train("magnitude", job("magnitude"), rules, tmp_path, tmp_path / "stages", store, device="cpu")
     record = score(net, out=tmp_path, store=store, device="cpu")
     assert record.score.n == 4 * classes and record.score.ran == ("apgd-ce", *ran, "square")

@@ -22,10 +22,20 @@ from prunebench.bench.record import outcomes_path
 from prunebench.pruners import parse
 
 TINY = Protocol(
-    name="tiny", data="digits", model="digits-cnn", threat=Threat(norm="Linf", eps="0.15"), units=2.0,
-    sparsities=(0.9,), seeds=(0,), validation=64, train=512, test=64, shard=64, attack_seed=3,
+    name="tiny",
+    data="digits",
+    model="digits-cnn",
+    threat=Threat(norm="Linf", eps="0.15"),
+    units=2.0,
+    sparsities=(0.9,),
+    seeds=(0,),
+    validation=64,
+    train=512,
+    test=64,
+    shard=64,
+    attack_seed=3,
     training=Training(objective="pgd", steps=3, step_size="0.075", epochs=3, batch=64, lr=0.1, validate_every=3),
-)  # fmt: skip
+)
 STORE = Store(Path("there-is-no-such-folder"))  # digits come with scikit-learn
 SMALL = """
 base = "digits-linf"
@@ -70,9 +80,15 @@ def seal_state(path: Path, module: nn.Module, rules: Protocol = TINY, info: Info
     """A net file with the weights of `module`, an architecture of `rules`."""
     info = info or STORE.info(rules.data)
     header = Header(
-        arch=rules.model, classes=info.classes, shape=info.shape, protocol=rules, job=job(), source=None,
-        train_sha256=None, stages=(),
-    )  # fmt: skip
+        arch=rules.model,
+        classes=info.classes,
+        shape=info.shape,
+        protocol=rules,
+        job=job(),
+        source=None,
+        train_sha256=None,
+        stages=(),
+    )
     seal(path, module.state_dict(), header, passes_granted=0)
     return path
 

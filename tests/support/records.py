@@ -49,16 +49,27 @@ def make(
             "layers": [{"name": "fc", "shape": [10, PRUNABLE // 10], "nonzero": nonzero}],
         },
         "score": {
-            "n": n, "clean": clean, "robust": robust, "survived": dict.fromkeys(ATTACKS, robust), "ran": list(ATTACKS),
-            "disagreements": 0, "unconfirmed": 0, "batch": 64, "shard": 256,
-            "weak": {"pgd-20": robust}, "curve": [{"eps": "0.2", "robust": robust}],
+            "n": n,
+            "clean": clean,
+            "robust": robust,
+            "survived": dict.fromkeys(ATTACKS, robust),
+            "ran": list(ATTACKS),
+            "disagreements": 0,
+            "unconfirmed": 0,
+            "batch": 64,
+            "shard": 256,
+            "weak": {"pgd-20": robust},
+            "curve": [{"eps": "0.2", "robust": robust}],
             "flags": [{"name": "weak-strong-gap", "value": 0.0, "threshold": 0.1, "sentence": "No gap."}],
         },
         "data": {"name": "digits", "sha256": "d" * 64, "train_sha256": None},
         "official": True,
         "cost": {
             "stages": [{"name": "fit", "passes": 33_000_000, "seconds": 12.5}],
-            "train_passes": 33_000_000, "train_seconds": 12.5, "score_passes": 1000, "score_seconds": 3.0,
+            "train_passes": 33_000_000,
+            "train_seconds": 12.5,
+            "score_passes": 1000,
+            "score_seconds": 3.0,
             "device": "cpu",
         },
         "env": {"torch": "2.11.0"},
@@ -66,7 +77,7 @@ def make(
         "outcomes": sha256_of(outcomes(n, clean, robust)),
         "proposals": None,
         "pairs": None,
-    }  # fmt: skip
+    }
     for key, change in changes.items():
         values[key] = values[key] | change if isinstance(change, dict) else change
     return Record.sealed(**({"schema": 3} | values))
@@ -75,10 +86,14 @@ def make(
 def refusal(**changes: Any) -> Refusal:
     """A sealed record of refusal."""
     values = {
-        "refused": "finite", "reason": "The logits of 3 images are not finite.", "file": "net.safetensors", "net": None,
+        "refused": "finite",
+        "reason": "The logits of 3 images are not finite.",
+        "file": "net.safetensors",
+        "net": None,
         "protocol": {"name": DIGITS.name, "version": DIGITS.version, "sha256": DIGITS.sha256},
-        "job": None, "env": {},
-    }  # fmt: skip
+        "job": None,
+        "env": {},
+    }
     return Refusal.sealed(schema=3, **(values | changes))
 
 

@@ -37,9 +37,19 @@ class Cut(BaseException):
 def task_in(folder: Path) -> Task:
     """A job with two stages of training, whose adversarial images are kept."""
     return Task(
-        "imp:rounds=2", job("imp:rounds=2", 0.9), RULES, folder / "job", folder / "stages", STORE, "cpu", 1, None,
-        True, None, False,
-    )  # fmt: skip
+        "imp:rounds=2",
+        job("imp:rounds=2", 0.9),
+        RULES,
+        folder / "job",
+        folder / "stages",
+        STORE,
+        "cpu",
+        1,
+        None,
+        True,
+        None,
+        False,
+    )
 
 
 def resumed(folder: Path) -> str:
@@ -139,9 +149,18 @@ def test_damage_at_20_places(ages, tmp_path):
         assert not resumed(folder) and result(folder) == result(ages["scored"])
         shutil.rmtree(folder)
     assert {kind(path) for folder in ages.values() for path in files(folder)} == {
-        "done.safetensors", "journal.json", "journal.safetensors", "net.safetensors", "partial.safetensors",
-        "record.json", "record.outcomes.npz", "record.pairs.npz", "record.proposals.npz", "refusal.json", "times.json",
-    }  # fmt: skip
+        "done.safetensors",
+        "journal.json",
+        "journal.safetensors",
+        "net.safetensors",
+        "partial.safetensors",
+        "record.json",
+        "record.outcomes.npz",
+        "record.pairs.npz",
+        "record.proposals.npz",
+        "refusal.json",
+        "times.json",
+    }
     assert damaged_at(range(20), ages, tmp_path) == []
 
 

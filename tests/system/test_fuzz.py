@@ -47,18 +47,54 @@ from tests.support import records
 from tests.support.nets import SMALL, STORE, TINY, seal_state, toml
 
 CASES = {
-    "records": 700, "claims": 800, "arrays": 700, "nets": 700, "protocols": 600, "checkpoints": 500, "journals": 500,
+    "records": 700,
+    "claims": 800,
+    "arrays": 700,
+    "nets": 700,
+    "protocols": 600,
+    "checkpoints": 500,
+    "journals": 500,
     "lines": 500,
-}  # fmt: skip
+}
 SHARES = pytest.mark.parametrize("share", [5, pytest.param(1, marks=pytest.mark.slow)])
 SECONDS, MEMORY, PATIENCE = 10.0, 2**30, 60  # of one case: processor seconds, bytes, seconds on the clock
 
 # What no value of ours is, and what others have tripped over.
 ODD = (
-    None, True, -1, 0, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308, float("inf"), float("nan"), "", "0", "1e9", "\0",
-    "\x1b[2J", "<script>alert(1)</script>", "../../etc/passwd", "/etc/passwd", "a" * 5000, "\ud800", "8/0", "\u202e",
-    [], {}, [[]], [None], {"": ""}, [2**62] * 3, "digits-linf", "folder:/", "__proto__",
-)  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    2**63,
+    2**64,
+    10**400,
+    0.5,
+    -0.0,
+    1e308,
+    float("inf"),
+    float("nan"),
+    "",
+    "0",
+    "1e9",
+    "\0",
+    "\x1b[2J",
+    "<script>alert(1)</script>",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "a" * 5000,
+    "\ud800",
+    "8/0",
+    "\u202e",
+    [],
+    {},
+    [[]],
+    [None],
+    {"": ""},
+    [2**62] * 3,
+    "digits-linf",
+    "folder:/",
+    "__proto__",
+)
 
 
 def test_there_are_5000():
@@ -290,9 +326,11 @@ def test_outcomes_and_proposals(tmp_path, share):
     images = STORE.testing("digits", 20).images.numpy().astype(np.float32) / 255
     index = np.array([3, 5, 8])
     data = adversarials.pack(
-        adversarials.Proposals(index, np.clip(images[index] + 0.1, 0, 1).astype(np.float32)), images[index], 0.2,
+        adversarials.Proposals(index, np.clip(images[index] + 0.1, 0, 1).astype(np.float32)),
+        images[index],
+        0.2,
         np.array([False, True, False]),
-    )  # fmt: skip
+    )
     kept.write_bytes(data)
     seen = tmp_path / "pairs.npz"
     pixels = np.zeros((3, 1, 8, 8), np.uint8)
@@ -440,9 +478,15 @@ def test_checkpoints(tmp_path, share):
                 name = draw.choice(sorted(other))
                 kind = draw.choice((torch.float64, torch.int8, torch.complex64, torch.bool, torch.float16))
                 other[draw.choice((name, f"{name}_mask", f"{name}_orig", f"module.{name}"))] = draw.choice(
-                    (other[name].to(kind), other[name].reshape(-1), torch.zeros(0), torch.zeros(1).expand(10**9),
-                     torch.full((3,), float("nan")), other[name] + float("inf"))
-                )  # fmt: skip
+                    (
+                        other[name].to(kind),
+                        other[name].reshape(-1),
+                        torch.zeros(0),
+                        torch.zeros(1).expand(10**9),
+                        torch.full((3,), float("nan")),
+                        other[name] + float("inf"),
+                    )
+                )
                 buffer = io.BytesIO()
                 torch.save(other, buffer)
                 path.write_bytes(buffer.getvalue())
@@ -506,26 +550,95 @@ def test_journals_and_times(tmp_path, share):
 # Command lines
 
 
-VERBS = ("run", "plan", "train", "score", "import", "inspect", "rank", "site", "compare", "claim", "verify", "new",
-         "check", "list", "doctor")  # fmt: skip
-PATHS = ("none", ".", "zero", "pipe", "bent.json", "bent.toml", "bent.net", "bent.pt", "record.json", "folder", "a b",
-         "x" * 300, "\x1b[2J", "-", "folder/../zero", "folder/none")  # fmt: skip
+VERBS = (
+    "run",
+    "plan",
+    "train",
+    "score",
+    "import",
+    "inspect",
+    "rank",
+    "site",
+    "compare",
+    "claim",
+    "verify",
+    "new",
+    "check",
+    "list",
+    "doctor",
+)
+PATHS = (
+    "none",
+    ".",
+    "zero",
+    "pipe",
+    "bent.json",
+    "bent.toml",
+    "bent.net",
+    "bent.pt",
+    "record.json",
+    "folder",
+    "a b",
+    "x" * 300,
+    "\x1b[2J",
+    "-",
+    "folder/../zero",
+    "folder/none",
+)
 NUMBERS = ("0", "-1", "1e9", "9" * 30, "nan", "inf", "0.5", "", "\u0663", "1" * 5000, "x")
-NAMES = ("imp", "imp:rounds=0", "imp:rounds=" + "9" * 5000, "imp:x=1", "no-such", "", ":", "=", "a:b:c", "none.py:A",
-         "zero:A", "prunebench.bench.lab.lab:Lab", "os:system", "robustbench:x", "imp:rounds=2,rounds=3")  # fmt: skip
+NAMES = (
+    "imp",
+    "imp:rounds=0",
+    "imp:rounds=" + "9" * 5000,
+    "imp:x=1",
+    "no-such",
+    "",
+    ":",
+    "=",
+    "a:b:c",
+    "none.py:A",
+    "zero:A",
+    "prunebench.bench.lab.lab:Lab",
+    "os:system",
+    "robustbench:x",
+    "imp:rounds=2,rounds=3",
+)
 OPTIONS = {
-    "--pruner": NAMES, "--sparsity": NUMBERS, "--seed": NUMBERS, "--out": PATHS, "--jobs": NUMBERS,
+    "--pruner": NAMES,
+    "--sparsity": NUMBERS,
+    "--seed": NUMBERS,
+    "--out": PATHS,
+    "--jobs": NUMBERS,
     "--threads": NUMBERS,
-    "--engine": ("ray", "local", "x"), "--address": ("auto", "\x1b"), "--gpus-per-job": NUMBERS, "--examples": NUMBERS,
-    "--epochs": NUMBERS, "--data": PATHS, "--device": ("cpu", "tpu", "cuda:99", "cuda", "\x1b"), "--quiet": (),
-    "--keep-proposals": (), "--tensorboard": (), "--json": (), "--devices": NUMBERS, "--clean": NUMBERS,
-    "--robust": NUMBERS, "--seconds": NUMBERS,
+    "--engine": ("ray", "local", "x"),
+    "--address": ("auto", "\x1b"),
+    "--gpus-per-job": NUMBERS,
+    "--examples": NUMBERS,
+    "--epochs": NUMBERS,
+    "--data": PATHS,
+    "--device": ("cpu", "tpu", "cuda:99", "cuda", "\x1b"),
+    "--quiet": (),
+    "--keep-proposals": (),
+    "--tensorboard": (),
+    "--json": (),
+    "--devices": NUMBERS,
+    "--clean": NUMBERS,
+    "--robust": NUMBERS,
+    "--seconds": NUMBERS,
     "--protocol": ("digits-linf", "none.toml", "bent.toml", "zero.toml", "x"),
-    "--parent": PATHS, "--also": NAMES, "--mirror": PATHS, "--arch": ("digits-cnn", "resnet19", ""), "--label": NAMES,
+    "--parent": PATHS,
+    "--also": NAMES,
+    "--mirror": PATHS,
+    "--arch": ("digits-cnn", "resnet19", ""),
+    "--label": NAMES,
     "--normalisation": ("none", "0.5/0.25", "0/0", "nan/1", "1/", ",", "1" * 5000),
     "--format": ("md,csv", "", ",", "x"),
-    "--check": (), "--net": PATHS, "--level": ("replay", "quick", "full", "x"), "--help": (), "--no-such": ("x",),
-}  # fmt: skip
+    "--check": (),
+    "--net": PATHS,
+    "--level": ("replay", "quick", "full", "x"),
+    "--help": (),
+    "--no-such": ("x",),
+}
 # What these verbs do for long has to be refused first, by one of these.
 LONG = frozenset({"run", "plan", "train", "check", "score", "verify"})
 BROKEN = (("--device", "tpu"), ("--threads", "0"), ("--no-such", "x"), ("--device", "cuda:99"))
@@ -538,8 +651,10 @@ SOUND = {
     "plan": (["far.toml"], (*_GRID, "--jobs", "--devices", "--clean", "--robust", "--seconds")),
     "train": (["far.toml", "--pruner", "imp", "--sparsity", "0.9", "--out", "o"], (*_GRID[1:], "--out", "--pruner")),
     "score": (["bent.net"], ("--protocol", "--examples", "--out", "--parent", "--also", "--mirror", *_GRID[5:])),
-    "import": (["bent.pt", "--arch", "digits-cnn", "--protocol", "digits-linf", "--out", "o"],
-               ("--arch", "--protocol", "--out", "--sparsity", "--label", "--normalisation", "--data", "--json")),
+    "import": (
+        ["bent.pt", "--arch", "digits-cnn", "--protocol", "digits-linf", "--out", "o"],
+        ("--arch", "--protocol", "--out", "--sparsity", "--label", "--normalisation", "--data", "--json"),
+    ),
     "inspect": (["bent.net"], ("--json",)),
     "rank": (["digits-linf"], ("--out", "--format", "--check")),
     "site": (["digits-linf", "--out", "o"], ("--out",)),
@@ -550,7 +665,7 @@ SOUND = {
     "check": (["no-such"], ("--threads", "--json")),
     "list": (["pruners"], ("--json",)),
     "doctor": ([], ("--data", "--json")),
-}  # fmt: skip
+}
 
 
 def bent_line(draw):
@@ -601,8 +716,12 @@ def test_command_lines(tmp_path, share, monkeypatch):
         Path("far.toml").write_text('data = "folder:none"\n' + SMALL)
         Path("claim").mkdir()
         Path("claim/CLAIM.toml").write_bytes(bent_bytes(SMALL.encode(), draw))
-        for name, data in (("bent.json", record.read_bytes()), ("bent.toml", SMALL.encode()), ("bent.net", b"\0" * 99),
-                           ("bent.pt", b"\x80\x02}.")):  # fmt: skip
+        for name, data in (
+            ("bent.json", record.read_bytes()),
+            ("bent.toml", SMALL.encode()),
+            ("bent.net", b"\0" * 99),
+            ("bent.pt", b"\x80\x02}."),
+        ):
             Path(name).write_bytes(bent_bytes(data, draw))
         words = bent_line(draw) if case % 3 else command_line(draw)
 

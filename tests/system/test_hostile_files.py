@@ -112,11 +112,18 @@ def test_a_cache_of_images_that_is_no_file_is_decoded_anew(tmp_path):
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda data: b"", lambda data: data[:-9], lambda data: b"[]", lambda data: b"null", lambda data: b"\xff",
-        lambda data: data.replace(b"2.5", b"2.6"), lambda data: data.replace(b"2.5", b'"a"'),
-        lambda data: data.replace(b"2.5", b"2.5, 1"), lambda data: b"{" * 9999, lambda data: b" " * (2**20 + 1),
+        lambda data: b"",
+        lambda data: data[:-9],
+        lambda data: b"[]",
+        lambda data: b"null",
+        lambda data: b"\xff",
+        lambda data: data.replace(b"2.5", b"2.6"),
+        lambda data: data.replace(b"2.5", b'"a"'),
+        lambda data: data.replace(b"2.5", b"2.5, 1"),
+        lambda data: b"{" * 9999,
+        lambda data: b" " * (2**20 + 1),
     ],
-)  # fmt: skip
+)
 def test_times_that_were_damaged_are_unknown(spoil, sealed, tmp_path):
     """Before: 10 of 12 such files ended in a traceback."""
     stages = ({"name": "fit", "passes": 1, "seconds": None},)

@@ -25,10 +25,17 @@ def made_up(sd, rho=0.0, n=500):
     primary = [(m, 0) for m in methods]
     shuffles = [(m, m + len(methods)) for m in methods]
     return Spreads(
-        Decimal("0.9"), tuple(map(str, range(len(sd)))), np.full(len(sd), 0.6), np.array(sd), rho, n, 3,
-        {"primary": primary, "secondary": shuffles, "places": [], "all": primary + shuffles}, 0.9,
+        Decimal("0.9"),
+        tuple(map(str, range(len(sd)))),
+        np.full(len(sd), 0.6),
+        np.array(sd),
+        rho,
+        n,
+        3,
+        {"primary": primary, "secondary": shuffles, "places": [], "all": primary + shuffles},
+        0.9,
         None,
-    )  # fmt: skip
+    )
 
 
 def test_many_boards_at_once_get_the_p_values_of_the_board():
@@ -112,8 +119,12 @@ def test_spreads_are_read_from_records(tmp_path):
     assert found.labels == ("imp", "magnitude", "random")
     assert found.sd == pytest.approx([0.21, 0.20, 0.02])
     assert (found.rho, found.seeds, found.n) == (pytest.approx(0.0, abs=1e-9), 3, 100)
-    assert found.pairs == {"primary": [(0, 1)], "secondary": [(0, 2), (1, 2)], "places": [],
-                           "all": [(0, 1), (0, 2), (1, 2)]}  # fmt: skip
+    assert found.pairs == {
+        "primary": [(0, 1)],
+        "secondary": [(0, 2), (1, 2)],
+        "places": [],
+        "all": [(0, 1), (0, 2), (1, 2)],
+    }
     assert found.skew is None
     for seed in range(3):
         save(tmp_path / "still", make("imp", seed=seed, robust=0, clean=0))

@@ -218,7 +218,7 @@ def test_a_share_of_the_time_ends_a_part_and_not_the_call(tmp_path):
 
 
 def test_paths_of_the_grid_are_those_of_the_caller(tmp_path, monkeypatch):
-    """A TOML file beside the caller, who has a `prunebench` as well; the rules are wrong, so that nothing is trained."""
+    """A TOML file beside the caller, who has a `prunebench` as well; the rules are wrong, so nothing is trained."""
     (tmp_path / "prunebench").mkdir()
     (tmp_path / "prunebench" / "__init__.py").write_text("raise SystemExit('not ours')")
     (tmp_path / "mine.toml").write_text('base = "nothing-known"\n')
@@ -275,10 +275,30 @@ def test_the_whole_on_the_cpu(tmp_path):
     rules = tmp_path / "rules.toml"
     rules.write_text(SMALL)
     command = [
-        "bash", str(ROOT / "tools" / "gpu_board.sh"), "--out", str(tmp_path / "out"), "--device", "cpu",
-        "--minutes", "9", "--arch", "digits-cnn", "--images", "128", "--seconds", "0.05",
-        str(rules), "--pruner", "random", "--sparsity", "0.9", "--seed", "0", "--examples", "4",
-    ]  # fmt: skip
+        "bash",
+        str(ROOT / "tools" / "gpu_board.sh"),
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--minutes",
+        "9",
+        "--arch",
+        "digits-cnn",
+        "--images",
+        "128",
+        "--seconds",
+        "0.05",
+        str(rules),
+        "--pruner",
+        "random",
+        "--sparsity",
+        "0.9",
+        "--seed",
+        "0",
+        "--examples",
+        "4",
+    ]
     env = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     said = []
     for _ in range(2):

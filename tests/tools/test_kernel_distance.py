@@ -32,9 +32,11 @@ def linear(state):
 
 
 LINEAR = SimpleNamespace(
-    model=linear, validation=Split(IMAGES, torch.zeros(6, dtype=torch.int64)), info=SimpleNamespace(classes=CLASSES),
+    model=linear,
+    validation=Split(IMAGES, torch.zeros(6, dtype=torch.int64)),
+    info=SimpleNamespace(classes=CLASSES),
     attack=lambda net, images, labels, *, name: images,
-)  # fmt: skip
+)
 
 
 def check_compare(monkeypatch, masks):
@@ -116,8 +118,11 @@ def test_the_three_searches_have_the_same_steps_price_and_densities(tmp_path):
 def rows() -> list[Row]:
     return [
         Row("p", 0.95, seed, kind, phase, done / 2, done, 0.5 + seed, 2.0 * 4**seed, 0.25, "code")
-        for seed in (0, 1) for kind in KINDS for phase in ("search", "training") for done in (1, 2)
-    ]  # fmt: skip
+        for seed in (0, 1)
+        for kind in KINDS
+        for phase in ("search", "training")
+        for done in (1, 2)
+    ]
 
 
 def test_rows_survive_the_file_and_tables_average_over_seeds(tmp_path):
