@@ -185,8 +185,8 @@ def test_power_reads_well():
         (
             Power(Decimal("0.9"), 0.03, 1, 20, 0.36, 0.36, 0.36, {}),
             (
-                "20 seeds find a true difference of 3 points to magnitude with probability .36. More often than not such "
-                "a difference goes unseen here."
+                "20 seeds find a true difference of 3 points to magnitude with probability .36. More often than not "
+                "such a difference goes unseen here."
             ),
         ),
         (
