@@ -1,16 +1,47 @@
-"""The attacks of AutoAttack, as far as ours are sooner than pyautoattack's at the same verdicts."""
+"""What all attacks share: each is a function `attack(model, images, labels, threat, *, generator) -> proposals`.
+
+`images`: float32 (n, c, h, w) in [0, 1]. `labels`: int64 (n,). `model` maps images to logits (n, classes). Proposals
+have the shape of the images; an image that an attack gives up on comes back unchanged. An attack only proposes: nothing
+it says about success enters a number.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol as Interface
 
 import torch
 from torch import Tensor
 
+from prunebench.bench.protocol import Threat
+
 Model = Callable[[Tensor], Tensor]  # images (n, c, h, w) to logits (n, classes)
 
 _VALUES = {"cpu": 2**18, "cuda": 2**20}  # a million bytes stay in a processor's cache; a card wants more to do
+
+
+class Attack(Interface):
+    """What every attack looks like."""
+
+    def __call__(
+        self, model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator
+    ) -> Tensor: ...
+
+
+def within(proposals: Tensor, images: Tensor, threat: Threat) -> Tensor:
+    """`proposals` projected to the ball of `threat` around `images` and to [0, 1]; what lies inside is not touched.
+
+    The radius is eps * (1 + 1e-6): in float32 `x + eps` itself leaves the exact ball for 7.5 % of the pixels.
+    """
+    radius = threat.radius * (1 + 1e-6)
+    if threat.norm == "Linf":
+        inside = torch.clamp(proposals, images - radius, images + radius)
+    else:
+        offsets = proposals - images
+        length = offsets.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        inside = torch.where(length > radius, images + offsets * (radius / length), proposals)
+    return inside.clamp(0.0, 1.0)
 
 
 def at_once(images: Tensor) -> int:

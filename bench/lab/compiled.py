@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunebench.bench.attacks.suite import Model
+from prunebench.bench.attacks.base import Model
 
 _SAY = logging.getLogger("prunebench.capture")
 TRIES = 3  # a CUDA graph is warmed up, recorded, and only then replayed

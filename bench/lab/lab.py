@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.bench import executor, machine
-from prunebench.bench.attacks.suite import Model, pgd
+from prunebench.bench.attacks.base import Model
+from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.data import Info, Split, Store, as_float
 from prunebench.bench.errors import BudgetExceeded, PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim.sgd import sgd
 
-from prunebench.bench.attacks.suite import Model, pgd
+from prunebench.bench.attacks.base import Model
+from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.checkpoint import pack, unpack
 from prunebench.bench.data import Split, as_float
 from prunebench.bench.errors import PrunebenchError

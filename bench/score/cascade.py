@@ -1,211 +1,172 @@
-"""Attack after attack on a net's test images, shard by shard, through the journal."""
+"""Attack after attack on a shard of test images, through the journal; what was found on shards is joined."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from prunebench.bench.attacks import square
-from prunebench.bench.attacks.suite import STANDARD, WEAK, Attack
+from prunebench.bench.attacks.suite import Listed
+from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.data import Split, as_float
 from prunebench.bench.protocol import Threat, exact
+from prunebench.bench.score.curve import radii
 from prunebench.bench.score.journal import Entry, Finding, Journal
+from prunebench.bench.score.progress import Progress
 from prunebench.bench.score.referee import Referee
 from prunebench.bench.seeds import derive
 
-Report = Callable[[str, float, float], None]  # what is at work, how much is done, of how much (sample passes)
+Bits = dict[str, Tensor]  # by attack or eps: bool (n,), who is still standing
 
 
-def prices(threat: Threat, shape: tuple[int, int, int]) -> dict[str, int]:
-    """Sample passes, by attack, that a point of `shape` (c, h, w) costs which survives it: forwards + 2 * backwards."""
-    search = square.price(shape) if threat.norm == "Linf" else square.QUERIES
-    return {
-        "apgd-ce": 102 + 2 * 101,
-        "apgd-t": 910 + 2 * 909,
-        "fab-t": 1800 + 2 * 900,
-        "square": search,
-        "fgsm": 4,
-        "pgd-20": 61,
-        "pgd-50": 151,
-    }
+@dataclass(frozen=True)
+class Found:
+    """What attacks found on some images.
 
-
-def expected(threat: Threat, test: Split, *, clean: float, robust: float) -> dict[str, float]:
-    """Sample passes, by attack, of a scoring of which the shares `clean` and `robust` of the images are assumed.
-
-    It is taken that what falls falls to the first attack, which runs to its end.
-    """
-    images, shape = len(test), _shape(test)
-    runs = dict.fromkeys(STANDARD, images * robust) | dict.fromkeys(("apgd-ce", *WEAK), images * clean)
-    runs["pgd-20"] *= len(radii(threat, math.prod(shape)))
-    return {attack: price * runs[attack] for attack, price in prices(threat, shape).items()}
-
-
-def _shape(test: Split) -> tuple[int, int, int]:
-    _, channels, height, width = test.images.shape
-    return channels, height, width
-
-
-@dataclass
-class Trial:
-    """One net before all attacks. Every measurement is kept in the journal, so that a killed one goes on.
-
-    `also`: weak attacks beside ours, by name. `entries` are the journal's, in order. `images`: float32 (n, c, h, w),
-    zero but where `keep_images` and AutoAttack fooled the net: there, what fooled it. `only`: the number of the one
-    shard to attack, where others see to the rest; what is returned then means nothing for images of other shards.
+    `standing`: after each ranked attack, bool (n,) on the CPU; `weak`, `curve`: after each weak attack, and at each eps,
+    alone. `rejected`: proposals of ranked attacks that moved an image and fooled nothing; `kernel_only`: those that
+    fooled the fast net alone. `passes`, `seconds`: what all attacks took. `images`: float32 (n, c, h, w), zero but where
+    a ranked attack fooled the net, what did so; None when they were not asked for.
     """
 
-    referee: Referee
-    test: Split
-    journal: Journal
-    report: Report | None = None
-    also: Mapping[str, Attack] = field(default_factory=dict)
-    entries: list[Entry] = field(default_factory=list)
-    images: Tensor | None = None
-    only: int | None = None
+    standing: Bits
+    weak: Bits
+    curve: Bits
+    rejected: int
+    kernel_only: int
+    passes: int
+    seconds: float
+    images: Tensor | None
 
-    def __post_init__(self) -> None:
-        images = sum(shard.stop - shard.start for _, shard in self._shards())
-        price = prices(self.referee.rules.threat, _shape(self.test))
-        self._progress = _Progress(images, len(self._radii()), price, self.report, tuple(self.also))
 
-    def standard(self, clean: Tensor, *, keep_images: bool = False) -> dict[str, Tensor]:
-        """AutoAttack *standard* on the images in `clean`, bool (n,): who still stands after each attack."""
-        after = {name: torch.zeros(len(self.test), dtype=torch.bool) for name in STANDARD}
-        if keep_images:
-            self.images = torch.zeros_like(as_float(self.test.images))
-        for number, shard in self._shards():
-            seed = derive(self.referee.rules.attack_seed, "attack", f"shard-{number}")
-            standing = clean[shard]
-            for name, attack in STANDARD.items():
-                standing = after[name][shard] = self._run(name, attack, shard, number, seed, standing, self.images)
-        return after
+def attack_shard(
+    referee: Referee,
+    test: Split,
+    number: int,
+    clean: Tensor,
+    journal: Journal,
+    *,
+    ranked: bool = False,
+    also: Mapping[str, Listed] | None = None,
+    keep_images: bool = False,
+    progress: Progress | None = None,
+) -> Found:
+    """Run the protocol's suite on shard `number` of the images `test`, of which `clean`, bool (k,), are right.
 
-    def weak(self, clean: Tensor) -> dict[str, Tensor]:
-        """Each weak attack alone on the images in `clean`: who stands after it."""
-        return {name: self._alone(name, attack, clean) for name, attack in (WEAK | dict(self.also)).items()}
-
-    def curve(self, clean: Tensor, at_eps: Tensor) -> dict[str, Tensor]:
-        """PGD-20 at growing eps, each alone on the images in `clean`: who stands; `at_eps`: at the threat's."""
-        threat = self.referee.rules.threat
-        bits = {}
-        for eps in self._radii():
-            if exact(eps) == exact(threat.eps):
-                bits[eps] = at_eps
+    A pure function of its arguments: each image gets what it would get in any order of shards. `ranked`: leave the weak
+    attacks and the curve out. `also`: more weak attacks, by name.
+    """
+    rules, suite = referee.rules, suite_of(referee.rules)
+    shard = referee.shards(len(test))[number]
+    line = _Line(referee, test.take(shard), shard, journal, progress)
+    standing, images = clean, None
+    after: Bits = {}
+    if keep_images:
+        images = torch.zeros_like(as_float(line.part.images))
+    seed = derive(rules.attack_seed, "attack", f"shard-{number}")
+    for name, listed in suite.ranked.items():
+        standing = after[name] = line.run(name, listed, seed, standing, images)
+    entries = list(line.entries)
+    weak: Bits = {}
+    curve: Bits = {}
+    if not ranked:
+        seed = derive(rules.attack_seed, "weak", f"shard-{number}")
+        for name, listed in (suite.weak | dict(also or {})).items():
+            weak[name] = line.run(name, listed, seed, clean)
+        for eps in radii(rules.threat, math.prod(line.part.images.shape[1:])):
+            if exact(eps) == exact(rules.threat.eps):
+                curve[eps] = weak[suite.curve]
             else:
-                bits[eps] = self._alone("pgd-20", WEAK["pgd-20"], clean, threat.model_copy(update={"eps": eps}))
-        return bits
-
-    def _shards(self) -> list[tuple[int, slice]]:
-        """The shards to attack, with their numbers."""
-        shards = list(enumerate(self.referee.shards(len(self.test))))
-        return shards if self.only is None else shards[self.only : self.only + 1]
-
-    def _radii(self) -> tuple[str, ...]:
-        return radii(self.referee.rules.threat, math.prod(_shape(self.test)))
-
-    def _alone(self, name: str, attack: Attack, clean: Tensor, threat: Threat | None = None) -> Tensor:
-        after = torch.zeros(len(self.test), dtype=torch.bool)
-        for number, shard in self._shards():
-            seed = derive(self.referee.rules.attack_seed, "weak", f"shard-{number}")
-            after[shard] = self._run(name, attack, shard, number, seed, clean[shard], None, threat)
-        return after
-
-    def _run(
-        self,
-        name: str,
-        attack: Attack,
-        shard: slice,
-        number: int,
-        seed: int,
-        standing: Tensor,
-        images: Tensor | None,
-        threat: Threat | None = None,
-    ) -> Tensor:
-        """Who of `standing` still stands after `attack` on this shard; what fooled the others goes into `images`."""
-        label = name.replace(":", " ") if threat is None else f"{name} eps {threat.eps.replace('/', ':')}"
-        self.referee.listener = self._progress.listener(name, label, number)
-
-        def measure() -> Finding:
-            referee, before, left = self.referee, self.referee.passes, standing.clone()
-            if not left.any():
-                return Finding(left, 0, 0, referee.batch, 0, as_float(self.test.images[:0]))
-            part = self.test.take(shard).take(left.nonzero().squeeze(1))
-            found = referee.fooled(attack, as_float(part.images), part.labels, seed, threat)
-            left[standing] = ~found.fooled
-            return Finding(
-                left,
-                found.disagreements,
-                found.unconfirmed,
-                referee.batch,
-                referee.passes - before,
-                found.images[found.fooled],
-            )
-
-        entry, found = self.journal.entry(label, shard, seed, standing, measure, keep_images=images is not None)
-        self._progress.finished(name, len(standing), int(entry.bits.sum()))
-        self.entries.append(entry)
-        if images is not None and found is not None:
-            images[shard][standing & ~entry.bits] = found
-        return entry.bits
+                at_eps = rules.threat.model_copy(update={"eps": eps})
+                curve[eps] = line.run(suite.curve, suite.weak[suite.curve], seed, clean, threat=at_eps)
+    return Found(
+        after,
+        weak,
+        curve,
+        rejected=sum(entry.rejected for entry in entries),
+        kernel_only=sum(entry.kernel_only for entry in entries),
+        passes=sum(entry.passes for entry in line.entries),
+        seconds=sum(entry.seconds for entry in line.entries),
+        images=images,
+    )
 
 
-_FACTORS = ("1/4", "1/2", "3/4", "1", "3/2", "2", "3")  # of the threat's eps
+def joined(shards: Sequence[Found]) -> Found:
+    """What was found on `shards`, all of which ran the same attacks, as one."""
+
+    def bits(of: Sequence[Bits]) -> Bits:
+        return {name: torch.cat([shard[name] for shard in of]) for name in of[0]}
+
+    images = [shard.images for shard in shards if shard.images is not None]
+    return Found(
+        bits([shard.standing for shard in shards]),
+        bits([shard.weak for shard in shards]),
+        bits([shard.curve for shard in shards]),
+        rejected=sum(shard.rejected for shard in shards),
+        kernel_only=sum(shard.kernel_only for shard in shards),
+        passes=sum(shard.passes for shard in shards),
+        seconds=sum(shard.seconds for shard in shards),
+        images=torch.cat(images) if images else None,
+    )
 
 
-def radii(threat: Threat, pixels: int) -> tuple[str, ...]:
-    """The eps of the security curve, exact and growing; at the last one every image of `pixels` values can be grey."""
-    if threat.norm == "Linf":
-        grey = Fraction(1, 2)
-    else:  # half the square root of `pixels`, or the next multiple of a hundredth above it
-        grey = Fraction(next(k for k in range(int(50 * pixels**0.5), 2**62) if k * k >= 2500 * pixels), 100)
-    return (*(str(r) for f in _FACTORS if (r := exact(threat.eps) * Fraction(f)) < grey), str(grey))
+def attack_all(
+    referee: Referee,
+    test: Split,
+    clean: Tensor,
+    journal: Journal,
+    *,
+    ranked: bool = False,
+    also: Mapping[str, Listed] | None = None,
+    keep_images: bool = False,
+    progress: Progress | None = None,
+) -> Found:
+    """What `attack_shard` finds on the shards of `test`, joined; `clean`: bool (n,). The options are the same."""
+    options = {"ranked": ranked, "also": also, "keep_images": keep_images, "progress": progress}
+    shards = enumerate(referee.shards(len(test)))
+    return joined([attack_shard(referee, test, k, clean[shard], journal, **options) for k, shard in shards])  # type: ignore[arg-type]
 
 
-class _Progress:
-    """How far a scoring is, in sample passes: what is done, and what is left if images keep falling as they did."""
+class _Line:
+    """The images of one shard, and what attacks in line have noted of them."""
 
     def __init__(
-        self, images: int, points: int, price: Mapping[str, int], report: Report | None, also: Sequence[str] = ()
+        self, referee: Referee, part: Split, shard: slice, journal: Journal, progress: Progress | None
     ) -> None:
-        """`points`: how often PGD-20 runs, on all images each time. `also`: attacks that are priced as PGD-50 is."""
-        self.images, self.report = images, report
-        self.done = self.current = self.estimate = 0.0
-        self.price = dict(price) | dict.fromkeys(also, price["pgd-50"])
-        self.seen = dict.fromkeys(self.price, (0, 0))  # attack -> images it reached, images that survived it
-        self.runs = {name: points if name == "pgd-20" else 1 for name in self.price}
+        self.referee, self.part, self.shard, self.journal, self.progress = referee, part, shard, journal, progress
+        self.entries: list[Entry] = []
 
-    def listener(self, attack: str, label: str, shard: int) -> Callable[[int], None] | None:
-        """What to call with the sample passes of every forward of `attack` on shard number `shard`."""
-        if self.report is None:
-            return None
-        report, self.estimate = self.report, self._left()
+    def run(
+        self,
+        name: str,
+        listed: Listed,
+        seed: int,
+        standing: Tensor,
+        images: Tensor | None = None,
+        threat: Threat | None = None,
+    ) -> Tensor:
+        """Who of `standing`, bool (k,), still stands after an attack; what fooled the others goes into `images`."""
+        label = name.replace(":", " ") if threat is None else f"{name} eps {threat.eps.replace('/', ':')}"
+        listen = None if self.progress is None else self.progress.listener(name, label, self.shard.start // self.referee.rules.shard)
 
-        def listen(passes: int) -> None:
-            self.current += passes
-            so_far = self.done + self.current
-            report(f"shard {shard + 1}, {label}", so_far, so_far + max(self.estimate - self.current, 1.0))
+        def measure() -> Finding:
+            after = standing.clone()
+            if not after.any():
+                return Finding(after, 0, 0, self.referee.batch, 0, as_float(self.part.images[:0]))
+            part = self.part.take(after.nonzero().squeeze(1))
+            found = self.referee.fooled(listed.attack, as_float(part.images), part.labels, seed, threat, listen)
+            after[standing] = ~found.fooled
+            return Finding(
+                after, found.rejected, found.kernel_only, self.referee.batch, found.passes, found.images[found.fooled]
+            )
 
-        return listen
-
-    def finished(self, attack: str, reached: int, survived: int) -> None:
-        """Note what an attack left of a shard."""
-        self.done, self.current = self.done + self.current, 0.0
-        before = self.seen[attack]
-        self.seen[attack] = (before[0] + reached, before[1] + survived)
-
-    def _left(self) -> float:
-        """Sample passes still to come."""
-        total, share = 0.0, 1.0
-        for attack, price in self.price.items():
-            reached, survived = self.seen[attack]
-            cascade = attack in STANDARD
-            total += (self.images * self.runs[attack] - reached) * (share if cascade else 1.0) * price
-            if cascade and reached:
-                share = survived / reached
-        return total
+        entry, found = self.journal.entry(label, self.shard, seed, standing, measure, keep_images=images is not None)
+        if self.progress is not None:
+            self.progress.finished(name, len(standing), int(entry.bits.sum()))
+        self.entries.append(entry)
+        if images is not None and found is not None:
+            images[standing & ~entry.bits] = found
+        return entry.bits

@@ -30,8 +30,8 @@ class Entry(Hashed):
 
     key: Sha256
     standing: Annotated[str, Field(pattern=r"^[01]*$")]
-    disagreements: Natural
-    unconfirmed: Natural
+    rejected: Natural
+    kernel_only: Natural
     batch: Natural
     passes: Natural
     seconds: Seconds
@@ -45,15 +45,15 @@ class Entry(Hashed):
 
 @dataclass(frozen=True)
 class Finding:
-    """What a measurement found: who stands, bool (images,); proposals that fooled nothing; the batch; the passes.
+    """What a measurement found: who is standing, bool (images,); `rejected` proposals; the batch; the passes.
 
-    `unconfirmed`: proposals that fooled the fast net alone. `images`: float32 (k, c, h, w), what fooled the net,
+    `kernel_only`: proposals that fooled the fast net alone. `images`: float32 (k, c, h, w), what fooled the net,
     one for each image that fell, in their order.
     """
 
     standing: Tensor
-    disagreements: int
-    unconfirmed: int
+    rejected: int
+    kernel_only: int
     batch: int
     passes: int
     images: Tensor
@@ -100,8 +100,8 @@ class Journal:
         entry: Entry = Entry.sealed(
             key=key,
             standing=_digits(found.standing),
-            disagreements=found.disagreements,
-            unconfirmed=found.unconfirmed,
+            rejected=found.rejected,
+            kernel_only=found.kernel_only,
             batch=found.batch,
             passes=found.passes,
             seconds=seconds,

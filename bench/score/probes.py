@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunebench.bench.adversarials import Pairs
-from prunebench.bench.attacks.suite import WEAK, Model
+from prunebench.bench.attacks.base import Model
+from prunebench.bench.attacks.pgd import usual_pgd
 from prunebench.bench.data import Split, as_float
 from prunebench.bench.protocol import Threat
 from prunebench.bench.score.referee import Referee
@@ -100,7 +101,7 @@ def transferred(referee: Referee, parent: Referee, test: Split, standing: Tensor
     def on_parent(
         model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator
     ) -> Tensor:
-        return WEAK["pgd-50"](parent.attacked, images, labels, threat, generator=generator)
+        return PROBE(parent.attacked, images, labels, threat, generator=generator)
 
     count = 0
     for number, shard in enumerate(referee.shards(len(test))):
@@ -118,7 +119,7 @@ def pairs(referee: Referee, test: Split, clean: Tensor, seed: int) -> Pairs:
     if not len(index):
         fooled, lent = torch.zeros(0, dtype=torch.bool), as_float(part.images)
     else:
-        found = referee.fooled(WEAK["pgd-50"], as_float(part.images), part.labels, seed)
+        found = referee.fooled(PROBE, as_float(part.images), part.labels, seed)
         fooled, lent = found.fooled, found.images
     predicted = referee.logits(lent).argmax(1) if len(index) else index
     shown = (fooled & (predicted != part.labels)).nonzero().squeeze(1)[:SHOWN]  # not where two logits are equal

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunebench.bench.attacks.suite import Attack, within
+from prunebench.bench.attacks.base import Attack, within
 from prunebench.bench.errors import Refused
 from prunebench.bench.executor import Fast, fast
 from prunebench.bench.protocol import Protocol, Threat
@@ -31,15 +31,16 @@ class Measured:
     """What one attack came to, by our own measurement; everything lies on the CPU.
 
     `fooled`: bool (n,), which images the net itself does not get right. `images`: float32 (n, c, h, w), what was
-    measured. `disagreements`: proposals that moved an image and fooled nothing. `unconfirmed`: proposals that the net
-    gets wrong as the attack saw it, on sparse kernels or folded, and the net itself does not; or images without finite
-    logits there, if these are more.
+    measured. `rejected`: proposals that moved an image and fooled nothing. `kernel_only`: proposals that the net gets
+    wrong as the attack saw it, on sparse kernels or folded, and the net itself does not; or images without finite
+    logits there, if these are more. `passes`: sample passes of all this, which `Referee.passes` leaves out.
     """
 
     fooled: Tensor
     images: Tensor
-    disagreements: int
-    unconfirmed: int
+    rejected: int
+    kernel_only: int
+    passes: int
 
 
 class Referee:
@@ -60,7 +61,7 @@ class Referee:
         self.wide, self.sizes = Wide(self.net), Sizes(0.0, 0.0, 0.0)  # before the first look
         self.rules, self.batch, self.device = rules, batch, device
         self.passes = 0
-        self.listener: Callable[[int], None] | None = None
+        self._listen: Callable[[int], None] | None = None  # while an attack runs
         self._silent: list[Tensor] = []  # images to which attacks got no finite logits
 
     def shards(self, count: int) -> list[slice]:
@@ -71,8 +72,8 @@ class Referee:
     def attacked(self, images: Tensor) -> Tensor:
         """The net as attacks see it; counts sample passes (a forward that leads to a gradient is 3)."""
         passes = self._count(images)
-        if self.listener is not None:
-            self.listener(passes)
+        if self._listen is not None:
+            self._listen(passes)
         logits = self.fast(images)
         if not math.isfinite(float(logits.detach().sum())):  # a look at each costs several times as much
             self._silent.append(self._answerless(images.detach(), logits.detach()))
@@ -163,26 +164,29 @@ class Referee:
         return torch.cat(found)
 
     def fooled(
-        self, attack: Attack, images: Tensor, labels: Tensor, seed: int, threat: Threat | None = None
+        self,
+        attack: Attack,
+        images: Tensor,
+        labels: Tensor,
+        seed: int,
+        threat: Threat | None = None,
+        listen: Callable[[int], None] | None = None,
     ) -> Measured:
         """Which images `attack` gets misclassified, by our own measurement.
 
         A proposal is brought into the ball of `threat` (the protocol's by default) and into [0, 1] and measured on the
         plain net; one that is not finite counts as the image itself. An attack that never asked for logits, as a
-        replay, was not misled by them, and nothing of it counts as unconfirmed. Raises Refused when the plain net has
+        replay, was not misled by them, and nothing of it counts as `kernel_only`. `listen` is
+        told the sample passes of every forward that the attack asks for. Raises Refused when the plain net has
         no finite logits for a proposal, or for an image that the attack asked about and the fast net had none for.
         """
         threat = threat or self.rules.threat
         clean, before = images.to(self.device), self.passes
-        proposals = self._proposals(attack, clean, labels, threat, seed)
-        silent = 0
-        if self._silent:  # kernels alone overflowed, or the net had been refused: the attack sees the net itself
-            silent = min(sum(len(part) for part in self._silent), len(images))
-            kernels, self.fast = self.fast, self.wide
-            try:
-                proposals = self._proposals(attack, clean, labels, threat, seed)
-            finally:
-                self.fast = kernels
+        self._listen = listen
+        try:
+            proposals, silent = self._proposals(attack, clean, labels, threat, seed)
+        finally:
+            self._listen = None
         asked = self.passes > before
         usable = proposals.flatten(1).isfinite().all(1).view(-1, 1, 1, 1)
         proposals = torch.where(usable, proposals, clean)
@@ -193,10 +197,28 @@ class Referee:
         fooled = (logits.argmax(1) != labels) | undecided(logits)
         standing = (~fooled).nonzero().squeeze(1)
         fooled[standing] = ~self._held(measured[standing], logits[standing])
-        unconfirmed = int((self._mistaken(measured, labels) & ~fooled).sum()) if asked else 0
-        return Measured(fooled, measured, int((proposed & ~fooled).sum()), max(unconfirmed, silent))
+        kernel_only = int((self._mistaken(measured, labels) & ~fooled).sum()) if asked else 0
+        passes, self.passes = self.passes - before, before
+        return Measured(fooled, measured, int((proposed & ~fooled).sum()), max(kernel_only, silent), passes)
 
-    def _proposals(self, attack: Attack, clean: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
+    def _proposals(
+        self, attack: Attack, clean: Tensor, labels: Tensor, threat: Threat, seed: int
+    ) -> tuple[Tensor, int]:
+        """What `attack` proposes, and to how many images the fast net had no finite logits while it did.
+
+        Where there were any, kernels alone overflowed, for the net had been refused: the attack then sees the net itself.
+        """
+        proposals = self._asked(attack, clean, labels, threat, seed)
+        if not self._silent:
+            return proposals, 0
+        silent = min(sum(len(part) for part in self._silent), len(clean))
+        kernels, self.fast = self.fast, self.wide
+        try:
+            return self._asked(attack, clean, labels, threat, seed), silent
+        finally:
+            self.fast = kernels
+
+    def _asked(self, attack: Attack, clean: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
         """What `attack` proposes; what it asked about and got no finite logits for is measured on the net itself."""
         generator = torch.Generator(self.device).manual_seed(seed)
         lent = clean.clone(), labels.to(self.device, copy=True)  # an attack may write into what it is given

@@ -1,0 +1,145 @@
+"""AutoAttack *standard* (Croce & Hein 2020, arXiv 2003.01690), and the weak attacks that are shown beside it.
+
+In Linf all four attacks are our own (`attacks.apgd`, `attacks.fab`, `attacks.square`), which find the same points as
+the authors' code in less time; in L2 FAB-T is, and the others run as the authors publish them (`pyautoattack`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.square import SquareAttack
+from torch import Tensor
+
+from prunebench.bench.attacks import apgd, fab
+from prunebench.bench.attacks import square as squares
+from prunebench.bench.attacks.base import Model
+from prunebench.bench.attacks.pgd import fgsm, usual_pgd
+from prunebench.bench.attacks.suite import Listed, Shape, Suite
+from prunebench.bench.protocol import Threat
+
+_QUIET = logging.getLogger("prunebench.autoattack")
+_QUIET.addHandler(logging.NullHandler())
+_QUIET.propagate = False
+
+
+def apgd_ce(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
+    """Auto-PGD on cross-entropy, 100 steps, one start."""
+    if threat.norm == "Linf":
+        return apgd.apgd_ce(model, images, labels, threat.radius, generator.initial_seed())
+    attack = APGDAttack(
+        model,
+        n_restarts=1,
+        n_iter=100,
+        eps=threat.radius,
+        norm=threat.norm,
+        eot_iter=1,
+        rho=0.75,
+        loss="ce",
+        seed=generator.initial_seed(),
+        device=images.device,
+        logger=_QUIET,
+    )
+    return _contained(attack.perturb, images, labels)
+
+
+def apgd_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
+    """Targeted Auto-PGD on the DLR loss, 100 steps for each of the 9 likeliest wrong classes.
+
+    The targeted DLR loss takes four logits. With three classes the untargeted DLR loss runs instead; with two, where CE
+    already orders the points as the margin does, CE from another start.
+    """
+    classes, seed = _classes(model, images), generator.initial_seed()
+    if classes == 2:
+        return apgd_ce(model, images, labels, threat, generator=torch.Generator().manual_seed(seed ^ 1))
+    targets = min(9, classes - 1)
+    if threat.norm == "Linf" and classes >= 4:
+        return apgd.apgd_t(model, images, labels, threat.radius, targets, seed)
+    common = dict(
+        n_restarts=1,
+        n_iter=100,
+        eps=threat.radius,
+        norm=threat.norm,
+        eot_iter=1,
+        rho=0.75,
+        device=images.device,
+        logger=_QUIET,
+        seed=seed,
+    )
+    if classes >= 4:
+        attack = APGDAttack_targeted(model, n_target_classes=targets, **common)
+    else:
+        attack = APGDAttack(model, loss="dlr", **common)
+    return _contained(attack.perturb, images, labels)
+
+
+def fab_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
+    """Targeted Fast Adaptive Boundary attack, 100 steps for each of the 9 likeliest wrong classes."""
+    return fab.fab_t(model, images, labels, threat.norm, threat.radius, min(9, _classes(model, images) - 1))
+
+
+def square(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
+    """Square attack, 5,000 queries; sees logits only."""
+    if threat.norm == "Linf":
+        return squares.square(model, images, labels, threat.radius, generator.initial_seed())
+    attack = SquareAttack(
+        model,
+        p_init=0.8,
+        n_queries=5000,
+        eps=threat.radius,
+        norm=threat.norm,
+        n_restarts=1,
+        resc_schedule=False,
+        seed=generator.initial_seed(),
+        device=images.device,
+    )
+    return _contained(attack.perturb, images, labels)
+
+
+def _classes(model: Model, images: Tensor) -> int:
+    with torch.no_grad():
+        return int(model(images[:1]).shape[-1])
+
+
+def _contained(perturb: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
+    """Run an attack that seeds the global random state, and put that state back."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # the attacks seed every card
+        return perturb(images, labels).detach()
+
+
+def _ran(classes: int) -> tuple[str, ...]:
+    """What each of the four really runs on `classes` classes, in words for the record."""
+    targets = min(9, classes - 1)
+    second = {
+        2: "apgd-t: cross-entropy from a second start, for 2 classes have no DLR loss",
+        3: "apgd-t: untargeted DLR, for the targeted one needs 4 classes",
+    }
+    return ("apgd-ce", second.get(classes, f"apgd-t: {targets} targets"), f"fab-t: {targets} targets", "square")
+
+
+def _queries(threat: Threat, shape: Shape) -> int:
+    return squares.price(shape) if threat.norm == "Linf" else squares.QUERIES
+
+
+# A price is what an image that survives costs, in sample passes: forwards + 2 * backwards.
+STANDARD = Suite(
+    name="standard",
+    ranked={
+        "apgd-ce": Listed(apgd_ce, 102 + 2 * 101),
+        "apgd-t": Listed(apgd_t, 910 + 2 * 909),
+        "fab-t": Listed(fab_t, 1800 + 2 * 900),
+        "square": Listed(square, _queries),
+    },
+    weak={
+        "fgsm": Listed(fgsm, 4),
+        "pgd-20": Listed(usual_pgd(20), 61),
+        "pgd-50": Listed(usual_pgd(50), 151),
+    },
+    curve="pgd-20",
+    black_box="square",
+    quick=("apgd-ce", "apgd-t"),
+    ran=_ran,
+)

@@ -1,0 +1,75 @@
+"""How far a scoring is, and what one will take: sample passes, from the prices of a suite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from prunebench.bench.attacks.suite import Listed, Shape
+from prunebench.bench.attacks.suites import suite_of
+from prunebench.bench.data import Split
+from prunebench.bench.protocol import Protocol
+from prunebench.bench.score.curve import radii
+
+Report = Callable[[str, float, float], None]  # what is at work, how much is done, of how much (sample passes)
+Listen = Callable[[int], None]  # is told the sample passes of every forward
+
+
+def expected(rules: Protocol, test: Split, *, clean: float, robust: float) -> dict[str, float]:
+    """Sample passes, by attack, of scoring a net that is right on the shares `clean` and `robust` of the images `test`.
+
+    Assumes that every image that falls does so in the first attack, which runs to its end.
+    """
+    images, shape, suite = len(test), shape_of(test), suite_of(rules)
+    runs = dict.fromkeys(suite.ranked, images * robust) | dict.fromkeys(suite.weak, images * clean)
+    runs[next(iter(suite.ranked))] = images * clean
+    runs[suite.curve] *= len(radii(rules.threat, math.prod(shape)))
+    return {attack: price * runs[attack] for attack, price in suite.prices(rules.threat, shape).items()}
+
+
+def shape_of(test: Split) -> Shape:
+    """The shape (c, h, w) of an image."""
+    _, channels, height, width = test.images.shape
+    return channels, height, width
+
+
+class Progress:
+    """What is done of a scoring, and what remains if images keep falling as they did."""
+
+    def __init__(self, rules: Protocol, test: Split, images: int, report: Report, also: Mapping[str, Listed]) -> None:
+        """`images`: how many of `test` will be attacked; `also`: weak attacks beside the suite's."""
+        suite, shape = suite_of(rules), shape_of(test)
+        self.images, self.report, self.ranked = images, report, suite.ranked
+        self.done = self.current = self.estimate = 0.0
+        self.price = suite.prices(rules.threat, shape)
+        self.price |= {name: listed.price(rules.threat, shape) for name, listed in also.items()}
+        self.seen = dict.fromkeys(self.price, (0, 0))  # attack -> images it reached, images that survived it
+        self.runs = dict.fromkeys(self.price, 1) | {suite.curve: len(radii(rules.threat, math.prod(shape)))}
+
+    def listener(self, attack: str, label: str, shard: int) -> Listen:
+        """What to call with the sample passes of every forward of `attack` on shard number `shard`."""
+        self.estimate = self._left()
+
+        def listen(passes: int) -> None:
+            self.current += passes
+            so_far = self.done + self.current
+            self.report(f"shard {shard + 1}, {label}", so_far, so_far + max(self.estimate - self.current, 1.0))
+
+        return listen
+
+    def finished(self, attack: str, reached: int, survived: int) -> None:
+        """Note how many images of a shard an attack reached, and how many survived it."""
+        self.done, self.current = self.done + self.current, 0.0
+        before = self.seen[attack]
+        self.seen[attack] = (before[0] + reached, before[1] + survived)
+
+    def _left(self) -> float:
+        """Sample passes still to come."""
+        total, share = 0.0, 1.0
+        for attack, price in self.price.items():
+            reached, survived = self.seen[attack]
+            ranked = attack in self.ranked
+            total += (self.images * self.runs[attack] - reached) * (share if ranked else 1.0) * price
+            if ranked and reached:
+                share = survived / reached
+        return total
