@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.record import LARGEST_ARRAYS, load_arrays
+from prunebench.bench.outcomes import LARGEST_ARRAYS, load_arrays
 
 STEPS = 127  # of an int8 offset to the edge of the ball
 

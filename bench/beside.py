@@ -9,7 +9,8 @@ from pathlib import Path
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import write_aside, write_bytes
-from prunebench.bench.record import Record, load_record, outcomes_path, pairs_path, proposals_path
+from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path
+from prunebench.bench.record import Record, load_record
 
 RECORD, REFUSAL, JOURNAL = "record.json", "refusal.json", "journal"
 _OWNER = "net"  # a file of the journal: the sha256 of the net that it speaks of

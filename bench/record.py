@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
-from prunebench.bench.bounded import arrays_of, json_of
+from prunebench.bench.bounded import json_of
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.files import canonical_json, read_known, read_outside, sha256_of, write_json
-from prunebench.bench.protocol import Count, Exact, Job, Natural, Rules, exact, explain
+from prunebench.bench.files import canonical_json, read_outside, sha256_of, write_json
+from prunebench.bench.protocol import PROTOCOLS, Count, Exact, Job, Natural, Protocol, Rules, exact, explain
 
-# Schema 3 counts `unconfirmed`, schema 4 `processor_seconds`; what was scored before stays readable under its hash.
-Schema = Literal[2, 3, 4]
-SCHEMA: Schema = 4
+# Schema 4 counts `processor_seconds`. Schema 5 carries the rules, and calls `rejected` and `kernel_only` what was
+# called `disagreements` and `unconfirmed`. What was scored before stays readable under its own hash.
+Schema = Literal[3, 4, 5]
+SCHEMA: Schema = 5
+_RENAMED = {"disagreements": "rejected", "unconfirmed": "kernel_only"}  # in schema 5
 LARGEST = 8 * 2**20  # bytes; no record or outcomes file of ours comes near
-LARGEST_ARRAYS = 2**28  # bytes of images, packed or unpacked
-_LABEL = np.dtype("<i2")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
@@ -33,6 +30,11 @@ class ProtocolId(Rules):
     name: str
     version: int
     sha256: Sha256
+
+    @classmethod
+    def of(cls, rules: Protocol) -> ProtocolId:
+        """The name, version and hash of `rules`."""
+        return cls(name=rules.name, version=rules.version, sha256=rules.sha256)
 
 
 class Layer(Rules):
@@ -102,10 +104,10 @@ class Score(Rules):
     """Counts out of `n` images: `clean` ones classified rightly, `survived[attack]` still right after that attack.
 
     Attacks run one after the other on what survived the ones before, so `robust` is the last count. `ran` says what
-    was run where an attack had to be adapted to the number of classes. `disagreements` counts proposals that an attack
+    was run where an attack had to be adapted to the number of classes. `rejected` counts proposals that an attack
     handed over as adversarial and that the plain net, measured again inside the ball, still classified rightly;
-    `unconfirmed` those that the net misclassifies as attacks see it, on sparse kernels or folded, and the plain net
-    does not (None: not counted, in records of schema 2).
+    `kernel_only` those that the net misclassifies as attacks see it, on sparse kernels or folded, and the plain net
+    does not.
 
     Beside AutoAttack, and never part of it: `weak[attack]` counts the images that are right after one weak attack on
     all of them, as a paper's usual claim does; `curve` is the security curve, eps growing; `flags` are doubts.
@@ -116,25 +118,18 @@ class Score(Rules):
     robust: Natural
     survived: dict[str, Natural]
     ran: tuple[str, ...] = Field(strict=False)
-    disagreements: Natural
+    rejected: Natural
     batch: Natural
     shard: Natural
     weak: dict[str, Natural]
     curve: tuple[Point, ...] = Field(strict=False)
     flags: tuple[Flag, ...] = Field(strict=False)
-    unconfirmed: Natural | None = None
+    kernel_only: Natural
 
     @property
     def proposed(self) -> int:
         """How many proposals the attacks made: one for each image that they were shown, those that still stood."""
         return self.clean + sum([*self.survived.values()][:-1])
-
-    @model_serializer(mode="wrap")
-    def _without_what_was_not_counted(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = handler(self)
-        if self.unconfirmed is None:
-            del values["unconfirmed"]
-        return values
 
     @model_validator(mode="after")
     def _within_clean(self) -> Score:
@@ -217,11 +212,13 @@ class Hashed(Rules):
 class Record(Hashed):
     """The result file of one net under one protocol.
 
-    `outcomes`, `proposals` and `pairs` (None: not kept) are the sha256 of files beside it.
+    `rules`: what was asked of it, in full, so that nobody needs the TOML that it was made by. `outcomes`, `proposals`
+    and `pairs` (None: not kept) are the sha256 of files beside it.
     """
 
     schema_: Schema = Field(SCHEMA, alias="schema")
     protocol: ProtocolId
+    rules: Protocol | None = None  # None before schema 5
     job: Job
     net: NetId
     score: Score
@@ -234,17 +231,43 @@ class Record(Hashed):
     proposals: Sha256 | None
     pairs: Sha256 | None
 
+    @property
+    def known_rules(self) -> Protocol | None:
+        """The rules in full: those in the record, or built-in ones of the same hash."""
+        return self.rules or next((rules for rules in PROTOCOLS.values() if rules.sha256 == self.protocol.sha256), None)
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the rules are built in today; a board of others is not official, whatever they say."""
+        rules = PROTOCOLS.get(self.protocol.name)
+        return rules is not None and rules.sha256 == self.protocol.sha256
+
+    @model_validator(mode="before")
+    @classmethod
+    def _under_the_names_of_today(cls, values: Any) -> Any:
+        if not (isinstance(values, dict) and values.get("schema") in (3, 4) and isinstance(values.get("score"), dict)):
+            return values
+        if foreign := values["score"].keys() & set(_RENAMED.values()):
+            raise ValueError(f"score has {sorted(foreign)}, which schema {values['schema']} does not know")
+        return values | {"score": {_RENAMED.get(key, key): value for key, value in values["score"].items()}}
+
     @model_validator(mode="after")
-    def _counts_what_its_schema_does(self) -> Record:
-        if (self.score.unconfirmed is None) != (self.schema_ == 2):
-            raise ValueError(f"score.unconfirmed = {self.score.unconfirmed}: counted in schema 3, absent in schema 2")
+    def _has_what_its_schema_has(self) -> Record:
         if self.schema_ < 4 and self.cost.processor_seconds is not None:
             raise ValueError(f"cost.processor_seconds = {self.cost.processor_seconds}: absent before schema 4")
+        if (self.rules is None) != (self.schema_ < 5):
+            raise ValueError(f"schema {self.schema_} {'has no' if self.rules else 'has'} rules")
+        if self.rules is not None and self.protocol != ProtocolId.of(self.rules):
+            raise ValueError(f"the rules are {self.rules.name} {self.rules.sha256[:12]}, not those that protocol names")
         return self
 
     @model_serializer(mode="wrap")
     def _as_its_schema_has_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
+        if self.schema_ < 5:
+            del values["rules"]
+            old = {new: old for old, new in _RENAMED.items()}
+            values["score"] = {old.get(key, key): value for key, value in values["score"].items()}
         if self.schema_ < 4:
             values["cost"].pop("processor_seconds", None)
         return values
@@ -293,107 +316,6 @@ def load_all(folder: str | Path) -> dict[Path, Record | Refusal]:
 def load_records(folder: str | Path) -> list[Record]:
     """The records below `folder` in order of their paths, refusals left out. Raises as `load_record` does."""
     return [record for record in load_all(folder).values() if isinstance(record, Record)]
-
-
-def outcomes_path(record: Path) -> Path:
-    """Where the raw outcomes of the record at `record` lie."""
-    return record.with_suffix(".outcomes.npz")
-
-
-def proposals_path(record: Path) -> Path:
-    """Where the adversarial images of the record at `record` lie, if they were kept."""
-    return record.with_suffix(".proposals.npz")
-
-
-def pairs_path(record: Path) -> Path:
-    """Where a dozen original and adversarial images lie that the site shows of the record at `record`, if any."""
-    return record.with_suffix(".pairs.npz")
-
-
-def pack_outcomes(
-    labels: np.ndarray,
-    predicted: np.ndarray,
-    survived: Mapping[str, np.ndarray],
-    weak: Mapping[str, np.ndarray],
-    curve: Mapping[str, np.ndarray],
-) -> bytes:
-    """The bytes of an outcomes file: true labels, predicted labels, and per attack who is still right after it.
-
-    `labels`, `predicted`: int64, shape (n,). `survived`: bool, shape (n,), in the order the attacks ran. `weak`, by
-    attack, and `curve`, by eps: the same, each attack alone on all images.
-    """
-    arrays: dict[str, np.ndarray] = {"labels": labels.astype(_LABEL), "predicted": predicted.astype(_LABEL)}
-    arrays |= {"clean": labels == predicted}
-    for kind, bits in (("survived", survived), ("weak", weak), ("curve", curve)):
-        arrays |= {f"{kind}/{name}": alive.astype(bool) for name, alive in bits.items()}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def recount(path: Path, record: Record) -> dict[str, np.ndarray]:
-    """Check the counts of `record`, loaded from `path`, against its raw outcomes, which are returned by name.
-
-    Raises PrunebenchError when the outcomes are missing, are others than the record names, or count differently.
-    """
-    raw, score = outcomes_path(path), record.score
-    arrays = load_arrays(raw, record.outcomes, f"the outcomes of {path}")
-    beside = {f"weak/{attack}": count for attack, count in score.weak.items()}
-    beside |= {f"curve/{point.eps}": point.robust for point in score.curve}
-    bits = dict.fromkeys(["clean", *(f"survived/{attack}" for attack in score.survived), *beside], np.dtype(bool))
-    wanted = {name: (kind, (score.n,)) for name, kind in {"labels": _LABEL, "predicted": _LABEL, **bits}.items()}
-    found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
-    if found != wanted:
-        odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-        raise PrunebenchError(f"{raw} and {path} differ in the images or attacks of {odd}; score the net again.")
-    alive = arrays["labels"] == arrays["predicted"]
-    if not np.array_equal(alive, arrays["clean"]):
-        raise PrunebenchError(
-            f"{raw} contradicts itself: its clean bits are not those of its labels; score the net again."
-        )
-    counted = {"clean": (int(alive.sum()), score.clean)}
-    for attack in score.survived:
-        alive = alive & arrays[f"survived/{attack}"]
-        counted[attack] = (int(alive.sum()), score.survived[attack])
-    counted["robust"] = (int(alive.sum()), score.robust)
-    counted |= {what: (int((arrays["clean"] & arrays[what]).sum()), stated) for what, stated in beside.items()}
-    for what, (count, stated) in counted.items():
-        if count != stated:
-            raise PrunebenchError(f"{path} says {what} = {stated}, its outcomes say {count}; score the net again.")
-    return arrays
-
-
-def complete(path: Path, record: Record) -> None:
-    """Check that all that `record`, loaded from `path`, names lies beside it: outcomes, proposals and pairs.
-
-    Raises PrunebenchError as `recount` does, and when proposals or pairs are missing or are others.
-    """
-    recount(path, record)
-    for beside, sha256, what in (
-        (proposals_path(path), record.proposals, "the proposals"),
-        (pairs_path(path), record.pairs, "the pairs"),
-    ):
-        if sha256 is not None:
-            way_out = "restore the file or score the net again"
-            read_known(beside, sha256, f"{what} of {path}", LARGEST_ARRAYS, missing=way_out, other=way_out)
-
-
-def standing(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Which images of an outcomes file are right when clean and after every attack of AutoAttack: bool, shape (n,)."""
-    survived = [bits for name, bits in arrays.items() if name.startswith("survived/")]
-    return np.logical_and.reduce([arrays["labels"] == arrays["predicted"], *survived])
-
-
-def load_arrays(path: Path, sha256: str, what: str, largest: int = LARGEST) -> dict[str, np.ndarray]:
-    """The arrays in the file `path`, which is `what`, has this sha256 and takes at most `largest` bytes unpacked.
-
-    Raises PrunebenchError for a file that is missing, another one, too large or damaged; nothing is ever unpickled.
-    """
-    data = read_known(path, sha256, what, largest, missing="restore the file", other="restore the file or score again")
-    try:
-        return arrays_of(data, largest)
-    except ValueError as error:
-        raise PrunebenchError(f"{path} is not {what} ({error}); restore it or score the net again.") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

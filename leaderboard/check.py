@@ -8,7 +8,8 @@ from pathlib import Path
 
 from prunebench.bench.errors import PrunebenchError, unknown
 from prunebench.bench.files import write_bytes
-from prunebench.bench.record import Record, recount
+from prunebench.bench.outcomes import recount
+from prunebench.bench.record import Record
 from prunebench.leaderboard import log, provenance
 from prunebench.leaderboard.provenance import Entry
 from prunebench.leaderboard.render import FORMATS, Format

@@ -13,8 +13,9 @@ import numpy as np
 
 from prunebench.bench import stats
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.outcomes import load_arrays, outcomes_path, standing
 from prunebench.bench.protocol import Job
-from prunebench.bench.record import Record, load_arrays, outcomes_path, standing
+from prunebench.bench.record import Record
 from prunebench.bench.seeds import derive
 
 ALPHA = 0.05  # of every family of contrasts; the intervals are at 1 - ALPHA

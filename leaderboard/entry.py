@@ -13,7 +13,8 @@ from PIL import Image
 
 from prunebench.bench import stats
 from prunebench.bench.adversarials import load_pairs
-from prunebench.bench.record import Record, pairs_path
+from prunebench.bench.outcomes import pairs_path
+from prunebench.bench.record import Record
 from prunebench.leaderboard.render import points, resampled, verdict
 from prunebench.leaderboard.table import Board, Row
 
@@ -135,8 +136,8 @@ def provenance(records: Sequence[Record], paths: Sequence[Path]) -> Grid:
             "proposals sha256": r.proposals,
             "pairs sha256": r.pairs,
             "attacks that ran": ", ".join(r.score.ran),
-            "disagreements": r.score.disagreements,
-            "unconfirmed": r.score.unconfirmed,
+            "disagreements": r.score.rejected,
+            "unconfirmed": r.score.kernel_only,
             "batch, shard": f"{r.score.batch}, {r.score.shard}",
             "device": r.cost.device,
             **{f"env {name}": value for name, value in r.env.items()},

@@ -255,7 +255,7 @@ def _row(sparsity: Decimal, label: str, group: Group, taken: Mapping[str, int]) 
         weak=_means([record.score.weak for record in records]),
         curve=_means([{point.eps: point.robust for point in record.score.curve} for record in records]),
         flags=_doubts(records),
-        disagreements=sum(record.score.disagreements for record in records),
+        disagreements=sum(record.score.rejected for record in records),
         seeds=tuple(record.job.seed for record in records),
         train_passes=_mean(record.cost.train_passes for record in records),
         train_seconds=_mean(known) if len(known) == len(seconds) else None,

@@ -52,10 +52,9 @@ def dense_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the referee run four quick attacks under the names of AutoAttack's."""
-    import prunebench.bench.score.cascade
-    from tests.support.nets import quick_attacks
+    from tests.support.nets import quick_attacks, use_attacks
 
-    monkeypatch.setattr(prunebench.bench.score.cascade, "STANDARD", quick_attacks())
+    use_attacks(monkeypatch, quick_attacks())
 
 
 @pytest.fixture

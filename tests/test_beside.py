@@ -10,7 +10,7 @@ import pytest
 from prunebench.bench.beside import beside, make_room, net_path, publish, signature_path
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, write_bytes
-from prunebench.bench.record import outcomes_path, pairs_path, proposals_path
+from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path
 from tests.support.records import make, refusal
 
 

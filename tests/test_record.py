@@ -12,17 +12,8 @@ from pydantic import ValidationError
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, write_bytes, write_json
-from prunebench.bench.record import (
-    LARGEST,
-    Record,
-    Refusal,
-    load_all,
-    load_record,
-    load_records,
-    outcomes_path,
-    pack_outcomes,
-    recount,
-)
+from prunebench.bench.outcomes import outcomes_path, pack_outcomes, recount
+from prunebench.bench.record import LARGEST, Record, Refusal, load_all, load_record, load_records
 from tests.support.records import ATTACKS, make, outcomes, refusal, save
 
 

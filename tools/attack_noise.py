@@ -29,11 +29,12 @@ from scipy import stats
 from torch import Tensor
 
 from prunebench.bench import machine
+from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.checkpoint import Net, open_net
 from prunebench.bench.data import Split, Store, as_float
 from prunebench.bench.executor import Fast
 from prunebench.bench.files import canonical_json, sha256_of, write_bytes, write_json
-from prunebench.bench.score.cascade import Trial
+from prunebench.bench.score.cascade import attack_shard
 from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.referee import Referee, batch_size, exact_float32
 
@@ -138,8 +139,8 @@ def _shard(referee: Referee, net: Net, test: Split, labels: Tensor, number: int,
         kept = json.loads(path.read_bytes())
         return Run(labels[shard], torch.tensor(kept["robust"], dtype=torch.bool), kept["seconds"])
     began = time.perf_counter()
-    trial = Trial(referee, test, Journal(None, []), only=number)
-    robust = list(trial.standard(labels == test.labels).values())[-1][shard]
+    right, ranked = (labels == test.labels)[shard], tuple(suite_of(referee.rules).ranked)
+    robust = attack_shard(referee, test, number, right, Journal(None, []), only=ranked).standing[ranked[-1]]
     seconds = time.perf_counter() - began
     write_json(path, {"facts": facts, "robust": robust.int().tolist(), "seconds": seconds})
     return Run(labels[shard], robust, seconds)

@@ -33,10 +33,11 @@ from pathlib import Path
 
 import numpy as np
 
+from prunebench.bench.attacks.standard import STANDARD
 from prunebench.bench.claims.verdict import NOISE, counted, sampled, sampled_count, whole
-from prunebench.bench.claims.verify import FEWEST, QUICK, SHARE
+from prunebench.bench.claims.verify import FEWEST, SHARE
 from prunebench.bench.files import write_bytes
-from prunebench.bench.record import load_arrays, standing
+from prunebench.bench.outcomes import load_arrays, standing
 from tools.attack_noise import noisiest, read, worst
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +68,7 @@ def nets(claims: Path) -> Nets:
         arrays = load_arrays(path.parent / facts.path, facts.sha256, f"the outcomes of {path}")
         clean.append(arrays["labels"] == arrays["predicted"])
         robust.append(standing(arrays))
-        quick.append(clean[-1] & np.logical_and.reduce([arrays[f"survived/{name}"] for name in QUICK]))
+        quick.append(clean[-1] & np.logical_and.reduce([arrays[f"survived/{name}"] for name in STANDARD.quick]))
     fooled = [int((a & ~b).sum()) for a, b in zip(clean, robust, strict=True)]
     early = [int((a & ~b).sum()) for a, b in zip(clean, quick, strict=True)]
     return Nets(np.array(clean), np.array(robust), sum(early) / sum(fooled))

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunebench.bench.files import canonical_json
-from prunebench.bench.record import Record, load_record, outcomes_path
+from prunebench.bench.outcomes import outcomes_path
+from prunebench.bench.record import Record, load_record
 
 NET, RECORD, RECORDS = "net.safetensors", "record.json", "records"
 SLOWEST = 3600.0  # seconds that one command may take

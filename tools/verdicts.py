@@ -15,7 +15,8 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from prunebench.bench.attacks.suite import STANDARD, within
+from prunebench.bench.attacks.base import within
+from prunebench.bench.attacks.standard import STANDARD
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import Store, as_float
 from prunebench.bench.executor import fast
@@ -51,12 +52,14 @@ def ours(net: nn.Module, images: Tensor, labels: Tensor, threat: Threat, seed: i
     quick = fast(net)
     with torch.no_grad():
         standing = net(images).argmax(1) == labels
-    for attack in STANDARD.values():
+    for listed in STANDARD.ranked.values():
         left = standing.nonzero().squeeze(1)
         if not len(left):
             break
         lent = images[left], labels[left]
-        proposals = within(attack(quick, *lent, threat, generator=torch.Generator().manual_seed(seed)), lent[0], threat)
+        proposals = within(
+            listed.attack(quick, *lent, threat, generator=torch.Generator().manual_seed(seed)), lent[0], threat
+        )
         with torch.no_grad():
             standing[left] = net(proposals).argmax(1) == labels[left]
     return standing

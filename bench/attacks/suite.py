@@ -49,4 +49,4 @@ class Suite:
 
     def prices(self, threat: Threat, shape: Shape) -> dict[str, int]:
         """Sample passes, by attack, of an image of this shape that survives."""
-        return {name: listed.price(threat, shape) for name, listed in (self.ranked | dict(self.weak)).items()}
+        return {name: listed.price(threat, shape) for name, listed in (dict(self.ranked) | dict(self.weak)).items()}

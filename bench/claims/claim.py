@@ -15,17 +15,9 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import canonical_json, digest_outside, read_known, sha256_of, write_bytes
+from prunebench.bench.outcomes import load_arrays, outcomes_path, proposals_path, recount, standing
 from prunebench.bench.protocol import PROTOCOLS, Count, Natural, Protocol, Rules, explain, load, read_toml
-from prunebench.bench.record import (
-    Record,
-    Sha256,
-    load_arrays,
-    load_record,
-    outcomes_path,
-    proposals_path,
-    recount,
-    standing,
-)
+from prunebench.bench.record import Record, Sha256, load_record
 
 NAME, SUFFIX = "CLAIM.toml", ".claim.toml"
 FILES = ("net.safetensors", "outcomes.npz", "proposals.npz", "protocol.toml", NAME)  # of a claim that is made here
@@ -349,9 +341,8 @@ def _toml_of(values: Rules) -> bytes:
 def _rules(record: Record, net: Path) -> Protocol:
     """The rules that a record was made under: built in, or from the header of the net."""
     wanted = record.protocol.sha256
-    for rules in PROTOCOLS.values():
-        if rules.sha256 == wanted:
-            return rules
+    if record.known_rules is not None:
+        return record.known_rules
     from prunebench.bench.checkpoint import open_net  # waits for torch, which reading a claim does not need
 
     rules = open_net(net).header.protocol

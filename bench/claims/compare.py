@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.record import Record, load_record, recount, standing
+from prunebench.bench.outcomes import recount, standing
+from prunebench.bench.record import Record, load_record
 from prunebench.bench.stats import mcnemar
 
 ALPHA = 0.05  # two nets differ when McNemar's p lies below it

@@ -25,9 +25,10 @@ from prunebench.bench.claims.verdict import REFUTED, Verdict, whole
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import digest_outside
+from prunebench.bench.outcomes import recount, standing
 from prunebench.bench.protocol import PROTOCOLS
-from prunebench.bench.record import Flag, Record, recount, standing
-from prunebench.bench.score.cascade import Report
+from prunebench.bench.record import Flag, Record
+from prunebench.bench.score.progress import Report
 from prunebench.bench.score.scoring import score
 from prunebench.bench.seeds import order
 
@@ -59,7 +60,7 @@ def draw(
     added or changed since is drawn. FEW of all are, when there is no such commit or nothing changed. Left out are
     records of data sets that are not on this machine.
     """
-    official = [path for path in sorted(records) if records[path].official and _built_in(records[path])]
+    official = [path for path in sorted(records) if records[path].official and records[path].built_in]
     here = [path for path in official if store.present(PROTOCOLS[records[path].protocol.name].data)]
     told, pool = f"{len(here)} official records", here
     if since:
@@ -73,12 +74,6 @@ def draw(
     said = f"Drew {len(drawn)} of {told} with --draw {seed}"
     absent = len(official) - len(here)
     return Draw(tuple(drawn), said + (f"; the data of {absent} others is not here (--data)." if absent else "."))
-
-
-def _built_in(record: Record) -> bool:
-    """Whether the rules of the record are built in today; a board of others is not official, whatever they say."""
-    rules = PROTOCOLS.get(record.protocol.name)
-    return rules is not None and rules.sha256 == record.protocol.sha256
 
 
 def _changed(folder: Path, since: Sequence[str]) -> tuple[str | None, set[Path]]:
@@ -169,7 +164,7 @@ def rescore(
     in either direction. Raises Refused when the net gets no score.
     """
     claimed = recount(path, record)
-    if not _built_in(record):
+    if not record.built_in:
         raise PrunebenchError(
             f"{path} calls itself official under {record.protocol.name} with the sha256 "
             f"{record.protocol.sha256[:12]}..., which are no built-in rules today; score the net under today's."

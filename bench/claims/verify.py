@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,26 +13,27 @@ import torch
 from torch import Tensor
 
 from prunebench.bench import adversarials, machine
-from prunebench.bench.attacks.suite import STANDARD, Attack, Model
+from prunebench.bench.attacks.base import Model
+from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.checkpoint import Net, open_net
 from prunebench.bench.claims import verdict
 from prunebench.bench.claims.claim import Claim, load_claim, outcomes_of, rules_of, sound
 from prunebench.bench.claims.verdict import Verdict
 from prunebench.bench.data import Split, Store, as_float
 from prunebench.bench.errors import PrunebenchError, Refused
+from prunebench.bench.outcomes import standing
 from prunebench.bench.protocol import Protocol, Threat
-from prunebench.bench.record import standing
 from prunebench.bench.score import flags, probes
-from prunebench.bench.score.cascade import Report, Trial
+from prunebench.bench.score.cascade import Found, attack_all
 from prunebench.bench.score.journal import Journal
+from prunebench.bench.score.progress import Progress, Report
 from prunebench.bench.score.referee import Referee, batch_size, exact_float32
 from prunebench.bench.score.scoring import journal_facts
-from prunebench.bench.seeds import derive, order
+from prunebench.bench.seeds import order
 
 Level = Literal["replay", "quick", "full"]
 
 SHARE, FEWEST = 10, 200  # quick attacks one image in SHARE, and at least FEWEST where so many are claimed robust
-QUICK = ("apgd-ce", "apgd-t")
 
 
 def verify(
@@ -155,62 +157,55 @@ def _quick(check: _Check, device: torch.device, seed: int, report: Report | None
     predicted = referee.answers(as_float(check.test.images))
     shuffled = [i for i in order(n, "claim", check.claim.sha256, seed) if claimed is None or claimed[i]]
     index = torch.tensor(sorted(shuffled[: max(FEWEST, -(-n // SHARE))]), dtype=torch.int64)
-    images, labels = as_float(check.test.images[index]), check.test.labels[index]
-    stands = predicted[index] == labels
-    proposed = unconfirmed = 0
-    for number, name in enumerate(QUICK):
-        proposed += int(stands.sum())
-        stands, more = _attacked(referee, name, STANDARD[name], images, labels, stands, seed)
-        unconfirmed += more
-        if report is not None:
-            report(name, number + 1, len(QUICK))
+    drawn, standing = check.test.take(index), predicted[index] == check.test.labels[index]
+    if len(index):
+        found = _attacked(
+            referee, drawn, standing, Journal(None, []), report, only=suite_of(referee.rules).quick, seed=seed
+        )
+        standing = list(found.standing.values())[-1]
     if claimed is None:
-        found = verdict.sampled_count(check.claim.needed, n, len(index), int(stands.sum()))
+        said = verdict.sampled_count(check.claim.needed, n, len(index), int(standing.sum()))
     else:
-        found = verdict.sampled(claimed, index.numpy(), stands.numpy(), check.labels(predicted))
-    found = replace(found, sentence=f"{found.sentence} The images were drawn with seed {seed}.")
-    return _believed(found, referee, images, labels, unconfirmed, proposed) if len(index) else found
-
-
-def _believed(
-    found: Verdict, referee: Referee, images: Tensor, labels: Tensor, unconfirmed: int, proposed: int
-) -> Verdict:
-    """`found`; raises PrunebenchError when no image speaks against a claim and the attacks saw another net."""
-    flag = flags.kernel_disagrees(unconfirmed, proposed, probes.turned(referee, images, labels), len(images))
-    if flag.up and not found.images:
-        raise PrunebenchError(flag.sentence)
-    return found
-
-
-def _attacked(
-    referee: Referee, name: str, attack: Attack, images: Tensor, labels: Tensor, stands: Tensor, seed: int
-) -> tuple[Tensor, int]:
-    """Which of the images that stand still do after `attack`, shard by shard: bool (k,); and what was unconfirmed."""
-    after, unconfirmed = stands.clone(), 0
-    for number, part in enumerate(stands.nonzero().squeeze(1).split(referee.rules.shard)):
-        if not len(part):
-            continue
-        stream = derive(seed, "claim", name, number)
-        found = referee.fooled(attack, images[part], labels[part], stream)
-        after[part] = ~found.fooled
-        unconfirmed += found.unconfirmed
-    return after, unconfirmed
+        said = verdict.sampled(claimed, index.numpy(), standing.numpy(), check.labels(predicted))
+    said = replace(said, sentence=f"{said.sentence} The images were drawn with seed {seed}.")
+    return _believed(said, referee, drawn, predicted[index] == drawn.labels, found) if len(index) else said
 
 
 def _full(check: _Check, device: torch.device, out: Path | None, report: Report | None) -> Verdict:
     """Run all of AutoAttack on all of the images, with the seeds of the protocol."""
     claim, referee, test = check.claim, check.referee(device), check.test
-    facts = journal_facts(referee, check.net, test)
-    trial = Trial(referee, test, Journal(None if out is None else out / "journal", facts), report)
-    images = as_float(test.images)
-    predicted = referee.answers(images)
+    journal = Journal(None if out is None else out / "journal", journal_facts(referee, check.net, test))
+    predicted = referee.answers(as_float(test.images))
     clean = predicted == test.labels
-    survived = list(trial.standard(clean).values())
-    measured = survived[-1].numpy()
+    found = _attacked(referee, test, clean, journal, report, only=tuple(suite_of(referee.rules).ranked))
+    measured = list(found.standing.values())[-1].numpy()
     if check.claimed is None:
-        found = verdict.counted(claim.needed, int(measured.sum()), claim.n)
+        said = verdict.counted(claim.needed, int(measured.sum()), claim.n)
     else:
-        found = verdict.whole(check.claimed, measured, check.labels(predicted))
-    unconfirmed = sum(entry.unconfirmed for entry in trial.entries)
-    proposed = sum(int(bits.sum()) for bits in (clean, *survived[:-1]))
-    return _believed(found, referee, images, test.labels, unconfirmed, proposed)
+        said = verdict.whole(check.claimed, measured, check.labels(predicted))
+    return _believed(said, referee, test, clean, found)
+
+
+def _attacked(
+    referee: Referee,
+    test: Split,
+    clean: Tensor,
+    journal: Journal,
+    report: Report | None,
+    *,
+    only: Sequence[str],
+    seed: int | None = None,
+) -> Found:
+    """What those of the ranked attacks that are in `only` find on the images `test`, of which `clean` are right."""
+    progress = None if report is None else Progress(referee.rules, test, len(test), report, {}, only)
+    return attack_all(referee, test, clean, journal, only=only, seed=seed, progress=progress)
+
+
+def _believed(said: Verdict, referee: Referee, test: Split, clean: Tensor, found: Found) -> Verdict:
+    """`said`; raises PrunebenchError when no image speaks against a claim and the attacks saw another net."""
+    proposed = sum(int(bits.sum()) for bits in (clean, *list(found.standing.values())[:-1]))
+    turned = probes.turned(referee, as_float(test.images), test.labels)
+    flag = flags.kernel_disagrees(found.kernel_only, proposed, turned, len(test))
+    if flag.up and not said.images:
+        raise PrunebenchError(flag.sentence)
+    return said

@@ -23,7 +23,7 @@ from prunebench.bench.lab.train import Plan, Trained
 from prunebench.bench.mask import Masks, State, masked
 from prunebench.bench.models import build, prunable
 from prunebench.bench.protocol import Job, Protocol
-from prunebench.bench.score.cascade import expected
+from prunebench.bench.score.progress import expected
 
 STEPS = 4  # of a search, that are really run: the first warms up
 
@@ -135,7 +135,7 @@ class _Rehearsal:
         test = self.store.testing(self.protocol.data, examples or self.protocol.test)
         net, weights = self.net, prunable(self.net)
         kept = sum(int(weight.count_nonzero()) for weight in weights.values())
-        passes = expected(self.protocol.threat, test, clean=shares.clean, robust=shares.robust)
+        passes = expected(self.protocol, test, clean=shares.clean, robust=shares.robust)
         reached = dict.fromkeys(passes, shares.robust) | {"apgd-ce": shares.clean, "pgd": shares.clean}
         density = kept / self.lab.prunable
         pace = self.pace.attacks(lambda: net, density, test, reached)

@@ -21,12 +21,14 @@ from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.bench.lab.budget import allowed, price
 from prunebench.bench.lab.lab import granted
 from prunebench.bench.lab.train import Report
+from prunebench.bench.outcomes import complete, proposals_path
 from prunebench.bench.player import handover, sandbox
 from prunebench.bench.player.handover import Play
 from prunebench.bench.player.host import Fault, Host, host
 from prunebench.bench.protocol import Job, Protocol
-from prunebench.bench.record import Record, complete, load_record, proposals_path
-from prunebench.bench.score.scoring import attack_shard, effort_of, forget_others, save_effort, score
+from prunebench.bench.record import Record, load_record
+from prunebench.bench.score.effort import effort_of, save_effort
+from prunebench.bench.score.scoring import forget_others, score, score_shard
 from prunebench.bench.spec import source_of
 
 NET = "net.safetensors"
@@ -129,7 +131,7 @@ class Step:
     def _attack(self, report: Report) -> Ended | None:
         task = self.task
         try:
-            attack_shard(
+            score_shard(
                 task.folder / NET,
                 self.shard,
                 task.protocol,

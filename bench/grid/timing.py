@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunebench.bench.attacks.suite import STANDARD, WEAK, Attack
+from prunebench.bench.attacks.base import Attack
+from prunebench.bench.attacks.pgd import usual_pgd
+from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.data import Split, as_float
 from prunebench.bench.lab.train import VALIDATED, Plan, fit
 from prunebench.bench.mask import Masks
@@ -111,7 +113,7 @@ class Pace:
     def attacks(
         self, model: Callable[[], nn.Module], density: float, test: Split, shares: dict[str, float]
     ) -> dict[str, float]:
-        """Seconds a sample pass for each attack of STANDARD and for "pgd", on as many images of a shard as it reaches.
+        """Seconds a sample pass for each ranked attack and for "pgd", on as many images of a shard as it reaches.
 
         `shares`: the share of the images that an attack reaches.
         """
@@ -123,9 +125,9 @@ class Pace:
             )
             with exact_float32():
                 self._attacks[kind] = {
-                    name: self._try_attack(referee, attack, test, shares[name])
-                    for name, attack in (STANDARD | {"pgd": WEAK["pgd-50"]}).items()
-                }
+                    name: self._try_attack(referee, listed.attack, test, shares[name])
+                    for name, listed in suite_of(self.protocol).ranked.items()
+                } | {"pgd": self._try_attack(referee, usual_pgd(50), test, shares["pgd"])}
             self.spent += time.perf_counter() - began
         return self._attacks[kind]
 
@@ -146,14 +148,12 @@ class Pace:
             if len(calls) > CALLS and calls[-1][0] - calls[1][0] > self.seconds:
                 raise _EnoughError
 
-        referee.listener = listen
+        nowhere = Threat(norm=self.protocol.threat.norm, eps=NOWHERE)
         try:
-            referee.fooled(attack, images, labels, 0, Threat(norm=self.protocol.threat.norm, eps=NOWHERE))
+            referee.fooled(attack, images, labels, 0, nowhere, listen)
             calls.append((time.perf_counter(), 0))
         except _EnoughError:
             pass
-        finally:
-            referee.listener = None
         self.wait()
         ended = time.perf_counter()
         return (ended - calls[1][0]) / sum(passes for _, passes in calls[1:-1])  # the last one was not run

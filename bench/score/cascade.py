@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,10 +27,10 @@ Bits = dict[str, Tensor]  # by attack or eps: bool (n,), who is still standing
 class Found:
     """What attacks found on some images.
 
-    `standing`: after each ranked attack, bool (n,) on the CPU; `weak`, `curve`: after each weak attack, and at each eps,
-    alone. `rejected`: proposals of ranked attacks that moved an image and fooled nothing; `kernel_only`: those that
-    fooled the fast net alone. `passes`, `seconds`: what all attacks took. `images`: float32 (n, c, h, w), zero but where
-    a ranked attack fooled the net, what did so; None when they were not asked for.
+    `standing`: after each ranked attack, bool (n,) on the CPU; `weak`, `curve`: after each weak attack, and at each
+    eps, alone. `rejected`: proposals of ranked attacks that moved an image and fooled nothing; `kernel_only`: those
+    that fooled the fast net alone. `passes`, `seconds`: what all attacks took. `images`: float32 (n, c, h, w), what
+    fooled the net where a ranked attack did, zero elsewhere; None when they were not asked for.
     """
 
     standing: Bits
@@ -49,15 +50,17 @@ def attack_shard(
     clean: Tensor,
     journal: Journal,
     *,
-    ranked: bool = False,
+    only: Sequence[str] | None = None,
+    seed: int | None = None,
     also: Mapping[str, Listed] | None = None,
     keep_images: bool = False,
     progress: Progress | None = None,
 ) -> Found:
     """Run the protocol's suite on shard `number` of the images `test`, of which `clean`, bool (k,), are right.
 
-    A pure function of its arguments: each image gets what it would get in any order of shards. `ranked`: leave the weak
-    attacks and the curve out. `also`: more weak attacks, by name.
+    A pure function of its arguments: each image gets what it would get in any order of shards. `only`: these of the
+    ranked attacks, and neither weak attacks nor the curve. `seed`: by default the protocol's. `also`: more weak attacks
+    by name.
     """
     rules, suite = referee.rules, suite_of(referee.rules)
     shard = referee.shards(len(test))[number]
@@ -66,22 +69,23 @@ def attack_shard(
     after: Bits = {}
     if keep_images:
         images = torch.zeros_like(as_float(line.part.images))
-    seed = derive(rules.attack_seed, "attack", f"shard-{number}")
-    for name, listed in suite.ranked.items():
-        standing = after[name] = line.run(name, listed, seed, standing, images)
+    root = rules.attack_seed if seed is None else seed
+    stream = derive(root, "attack", f"shard-{number}")
+    for name in suite.ranked if only is None else only:
+        standing = after[name] = line.run(name, suite.ranked[name], stream, standing, images)
     entries = list(line.entries)
     weak: Bits = {}
     curve: Bits = {}
-    if not ranked:
-        seed = derive(rules.attack_seed, "weak", f"shard-{number}")
-        for name, listed in (suite.weak | dict(also or {})).items():
-            weak[name] = line.run(name, listed, seed, clean)
+    if only is None:
+        stream = derive(root, "weak", f"shard-{number}")
+        for name, listed in (dict(suite.weak) | dict(also or {})).items():
+            weak[name] = line.run(name, listed, stream, clean)
         for eps in radii(rules.threat, math.prod(line.part.images.shape[1:])):
             if exact(eps) == exact(rules.threat.eps):
                 curve[eps] = weak[suite.curve]
             else:
                 at_eps = rules.threat.model_copy(update={"eps": eps})
-                curve[eps] = line.run(suite.curve, suite.weak[suite.curve], seed, clean, threat=at_eps)
+                curve[eps] = line.run(suite.curve, suite.weak[suite.curve], stream, clean, threat=at_eps)
     return Found(
         after,
         weak,
@@ -119,15 +123,16 @@ def attack_all(
     clean: Tensor,
     journal: Journal,
     *,
-    ranked: bool = False,
+    only: Sequence[str] | None = None,
+    seed: int | None = None,
     also: Mapping[str, Listed] | None = None,
     keep_images: bool = False,
     progress: Progress | None = None,
 ) -> Found:
     """What `attack_shard` finds on the shards of `test`, joined; `clean`: bool (n,). The options are the same."""
-    options = {"ranked": ranked, "also": also, "keep_images": keep_images, "progress": progress}
+    each = partial(attack_shard, only=only, seed=seed, also=also, keep_images=keep_images, progress=progress)
     shards = enumerate(referee.shards(len(test)))
-    return joined([attack_shard(referee, test, k, clean[shard], journal, **options) for k, shard in shards])  # type: ignore[arg-type]
+    return joined([each(referee, test, number, clean[shard], journal) for number, shard in shards])
 
 
 class _Line:
@@ -150,7 +155,11 @@ class _Line:
     ) -> Tensor:
         """Who of `standing`, bool (k,), still stands after an attack; what fooled the others goes into `images`."""
         label = name.replace(":", " ") if threat is None else f"{name} eps {threat.eps.replace('/', ':')}"
-        listen = None if self.progress is None else self.progress.listener(name, label, self.shard.start // self.referee.rules.shard)
+        listen = (
+            None
+            if self.progress is None
+            else self.progress.listener(name, label, self.shard.start // self.referee.rules.shard)
+        )
 
         def measure() -> Finding:
             after = standing.clone()

@@ -91,16 +91,6 @@ def weak_strong_gap(pgd: int, robust: int, n: int) -> Flag:
     )
 
 
-def nondeterministic(changed: int, n: int) -> Flag:
-    """The same input gave other logits the second time on `changed` images; such a net is refused."""
-    return _flag(
-        "nondeterministic",
-        changed / n,
-        0.0,
-        f"The same images gave other logits the second time on {changed / n:.1%} of them.",
-    )
-
-
 def quantised_input(unmoved: int, n: int, nudge: float) -> Flag:
     """No logit of `unmoved` images changed when all their pixels moved by up to `nudge`."""
     return _flag(
@@ -138,19 +128,19 @@ def transfer(fooled: int | None, n: int) -> Flag:
     )
 
 
-def kernel_disagrees(unconfirmed: int, proposals: int, turned: int, n: int) -> Flag:
+def kernel_disagrees(kernel_only: int, proposals: int, turned: int, n: int) -> Flag:
     """The fast net that attacks see, on sparse kernels or folded, is not the net.
 
-    Of `proposals` that attacks made, it called `unconfirmed` adversarial and the net itself did not; on
+    Of `proposals` that attacks made, it called `kernel_only` adversarial and the net itself did not; on
     `turned` of `n` images its input gradient points elsewhere than the net's. The value is the larger of the two
     shares, each less what the last bits explain: one proposal, which lies where two logits are equal, and some kinks.
     """
-    value = max(max(unconfirmed - 1, 0) / max(proposals, 1), turned / n - KINKS, 0.0)
+    value = max(max(kernel_only - 1, 0) / max(proposals, 1), turned / n - KINKS, 0.0)
     return _flag(
         "kernel-disagrees",
         value,
         KERNELS,
-        f"The fast net that attacks see called {unconfirmed / max(proposals, 1):.2%} of the proposals adversarial that "
+        f"The fast net that attacks see called {kernel_only / max(proposals, 1):.2%} of the proposals adversarial that "
         f"the net itself gets right, and its gradient points elsewhere on {turned / n:.1%} of the images; attacks that "
         "saw another net are weaker than they should be: measure again on the net itself, with CXX=none.",
     )

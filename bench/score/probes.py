@@ -21,6 +21,7 @@ from prunebench.bench.score.referee import Referee
 from prunebench.bench.seeds import derive
 
 VANISHED = 1e-12  # the largest entry of a gradient below which it counts as none
+PROBE = usual_pgd(50)  # what is tried from another net, and to show what fools this one
 NUDGE = 1e-5
 ALIKE = 0.9  # the cosine of two gradients from which on they are taken to point the same way
 SHOWN, TRIED = 12, 48  # pairs that are kept, and images that are tried for them
@@ -108,7 +109,9 @@ def transferred(referee: Referee, parent: Referee, test: Split, standing: Tensor
         if standing[shard].any():
             part = test.take(shard).take(standing[shard].nonzero().squeeze(1))
             stream = derive(seed, f"shard-{number}")
-            count += int(referee.fooled(on_parent, as_float(part.images), part.labels, stream).fooled.sum())
+            found = referee.fooled(on_parent, as_float(part.images), part.labels, stream)
+            referee.passes += found.passes
+            count += int(found.fooled.sum())
     return count
 
 
@@ -120,6 +123,7 @@ def pairs(referee: Referee, test: Split, clean: Tensor, seed: int) -> Pairs:
         fooled, lent = torch.zeros(0, dtype=torch.bool), as_float(part.images)
     else:
         found = referee.fooled(PROBE, as_float(part.images), part.labels, seed)
+        referee.passes += found.passes
         fooled, lent = found.fooled, found.images
     predicted = referee.logits(lent).argmax(1) if len(index) else index
     shown = (fooled & (predicted != part.labels)).nonzero().squeeze(1)[:SHOWN]  # not where two logits are equal

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from prunebench.bench.attacks.suite import Listed, Shape
 from prunebench.bench.attacks.suites import suite_of
@@ -36,13 +36,23 @@ def shape_of(test: Split) -> Shape:
 class Progress:
     """What is done of a scoring, and what remains if images keep falling as they did."""
 
-    def __init__(self, rules: Protocol, test: Split, images: int, report: Report, also: Mapping[str, Listed]) -> None:
-        """`images`: how many of `test` will be attacked; `also`: weak attacks beside the suite's."""
+    def __init__(
+        self,
+        rules: Protocol,
+        test: Split,
+        images: int,
+        report: Report,
+        also: Mapping[str, Listed],
+        only: Sequence[str] | None = None,
+    ) -> None:
+        """`images`: how many of `test` will be attacked; `also`, `only`: as `cascade.attack_shard` takes them."""
         suite, shape = suite_of(rules), shape_of(test)
         self.images, self.report, self.ranked = images, report, suite.ranked
         self.done = self.current = self.estimate = 0.0
         self.price = suite.prices(rules.threat, shape)
         self.price |= {name: listed.price(rules.threat, shape) for name, listed in also.items()}
+        if only is not None:
+            self.price = {name: self.price[name] for name in only}
         self.seen = dict.fromkeys(self.price, (0, 0))  # attack -> images it reached, images that survived it
         self.runs = dict.fromkeys(self.price, 1) | {suite.curve: len(radii(rules.threat, math.prod(shape)))}
 

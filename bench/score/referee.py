@@ -206,7 +206,7 @@ class Referee:
     ) -> tuple[Tensor, int]:
         """What `attack` proposes, and to how many images the fast net had no finite logits while it did.
 
-        Where there were any, kernels alone overflowed, for the net had been refused: the attack then sees the net itself.
+        Where there were any, kernels alone overflowed (else the net is refused); the attack then sees the net itself.
         """
         proposals = self._asked(attack, clean, labels, threat, seed)
         if not self._silent:

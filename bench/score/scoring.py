@@ -3,75 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from prunebench.bench import machine
 from prunebench.bench.adversarials import Proposals, pack, pack_pairs, rounded
-from prunebench.bench.attacks.suite import Attack, adapted
+from prunebench.bench.attacks.suite import Listed
+from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.attacks.torchattacks import peer
 from prunebench.bench.beside import JOURNAL, RECORD, REFUSAL, clear
-from prunebench.bench.bounded import json_of
-from prunebench.bench.checkpoint import LARGEST, Header, Net, open_net
+from prunebench.bench.checkpoint import LARGEST, Net, open_net
 from prunebench.bench.collapse import collapse
 from prunebench.bench.data import Split, Store, as_float
 from prunebench.bench.errors import PrunebenchError, Refused
-from prunebench.bench.files import canonical_json, digest_outside, read_outside, sha256_of, write_bytes
+from prunebench.bench.files import digest_outside, sha256_of
 from prunebench.bench.interop.robustbench import PREFIX, open_zoo
 from prunebench.bench.mask import distribution
 from prunebench.bench.models import prunable
+from prunebench.bench.outcomes import pack_outcomes
 from prunebench.bench.protocol import Protocol, load
 from prunebench.bench.record import (
     Cost,
     DataId,
     Flag,
-    Hashed,
     Point,
     ProtocolId,
     Record,
     Refusal,
     Score,
-    Seconds,
-    Sha256,
     load_record,
-    outcomes_path,
-    pack_outcomes,
-    pairs_path,
-    proposals_path,
 )
 from prunebench.bench.score import flags, probes
-from prunebench.bench.score.cascade import Report, Trial
+from prunebench.bench.score.cascade import Bits, Found, attack_all, attack_shard
+from prunebench.bench.score.effort import effort_of
 from prunebench.bench.score.journal import Journal
+from prunebench.bench.score.progress import Progress, Report
 from prunebench.bench.score.referee import NO_ANSWER, Referee, batch_size, exact_float32
+from prunebench.bench.score.result import Scored
 from prunebench.bench.seeds import derive
-
-TIMES = "times.json"
-LARGEST_TIMES = 2**20  # bytes
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A record and the bytes of the files that belong beside it."""
-
-    record: Record
-    outcomes: bytes
-    proposals: bytes | None
-    pairs: bytes
-
-    def save(self, folder: Path) -> None:
-        """Write all of it; the record, which names the others, last."""
-        path = folder / RECORD
-        write_bytes(outcomes_path(path), self.outcomes)
-        write_bytes(pairs_path(path), self.pairs)
-        if self.proposals is None:
-            proposals_path(path).unlink(missing_ok=True)
-        else:
-            write_bytes(proposals_path(path), self.proposals)
-        self.record.save(path)
 
 
 def score(
@@ -121,7 +92,7 @@ def score(
     return scored.record
 
 
-def attack_shard(
+def score_shard(
     net: str | Path,
     number: int,
     protocol: Protocol,
@@ -193,93 +164,91 @@ class _Scoring:
         device: torch.device,
         out: Path | None,
         report: Report | None,
-        also: Mapping[str, Attack],
+        also: Mapping[str, Listed],
     ) -> None:
         self.net, self.path, self.rules, self.test, self.device = net, path, rules, test, device
         self.referee = self._referee(net)
         facts = journal_facts(self.referee, net, test)
-        self.trial = Trial(self.referee, test, Journal(None if out is None else out / JOURNAL, facts), report, also)
+        self.journal = Journal(None if out is None else out / JOURNAL, facts)
+        self.report, self.also, self.suite = report, also, suite_of(rules)
 
     def __call__(self, parent: Net | None, *, whole: bool, keep_proposals: bool) -> Scored:
         """Measure everything and write it down; `whole`: these are all the images that the protocol wants."""
-        test, trial, referee = self.test, self.trial, self.referee
-        images = as_float(test.images)
+        test, referee, rules = self.test, self.referee, self.rules
         with exact_float32():
-            predicted = referee.answers(images)
+            predicted = referee.answers(as_float(test.images))
             clean = predicted == test.labels
-            before = referee.passes
-            survived = trial.standard(clean, keep_images=keep_proposals)
-            disagreements = sum(entry.disagreements for entry in trial.entries)
-            unconfirmed = sum(entry.unconfirmed for entry in trial.entries)
-            weak = trial.weak(clean)
-            curve = trial.curve(clean, weak["pgd-20"])
-            attacked = referee.passes - before
-            robust = list(survived.values())[-1]
+            found = attack_all(
+                referee,
+                test,
+                clean,
+                self.journal,
+                also=self.also,
+                keep_images=keep_proposals,
+                progress=self._progress(len(test)),
+            )
+            robust = found.standing[list(self.suite.ranked)[-1]]
             score = Score(
                 n=len(test),
                 clean=int(clean.sum()),
                 robust=int(robust.sum()),
-                survived=_counts(survived),
-                ran=adapted(self.net.header.classes),
-                disagreements=disagreements,
-                unconfirmed=unconfirmed,
+                survived=_counts(found.standing),
+                ran=self.suite.ran(self.net.header.classes),
+                rejected=found.rejected,
+                kernel_only=found.kernel_only,
                 batch=referee.batch,
-                shard=self.rules.shard,
-                weak=_counts(weak),
-                curve=tuple(Point(eps=eps, robust=count) for eps, count in _counts(curve).items()),
+                shard=rules.shard,
+                weak=_counts(found.weak),
+                curve=tuple(Point(eps=eps, robust=count) for eps, count in _counts(found.curve).items()),
                 flags=(),
             )
-            flags = self._flags(score, predicted, survived, weak, parent)
-            seed = derive(self.rules.attack_seed, "pairs")
-            pairs = pack_pairs(probes.pairs(referee, test, clean, seed))
-            proposals = self._proposals(clean & ~robust) if keep_proposals else None
-        outcomes = pack_outcomes(
-            test.labels.numpy(),
-            predicted.numpy(),
-            *({name: bits.numpy() for name, bits in kind.items()} for kind in (survived, weak, curve)),
+            score = score.model_copy(update={"flags": self._flags(score, predicted, found, parent)})
+            pairs = pack_pairs(probes.pairs(referee, test, clean, derive(rules.attack_seed, "pairs")))
+            proposals = self._proposals(clean & ~robust, found) if keep_proposals else None
+        bits = (
+            {name: bits.numpy() for name, bits in kind.items()} for kind in (found.standing, found.weak, found.curve)
         )
-        passes = referee.passes - attacked + sum(entry.passes for entry in trial.entries)  # as if nothing had been kept
-        score = score.model_copy(update={"flags": flags})
-        record = self._record(score, passes, whole, parent, outcomes, proposals, pairs)
+        outcomes = pack_outcomes(test.labels.numpy(), predicted.numpy(), *bits)
+        record = self._record(score, found, whole, parent, outcomes, proposals, pairs)
         return Scored(record, outcomes, proposals, pairs)
 
     def shard(self, number: int, *, keep_images: bool) -> None:
         """Run all attacks on one shard, for the journal."""
-        shard = self.referee.shards(len(self.test))[number]
-        part, clean = self.test.take(shard), torch.zeros(len(self.test), dtype=torch.bool)
-        trial = replace(self.trial, only=number)
+        part = self.test.take(shard := self.referee.shards(len(self.test))[number])
         with exact_float32():
-            clean[shard] = self.referee.answers(as_float(part.images)) == part.labels
-            trial.standard(clean, keep_images=keep_images)
-            trial.curve(clean, trial.weak(clean)["pgd-20"])
+            clean = self.referee.answers(as_float(part.images)) == part.labels
+            progress = self._progress(shard.stop - shard.start)
+            attack_shard(
+                self.referee, self.test, number, clean, self.journal, keep_images=keep_images, progress=progress
+            )
+
+    def _progress(self, images: int) -> Progress | None:
+        return None if self.report is None else Progress(self.rules, self.test, images, self.report, self.also)
 
     def _referee(self, net: Net) -> Referee:
         return Referee(net.module, self.rules, batch_size(self.rules, net.header.arch, self.device.type), self.device)
 
-    def _flags(
-        self, score: Score, predicted: Tensor, survived: dict[str, Tensor], weak: dict[str, Tensor], parent: Net | None
-    ) -> tuple[Flag, ...]:
-        referee, test, n = self.referee, self.test, score.n
+    def _flags(self, score: Score, predicted: Tensor, found: Found, parent: Net | None) -> tuple[Flag, ...]:
+        referee, test, suite, n = self.referee, self.test, self.suite, score.n
         images, seed = as_float(test.images), self.rules.attack_seed
         fooled = None
         if parent is not None:
             dense = self._referee(parent)
-            fooled = probes.transferred(referee, dense, test, survived["fab-t"], derive(seed, "transfer"))
+            fooled = probes.transferred(
+                referee, dense, test, found.standing[suite.by_gradient], derive(seed, "transfer")
+            )
             referee.passes += dense.passes
-        beaten = survived["square"] & ~torch.stack(list(weak.values())).all(0)
+        beaten = found.standing[suite.black_box] & ~torch.stack(list(found.weak.values())).all(0)
         return (
-            flags.black_box_wins(score.survived["fab-t"], score.survived["square"], n),
+            flags.black_box_wins(score.survived[suite.by_gradient], score.survived[suite.black_box], n),
             flags.zero_gradients(*probes.vanishing(referee, images, test.labels), n),
             flags.eps_curve(score.curve, n, int(test.labels.bincount().max()) / n),
             flags.weak_beats_strong(int(beaten.sum()), n),
-            flags.weak_strong_gap(score.weak["pgd-20"], score.robust, n),
-            flags.nondeterministic(0, n),  # else it had been refused
+            flags.weak_strong_gap(score.weak[suite.curve], score.robust, n),
             flags.quantised_input(probes.unmoved(referee, images, derive(seed, "nudge")), n, probes.NUDGE),
             flags.softmax_output(probes.probabilities(referee.logits(images)), n),
             flags.transfer(fooled, n),
-            flags.kernel_disagrees(
-                score.unconfirmed or 0, score.proposed, probes.turned(referee, images, test.labels), n
-            ),
+            flags.kernel_disagrees(score.kernel_only, score.proposed, probes.turned(referee, images, test.labels), n),
             self._budget(),
             flags.out_of_range(referee.sizes.excess),
             flags.rounding(int((predicted == NO_ANSWER).sum()), n),
@@ -290,12 +259,12 @@ class _Scoring:
         effort = effort_of(self.path, self.net.header)
         return flags.budget_overrun(*((effort.processor, effort.allowed) if effort is not None else (None, None)))
 
-    def _proposals(self, fooled: Tensor) -> bytes:
+    def _proposals(self, fooled: Tensor, found: Found) -> bytes:
         """What fooled the net on the images in `fooled`, bool (n,), for a replay."""
-        assert self.trial.images is not None  # they were asked for
+        assert found.images is not None  # they were asked for
         radius = self.rules.threat.radius
         index = fooled.nonzero().squeeze(1)
-        originals, images = as_float(self.test.images)[index].numpy(), self.trial.images[index].numpy()
+        originals, images = as_float(self.test.images)[index].numpy(), found.images[index].numpy()
         whole = torch.zeros(0, dtype=torch.bool)
         if len(index):
             near = torch.from_numpy(rounded(images, originals, radius))
@@ -305,14 +274,14 @@ class _Scoring:
     def _record(
         self,
         score: Score,
-        passes: int,
+        found: Found,
         whole: bool,
         parent: Net | None,
         outcomes: bytes,
         proposals: bytes | None,
         pairs: bytes,
     ) -> Record:
-        header, rules, test, entries = self.net.header, self.rules, self.test, self.trial.entries
+        header, rules, test = self.net.header, self.rules, self.test
         effort = effort_of(self.path, header)
         told = effort.stages if effort is not None else [None] * len(header.stages)
         stages = tuple(s.model_copy(update={"seconds": t}) for s, t in zip(header.stages, told, strict=True))
@@ -322,7 +291,8 @@ class _Scoring:
         if effort is not None:
             notes["sandbox"] = effort.sandbox
         record: Record = Record.sealed(
-            protocol=ProtocolId(name=rules.name, version=rules.version, sha256=rules.sha256),
+            protocol=ProtocolId.of(rules),
+            rules=rules,
             job=header.job,
             net=self.net.id,
             score=score,
@@ -333,8 +303,8 @@ class _Scoring:
                 train_passes=sum(stage.passes for stage in stages),
                 train_seconds=None if effort is None else sum(effort.stages),
                 processor_seconds=None if effort is None else effort.processor,
-                score_passes=passes,
-                score_seconds=sum(e.seconds for e in entries),
+                score_passes=self.referee.passes + found.passes,  # as if nothing had been kept
+                score_seconds=found.seconds,
                 device=str(machine.env(self.device)["device"]),
             ),
             env=machine.env(self.device) | {"kernels": self.referee.fast.bits(self.net.header.shape)},
@@ -346,8 +316,8 @@ class _Scoring:
         return record
 
 
-def _counts(bits: dict[str, Tensor]) -> dict[str, int]:
-    return {name: int(alive.sum()) for name, alive in bits.items()}
+def _counts(bits: Bits) -> dict[str, int]:
+    return {name: int(standing.sum()) for name, standing in bits.items()}
 
 
 def forget_others(net: Path) -> None:
@@ -361,42 +331,6 @@ def forget_others(net: Path) -> None:
         clear(net.parent)
 
 
-class Effort(Hashed):
-    """What training a net took here: the seconds of its `stages` as its process told them, and what we measured.
-
-    `header`: the hash of the net's. `processor`: processor seconds of all that the pruner's process did, None where the
-    kernel does not tell. `allowed`: how many its passes may take (`bench.lab.budget`), None where that says nothing.
-    `sandbox`: whether it ran in one.
-    """
-
-    header: Sha256
-    stages: tuple[Seconds, ...] = Field(strict=False)
-    processor: Seconds | None
-    allowed: Seconds | None
-    sandbox: bool
-
-
-def save_effort(net: Path, header: Header, **values: object) -> None:
-    """Write what the training of `net` took beside it: nets themselves compare byte for byte."""
-    Effort.sealed(header=_of(header), **values).save(net.with_name(TIMES))
-
-
-def effort_of(net: Path, header: Header) -> Effort | None:
-    """What the training of `net` took, from beside it; None where nothing whole is there, or something of another."""
-    try:
-        effort = Effort.model_validate(
-            json_of(read_outside(net.with_name(TIMES), "times of a training", LARGEST_TIMES))
-        )
-    except (PrunebenchError, ValueError):
-        return None
-    whole = effort.own_sha256 == effort.sha256 and effort.header == _of(header)
-    return effort if whole and len(effort.stages) == len(header.stages) else None
-
-
-def _of(header: Header) -> str:
-    return sha256_of(canonical_json(header.model_dump(mode="json")))
-
-
 def _refusal(path: Path, net: Net | None, refused: Refused, device: torch.device) -> Refusal:
     """The refusal as a record; whose net it was is told when the header could be read."""
     rules = net and net.header.protocol
@@ -405,7 +339,7 @@ def _refusal(path: Path, net: Net | None, refused: Refused, device: torch.device
         reason=str(refused),
         file=path.name,
         net=net.id.sha256 if net else _file_sha256(path),
-        protocol=rules and ProtocolId(name=rules.name, version=rules.version, sha256=rules.sha256),
+        protocol=rules and ProtocolId.of(rules),
         job=net and net.header.job,
         env=machine.env(device),
     )

@@ -18,8 +18,11 @@ from pyautoattack.autopgd_base import APGDAttack
 from pyautoattack.square import SquareAttack
 
 from prunebench.bench.attacks import square
-from prunebench.bench.attacks.suite import STANDARD, adapted, pgd, within
+from prunebench.bench.attacks.base import within
+from prunebench.bench.attacks.pgd import pgd
+from prunebench.bench.attacks.standard import adapted
 from prunebench.bench.protocol import Threat
+from tests.support.nets import RANKED
 
 LINF, L2 = Threat(norm="Linf", eps="0.1"), Threat(norm="L2", eps="0.5")
 INSIDE, OUTSIDE, FAR = 1.05, 0.9, 0.6  # robust radius in units of eps: the first cannot be fooled, the others can
@@ -108,7 +111,7 @@ def test_images_inside_their_radius_stand_and_those_outside_fall(name, classes, 
     # with several classes cross-entropy climbs towards all of them, not straight to the nearest
     outside = FAR if name == "apgd-ce" and classes > 2 else OUTSIDE
     net, images, labels = at_radius(classes, threat, [outside, INSIDE] * 3)
-    proposals = STANDARD[name](net, images, labels, threat, generator=generator())
+    proposals = RANKED[name](net, images, labels, threat, generator=generator())
     assert proposals.shape == images.shape and not proposals.requires_grad
     assert fooled(net, proposals, images, labels, threat) == [True, False] * 3
 
@@ -125,7 +128,7 @@ def test_pgd_finds_the_radius_too(classes, threat):
 @pytest.mark.parametrize("classes", [2, 3, 4, 10])
 def test_square_fools_what_is_far_outside_and_nothing_inside(short_square, classes, threat):
     net, images, labels = at_radius(classes, threat, [0.3, INSIDE])
-    proposals = STANDARD["square"](net, images, labels, threat, generator=generator())
+    proposals = RANKED["square"](net, images, labels, threat, generator=generator())
     assert fooled(net, proposals, images, labels, threat) == [True, False]
 
 
@@ -135,7 +138,7 @@ def test_square_asks_no_more_than_5000_times_and_sees_no_gradients(threat, fewes
     net, images, labels = at_radius(2, threat, [INSIDE])
     net.asked.clear()
     with torch.no_grad():  # a net that gives no gradients is all the same to it
-        STANDARD["square"](net, images, labels, threat, generator=generator())
+        RANKED["square"](net, images, labels, threat, generator=generator())
     assert fewest <= sum(len(images) for images in net.asked) <= 5010
 
 
@@ -144,19 +147,19 @@ def test_the_same_images_at_a_larger_eps_fall(name):
     """The twin of the images that stand: nothing but eps holds the attack back."""
     net, images, labels = at_radius(4, LINF, [INSIDE] * 3)
     larger = Threat(norm="Linf", eps="0.12")
-    attack = madry if name == "pgd" else STANDARD[name]
+    attack = madry if name == "pgd" else RANKED[name]
     assert fooled(net, attack(net, images, labels, larger, generator=generator()), images, labels, larger) == [True] * 3
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=["Linf", "L2"])
-@pytest.mark.parametrize("name", [*STANDARD, "pgd"])
+@pytest.mark.parametrize("name", [*RANKED, "pgd"])
 def test_proposals_lie_in_the_ball_and_in_the_pixel_range(short_square, name, threat):
     net, images, labels = at_radius(4, threat, [0.1, 0.2])
     weakest = net.weights.abs().amax(0).argsort()[:4]  # pixels that hardly matter are set to 0 and 1
     images.view(-1, 64)[:, weakest] = images.view(-1, 64)[:, weakest].round()
     assert net(images).argmax(1).equal(labels) and images.min() == 0 and images.max() == 1
     net.asked.clear()
-    attack = madry if name == "pgd" else STANDARD[name]
+    attack = madry if name == "pgd" else RANKED[name]
     proposals = attack(net, images, labels, threat, generator=generator())
     assert proposals.min() >= 0 and proposals.max() <= 1
     offsets = (proposals - images).flatten(1)
@@ -165,18 +168,18 @@ def test_proposals_lie_in_the_ball_and_in_the_pixel_range(short_square, name, th
     assert all(asked.min() >= 0 and asked.max() <= 1 for asked in net.asked)  # the net never sees another image
 
 
-@pytest.mark.parametrize("name", STANDARD)
+@pytest.mark.parametrize("name", RANKED)
 def test_images_already_wrong_come_back_unchanged(short_square, name):
     net, images, labels = at_radius(4, LINF, [0.5, 0.5])
     wrong = (labels + 1) % 4
-    assert torch.equal(STANDARD[name](net, images, wrong, LINF, generator=generator()), images)
+    assert torch.equal(RANKED[name](net, images, wrong, LINF, generator=generator()), images)
 
 
 @pytest.mark.parametrize("name", ITERATED)
 @pytest.mark.parametrize("count", [1, 2])
 def test_batches_of_one(name, count):
     net, images, labels = at_radius(4, LINF, [FAR] * count)
-    proposals = STANDARD[name](net, images, labels, LINF, generator=generator())
+    proposals = RANKED[name](net, images, labels, LINF, generator=generator())
     assert fooled(net, proposals, images, labels, LINF) == [True] * count
 
 
@@ -187,7 +190,7 @@ def test_apgd_t_does_not_climb_cross_entropy_unless_there_are_only_two_classes(c
     net.gain = 1e6
     climbs = {}
     for name in ("apgd-ce", "apgd-t"):
-        proposals = STANDARD[name](net, images, labels, LINF, generator=generator())
+        proposals = RANKED[name](net, images, labels, LINF, generator=generator())
         climbs[name] = fooled(net, proposals, images, labels, LINF)[0]
     assert climbs == {"apgd-ce": False, "apgd-t": classes > 2}
 
@@ -203,10 +206,10 @@ def test_what_runs_is_said_for_every_number_of_classes():
 # Randomness
 
 
-@pytest.mark.parametrize("name", [*STANDARD, "pgd"])
+@pytest.mark.parametrize("name", [*RANKED, "pgd"])
 def test_the_generator_decides_and_the_global_state_is_left_alone(short_square, name):
     net, images, labels = at_radius(4, LINF, [0.3, OUTSIDE])
-    attack = madry if name == "pgd" else STANDARD[name]
+    attack = madry if name == "pgd" else RANKED[name]
     torch.manual_seed(1)
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002
@@ -235,7 +238,7 @@ def test_on_two_classes_the_second_start_is_another_one():
     starts = []
     for name in ("apgd-ce", "apgd-t"):
         net.asked.clear()
-        STANDARD[name](net, images, labels, LINF, generator=generator())
+        RANKED[name](net, images, labels, LINF, generator=generator())
         starts.append(next(asked for asked in net.asked if not torch.equal(asked, images)))
     assert not torch.equal(*starts)
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from pyautoattack import AutoAttack
 
-from prunebench.bench.attacks.suite import STANDARD
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import Store, as_float
 from prunebench.bench.files import sole_user
@@ -21,6 +20,7 @@ from prunebench.bench.protocol import load
 from prunebench.bench.score.scoring import score
 from prunebench.bench.seeds import derive
 from prunebench.pruners import parse
+from tests.support.nets import RANKED
 
 KEPT = Path(__file__).parents[2] / "runs" / "benchmarks"
 ROUNDS = 3
@@ -47,7 +47,7 @@ def test_scoring_time(benchmark: Any, net: Path) -> None:
     def peer() -> None:
         module = open_net(net).module.requires_grad_(True)  # as a user hands his net over
         attack = AutoAttack(module, eps=rules.threat.radius, norm="Linf", seed=derive(0, "attack", "shard-0"))
-        assert attack.attacks_to_run == list(STANDARD)
+        assert attack.attacks_to_run == list(RANKED)
         began = time.process_time()
         attack.run_standard_evaluation(images, test.labels, batch_size=IMAGES)
         peer_seconds.append(time.process_time() - began)

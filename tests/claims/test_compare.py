@@ -8,7 +8,7 @@ import pytest
 from prunebench.bench.claims.compare import ALPHA, compare
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, write_bytes
-from prunebench.bench.record import outcomes_path, pack_outcomes
+from prunebench.bench.outcomes import outcomes_path, pack_outcomes
 from tests.support import records
 
 

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from prunebench.bench.attacks.suites import SUITES
 from prunebench.bench.beside import net_path
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.claims import rescore
@@ -19,14 +20,14 @@ from prunebench.bench.claims.verdict import Verdict
 from prunebench.bench.cli import main
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, write_bytes
+from prunebench.bench.outcomes import outcomes_path, pack_outcomes
 from prunebench.bench.protocol import PROTOCOLS
-from prunebench.bench.record import Record, load_record, outcomes_path, pack_outcomes
-from prunebench.bench.score import cascade
+from prunebench.bench.record import Record, load_record
 from prunebench.bench.score.scoring import score
 from prunebench.leaderboard.check import check, look, write
 from prunebench.leaderboard.provenance import LEDGER, read_ledger
 from tests.support.claims import weakened
-from tests.support.nets import STORE, changed, quick_attacks, seal_state
+from tests.support.nets import STORE, changed, quick_attacks, seal_state, suite_with, use_attacks
 from tests.support.records import make, refusal, save
 
 RULES = changed(name="tiny-official", test=256, shard=128)
@@ -37,7 +38,7 @@ SEED = ("--draw", 5)
 def _official(monkeypatch):
     """The small rules are built in, and the referee's attacks are quick."""
     monkeypatch.setitem(PROTOCOLS, RULES.name, RULES)
-    monkeypatch.setattr(cascade, "STANDARD", quick_attacks())
+    use_attacks(monkeypatch, quick_attacks())
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def scored(nets, tmp_path_factory):
     weak = seal_state(folder / "weak" / "net.safetensors", open_net(bad).module, RULES)
     with (
         patch.dict(PROTOCOLS, {RULES.name: RULES}),
-        patch.object(cascade, "STANDARD", quick_attacks()),
+        patch.dict(SUITES, {"standard": suite_with(quick_attacks())}),
     ):
         for net in (good, weak):
             score(net, out=net.parent, store=STORE, device="cpu")
@@ -488,13 +489,14 @@ def test_no_pruner_is_imported_where_records_are_measured_again(scored, tmp_path
     told(board, official=False)
     code = (
         "import sys\nfrom prunebench.bench import signature\nfrom prunebench.bench.cli import main\n"
-        "from prunebench.bench.claims import rescore\nfrom prunebench.bench.score import cascade\n"
+        "from prunebench.bench.claims import rescore\nfrom prunebench.bench.attacks.suites import SUITES\n"
         "from prunebench.bench.protocol import PROTOCOLS\n"
         "from prunebench.bench.record import load_record\nfrom prunebench.bench.beside import net_path\n"
         "from prunebench.bench.data import Store\n"
         "from prunebench.bench.checkpoint import open_net\nfrom pathlib import Path\n"
-        "from functools import partial\nfrom prunebench.bench.attacks.suite import pgd\n"
-        "cascade.STANDARD = dict.fromkeys(cascade.STANDARD, partial(pgd, steps=1, step_size=.05))\n"
+        "from functools import partial\nfrom prunebench.bench.attacks.pgd import pgd\n"
+        "from tests.support.nets import RANKED, suite_with\n"
+        "SUITES['standard'] = suite_with(dict.fromkeys(RANKED, partial(pgd, steps=1, step_size=.05)))\n"
         f"path = Path({str(board)!r})\n"
         "rules = open_net(net_path(path)).header.protocol\nPROTOCOLS[rules.name] = rules\n"
         "rescore.rescore(path, load_record(path), net_path(path), Store(Path('none')), device='cpu')\n"

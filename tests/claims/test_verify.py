@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 import prunebench.bench.claims.verify
-from prunebench.bench.attacks.suite import STANDARD
+from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.claims.claim import load_claim
-from prunebench.bench.claims.verify import FEWEST, QUICK, verify
+from prunebench.bench.claims.verify import FEWEST, verify
 from prunebench.bench.data import Store, as_float
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.executor import fast
-from prunebench.bench.record import load_record, proposals_path
-from prunebench.bench.score import cascade, referee
+from prunebench.bench.outcomes import proposals_path
+from prunebench.bench.record import load_record
+from prunebench.bench.score import referee
 from tests.support.claims import N, claiming, copied, edited, make_claim, overstated, robust, weakened
-from tests.support.nets import STORE, misplaced, quick_attacks
+from tests.support.nets import RANKED, STORE, misplaced, use_attacks
 from tools import claim_power
+
+# Stand-ins for AutoAttack's four, all as strong: what level quick finds then follows from counts alone.
+STRONG = dict.fromkeys(RANKED, partial(pgd, steps=10, step_size=0.05))
 
 
 @pytest.fixture(scope="module")
 def honest(nets, tmp_path_factory):
-    return make_claim(nets["dense"], tmp_path_factory.mktemp("claims"))
+    return make_claim(nets["dense"], tmp_path_factory.mktemp("claims"), STRONG)
 
 
 @pytest.fixture
@@ -31,11 +37,8 @@ def claim(honest, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """Level quick has an attack as strong as level full's, so that what it finds follows from counts alone."""
-    strong = list(quick_attacks().values())[-1]
-    monkeypatch.setattr(cascade, "STANDARD", quick_attacks())
-    monkeypatch.setattr(prunebench.bench.claims.verify, "STANDARD", dict.fromkeys(STANDARD, strong))
+def _strong(monkeypatch):
+    use_attacks(monkeypatch, STRONG)
 
 
 @pytest.fixture
@@ -133,7 +136,7 @@ def test_an_overstated_claim_is_refuted_with_the_images_that_refute_it(claim):
 @pytest.fixture(scope="module")
 def others(nets, tmp_path_factory):
     """Which images another net keeps, bool (n,)."""
-    return robust(make_claim(nets["imp"], tmp_path_factory.mktemp("others")))
+    return robust(make_claim(nets["imp"], tmp_path_factory.mktemp("others"), STRONG))
 
 
 @pytest.mark.parametrize("points", [0, 5])
@@ -157,7 +160,7 @@ def test_false_outcomes_are_refuted_and_do_not_let_a_false_count_hold(kind, poin
 def test_labels_of_another_net_are_refuted_by_the_clean_images_alone(claim):
     """The survivors are the net's own, and a forger took the clean labels from elsewhere."""
     facts = load_claim(claim)
-    from prunebench.bench.record import load_arrays, pack_outcomes
+    from prunebench.bench.outcomes import load_arrays, pack_outcomes
 
     arrays = load_arrays(claim.parent / "outcomes.npz", facts.outcomes.sha256, "outcomes")
     wrong = np.flatnonzero(~robust(claim))[:30]
@@ -228,7 +231,7 @@ def test_a_replay_without_images_says_what_to_do(claim):
 
 
 def test_quick_runs_two_attacks_on_the_images_that_are_drawn_and_claimed_robust(claim, monkeypatch):
-    seen = {name: [] for name in STANDARD}
+    seen = {name: [] for name in RANKED}
 
     def watch(name):
         def attack(model, images, labels, threat, *, generator):
@@ -237,13 +240,13 @@ def test_quick_runs_two_attacks_on_the_images_that_are_drawn_and_claimed_robust(
 
         return attack
 
-    monkeypatch.setattr(prunebench.bench.claims.verify, "STANDARD", {name: watch(name) for name in STANDARD})
+    use_attacks(monkeypatch, {name: watch(name) for name in RANKED})
     assert check(claim, "quick").word == "holds"
     for images in seen.values():
         images.clear()
     check(claim, "quick", seed=0)
     first = {name: sorted(images) for name, images in seen.items()}
-    assert {name for name, images in first.items() if images} == set(QUICK)
+    assert {name for name, images in first.items() if images} == {"apgd-ce", "apgd-t"}
     assert first["apgd-ce"] == first["apgd-t"]
     assert len(first["apgd-ce"]) == FEWEST == len(set(first["apgd-ce"])) < robust(claim).sum()
     named = as_float(STORE.testing("digits", N).images[torch.from_numpy(robust(claim))])
@@ -258,7 +261,7 @@ def test_quick_runs_two_attacks_on_the_images_that_are_drawn_and_claimed_robust(
 
 
 def test_the_real_attacks_run_at_level_quick(claim, monkeypatch):
-    monkeypatch.setattr(prunebench.bench.claims.verify, "STANDARD", STANDARD)
+    use_attacks(monkeypatch, RANKED)
     overstated(claim, 20)
     found = check(claim, "quick")  # PGD-10 was the claim's strongest, so APGD finds these again
     assert found.word == "refuted"
@@ -266,19 +269,19 @@ def test_the_real_attacks_run_at_level_quick(claim, monkeypatch):
 
 def test_a_full_check_goes_on_where_it_was_killed(claim, tmp_path, monkeypatch):
     out, runs = tmp_path / "out", []
-    attacks = dict(cascade.STANDARD)
+    attacks = STRONG
 
     def dies(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cascade, "STANDARD", attacks | {"square": dies})
+    use_attacks(monkeypatch, attacks | {"square": dies})
     with pytest.raises(KeyboardInterrupt):
         check(claim, "full", out=out)
 
     def counting(name):
         return lambda *a, **k: (runs.append(name), attacks[name](*a, **k))[1]
 
-    monkeypatch.setattr(cascade, "STANDARD", {name: counting(name) for name in attacks})
+    use_attacks(monkeypatch, {name: counting(name) for name in attacks})
     assert check(claim, "full", out=out).good
     assert runs.count("square") == 4 and runs.count("apgd-ce") == 3  # the first shard of four was attacked before
 

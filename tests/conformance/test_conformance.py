@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from prunebench.bench.attacks.suite import pgd
+from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.data import Store, as_float
 from prunebench.bench.mask import draw, keep_largest, keep_largest_by_layer, masked, rescaled, shuffled, uniform
 

@@ -21,8 +21,9 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid.ray import Ray
 from prunebench.bench.grid.run import grid, order_of, run
 from prunebench.bench.grid.task import NET
+from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.protocol import Threat
-from prunebench.bench.record import load_record, outcomes_path
+from prunebench.bench.record import load_record
 from tests.support.held import PRUNER, HeldStore, Telling
 from tests.support.nets import STORE, changed, toml
 from tools.kill_and_resume import timeless

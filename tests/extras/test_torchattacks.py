@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from prunebench.bench.attacks.suite import WEAK, pgd
+from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.beside import RECORD
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import as_float
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid.task import train
-from prunebench.bench.record import recount
-from prunebench.bench.score import cascade
+from prunebench.bench.outcomes import recount
 from prunebench.bench.score.scoring import score
-from tests.support.nets import STORE, TINY, job, quick_attacks
+from tests.support.nets import STORE, TINY, WEAK, job, quick_attacks, use_attacks
 
 
 def test_its_copy_of_robustbench_is_the_only_one():
@@ -109,7 +108,7 @@ def test_one_step_less_is_another_image(trained):
 
 def test_their_attacks_stand_beside_ours_in_a_record(trained, tmp_path, monkeypatch):
     net, _ = trained
-    monkeypatch.setattr(cascade, "STANDARD", quick_attacks())
+    use_attacks(monkeypatch, quick_attacks())
     names = ["torchattacks:CW", "torchattacks:MIFGSM"]
     record = score(net, out=tmp_path, store=STORE, device="cpu", also=names)
     recount(tmp_path / RECORD, record)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import prunebench.bench.lab.train
-from prunebench.bench.attacks.suite import pgd
+from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.data import Info, as_float
 from prunebench.bench.grid.local import Pool
 from prunebench.bench.grid.run import grid, run

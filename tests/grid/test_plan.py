@@ -24,7 +24,8 @@ from prunebench.bench.models import build
 from prunebench.bench.player import process
 from prunebench.bench.player.handover import Play
 from prunebench.bench.protocol import Job, Threat
-from prunebench.bench.score.cascade import expected, radii
+from prunebench.bench.score.curve import radii
+from prunebench.bench.score.progress import expected
 from prunebench.bench.score.referee import Referee
 from prunebench.pruners import parse
 from tests.support.nets import STORE, TINY, changed

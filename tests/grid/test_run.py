@@ -22,8 +22,9 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, sole_user
 from prunebench.bench.grid.run import Order, grid, job_id, job_of, run
 from prunebench.bench.grid.task import NET, Ended, Step, Task, train
+from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path, recount
 from prunebench.bench.protocol import Threat
-from prunebench.bench.record import Record, Refusal, load_record, outcomes_path, pairs_path, proposals_path, recount
+from prunebench.bench.record import Record, Refusal, load_record
 from prunebench.bench.score.scoring import score
 from prunebench.pruners import parse
 from tests.support.held import HalvedStore

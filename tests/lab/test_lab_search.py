@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 import prunebench.bench.lab.lab
-from prunebench.bench.attacks.suite import pgd, within
+from prunebench.bench.attacks.base import within
+from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.data import as_float
 from prunebench.bench.errors import BudgetExceeded, PrunebenchError
 from prunebench.bench.lab.lab import Lab

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import prunebench.bench.lab.train
-from prunebench.bench.attacks.suite import pgd
+from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.checkpoint import pack
 from prunebench.bench.data import Split, as_float
 from prunebench.bench.errors import PrunebenchError

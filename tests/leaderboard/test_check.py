@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.record import Record, outcomes_path
+from prunebench.bench.outcomes import outcomes_path
+from prunebench.bench.record import Record
 from prunebench.leaderboard.check import check, default_out, write
 from prunebench.leaderboard.render import FORMATS
 from tests.support.records import make, outcomes, refusal, save

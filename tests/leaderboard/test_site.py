@@ -16,7 +16,7 @@ import pytest
 from prunebench.bench.adversarials import Pairs, pack_pairs
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import replace_folder, sha256_of, write_bytes
-from prunebench.bench.record import pairs_path
+from prunebench.bench.outcomes import pairs_path
 from prunebench.leaderboard import plots, site
 from prunebench.leaderboard.render import clean
 from prunebench.leaderboard.table import rank, read

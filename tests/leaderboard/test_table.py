@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from prunebench.bench import stats
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of
+from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.protocol import PROTOCOLS
-from prunebench.bench.record import outcomes_path
 from prunebench.leaderboard.table import rank, read
 from tests.support.records import ATTACKS, PRUNABLE, make, outcomes, refusal, save
 

@@ -18,14 +18,15 @@ from prunebench.bench.grid.local import Pool
 from prunebench.bench.grid.run import grid, run
 from prunebench.bench.grid.task import NET, make_room, train
 from prunebench.bench.lab import budget
+from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.player import handover, sandbox
 from prunebench.bench.player.handover import Described
 from prunebench.bench.player.host import Fault, Host, _Heard, _resolved, resolve
 from prunebench.bench.protocol import Threat
-from prunebench.bench.record import load_record, outcomes_path
-from prunebench.bench.score.scoring import effort_of
+from prunebench.bench.record import load_record
+from prunebench.bench.score.effort import effort_of
 from tests.support.here import Here
-from tests.support.nets import STORE, changed, job
+from tests.support.nets import RANKED, STORE, changed, job, use_attacks
 from tools.kill_and_resume import timeless
 
 # Trained on hardly more than noise, so that nothing withstands eps 0.4 and the whole AutoAttack takes a second.
@@ -54,15 +55,16 @@ def burn(seconds):
 
 
 if DEED == "attacks":
-    from prunebench.bench.attacks import suite
-    from prunebench.bench.score import cascade
-    for name in list(prunebench.bench.attacks.suite.STANDARD):
-        prunebench.bench.attacks.suite.STANDARD[name] = prunebench.bench.score.cascade.STANDARD[name] = unattacked
+    from dataclasses import replace
+    from prunebench.bench.attacks.suite import Listed
+    from prunebench.bench.attacks.suites import SUITES
+    ranked = SUITES["standard"].ranked
+    SUITES["standard"] = replace(SUITES["standard"], ranked=dict.fromkeys(ranked, Listed(unattacked, 1)))
 if DEED == "referee":
     import torch
     from prunebench.bench.score.referee import Measured, Referee
-    Referee.fooled = lambda self, attack, images, labels, seed, threat=None: Measured(
-        torch.zeros(len(labels), dtype=torch.bool), images, 0, 0)
+    Referee.fooled = lambda self, attack, images, labels, *others: Measured(
+        torch.zeros(len(labels), dtype=torch.bool), images, 0, 0, 0)
 if DEED == "record":
     from prunebench.bench.record import Record, Score
     sealed = Record.sealed.__func__
@@ -156,17 +158,12 @@ def test_what_a_pruner_replaces_in_its_process_changes_no_byte_of_the_record(dee
 
 def test_in_one_process_the_same_deed_would_change_the_record(mine, here, honest, tmp_path):
     """The twin: the deed done where the referee is, as it was when both shared a process."""
-    import prunebench.bench.score.cascade
-    from tests.support.nets import quick_attacks
-
     scope: dict = {}
-    kept = dict(prunebench.bench.score.cascade.STANDARD)
     source = PLAYER[PLAYER.index("def unattacked") : PLAYER.index("def burn")]
     exec(source, scope)  # noqa: S102
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prunebench.bench.score.cascade, "STANDARD", dict.fromkeys(kept, scope["unattacked"]))
+        use_attacks(patch, dict.fromkeys(RANKED, scope["unattacked"]))
         assert played(mine, tmp_path / "out") != honest
-    assert kept.keys() == quick_attacks().keys()
 
 
 def test_a_meter_that_charges_nothing_is_seen_in_the_record(mine, here, honest, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunebench.bench.attacks.suite import STANDARD, WEAK
+from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.beside import RECORD
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import as_float
@@ -17,18 +17,19 @@ from prunebench.bench.errors import Refused
 from prunebench.bench.executor import Fast, fast
 from prunebench.bench.protocol import Threat
 from prunebench.bench.record import Point, load_record
-from prunebench.bench.score import cascade, flags, probes
-from prunebench.bench.score.cascade import Trial, radii
+from prunebench.bench.score import flags, probes
+from prunebench.bench.score.cascade import attack_all
+from prunebench.bench.score.curve import radii
 from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.referee import Referee
 from prunebench.bench.score.scoring import score
-from tests.support.nets import STORE, TINY, misplaced
+from tests.support.nets import RANKED, STORE, TINY, WEAK, misplaced, use_attacks
 
 TEST = STORE.testing("digits", 48)
 IMAGES = as_float(TEST.images)
 N = len(TEST)
 BOARD = Path(__file__).parents[2] / "leaderboard" / "records" / "digits-linf"
-WHITE_AND_BLACK = {name: STANDARD[name] for name in ("apgd-ce", "square")}
+WHITE_AND_BLACK = {name: RANKED[name] for name in ("apgd-ce", "square")}
 
 
 class Before(nn.Module):
@@ -107,12 +108,11 @@ def looked_at(net):
 
 def attacked(net, monkeypatch):
     """The flags that rest on outcomes of attacks, by name."""
-    monkeypatch.setattr(cascade, "STANDARD", WHITE_AND_BLACK)
-    trial = Trial(referee(net), TEST, Journal(None, []))
-    clean = trial.referee.logits(IMAGES).argmax(1) == TEST.labels
-    standing, weak = trial.standard(clean), trial.weak(clean)
-    counts = {name: int(bits.sum()) for name, bits in (standing | weak).items()}
-    curve = [Point(eps=eps, robust=int(bits.sum())) for eps, bits in trial.curve(clean, weak["pgd-20"]).items()]
+    use_attacks(monkeypatch, WHITE_AND_BLACK)
+    judge = referee(net)
+    all_of_it = attack_all(judge, TEST, judge.logits(IMAGES).argmax(1) == TEST.labels, Journal(None, []))
+    counts = {name: int(bits.sum()) for name, bits in (all_of_it.standing | all_of_it.weak).items()}
+    curve = [Point(eps=eps, robust=int(bits.sum())) for eps, bits in all_of_it.curve.items()]
     found = [
         flags.black_box_wins(counts["apgd-ce"], counts["square"], N),
         flags.weak_strong_gap(counts["pgd-20"], counts["square"], N),
@@ -134,7 +134,6 @@ def test_all_flags_are_in_a_record(scored):
             "eps-curve",
             "weak-beats-strong",
             "weak-strong-gap",
-            "nondeterministic",
             "quantised-input",
             "softmax-output",
             "transfer",
@@ -165,11 +164,10 @@ def test_probabilities(net):
     assert "softmax-output" not in looked_at(After(net, lambda logits: logits.log_softmax(1)))
 
 
-def test_random_noise_is_refused_and_its_flag_is_up(net):
+def test_random_noise_is_refused(net):
     with pytest.raises(Refused) as refused:
         referee(Before(net, noisy)).steady_logits(IMAGES)
     assert refused.value.check == "nondeterministic"
-    assert flags.nondeterministic(1, N).up and not flags.nondeterministic(0, N).up
 
 
 @pytest.mark.parametrize("victim", ["shattered", "winners"])
@@ -187,9 +185,8 @@ def test_images_of_the_dense_net_are_tried(nets, tmp_path, quick):
     """A victim for transfer: the dense net itself behind a ripple, against which its own gradients are of no use."""
     sound = open_net(nets["dense"]).module
     victim, parent = referee(Before(sound, shattered)), referee(open_net(nets["dense"]).module)
-    trial = Trial(victim, TEST, Journal(None, []))
     clean = victim.logits(IMAGES).argmax(1) == TEST.labels
-    standing = trial.weak(clean)["pgd-50"]
+    standing = attack_all(victim, TEST, clean, Journal(None, [])).weak["pgd-50"]
     assert flags.transfer(probes.transferred(victim, parent, TEST, standing, 0), N).up
     assert probes.transferred(victim, parent, TEST, torch.zeros_like(standing), 0) == 0
 
@@ -205,7 +202,7 @@ def test_a_referee_whose_attacks_give_up_is_found_out(nets, monkeypatch):
     def gives_up(model, images, labels, threat, *, generator):
         return images
 
-    monkeypatch.setattr(cascade, "STANDARD", dict.fromkeys(STANDARD, gives_up))
+    use_attacks(monkeypatch, dict.fromkeys(RANKED, gives_up))
     record = score(nets["dense"], store=STORE, device="cpu").score
     found = {flag.name: flag for flag in record.flags}
     assert record.robust == record.clean
@@ -218,13 +215,12 @@ def kernels_disagree(nets, kernels=None):
     judge = referee(open_net(nets["imp"]).module)
     assert judge.fast.differs(IMAGES.shape[1:])
     judge.fast = kernels or judge.fast
-    trial = Trial(judge, TEST, Journal(None, []))
     clean = judge.logits(IMAGES).argmax(1) == TEST.labels
-    survived = [clean, *trial.standard(clean).values()]
-    unconfirmed = sum(entry.unconfirmed for entry in trial.entries)
+    found = attack_all(judge, TEST, clean, Journal(None, []), only=tuple(suite_of(judge.rules).ranked))
+    survived = [clean, *found.standing.values()]
     proposed = sum(int(bits.sum()) for bits in survived[:-1])
     turned = probes.turned(judge, IMAGES, TEST.labels)
-    return flags.kernel_disagrees(unconfirmed, proposed, turned, N), int(survived[-1].sum())
+    return flags.kernel_disagrees(found.kernel_only, proposed, turned, N), int(survived[-1].sum())
 
 
 def test_kernels_with_a_wrong_offset_are_found_out(nets, quick):
@@ -247,8 +243,8 @@ class Backwards(torch.autograd.Function):
 
 
 def test_kernels_whose_gradient_is_wrong_are_found_out(nets, monkeypatch):
-    """Their logits are right, so no proposal is unconfirmed: gradients alone tell, and attacks find less."""
-    monkeypatch.setattr(cascade, "STANDARD", {"apgd-ce": WEAK["pgd-20"]})
+    """Their logits are right, so no proposal is kernel_only: gradients alone tell, and attacks find less."""
+    use_attacks(monkeypatch, {"apgd-ce": WEAK["pgd-20"]})
     honest, robust = kernels_disagree(nets)
     judge = referee(open_net(nets["imp"]).module)
     right = judge.fast
@@ -274,7 +270,6 @@ def test_kernels_whose_gradient_is_wrong_are_found_out(nets, monkeypatch):
         (flags.eps_curve([Point(eps="0.1", robust=5), Point(eps="0.5", robust=8)], 100, 0.1), 0.03),
         (flags.weak_beats_strong(1, 100), 0.01),
         (flags.weak_strong_gap(63, 50, 100), 0.13),
-        (flags.nondeterministic(1, 100), 0.01),
         (flags.quantised_input(26, 100, 1e-5), 0.26),
         (flags.softmax_output(51, 100), 0.51),
         (flags.transfer(1, 100), 0.01),
@@ -300,7 +295,6 @@ def test_the_value_on_paper_is_above_the_threshold(flag, value):
         flags.eps_curve([Point(eps="0.1", robust=50), Point(eps="0.5", robust=12)], 100, 0.1),
         flags.weak_beats_strong(1, 200),
         flags.weak_strong_gap(62, 50, 100),
-        flags.nondeterministic(0, 100),
         flags.quantised_input(25, 100, 1e-5),
         flags.softmax_output(50, 100),
         flags.transfer(1, 200),

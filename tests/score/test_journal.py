@@ -7,13 +7,11 @@ import json
 import pytest
 import torch
 
-from prunebench.bench.attacks.suite import STANDARD
 from prunebench.bench.beside import RECORD
-from prunebench.bench.record import outcomes_path
-from prunebench.bench.score import cascade
+from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.score.journal import Finding, Journal
 from prunebench.bench.score.scoring import score
-from tests.support.nets import STORE, changed, quick_attacks
+from tests.support.nets import RANKED, STORE, changed, quick_attacks, use_attacks
 from tools.kill_and_resume import timeless
 
 RULES = changed(shard=16)
@@ -41,7 +39,7 @@ def test_an_entry_is_measured_once_and_read_afterwards(tmp_path):
     assert images is None
     assert measure.calls == 1 and first == second
     assert torch.equal(second.bits, AFTER) and (second.batch, second.passes) == (256, 1000)
-    assert (second.disagreements, second.unconfirmed) == (2, 1)
+    assert (second.rejected, second.kernel_only) == (2, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["shard-00000-00003-square.json"]
 
 
@@ -133,14 +131,14 @@ def scoring(net, out, monkeypatch, *, fail_at=None, attacks=None):
 
         return run
 
-    monkeypatch.setattr(cascade, "STANDARD", {n: counted(n, a) for n, a in (attacks or quick_attacks()).items()})
+    use_attacks(monkeypatch, {n: counted(n, a) for n, a in (attacks or quick_attacks()).items()})
     return score(net, RULES, out=out, store=STORE, device="cpu"), calls
 
 
 @pytest.mark.parametrize("fail_at", [0, 1, 6, 15])
 def test_a_scoring_that_was_cut_off_ends_in_the_same_record(fail_at, nets, tmp_path, monkeypatch):
     whole, calls = scoring(nets["imp"], tmp_path / "whole", monkeypatch)
-    assert calls == list(STANDARD) * 4  # four shards, images standing in each
+    assert calls == list(RANKED) * 4  # four shards, images standing in each
     with pytest.raises(Cut):
         scoring(nets["imp"], tmp_path / "cut", monkeypatch, fail_at=fail_at)
     assert not (tmp_path / "cut" / RECORD).exists()
@@ -156,7 +154,7 @@ def test_the_journal_of_another_net_or_other_rules_is_no_help(nets, tmp_path, mo
     scoring(nets["imp"], tmp_path, monkeypatch)
     assert scoring(nets["imp"], tmp_path, monkeypatch)[1] == []
     other, calls = scoring(nets["dense"], tmp_path, monkeypatch)
-    assert calls == list(STANDARD) * 4
+    assert calls == list(RANKED) * 4
     assert timeless(other) == timeless(scoring(nets["dense"], None, monkeypatch)[0])
     monkeypatch.setattr("tests.score.test_journal.RULES", changed(shard=16, attack_seed=4))
     assert len(scoring(nets["dense"], tmp_path, monkeypatch)[1]) == 16
@@ -168,7 +166,7 @@ def test_the_journal_of_other_kernels_is_no_help_to_a_sparse_net(nets, tmp_path,
         scoring(nets[name], tmp_path / name, monkeypatch)
     monkeypatch.setattr("prunebench.bench.executor.identity", lambda: "4 floats wide, of another compiler")
     record, calls = scoring(nets["imp"], tmp_path / "imp", monkeypatch)
-    assert calls == list(STANDARD) * 4 and record.env["kernels"] == "4 floats wide, of another compiler"
+    assert calls == list(RANKED) * 4 and record.env["kernels"] == "4 floats wide, of another compiler"
     assert scoring(nets["dense"], tmp_path / "dense", monkeypatch)[1] == []  # its attacks never saw a kernel
 
 

@@ -11,7 +11,6 @@ import pytest
 from pyautoattack import AutoAttack
 from pyautoattack.state import EvaluationState
 
-from prunebench.bench.attacks.suite import STANDARD
 from prunebench.bench.beside import RECORD
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import as_float
@@ -20,7 +19,7 @@ from prunebench.bench.protocol import PROTOCOLS
 from prunebench.bench.record import load_record
 from prunebench.bench.score.scoring import score
 from prunebench.bench.seeds import derive
-from tests.support.nets import STORE, TINY, changed, job, outcomes
+from tests.support.nets import RANKED, STORE, TINY, changed, job, outcomes
 
 
 def reference(net, rules, monkeypatch, *, other=0, batch=None):
@@ -55,12 +54,12 @@ def test_every_verdict_is_pyautoattacks(name, nets, scored, monkeypatch):
 
     theirs = reference(nets[name], TINY, monkeypatch)
 
-    assert list(theirs) == list(STANDARD)
+    assert list(theirs) == list(RANKED)
     assert "floats wide" in record.env["kernels"]  # not the net itself, and the net is too small to run on torch
-    for attack in STANDARD:
+    for attack in RANKED:
         assert int((ours[f"survived/{attack}"] != theirs[attack]).sum()) <= 3, attack
     assert abs(int(theirs["square"].sum()) - record.score.robust) <= 1
-    assert record.score.disagreements == 0
+    assert record.score.rejected == 0
 
 
 @pytest.mark.parametrize("name", ["dense", "imp"])
@@ -69,7 +68,7 @@ def test_without_kernels_every_verdict_is_the_very_same(name, nets, tmp_path, mo
     record = score(nets[name], out=tmp_path, store=STORE, device="cpu")
     assert record.env["kernels"] == "plain"
     theirs = reference(nets[name], TINY, monkeypatch)
-    for attack in STANDARD:
+    for attack in RANKED:
         assert np.array_equal(outcomes(tmp_path)[f"survived/{attack}"], theirs[attack]), attack
 
 

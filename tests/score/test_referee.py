@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunebench.bench.attacks.suite import within
+from prunebench.bench.attacks.base import within
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import as_float
 from prunebench.bench.errors import Refused
@@ -45,7 +45,7 @@ def test_a_proposal_from_outside_is_brought_into_the_ball():
     white = grey(1.0, 1.0)
     assert referee().logits(white).argmax(1).tolist() == [1, 1]  # taken at its word it would have fooled both
     found = referee().fooled(answers(white), DARK, LABELS, 0)
-    assert found.fooled.tolist() == [True, False] and found.disagreements == 1
+    assert found.fooled.tolist() == [True, False] and found.rejected == 1
     assert referee().fooled(answers(white * 1000), DARK, LABELS, 0).fooled.tolist() == [True, False]
 
 
@@ -78,13 +78,13 @@ def test_a_proposal_that_is_no_number_counts_as_the_image(nonsense):
     proposals[0, 0, 1, 1] = nonsense
     found = referee().fooled(answers(proposals), DARK, LABELS, 0)
     assert found.fooled.tolist() == [False, False]
-    assert found.disagreements == 1  # the second was proposed and fools nobody
+    assert found.rejected == 1  # the second was proposed and fools nobody
     assert referee().fooled(answers(grey(0.55, 0.36)), DARK, LABELS, 0).fooled.tolist() == [True, False]
 
 
 def test_no_proposal_is_no_disagreement():
     found = referee().fooled(answers(DARK), DARK, LABELS, 0)
-    assert found.fooled.tolist() == [False, False] and found.disagreements == 0
+    assert found.fooled.tolist() == [False, False] and found.rejected == 0
 
 
 def test_an_attack_cannot_touch_the_net_or_the_images():
@@ -133,13 +133,13 @@ def asking(proposals):
 
 def test_what_wrong_kernels_call_fooled_is_counted_and_never_believed():
     judge = referee()
-    assert judge.fooled(asking(DARK + 0.08), DARK, LABELS, 0).unconfirmed == 0
+    assert judge.fooled(asking(DARK + 0.08), DARK, LABELS, 0).kernel_only == 0
     judge.fast = Early()
     found = judge.fooled(asking(DARK + 0.08), DARK, LABELS, 0)  # 0.53 and 0.43: both are class 1 to the kernels
-    assert (found.fooled.tolist(), found.disagreements, found.unconfirmed) == ([True, False], 1, 1)
+    assert (found.fooled.tolist(), found.rejected, found.kernel_only) == ([True, False], 1, 1)
     found = judge.fooled(asking(DARK), DARK, LABELS, 0)  # an image that seems to be fooled when it comes: left alone
-    assert (found.fooled.tolist(), found.disagreements, found.unconfirmed) == ([False, False], 0, 1)
-    assert judge.fooled(answers(DARK), DARK, LABELS, 0).unconfirmed == 0  # nobody looked at the kernels
+    assert (found.fooled.tolist(), found.rejected, found.kernel_only) == ([False, False], 0, 1)
+    assert judge.fooled(answers(DARK), DARK, LABELS, 0).kernel_only == 0  # nobody looked at the kernels
 
 
 @pytest.mark.usefixtures("dense_on_torch")

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 import prunebench.bench.score.scoring
-from prunebench.bench.attacks.suite import STANDARD, WEAK, pgd, within
+from prunebench.bench.attacks.base import within
+from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.beside import RECORD, REFUSAL
 from prunebench.bench.checkpoint import Net, open_net
 from prunebench.bench.data import Store, as_float
@@ -19,10 +20,25 @@ from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.grid.task import train
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.models import build
+from prunebench.bench.outcomes import outcomes_path, pack_outcomes, recount
 from prunebench.bench.protocol import PROTOCOLS, Threat
-from prunebench.bench.record import Refusal, load_record, outcomes_path, pack_outcomes, recount
-from prunebench.bench.score.scoring import TIMES, score
-from tests.support.nets import SPECS, STORE, TINY, changed, forged, job, outcomes, quick_attacks, seal_state
+from prunebench.bench.record import Refusal, load_record
+from prunebench.bench.score.effort import TIMES
+from prunebench.bench.score.scoring import score
+from tests.support.nets import (
+    RANKED,
+    SPECS,
+    STORE,
+    TINY,
+    WEAK,
+    changed,
+    forged,
+    job,
+    outcomes,
+    quick_attacks,
+    seal_state,
+    use_attacks,
+)
 from tools.kill_and_resume import timeless
 
 DIGITS = PROTOCOLS["digits-linf"]
@@ -50,7 +66,7 @@ def test_the_counts_are_those_of_the_outcomes(nets, scored):
         predicted = open_net(nets[name]).module(as_float(test.images)).argmax(1)
         assert np.array_equal(raw["predicted"], predicted) and np.array_equal(raw["labels"], test.labels)
         assert record.score.clean == int((predicted == test.labels).sum())
-        assert record.score.survived == {attack: int(raw[f"survived/{attack}"].sum()) for attack in STANDARD}
+        assert record.score.survived == {attack: int(raw[f"survived/{attack}"].sum()) for attack in RANKED}
         assert record.data.sha256 == test.sha256 and record.net.sha256 == open_net(nets[name]).id.sha256
         assert record.job == job(*SPECS[name]) and record.protocol.sha256 == TINY.sha256
         assert not record.official
@@ -102,24 +118,24 @@ def liars():
     return {"far": far, "harmless": harmless}
 
 
-def test_a_lying_attack_changes_disagreements_alone(nets, quick, monkeypatch):
+def test_a_lying_attack_changes_what_is_rejected_alone(nets, quick, monkeypatch):
     honest = scoring(nets["dense"]).score
     assert 0 < honest.robust < honest.clean
     liar = {"apgd-ce": liars()["harmless"], **{n: a for n, a in quick_attacks().items() if n != "apgd-ce"}}
-    monkeypatch.setattr(prunebench.bench.score.cascade, "STANDARD", liar)
+    use_attacks(monkeypatch, liar)
     lied = scoring(nets["dense"]).score
     assert lied.survived["apgd-ce"] == lied.clean == honest.clean
     assert (lied.robust, lied.survived["square"]) == (honest.robust, honest.survived["square"])
-    assert lied.disagreements >= lied.clean  # all that it was shown, for it proposed all and fooled none
+    assert lied.rejected >= lied.clean  # all that it was shown, for it proposed all and fooled none
 
-    monkeypatch.setattr(prunebench.bench.score.cascade, "STANDARD", dict.fromkeys(STANDARD, liars()["far"]))
+    use_attacks(monkeypatch, dict.fromkeys(RANKED, liars()["far"]))
     lied = scoring(nets["dense"]).score
     test = STORE.testing("digits", TINY.test)
     images, net = as_float(test.images), open_net(nets["dense"]).module
     inside = net(within(1 - images, images, TINY.threat)).argmax(1) == test.labels
     right = net(images).argmax(1) == test.labels
     assert lied.robust == int((inside & right).sum()) > int((net(1 - images).argmax(1) == test.labels).sum())
-    assert lied.disagreements == 4 * lied.robust
+    assert lied.rejected == 4 * lied.robust
 
 
 def test_the_first_examples_are_scored_as_they_are_in_the_whole(nets, quick, tmp_path):
@@ -130,7 +146,7 @@ def test_the_first_examples_are_scored_as_they_are_in_the_whole(nets, quick, tmp
     first, second = outcomes(tmp_path / "whole"), outcomes(tmp_path / "part")
     for name in ("labels", "predicted", "clean"):
         assert np.array_equal(first[name][:40], second[name])
-    for attack in STANDARD:  # the first shard is the same; the second holds other images, so draws other noise
+    for attack in RANKED:  # the first shard is the same; the second holds other images, so draws other noise
         assert np.array_equal(first[f"survived/{attack}"][:32], second[f"survived/{attack}"][:32])
     with pytest.raises(PrunebenchError, match=r"has 64 test images, fewer than --examples 65"):
         scoring(nets["imp"], None, rules, 65)
@@ -219,7 +235,7 @@ def test_only_what_is_classified_rightly_is_attacked(tmp_path, monkeypatch):
         calls.append(len(images))
         return images
 
-    monkeypatch.setattr(prunebench.bench.score.cascade, "STANDARD", dict.fromkeys(STANDARD, attack))
+    use_attacks(monkeypatch, dict.fromkeys(RANKED, attack))
     result = scoring(seal_state(tmp_path / "net", net), None, None, 10).score
     assert result.clean == result.robust == nines
     assert calls == [nines] * 4 * (nines > 0)
@@ -229,7 +245,7 @@ def test_progress_tells_how_much_is_left(nets, quick):
     told = []
     scoring(nets["dense"], None, changed(shard=32), report=lambda *news: told.append(news))
     beside = [*WEAK, *(f"pgd-20 eps {eps}" for eps in ("3:80", "3:40", "9:80", "9:40", "3:10", "9:20", "1:2"))]
-    assert {what for what, _, _ in told} == {f"shard {k}, {name}" for k in (1, 2) for name in [*STANDARD, *beside]}
+    assert {what for what, _, _ in told} == {f"shard {k}, {name}" for k in (1, 2) for name in [*RANKED, *beside]}
     done = [value for _, value, _ in told]
     assert done == sorted(done) and all(value <= total for _, value, total in told)
 
@@ -273,7 +289,7 @@ def test_few_classes_work_from_pictures_to_a_record(classes, norm, ran, tmp_path
     record = score(net, out=tmp_path, store=store, device="cpu")
     assert record.score.n == 4 * classes and record.score.ran == ("apgd-ce", *ran, "square")
     assert record.score.clean > record.score.n / classes  # it has learnt something, so there is something to attack
-    assert list(record.score.survived) == list(STANDARD)
+    assert list(record.score.survived) == list(RANKED)
     recount(tmp_path / RECORD, load_record(tmp_path / RECORD))
     assert record.data.train_sha256 == Lab(job("magnitude"), rules, store, tmp_path).train_sha256
 
@@ -290,7 +306,7 @@ def test_outcomes_lie_beside_the_record(nets, quick, tmp_path):
         {name.removeprefix(f"{kind}/"): bits for name, bits in raw.items() if name.startswith(f"{kind}/")}
         for kind in ("survived", "weak", "curve")
     ]
-    assert [list(kind) for kind in kinds[:2]] == [list(STANDARD), list(WEAK)]
+    assert [list(kind) for kind in kinds[:2]] == [list(RANKED), list(WEAK)]
     assert outcomes_path(tmp_path / RECORD).read_bytes() == pack_outcomes(raw["labels"], raw["predicted"], *kinds)
     assert load_record(tmp_path / RECORD) == record
     assert isinstance(quick_attacks()["square"], partial) and quick_attacks()["square"].func is pgd

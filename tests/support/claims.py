@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from unittest.mock import patch
 
@@ -10,24 +11,25 @@ import numpy as np
 import tomli_w
 import torch
 
+from prunebench.bench.attacks.base import Attack
+from prunebench.bench.attacks.suites import SUITES
 from prunebench.bench.beside import RECORD
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.claims.claim import Claim, load_claim, make
 from prunebench.bench.files import sha256_of, write_bytes
-from prunebench.bench.record import load_arrays, pack_outcomes, standing
-from prunebench.bench.score import cascade
+from prunebench.bench.outcomes import load_arrays, pack_outcomes, standing
 from prunebench.bench.score.scoring import score
-from tests.support.nets import STORE, changed, quick_attacks, seal_state
+from tests.support.nets import STORE, changed, quick_attacks, seal_state, suite_with
 
 N = 400
 RULES = changed(name="tiny-400", test=N, shard=128)
 
 
-def make_claim(dense: Path, folder: Path) -> Path:
+def make_claim(dense: Path, folder: Path, attacks: Mapping[str, Attack] | None = None) -> Path:
     """The claim of the weights in the file `dense`, scored on N images; the record lies in `folder`/scored."""
     net = folder / "scored" / "net.safetensors"
     seal_state(net, open_net(dense).module, RULES)
-    with patch.object(cascade, "STANDARD", quick_attacks()):
+    with patch.dict(SUITES, {"standard": suite_with(attacks or quick_attacks())}):
         score(net, out=net.parent, store=STORE, device="cpu", keep_proposals=True)
     return make(net.with_name(RECORD), net, folder / "claim")
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from prunebench.bench.attacks.suite import STANDARD, pgd
+from prunebench.bench.attacks.base import Attack
+from prunebench.bench.attacks.pgd import pgd
+from prunebench.bench.attacks.suite import Listed, Suite
+from prunebench.bench.attacks.suites import SUITES
 from prunebench.bench.checkpoint import Header, pack, seal, unpack
 from prunebench.bench.data import Info, Store
 from prunebench.bench.grid.run import job_of
 from prunebench.bench.grid.task import train
 from prunebench.bench.lab.lab import Lab
+from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.protocol import Job, Protocol, Threat, Training
-from prunebench.bench.record import outcomes_path
 from prunebench.pruners import parse
 
 TINY = Protocol(
@@ -108,11 +114,25 @@ def outcomes(folder: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def quick_attacks() -> dict[str, object]:
+RANKED = {name: listed.attack for name, listed in SUITES["standard"].ranked.items()}
+WEAK = {name: listed.attack for name, listed in SUITES["standard"].weak.items()}
+
+
+def quick_attacks() -> dict[str, Attack]:
     """Stand-ins under the names of AutoAttack's four, ever stronger: PGD with 1, 2, 5 and 10 steps."""
-    return {
-        name: partial(pgd, steps=steps, step_size=0.05) for name, steps in zip(STANDARD, (1, 2, 5, 10), strict=True)
-    }
+    return {name: partial(pgd, steps=n, step_size=0.05) for name, n in zip(RANKED, (1, 2, 5, 10), strict=True)}
+
+
+def suite_with(attacks: Mapping[str, Attack]) -> Suite:
+    """The standard suite with these ranked attacks in place of its own, at their prices."""
+    real = SUITES["standard"]
+    prices = {name: real.ranked[name].passes if name in real.ranked else 1 for name in attacks}
+    return replace(real, ranked={name: Listed(attack, prices[name]) for name, attack in attacks.items()})
+
+
+def use_attacks(monkeypatch: pytest.MonkeyPatch, attacks: Mapping[str, Attack]) -> None:
+    """Let protocols mean these attacks by "standard"."""
+    monkeypatch.setitem(SUITES, "standard", suite_with(attacks))
 
 
 def toml(rules: Protocol) -> str:

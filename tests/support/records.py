@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from prunebench.bench.files import sha256_of, write_bytes
+from prunebench.bench.outcomes import outcomes_path, pack_outcomes
 from prunebench.bench.protocol import PROTOCOLS, as_sparsity
-from prunebench.bench.record import Record, Refusal, outcomes_path, pack_outcomes
+from prunebench.bench.record import Record, Refusal
 
 DIGITS = PROTOCOLS["digits-linf"]
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -40,6 +41,7 @@ def make(
     nonzero = PRUNABLE - math.ceil(Fraction(as_sparsity(sparsity)) * PRUNABLE)
     values: dict[str, Any] = {
         "protocol": {"name": DIGITS.name, "version": DIGITS.version, "sha256": DIGITS.sha256},
+        "rules": DIGITS,
         "job": {"pruner": pruner, "options": {}, "sparsity": sparsity, "seed": seed},
         "net": {
             "sha256": sha256_of(repr((pruner, sparsity, seed)).encode()),
@@ -54,8 +56,8 @@ def make(
             "robust": robust,
             "survived": dict.fromkeys(ATTACKS, robust),
             "ran": list(ATTACKS),
-            "disagreements": 0,
-            "unconfirmed": 0,
+            "rejected": 0,
+            "kernel_only": 0,
             "batch": 64,
             "shard": 256,
             "weak": {"pgd-20": robust},
@@ -80,7 +82,9 @@ def make(
     }
     for key, change in changes.items():
         values[key] = values[key] | change if isinstance(change, dict) else change
-    return Record.sealed(**({"schema": 3} | values))
+    if "protocol" in changes:  # of rules that nobody has: as records were before they carried their rules
+        values |= {"schema": 4, "rules": None} | {key: changes[key] for key in ("schema", "rules") if key in changes}
+    return Record.sealed(**values)
 
 
 def refusal(**changes: Any) -> Refusal:
@@ -91,6 +95,7 @@ def refusal(**changes: Any) -> Refusal:
         "file": "net.safetensors",
         "net": None,
         "protocol": {"name": DIGITS.name, "version": DIGITS.version, "sha256": DIGITS.sha256},
+        "rules": DIGITS,
         "job": None,
         "env": {},
     }

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import random
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from prunebench.bench.attacks.suite import pgd
+from prunebench.bench.attacks.pgd import pgd
+from prunebench.bench.attacks.suite import Listed
+from prunebench.bench.attacks.suites import SUITES
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid.task import Step, Task
 from prunebench.bench.player.handover import Play
 from prunebench.bench.player.process import play
 from prunebench.bench.record import Hashed, Record, load_record
-from prunebench.bench.score import cascade
 from prunebench.bench.score.journal import Entry
 from tests.support import records
-from tests.support.nets import STORE, changed, job
+from tests.support.nets import STORE, WEAK, changed, job
 from tools.kill_and_resume import timeless
 
 RULES = changed(name="damaged", train=64, validation=16, test=8, shard=4, epochs=3, batch=32, validate_every=1)
@@ -75,11 +77,8 @@ def result(folder: Path) -> dict[str, object]:
 @pytest.fixture
 def ages(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """Three folders of one job: scored, trained and attacked, and cut off in its second stage."""
-    monkeypatch.setattr(
-        cascade,
-        "WEAK",
-        {name: partial(pgd, steps=1, step_size=0.05) for name in cascade.WEAK},
-    )
+    weak = {name: Listed(partial(pgd, steps=1, step_size=0.05), 3) for name in WEAK}
+    monkeypatch.setitem(SUITES, "standard", replace(SUITES["standard"], weak=weak))
     made = {name: tmp_path / name for name in ("scored", "attacked", "cut")}
     assert not resumed(made["scored"])
     shutil.copytree(made["scored"], made["attacked"])

@@ -10,11 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-from prunebench.bench.attacks.suite import STANDARD
 from prunebench.bench.checkpoint import open_net
+from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.protocol import Threat
-from prunebench.bench.record import load_records, outcomes_path
-from tests.support.nets import changed, toml
+from prunebench.bench.record import load_records
+from tests.support.nets import RANKED, changed, toml
 
 RULES = changed(threat=Threat(norm="Linf", eps="0.1"), train=128, test=16, shard=16, seeds=(0, 1))
 
@@ -49,7 +49,7 @@ def the_run_ends_in_a_ranked_board(folder, code, out, err):
             assert len(raw["labels"]) == 16
             clean = raw["labels"] == raw["predicted"]
             alive = clean.copy()
-            for attack in STANDARD:
+            for attack in RANKED:
                 assert not (raw[f"survived/{attack}"] & ~alive).any()
                 alive &= raw[f"survived/{attack}"]
         counted.setdefault((record.job.label, record.job.sparsity), []).append((alive.mean(), clean.mean()))

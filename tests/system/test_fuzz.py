@@ -38,11 +38,12 @@ from prunebench.bench.errors import LONGEST, PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of
 from prunebench.bench.interop import checkpoints
 from prunebench.bench.models import build
+from prunebench.bench.outcomes import load_arrays, outcomes_path, recount, standing
 from prunebench.bench.protocol import load
-from prunebench.bench.record import Record, load_arrays, load_record, outcomes_path, recount, standing
-from prunebench.bench.score.cascade import radii
+from prunebench.bench.record import Record, load_record
+from prunebench.bench.score.curve import radii
+from prunebench.bench.score.effort import TIMES, effort_of, save_effort
 from prunebench.bench.score.journal import Finding, Journal
-from prunebench.bench.score.scoring import TIMES, effort_of, save_effort
 from tests.support import records
 from tests.support.nets import SMALL, STORE, TINY, seal_state, toml
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunebench.bench.attacks.suite import STANDARD
+from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.beside import RECORD, REFUSAL
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.claims.claim import make
@@ -17,14 +17,14 @@ from prunebench.bench.data import as_float
 from prunebench.bench.errors import Refused
 from prunebench.bench.protocol import Threat
 from prunebench.bench.record import load_record
-from prunebench.bench.score import cascade, referee
-from prunebench.bench.score.cascade import Trial
+from prunebench.bench.score import referee
+from prunebench.bench.score.cascade import attack_all
 from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.referee import NO_ANSWER, Referee
 from prunebench.bench.score.scoring import score
 from prunebench.bench.wide import Wide, gaps, undecided, unheld
 from tests.support.hostile import nan_where_perturbed, rescaled
-from tests.support.nets import STORE, TINY, Bright, changed, outcomes, quick_attacks, seal_state
+from tests.support.nets import RANKED, STORE, TINY, Bright, changed, outcomes, quick_attacks, seal_state, use_attacks
 
 RULES = changed(threat=Threat(norm="Linf", eps="0.1"))
 FEW = changed(name="tiny-24", test=24)
@@ -89,23 +89,23 @@ def test_an_attack_that_meets_no_finite_logits_refuses_the_net_whatever_it_propo
     assert refused.value.check == "non-finite"
     with pytest.raises(Refused, match="that an attack asked about"):
         judge.fooled(asking(0.59), DARK, LABELS, 0, Threat(norm="Linf", eps="0.01"))
-    assert judge.fooled(asking(0.61, 0.49), DARK, LABELS, 0).unconfirmed == 0
+    assert judge.fooled(asking(0.61, 0.49), DARK, LABELS, 0).kernel_only == 0
 
 
 def test_what_is_no_image_needs_no_logits():
     judge = Referee(Gap(), RULES, 4, CPU)
-    assert judge.fooled(asking(float("nan"), float("inf"), -0.5, 1.5), DARK, LABELS, 0).unconfirmed == 0
+    assert judge.fooled(asking(float("nan"), float("inf"), -0.5, 1.5), DARK, LABELS, 0).kernel_only == 0
 
 
 def test_kernels_that_overflow_alone_are_counted_and_the_attack_sees_the_net():
     judge, attack = Referee(Bright(), RULES, 4, CPU), asking(0.55, 0.7, answer=DARK + 0.1)
     judge.fast = kernels = GapOnKernels()
     found = judge.fooled(attack, DARK, LABELS, 0)
-    assert (found.fooled.tolist(), found.unconfirmed) == ([True, False], 1)
+    assert (found.fooled.tolist(), found.kernel_only) == ([True, False], 1)
     assert [bool(seen.isfinite().all()) for seen in attack.seen] == [False, True]
     assert judge.fast is kernels
     honest = Referee(Bright(), RULES, 4, CPU)
-    assert honest.fooled(asking(0.55, 0.7, answer=DARK + 0.1), DARK, LABELS, 0).unconfirmed == 0
+    assert honest.fooled(asking(0.55, 0.7, answer=DARK + 0.1), DARK, LABELS, 0).kernel_only == 0
 
 
 @pytest.fixture(scope="module")
@@ -133,15 +133,15 @@ def test_square_itself_meets_the_nan(hostile, monkeypatch):
     """Without the look at two points beforehand it ends there; the twin: a referee that ignores NaN counts images."""
     judge = Referee(open_net(hostile).module, FEW, 64, CPU)
     with pytest.raises(Refused, match="that an attack asked about"):
-        judge.fooled(STANDARD["square"], IMAGES, TEST.labels, 0)
+        judge.fooled(RANKED["square"], IMAGES, TEST.labels, 0)
     ignored(monkeypatch)
-    assert (~judge.fooled(STANDARD["square"], IMAGES, TEST.labels, 0).fooled).sum() >= 6
+    assert (~judge.fooled(RANKED["square"], IMAGES, TEST.labels, 0).fooled).sum() >= 6
 
 
 @pytest.mark.parametrize("level", ["replay", "quick", "full"])
 def test_a_claim_of_such_a_net_is_refused_at_every_level(level, hostile, tmp_path, monkeypatch):
     with monkeypatch.context() as careless:
-        careless.setattr(cascade, "STANDARD", quick_attacks())
+        use_attacks(careless, quick_attacks())
         ignored(careless)
         record = score(hostile, store=STORE, device="cpu", out=tmp_path, keep_proposals=True)
     assert record.score.robust >= 6
@@ -162,7 +162,7 @@ def test_a_stored_image_without_finite_logits_refuses_a_replay(tmp_path, monkeyp
         return (images + threat.radius).clamp(0, 1)
 
     with monkeypatch.context() as careless:
-        careless.setattr(cascade, "STANDARD", dict.fromkeys(STANDARD, moved))
+        use_attacks(careless, dict.fromkeys(RANKED, moved))
         ignored(careless)
         score(path, store=STORE, device="cpu", out=tmp_path, keep_proposals=True)
         fooled = corner.fooled(moved, IMAGES, TEST.labels, 0)
@@ -179,7 +179,8 @@ def standing(net):
     """Which of the images stand after all of AutoAttack, and the referee."""
     judge = Referee(net, FEW, 64, CPU)
     clean = judge.answers(IMAGES) == TEST.labels
-    return list(Trial(judge, TEST, Journal(None, [])).standard(clean).values())[-1], judge
+    ranked = tuple(suite_of(FEW).ranked)
+    return attack_all(judge, TEST, clean, Journal(None, []), only=ranked).standing[ranked[-1]], judge
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +221,7 @@ def test_a_referee_that_trusts_float32_sells_images(kind, size, plain, monkeypat
 
 @pytest.mark.parametrize(("kind", "size"), [("logits", 1e30), ("hidden", 1e15), ("features", 1e30)])
 def test_sizes_beyond_float32_are_attacked_in_float64(kind, size, plain, monkeypatch):
-    monkeypatch.setattr(cascade, "STANDARD", {"apgd-t": STANDARD["apgd-t"]})
+    use_attacks(monkeypatch, {"apgd-t": RANKED["apgd-t"]})
     net, honest = plain
     found, judge = standing(rescaled(net, kind, size))
     assert judge.fast is judge.wide and judge.sizes.excess > 1

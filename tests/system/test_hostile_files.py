@@ -22,10 +22,12 @@ from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.bench.interop import checkpoints
 from prunebench.bench.lab.stages import load_kept
 from prunebench.bench.models import LARGEST, build, size
+from prunebench.bench.outcomes import complete, outcomes_path, pairs_path, recount
 from prunebench.bench.protocol import EPOCHS, PROTOCOLS, Job, from_values, load
-from prunebench.bench.record import complete, load_record, outcomes_path, pairs_path, recount
+from prunebench.bench.record import load_record
+from prunebench.bench.score.effort import TIMES, effort_of, save_effort
 from prunebench.bench.score.journal import Finding, Journal
-from prunebench.bench.score.scoring import TIMES, _file_sha256, effort_of, save_effort
+from prunebench.bench.score.scoring import _file_sha256
 from prunebench.leaderboard.site import MANIFEST, _listed
 from tests.support import records
 from tests.support.nets import STORE, TINY, forged, seal_state

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunebench.bench.attacks.suite import STANDARD
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.protocol import Threat
-from tests.support.nets import SMALL
+from tests.support.nets import RANKED, SMALL
 from tools import gpu_board
 from tools.gpu_board import MIB, PEER_PASSES, Board, main, options, pack, registered, stock, unpack, volumes
 
@@ -257,7 +256,7 @@ def test_the_peer_is_stock_pyautoattack_and_its_passes_are_known(name, withstand
     stock()[name](net, *asked, generator=torch.Generator().manual_seed(0))
     assert sum(costs) / len(images) == pytest.approx(PEER_PASSES[name], rel=0.01)
     with pytest.raises(TypeError, match="not callable"):
-        STANDARD[name](net, *asked, generator=torch.Generator().manual_seed(0))
+        RANKED[name](net, *asked, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.filterwarnings("ignore")  # stock pyautoattack warns of what it finds suspicious

@@ -1,0 +1,118 @@
+"""What lies beside a record: raw outcomes image by image, adversarial images, pairs for the site; and their counts."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from prunebench.bench.bounded import arrays_of
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import read_known
+from prunebench.bench.record import LARGEST, Record
+
+LARGEST_ARRAYS = 2**28  # bytes of images, packed or unpacked
+_LABEL = np.dtype("<i2")
+
+
+def outcomes_path(record: Path) -> Path:
+    """Where the raw outcomes of the record at `record` lie."""
+    return record.with_suffix(".outcomes.npz")
+
+
+def proposals_path(record: Path) -> Path:
+    """Where the adversarial images of the record at `record` lie, if they were kept."""
+    return record.with_suffix(".proposals.npz")
+
+
+def pairs_path(record: Path) -> Path:
+    """Where a dozen original and adversarial images lie that the site shows of the record at `record`, if any."""
+    return record.with_suffix(".pairs.npz")
+
+
+def pack_outcomes(
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    survived: Mapping[str, np.ndarray],
+    weak: Mapping[str, np.ndarray],
+    curve: Mapping[str, np.ndarray],
+) -> bytes:
+    """The bytes of an outcomes file: true labels, predicted labels, and per attack who is still right after it.
+
+    `labels`, `predicted`: int64, shape (n,). `survived`: bool, shape (n,), in the order the attacks ran. `weak`, by
+    attack, and `curve`, by eps: the same, each attack alone on all images.
+    """
+    arrays: dict[str, np.ndarray] = {"labels": labels.astype(_LABEL), "predicted": predicted.astype(_LABEL)}
+    arrays |= {"clean": labels == predicted}
+    for kind, bits in (("survived", survived), ("weak", weak), ("curve", curve)):
+        arrays |= {f"{kind}/{name}": alive.astype(bool) for name, alive in bits.items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def recount(path: Path, record: Record) -> dict[str, np.ndarray]:
+    """Check the counts of `record`, loaded from `path`, against its raw outcomes, which are returned by name.
+
+    Raises PrunebenchError when the outcomes are missing, are others than the record names, or count differently.
+    """
+    raw, score = outcomes_path(path), record.score
+    arrays = load_arrays(raw, record.outcomes, f"the outcomes of {path}")
+    beside = {f"weak/{attack}": count for attack, count in score.weak.items()}
+    beside |= {f"curve/{point.eps}": point.robust for point in score.curve}
+    bits = dict.fromkeys(["clean", *(f"survived/{attack}" for attack in score.survived), *beside], np.dtype(bool))
+    wanted = {name: (kind, (score.n,)) for name, kind in {"labels": _LABEL, "predicted": _LABEL, **bits}.items()}
+    found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    if found != wanted:
+        odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        raise PrunebenchError(f"{raw} and {path} differ in the images or attacks of {odd}; score the net again.")
+    alive = arrays["labels"] == arrays["predicted"]
+    if not np.array_equal(alive, arrays["clean"]):
+        raise PrunebenchError(
+            f"{raw} contradicts itself: its clean bits are not those of its labels; score the net again."
+        )
+    counted = {"clean": (int(alive.sum()), score.clean)}
+    for attack in score.survived:
+        alive = alive & arrays[f"survived/{attack}"]
+        counted[attack] = (int(alive.sum()), score.survived[attack])
+    counted["robust"] = (int(alive.sum()), score.robust)
+    counted |= {what: (int((arrays["clean"] & arrays[what]).sum()), stated) for what, stated in beside.items()}
+    for what, (count, stated) in counted.items():
+        if count != stated:
+            raise PrunebenchError(f"{path} says {what} = {stated}, its outcomes say {count}; score the net again.")
+    return arrays
+
+
+def complete(path: Path, record: Record) -> None:
+    """Check that all that `record`, loaded from `path`, names lies beside it: outcomes, proposals and pairs.
+
+    Raises PrunebenchError as `recount` does, and when proposals or pairs are missing or are others.
+    """
+    recount(path, record)
+    for beside, sha256, what in (
+        (proposals_path(path), record.proposals, "the proposals"),
+        (pairs_path(path), record.pairs, "the pairs"),
+    ):
+        if sha256 is not None:
+            way_out = "restore the file or score the net again"
+            read_known(beside, sha256, f"{what} of {path}", LARGEST_ARRAYS, missing=way_out, other=way_out)
+
+
+def standing(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which images of an outcomes file are right when clean and after every attack of AutoAttack: bool, shape (n,)."""
+    survived = [bits for name, bits in arrays.items() if name.startswith("survived/")]
+    return np.logical_and.reduce([arrays["labels"] == arrays["predicted"], *survived])
+
+
+def load_arrays(path: Path, sha256: str, what: str, largest: int = LARGEST) -> dict[str, np.ndarray]:
+    """The arrays in the file `path`, which is `what`, has this sha256 and takes at most `largest` bytes unpacked.
+
+    Raises PrunebenchError for a file that is missing, another one, too large or damaged; nothing is ever unpickled.
+    """
+    data = read_known(path, sha256, what, largest, missing="restore the file", other="restore the file or score again")
+    try:
+        return arrays_of(data, largest)
+    except ValueError as error:
+        raise PrunebenchError(f"{path} is not {what} ({error}); restore it or score the net again.") from None

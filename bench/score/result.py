@@ -1,0 +1,32 @@
+"""What a scoring leaves: a record, and the files that belong beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunebench.bench.beside import RECORD
+from prunebench.bench.files import write_bytes
+from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path
+from prunebench.bench.record import Record
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A record and the bytes of the files that belong beside it."""
+
+    record: Record
+    outcomes: bytes
+    proposals: bytes | None
+    pairs: bytes
+
+    def save(self, folder: Path) -> None:
+        """Write all of it; the record, which names the others, last."""
+        path = folder / RECORD
+        write_bytes(outcomes_path(path), self.outcomes)
+        write_bytes(pairs_path(path), self.pairs)
+        if self.proposals is None:
+            proposals_path(path).unlink(missing_ok=True)
+        else:
+            write_bytes(proposals_path(path), self.proposals)
+        self.record.save(path)
