@@ -256,7 +256,7 @@ class Record(Hashed):
         if self.schema_ < 4 and self.cost.processor_seconds is not None:
             raise ValueError(f"cost.processor_seconds = {self.cost.processor_seconds}: absent before schema 4")
         if (self.rules is None) != (self.schema_ < 5):
-            raise ValueError(f"schema {self.schema_} {'has no' if self.rules else 'has'} rules")
+            raise ValueError(f"rules are in records from schema 5 on, and this is schema {self.schema_}")
         if self.rules is not None and self.protocol != ProtocolId.of(self.rules):
             raise ValueError(f"the rules are {self.rules.name} {self.rules.sha256[:12]}, not those that protocol names")
         return self

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, write_bytes, write_json
 from prunebench.bench.outcomes import outcomes_path, pack_outcomes, recount
+from prunebench.bench.protocol import PROTOCOLS
 from prunebench.bench.record import LARGEST, Record, Refusal, load_all, load_record, load_records
+from tests.support.nets import changed
 from tests.support.records import ATTACKS, make, outcomes, refusal, save
 
 
@@ -36,18 +38,33 @@ def test_a_record_comes_back_as_it_was(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_record_of_schema_2_does_not_count_what_was_not_counted_then(tmp_path):
-    old = make(schema=2, score={"unconfirmed": None})
-    path = save(tmp_path, old)
-    values = json.loads(path.read_text())
-    assert "unconfirmed" not in values["score"] and load_record(path) == old
-    assert "unconfirmed" in json.loads(save(tmp_path, make()).read_text())["score"]
+@pytest.mark.parametrize("schema", [3, 4])
+def test_an_older_record_is_read_under_the_names_of_today_and_written_under_its_own(schema, tmp_path):
+    path = save(tmp_path, make(schema=schema, score={"rejected": 3, "kernel_only": 1}))
+    before, old = path.read_bytes(), load_record(path)
+    values = json.loads(before)
+    assert values["score"]["disagreements"] == 3 and values["score"]["unconfirmed"] == 1 and "rules" not in values
+    assert ("processor_seconds" in values["cost"]) == (schema == 4)
+    assert (old.score.rejected, old.score.kernel_only) == (3, 1)
+    assert old.rules is None and old.known_rules == PROTOCOLS["digits-linf"] and old.built_in
+    old.save(path)
+    assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize(("schema", "unconfirmed"), [(2, 0), (3, None)])
-def test_each_schema_counts_what_it_does(schema, unconfirmed):
-    with pytest.raises(ValidationError, match="counted in schema 3, absent in schema 2"):
-        make(schema=schema, score={"unconfirmed": unconfirmed})
+def test_a_record_carries_its_rules(tmp_path):
+    own = changed(name="mine")
+    known = {"name": "mine", "version": 1, "sha256": own.sha256}
+    path = save(tmp_path, make(schema=5, protocol=known, rules=own))
+    assert load_record(path).known_rules == own and not load_record(path).built_in
+
+
+def test_rules_under_another_name_or_in_a_schema_without_them_are_refused():
+    with pytest.raises(ValidationError, match=r"the rules are tiny .*, not those that protocol names"):
+        make(rules=changed())
+    with pytest.raises(ValidationError, match="rules are in records from schema 5 on"):
+        make(rules=None)
+    with pytest.raises(ValidationError, match="which schema 4 does not know"):
+        Record.model_validate(make().model_dump(mode="json", by_alias=True) | {"schema": 4})
 
 
 def test_a_refusal_comes_back_as_it_was(tmp_path):

@@ -20,7 +20,7 @@ from pyautoattack.square import SquareAttack
 from prunebench.bench.attacks import square
 from prunebench.bench.attacks.base import within
 from prunebench.bench.attacks.pgd import pgd
-from prunebench.bench.attacks.standard import adapted
+from prunebench.bench.attacks.suites import SUITES
 from prunebench.bench.protocol import Threat
 from tests.support.nets import RANKED
 
@@ -196,11 +196,11 @@ def test_apgd_t_does_not_climb_cross_entropy_unless_there_are_only_two_classes(c
 
 
 def test_what_runs_is_said_for_every_number_of_classes():
-    assert adapted(10) == ("apgd-ce", "apgd-t: 9 targets", "fab-t: 9 targets", "square")
-    assert adapted(100) == adapted(10)
-    assert adapted(4) == ("apgd-ce", "apgd-t: 3 targets", "fab-t: 3 targets", "square")
-    assert "untargeted DLR" in adapted(3)[1] and adapted(3)[2] == "fab-t: 2 targets"
-    assert "cross-entropy from a second start" in adapted(2)[1] and adapted(2)[2] == "fab-t: 1 targets"
+    assert SUITES["standard"].ran(10) == ("apgd-ce", "apgd-t: 9 targets", "fab-t: 9 targets", "square")
+    assert SUITES["standard"].ran(100) == SUITES["standard"].ran(10)
+    assert SUITES["standard"].ran(4) == ("apgd-ce", "apgd-t: 3 targets", "fab-t: 3 targets", "square")
+    assert "untargeted DLR" in SUITES["standard"].ran(3)[1] and SUITES["standard"].ran(3)[2] == "fab-t: 2 targets"
+    assert "cross-entropy from a second start" in SUITES["standard"].ran(2)[1] and SUITES["standard"].ran(2)[2] == "fab-t: 1 targets"
 
 
 # Randomness

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from prunebench.bench.claims import verify
 from tests.support.claims import copied, edited, make_claim, overstated
-from tests.support.nets import quick_attacks
+from tests.support.nets import quick_attacks, use_attacks
 
 pytest_plugins = ("pytester",)
 
@@ -40,7 +39,7 @@ def test_claims_are_items_that_pass_or_fail_with_a_sentence(claims):
 
 
 def test_the_level_is_an_option(claims, monkeypatch):
-    monkeypatch.setattr(verify, "STANDARD", quick_attacks())  # those that the claim was scored with
+    use_attacks(monkeypatch, quick_attacks())  # those that the claim was scored with
     found = claims.runpytest("--claim-level", "quick", "good", "-v")
     found.assert_outcomes(passed=1)
     found.stdout.fnmatch_lines(["*good/CLAIM.toml::quick PASSED*"])

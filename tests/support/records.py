@@ -82,8 +82,12 @@ def make(
     }
     for key, change in changes.items():
         values[key] = values[key] | change if isinstance(change, dict) else change
-    if "protocol" in changes:  # of rules that nobody has: as records were before they carried their rules
-        values |= {"schema": 4, "rules": None} | {key: changes[key] for key in ("schema", "rules") if key in changes}
+    if "protocol" in changes and "schema" not in changes:  # rules that nobody has: from before records carried theirs
+        values["schema"] = 4
+    if values.get("schema") in (3, 4):
+        old = {"rejected": "disagreements", "kernel_only": "unconfirmed"}
+        values["score"] = {old.get(key, key): value for key, value in values["score"].items()}
+        values["rules"] = None
     return Record.sealed(**values)
 
 
@@ -95,11 +99,10 @@ def refusal(**changes: Any) -> Refusal:
         "file": "net.safetensors",
         "net": None,
         "protocol": {"name": DIGITS.name, "version": DIGITS.version, "sha256": DIGITS.sha256},
-        "rules": DIGITS,
         "job": None,
         "env": {},
     }
-    return Refusal.sealed(schema=3, **(values | changes))
+    return Refusal.sealed(**(values | changes))
 
 
 def save(folder: Path, record: Record, name: str | None = None) -> Path:
