@@ -258,7 +258,8 @@ def test_official_is_what_the_net_is(board):
 
 
 def test_rules_that_are_not_built_in_are_refused(board):
-    told(board, protocol={"sha256": "e" * 64})
+    other = changed(name="others")
+    told(board, protocol={"name": "others", "sha256": other.sha256}, rules=other.model_dump(mode="json"))
     with pytest.raises(PrunebenchError, match="which are no built-in rules today"):
         measured(board)
 
