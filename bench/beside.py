@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.files import write_aside, write_bytes
+from prunebench.bench.files import digest_outside, write_aside, write_bytes
 from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path
-from prunebench.bench.record import Record, load_record
+from prunebench.bench.record import LARGEST_NET, Record, load_record
 
 RECORD, REFUSAL, JOURNAL = "record.json", "refusal.json", "journal"
+
 _OWNER = "net"  # a file of the journal: the sha256 of the net that it speaks of
 
 
@@ -68,7 +68,7 @@ def make_room(folder: Path, net: Path, name: str, *, force: bool) -> None:
     a record there is of another net; with `force` it is removed with all that belongs to it instead. A journal whose
     net is unknown is removed, for it only saves time; a refusal is replaced by what comes out now.
     """
-    sha256, record, journal = _digest(net), folder / RECORD, folder / JOURNAL
+    sha256, record, journal = digest_of(net), folder / RECORD, folder / JOURNAL
     whose = _whose(record, name, sha256)
     if whose is not None and not force:
         raise PrunebenchError(
@@ -106,9 +106,20 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder / JOURNAL, ignore_errors=True)
 
 
-def _digest(path: Path) -> str | None:
-    """The sha256 of a regular file, None for anything else."""
-    if not path.is_file():
+def digest_of(net: Path) -> str | None:
+    """The sha256 of a net file; None for what is none, be it missing, too large or no regular file."""
+    try:
+        return digest_outside(net, "a net file", LARGEST_NET)
+    except PrunebenchError:
         return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def forget_others(net: Path) -> None:
+    """Delete what lies beside the net file `net` and was measured of another net."""
+    try:
+        scored = load_record(net.with_name(RECORD))
+    except PrunebenchError:
+        return  # none is there, or none that anybody would believe
+    of = scored.net.sha256 if isinstance(scored, Record) else scored.net
+    if of != digest_of(net):
+        clear(net.parent)

@@ -21,9 +21,8 @@ from prunebench.bench.files import canonical_json, read_outside, sha256_of, writ
 from prunebench.bench.mask import State, keep_count
 from prunebench.bench.models import MODELS, build, prunable
 from prunebench.bench.protocol import Job, Protocol, Rules, explain
-from prunebench.bench.record import Layer, NetId, Sha256, Stage
+from prunebench.bench.record import LARGEST_NET, Layer, NetId, Sha256, Stage
 
-LARGEST = 2**28  # bytes; the largest net of the table takes 60 MB
 LARGEST_HEAD = 2**22  # bytes of a header: a thousand tensors and the curve of ten thousand epochs
 _KEY = "prunebench"  # the only metadata key: safetensors writes several in no fixed order
 
@@ -146,7 +145,7 @@ def open_net(path: str | Path) -> Net:
     Raises Refused, naming the check, for a file that cannot be read, is not whole, or does not hold what its header
     says.
     """
-    data = read_outside(Path(path), "a net file of prunebench", LARGEST, complain=Refused)
+    data = read_outside(Path(path), "a net file of prunebench", LARGEST_NET, complain=Refused)
     return _restore(data, str(path))
 
 

@@ -19,6 +19,7 @@ Schema = Literal[3, 4, 5]
 SCHEMA: Schema = 5
 _RENAMED = {"disagreements": "rejected", "unconfirmed": "kernel_only"}  # in schema 5
 LARGEST = 8 * 2**20  # bytes; no record or outcomes file of ours comes near
+LARGEST_NET = 2**28  # bytes of a net file; the largest net of the table takes 60 MB
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seconds = Annotated[float, Field(ge=0, le=1e10)]

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from prunebench.bench.checkpoint import LARGEST, Header, open_net, pack, seal, unpack
+from prunebench.bench.checkpoint import Header, open_net, pack, seal, unpack
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.mask import keep_count, keep_largest, masked
 from prunebench.bench.models import build, prunable
 from prunebench.bench.protocol import PROTOCOLS, Job
-from prunebench.bench.record import Stage
+from prunebench.bench.record import LARGEST_NET, Stage
 
 DIGITS = PROTOCOLS["digits-linf"]
 SHAPE = (1, 2, 2)
@@ -381,8 +381,8 @@ def test_files_that_cannot_be_read(tmp_path):
     assert "is a directory, not a regular file" in refused(tmp_path, "file")
     huge = tmp_path / "huge.safetensors"
     with huge.open("wb") as file:
-        file.truncate(LARGEST + 1)  # a hole: it takes no disk
-    assert f"larger than {LARGEST} bytes" in refused(huge, "format")
+        file.truncate(LARGEST_NET + 1)  # a hole: it takes no disk
+    assert f"larger than {LARGEST_NET} bytes" in refused(huge, "format")
 
 
 def forged(path, about=lambda about: None, tensors=lambda tensors: None):

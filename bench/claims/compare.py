@@ -44,13 +44,14 @@ class Difference:
         return f"{self.what} accuracy of {'A' if self.a > self.b else 'B'} is higher: {counts}."
 
 
-def compare(first: Path, second: Path) -> tuple[Difference, Difference]:
+def compare(first: str | Path, second: str | Path) -> tuple[Difference, Difference]:
     """The differences in robust and in clean accuracy of the nets of two records with outcomes beside them.
 
     Says something of these two nets alone: two seeds of one method may differ as well. Raises PrunebenchError for what
     is no record, and for records of other rules, images or attacks.
     """
-    records = [_scored(path) for path in (first, second)]
+    paths = [Path(first), Path(second)]
+    records = [_scored(path) for path in paths]
     for what, one, other in (
         ("rules (the protocol's sha256)", *(record.protocol.sha256 for record in records)),
         ("test images (the data's sha256)", *(record.data.sha256 for record in records)),
@@ -62,7 +63,7 @@ def compare(first: Path, second: Path) -> tuple[Difference, Difference]:
                 f"{first} and {second} have different {what}, {str(one)[:40]} and {str(other)[:40]}, so their images "
                 "cannot be paired; score both nets under the same rules."
             )
-    outcomes = [recount(path, record) for path, record in zip((first, second), records, strict=True)]
+    outcomes = [recount(path, record) for path, record in zip(paths, records, strict=True)]
     if not np.array_equal(outcomes[0]["labels"], outcomes[1]["labels"]):
         raise PrunebenchError(f"{first} and {second} have other labels for the same images; score both nets again.")
     return (

@@ -20,14 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from prunebench.bench.beside import RECORD, beside, net_path
-from prunebench.bench.checkpoint import LARGEST
 from prunebench.bench.claims.verdict import REFUTED, Verdict, whole
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import digest_outside
 from prunebench.bench.outcomes import recount, standing
 from prunebench.bench.protocol import PROTOCOLS
-from prunebench.bench.record import Flag, Record
+from prunebench.bench.record import LARGEST_NET, Flag, Record
 from prunebench.bench.score.progress import Report
 from prunebench.bench.score.scoring import score
 from prunebench.bench.seeds import order
@@ -142,7 +141,7 @@ class Nets:
                     f"{path} cannot be measured again: its net, {beside.name} with the sha256 {wanted[:12]}..., is not "
                     "beside it; put it there, or name a folder of nets with --nets."
                 )
-            self._known.setdefault(digest_outside(file, "a net", LARGEST), file)
+            self._known.setdefault(digest_outside(file, "a net", LARGEST_NET), file)
         return self._known[wanted]
 
 
@@ -150,7 +149,7 @@ def _files(folder: Path) -> Iterator[Path]:
     """The regular files below `folder` that can be nets; links are not followed."""
     for path in sorted(folder.rglob("*.safetensors")):
         found = path.lstat()
-        if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST:
+        if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST_NET:
             yield path
 
 
@@ -182,8 +181,8 @@ def rescore(
 
 def _copy(net: Path, copy: Path) -> None:
     found = net.stat() if net.exists() else None
-    if found is None or not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
-        raise Refused("file", f"{net} is not a regular file of at most {LARGEST} bytes; put the net there.")
+    if found is None or not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_NET:
+        raise Refused("file", f"{net} is not a regular file of at most {LARGEST_NET} bytes; put the net there.")
     shutil.copyfile(net, copy)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prunebench.bench import collapse
 from prunebench.bench.bounded import unzipped_size
-from prunebench.bench.checkpoint import LARGEST, Header, Net, open_net, seal
+from prunebench.bench.checkpoint import Header, Net, open_net, seal
 from prunebench.bench.data import Info, Store
 from prunebench.bench.errors import PrunebenchError, Refused, printable
 from prunebench.bench.files import read_outside, sha256_of
@@ -26,6 +26,7 @@ from prunebench.bench.interop.pickled import refuse_explosive
 from prunebench.bench.mask import State, keep_count, keep_largest
 from prunebench.bench.models import build, prunable
 from prunebench.bench.protocol import Job, Protocol
+from prunebench.bench.record import LARGEST_NET as LARGEST
 
 PRUNER = "import"
 NET = "net.safetensors"

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunebench.bench.beside import RECORD
+import torch
+
+from prunebench.bench import machine
+from prunebench.bench.beside import RECORD, digest_of
+from prunebench.bench.checkpoint import Net
+from prunebench.bench.errors import Refused
 from prunebench.bench.files import write_bytes
 from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path
-from prunebench.bench.record import Record
+from prunebench.bench.record import ProtocolId, Record, Refusal
 
 
 @dataclass(frozen=True)
@@ -30,3 +35,18 @@ class Scored:
         else:
             write_bytes(proposals_path(path), self.proposals)
         self.record.save(path)
+
+
+def refusal_of(path: Path, net: Net | None, refused: Refused, device: torch.device) -> Refusal:
+    """The refusal as a record; whose net it was is told when the header could be read."""
+    rules = net and net.header.protocol
+    refusal: Refusal = Refusal.sealed(
+        refused=refused.check,
+        reason=str(refused),
+        file=path.name,
+        net=net.id.sha256 if net else digest_of(path),
+        protocol=rules and ProtocolId.of(rules),
+        job=net and net.header.job,
+        env=machine.env(device),
+    )
+    return refusal

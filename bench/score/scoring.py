@@ -13,12 +13,12 @@ from prunebench.bench.adversarials import Proposals, pack, pack_pairs, rounded
 from prunebench.bench.attacks.suite import Listed
 from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.attacks.torchattacks import peer
-from prunebench.bench.beside import JOURNAL, RECORD, REFUSAL, clear
-from prunebench.bench.checkpoint import LARGEST, Net, open_net
+from prunebench.bench.beside import JOURNAL, REFUSAL
+from prunebench.bench.checkpoint import Net, open_net
 from prunebench.bench.collapse import collapse
 from prunebench.bench.data import Split, Store, as_float
 from prunebench.bench.errors import PrunebenchError, Refused
-from prunebench.bench.files import digest_outside, sha256_of
+from prunebench.bench.files import sha256_of
 from prunebench.bench.interop.robustbench import PREFIX, open_zoo
 from prunebench.bench.mask import distribution
 from prunebench.bench.models import prunable
@@ -31,9 +31,7 @@ from prunebench.bench.record import (
     Point,
     ProtocolId,
     Record,
-    Refusal,
     Score,
-    load_record,
 )
 from prunebench.bench.score import flags, probes
 from prunebench.bench.score.cascade import Bits, Found, attack_all, attack_shard
@@ -41,7 +39,7 @@ from prunebench.bench.score.effort import effort_of
 from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.progress import Progress, Report
 from prunebench.bench.score.referee import NO_ANSWER, Referee, batch_size, exact_float32
-from prunebench.bench.score.result import Scored
+from prunebench.bench.score.result import Scored, refusal_of
 from prunebench.bench.seeds import derive
 
 
@@ -84,7 +82,7 @@ def score(
         scored = scoring(dense if parent is not None else None, whole=whole, keep_proposals=keep_proposals)
     except Refused as refused:
         if folder is not None:
-            _refusal(path, opened, refused, where).save(folder / REFUSAL)
+            refusal_of(path, opened, refused, where).save(folder / REFUSAL)
         raise
     if folder is not None:
         (folder / REFUSAL).unlink(missing_ok=True)
@@ -318,36 +316,3 @@ class _Scoring:
 
 def _counts(bits: Bits) -> dict[str, int]:
     return {name: int(standing.sum()) for name, standing in bits.items()}
-
-
-def forget_others(net: Path) -> None:
-    """Delete what lies beside the net file `net` and was measured of another net."""
-    try:
-        scored = load_record(net.with_name(RECORD))
-    except PrunebenchError:
-        return  # none is there, or none that anybody would believe
-    of = scored.net.sha256 if isinstance(scored, Record) else scored.net
-    if of != _file_sha256(net):
-        clear(net.parent)
-
-
-def _refusal(path: Path, net: Net | None, refused: Refused, device: torch.device) -> Refusal:
-    """The refusal as a record; whose net it was is told when the header could be read."""
-    rules = net and net.header.protocol
-    refusal: Refusal = Refusal.sealed(
-        refused=refused.check,
-        reason=str(refused),
-        file=path.name,
-        net=net.id.sha256 if net else _file_sha256(path),
-        protocol=rules and ProtocolId.of(rules),
-        job=net and net.header.job,
-        env=machine.env(device),
-    )
-    return refusal
-
-
-def _file_sha256(path: Path) -> str | None:
-    try:
-        return digest_outside(path, "a net file", LARGEST)
-    except PrunebenchError:
-        return None

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from prunebench.bench import adversarials
+from prunebench.bench.beside import digest_of
 from prunebench.bench.checkpoint import LARGEST_HEAD, Header, open_net
 from prunebench.bench.claims.claim import load_claim
 from prunebench.bench.data import Store
@@ -27,7 +28,6 @@ from prunebench.bench.protocol import EPOCHS, PROTOCOLS, Job, from_values, load
 from prunebench.bench.record import load_record
 from prunebench.bench.score.effort import TIMES, effort_of, save_effort
 from prunebench.bench.score.journal import Finding, Journal
-from prunebench.bench.score.scoring import _file_sha256
 from prunebench.leaderboard.site import MANIFEST, _listed
 from tests.support import records
 from tests.support.nets import STORE, TINY, forged, seal_state
@@ -79,7 +79,7 @@ def test_what_may_be_missing_counts_as_missing_when_it_is_no_file(place, sealed,
     assert _listed(tmp_path / MANIFEST) == frozenset()
     assert effort_of(tmp_path / "net", header) is None
     assert load_kept(tmp_path / "done.safetensors") is None
-    assert _file_sha256(tmp_path / TIMES) is None
+    assert digest_of(tmp_path / TIMES) is None
     calls = []
 
     def measure():

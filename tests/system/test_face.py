@@ -1,0 +1,56 @@
+"""`import prunebench`: quick, typed, and each name does what a verb of the command line does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import prunebench
+from prunebench.bench.executor import Fast
+from tests.support.nets import STORE, changed, job, use_attacks
+from tests.support.nets import quick_attacks as quick
+
+FEW = changed(test=16, shard=16)
+
+
+def test_importing_it_imports_no_torch():
+    code = "import sys, prunebench; print('torch' in sys.modules, *sorted(prunebench.__all__))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, *names = done.stdout.split()
+    assert loaded == "False" and names == sorted(dir(prunebench))
+
+
+def test_every_public_name_is_there_and_says_what_it_is():
+    assert all(getattr(prunebench, name).__doc__ for name in prunebench.__all__)
+    with pytest.raises(AttributeError, match="prunebench has no 'trian'; it has Job"):
+        prunebench.trian  # noqa: B018
+
+
+def test_from_a_pruner_to_a_rank(tmp_path, monkeypatch):
+    use_attacks(monkeypatch, quick())
+    net = prunebench.train("random", FEW, tmp_path / "net", sparsity=0.9, device="cpu")
+    assert net.header.job == job("random") and prunebench.load(tmp_path / "net" / "net.safetensors").id == net.id
+    record = prunebench.score(tmp_path / "net" / "net.safetensors", out=tmp_path / "records", device="cpu")
+    assert record.score.n == 16 and record.rules == FEW
+    copied = tmp_path / "board" / "record.json"
+    copied.parent.mkdir()
+    for path in (tmp_path / "records").glob("record.*"):
+        path.rename(copied.with_name(path.name))
+    (board,) = prunebench.rank(tmp_path / "board").boards
+    assert board.rows[0].robust.mean == record.score.robust / 16
+    assert isinstance(prunebench.fast(net.module), Fast)
+    assert all(difference.p == 1.0 for difference in prunebench.compare(str(copied), copied))
+
+
+def test_a_module_is_scored_like_the_file_that_it_came_from(nets, monkeypatch, tmp_path):
+    use_attacks(monkeypatch, quick())
+    file, module = nets["imp"], prunebench.load(nets["imp"]).module
+    one = prunebench.score(file, FEW, device="cpu").score
+    other = prunebench.score(module, FEW, arch="digits-cnn", device="cpu")
+    assert (one.clean, one.survived) == (other.score.clean, other.score.survived)
+    assert not other.official and other.job.pruner == "import"
+    with pytest.raises(prunebench.PrunebenchError, match="name its architecture and a protocol"):
+        prunebench.score(module, FEW)
+    assert STORE.info("digits").classes == 10
