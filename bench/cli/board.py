@@ -43,7 +43,7 @@ def rank(
 ) -> None:
     """Compare records; write or check the leaderboard's tables."""
     from prunebench.leaderboard import check as board
-    from prunebench.leaderboard import render
+    from prunebench.leaderboard.render.terminal import terminal
 
     for name, value, other, given in (
         ("--reason", reason, "--write", write),
@@ -68,7 +68,7 @@ def rank(
     elif not check:
         ranking, files = board.look(folder), []
     last = show.written("Written" if write else "Up to date", files) if files else "Nothing was written (--write)."
-    show.out(*render.terminal(ranking), last)
+    show.out(*terminal(ranking), last)
 
 
 def sign(
@@ -86,9 +86,9 @@ def site(
     out: Annotated[Path, typer.Option(help="The folder for the site; replaced if it is one already.")],
 ) -> None:
     """Make web pages of the records; they open from the disk."""
-    from prunebench.leaderboard import site
+    from prunebench.leaderboard.site import folder
 
-    ranking, first = site.write(_records_in(records), out)
+    ranking, first = folder.write(_records_in(records), out)
     rows = sum(len(board.rows) for board in ranking.boards)
     show.out(show.written(f"Written, {len(ranking.boards)} boards and {rows} entries", [first]))
 

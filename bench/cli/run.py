@@ -264,9 +264,10 @@ def _grid(
 def _publish(made: list[Task], records: Path) -> None:
     """Rank the records of a run and write their board; the ledger learns of `made`, trained and scored here."""
     from prunebench.bench.record import Record, load_record
-    from prunebench.leaderboard import check, provenance, render
+    from prunebench.leaderboard import check, provenance
+    from prunebench.leaderboard.render.terminal import terminal
 
     published = [load_record(records / task.protocol.name / f"{task.job.name}.json") for task in made]
     entries = [provenance.trained(record) for record in published if isinstance(record, Record)]
     ranking, files = check.write(records, entries=entries)
-    show.out(*render.terminal(ranking), show.written("Written", files))
+    show.out(*terminal(ranking), show.written("Written", files))

@@ -10,7 +10,7 @@ import pytest
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.record import Record, outcomes_path
 from prunebench.leaderboard.check import check, default_out, write
-from prunebench.leaderboard.render import FORMATS
+from prunebench.leaderboard.render.formats import FORMATS
 from tests.support.records import make, outcomes, refusal, save
 
 FILES = ["README.md", "board.csv", "board.json", "board.tex"]

@@ -26,7 +26,7 @@ from prunebench.bench.protocol import EPOCHS, PROTOCOLS, Job, from_values, load
 from prunebench.bench.record import complete, load_record, outcomes_path, pairs_path, recount
 from prunebench.bench.score.journal import Finding, Journal
 from prunebench.bench.score.scoring import TIMES, _file_sha256, effort_of, save_effort
-from prunebench.leaderboard.site import MANIFEST, _listed
+from prunebench.leaderboard.site.folder import MANIFEST, _listed
 from tests.support import records
 from tests.support.nets import STORE, TINY, forged, seal_state
 

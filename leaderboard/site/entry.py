@@ -14,8 +14,8 @@ from PIL import Image
 from prunebench.bench import stats
 from prunebench.bench.adversarials import load_pairs
 from prunebench.bench.record import Record, pairs_path
-from prunebench.leaderboard.render import points, resampled, verdict
-from prunebench.leaderboard.table import Board, Row
+from prunebench.leaderboard.board import Board, Row
+from prunebench.leaderboard.render.text import points, resampled, verdict
 
 MOST_PAIRS = 12  # of a record, on its page
 MISSING = "not recorded"
