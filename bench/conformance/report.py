@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from prunebench.bench.errors import printable
+from prunebench.bench.errors import cut, printable
 
 # What each check asks for, and how to mend a pruner that does not hold it.
 CHECKS = {
@@ -72,5 +72,4 @@ class Report:
 
 def _line(text: str) -> str:
     """`text`, which may come from anybody's code, as one printable line of bounded length."""
-    shown = printable(text)
-    return shown if len(shown) <= 400 else f"{shown[:400]}..."
+    return cut(printable(text), 400)
