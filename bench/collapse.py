@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.bench.checkpoint import Net
+from prunebench.bench.errors import some
 from prunebench.bench.models import MODELS, Normalise
 from prunebench.bench.wide import Wide
 
@@ -22,8 +23,7 @@ def collapse(net: Net) -> list[str]:
         return [f"No weight is left: 0 of {net.id.prunable} are kept, and the net cannot see its images."]
     found = []
     if empty:
-        names = ", ".join(empty[:_SHOWN]) + (f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else "")
-        found.append(f"No weight is left in {names}.")
+        found.append(f"No weight is left in {some(empty, _SHOWN)}.")
     if net.header.arch in MODELS and not connected(net.module, net.header.shape):
         found.append("No path of kept weights leads from an image to a logit.")
     return found

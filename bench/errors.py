@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 LONGEST = 2000  # letters of an error
@@ -13,6 +13,22 @@ def printable(text: str) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
     )
+
+
+def cut(text: str, longest: int) -> str:
+    """`text`, with three dots in place of what comes after `longest` letters."""
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def some(things: Sequence[object], most: int = 10) -> str:
+    """The first few of `things`, and how many more there are."""
+    shown = ", ".join(map(str, things[:most]))
+    return f"{shown} and {len(things) - most} more" if len(things) > most else shown
+
+
+def reason(error: BaseException) -> str:
+    """Why a library gave up: the first line of what it says, or else the name of its error."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 class PrunebenchError(Exception):

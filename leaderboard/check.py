@@ -11,9 +11,10 @@ from prunebench.bench.files import write_bytes
 from prunebench.bench.outcomes import recount
 from prunebench.bench.record import Record
 from prunebench.leaderboard import log, provenance
+from prunebench.leaderboard.board import Ranking
 from prunebench.leaderboard.provenance import Entry
-from prunebench.leaderboard.render import FORMATS, Format
-from prunebench.leaderboard.table import Ranking, Results, rank, read
+from prunebench.leaderboard.render.formats import FORMATS, Format
+from prunebench.leaderboard.table import Results, rank, read
 
 
 def default_out(records: Path) -> Path:

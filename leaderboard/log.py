@@ -9,8 +9,8 @@ from pathlib import Path
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import read_outside, sha256_of, write_bytes
-from prunebench.leaderboard.render import _markdown_text
-from prunebench.leaderboard.table import Ranking, Row
+from prunebench.leaderboard.board import Ranking, Row
+from prunebench.leaderboard.render.markdown import escaped
 
 LOG = "LOG.md"
 LARGEST = 2**24  # bytes of a log
@@ -58,7 +58,7 @@ def _spans(seeds: tuple[int, ...]) -> str:
 
 
 def _cell(text: str) -> str:
-    return _markdown_text(text) or NONE
+    return escaped(text) or NONE
 
 
 def read(path: Path) -> dict[Key, str] | None:

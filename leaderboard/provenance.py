@@ -17,7 +17,8 @@ from prunebench.bench.files import read_outside, write_json
 from prunebench.bench.protocol import Rules, explain
 from prunebench.bench.record import Record, Refusal, Sha256
 from prunebench.bench.signature import ALLOWED, signer
-from prunebench.leaderboard.table import AS_HANDED_IN, Board, Ranking, Results, Row
+from prunebench.leaderboard.board import AS_HANDED_IN, Board, Ranking, Row
+from prunebench.leaderboard.table import Results
 
 LEDGER = "ledger.json"
 LARGEST = 2**24  # bytes of a ledger

@@ -22,7 +22,7 @@ import numpy as np
 from prunebench.bench.beside import RECORD, beside, net_path
 from prunebench.bench.claims.verdict import REFUTED, Verdict, whole
 from prunebench.bench.data import Store
-from prunebench.bench.errors import PrunebenchError, Refused
+from prunebench.bench.errors import PrunebenchError, Refused, cut
 from prunebench.bench.files import digest_outside
 from prunebench.bench.outcomes import recount, standing
 from prunebench.bench.protocol import PROTOCOLS
@@ -209,13 +209,8 @@ def _unequal(record: Record, again: Record) -> str | None:
         ("the passes of the training", (record.cost.train_passes, passes[0]), (again.cost.train_passes, passes[1])),
     ):
         if said != found:
-            return f"{what} is {_short(said)} in the record and {_short(found)} by the net"
+            return f"{what} is {cut(str(said), 120)} in the record and {cut(str(found), 120)} by the net"
     return None
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def _flagged(record: Record, again: Record) -> str | None:

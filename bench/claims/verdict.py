@@ -6,12 +6,12 @@ overstatement counts against a claim: one that states too little holds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from prunebench.bench.errors import some
 from prunebench.bench.stats import noise, noise_gap, sampled_noise
 
 REFUTED, DOUBTED = 1e-3, 1e-2  # a claim is refuted at p below the one, undecided below the other
@@ -208,9 +208,3 @@ def _index(bits: np.ndarray) -> tuple[int, ...]:
 
 def _which(bits: np.ndarray, what: str) -> str:
     return f"; {int(bits.sum())} {what}: {some(_index(bits))}" if bits.any() else ""
-
-
-def some(images: Sequence[int], most: int = 10) -> str:
-    """The first few of `images`, and how many more there are."""
-    shown = ", ".join(map(str, images[:most]))
-    return f"{shown} and {len(images) - most} more" if len(images) > most else shown

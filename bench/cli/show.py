@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -116,6 +117,11 @@ def out(*tables: Table | str) -> None:
             console.print(table)
 
 
+def as_json(values: object) -> None:
+    """Print results to standard output as JSON."""
+    print(json.dumps(values, indent=1))
+
+
 def written(word: str, files: Sequence[Path]) -> str:
     """A line that names files as they are seen from here."""
     here = Path.cwd()
@@ -153,13 +159,6 @@ def net_tables(net: Net, name: str) -> list[Table | str]:
         "",
         table("layer", "shape", "kept", "sparsity", rows=layers, right=("kept", "sparsity")),
     ]
-
-
-def warnings(net: Net) -> list[str]:
-    """What speaks against a net before anybody attacks it, a sentence each: it cannot see its images, or overflows."""
-    from prunebench.bench import collapse
-
-    return collapse.warnings(net)
 
 
 def warn(sentences: Sequence[str]) -> None:

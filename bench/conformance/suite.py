@@ -12,29 +12,21 @@ itself is seen in the working and the temporary folder alone.
 from __future__ import annotations
 
 import dataclasses
-import os
-import random
-import sys
 import tempfile
 import typing
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-from prunebench.bench import executor, machine
+from prunebench.bench import machine
 from prunebench.bench.checkpoint import Header, open_net, seal
-from prunebench.bench.data import Store, as_float
-from prunebench.bench.errors import BudgetExceeded, Refused, printable
-from prunebench.bench.lab.lab import Lab, Pruner
+from prunebench.bench.conformance.report import CHECKS, Check, Report
+from prunebench.bench.conformance.watch import Run, Seen, generators, run, watched
+from prunebench.bench.errors import BudgetExceeded, Refused
+from prunebench.bench.lab.lab import Pruner
 from prunebench.bench.mask import State, keep_count
-from prunebench.bench.protocol import Job, Protocol, Threat, Training
+from prunebench.bench.protocol import Protocol, Threat, Training
 from prunebench.pruners import Chosen, parse
 
 # Twelve epochs of two steps: the fewest in which every built-in pruner has an epoch for each of its stages.
@@ -56,87 +48,6 @@ LOST = 0.1  # share of the weights that shuffling may leave at zero
 WORLDS = (86_028_121, 86_028_157, 86_028_159)  # global seeds, apart from any that a pruner may set
 SLACK = 1.05  # work over the price paid for it; a forward of a net is a little more than its multiplications
 
-# What each check asks for, and how to mend a pruner that does not hold it.
-CHECKS = {
-    "options": "Write a frozen dataclass, every field annotated bool, int, float or str with a default of that type.",
-    "runs": "Let it end without an error on the tiny task; the error stands above.",
-    "loads": "Return the whole state dict of lab.model(): its keys, shapes and types, every value finite.",
-    "sparsity": "Leave at most lab.keep weights that are not zero: choose them with bench.mask and train with masks=.",
-    "budget": "Train through lab.fit, and pay for work of your own with lab.loop(passes=...) or lab.meter.charge.",
-    "deterministic": "Draw from lab.generator(name) alone: no clock, no set order, no randomness of the system.",
-    "random-state": "Leave the global generators of torch, numpy and random alone: use lab.generator(name).",
-    "test-split": "Learn from lab.train and lab.validation alone; the referee alone opens the test images.",
-    "files": "Return weights and nothing else: write no file, start no process; lab.loop saves what must last.",
-    "shuffle": "Permute with bench.mask.shuffled after the masks are fixed, so that every layer keeps its count.",
-}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One rule: `holds` is None where it could not be asked, `found` says what was seen, `mend` what to do."""
-
-    name: str
-    holds: bool | None
-    found: str
-
-    @property
-    def mend(self) -> str:
-        """How to make it hold."""
-        return CHECKS[self.name]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the suite found out about one pruner; printed, a line a check and a second one where it fails."""
-
-    pruner: str
-    checks: tuple[Check, ...]
-
-    @property
-    def holds(self) -> bool:
-        """Whether every check holds."""
-        return all(check.holds for check in self.checks)
-
-    @property
-    def broken(self) -> list[str]:
-        """The names of the checks that fail."""
-        return [check.name for check in self.checks if check.holds is False]
-
-    def __str__(self) -> str:
-        words = {True: "holds", False: "FAILS", None: "not asked"}
-        lines = []
-        for check in self.checks:
-            lines.append(f"{check.name:14} {words[check.holds]:10} {_line(check.found)}")
-            if check.holds is False:
-                lines.append(f"{'':25} {check.mend}")
-        kept = sum(check.holds is True for check in self.checks)
-        return "\n".join([*lines, f"{_line(self.pruner)}: {kept} of {len(self.checks)} checks hold."])
-
-    def as_json(self) -> dict[str, Any]:
-        """The report as a JSON value."""
-        checks = [dataclasses.asdict(check) | {"mend": None if check.holds else check.mend} for check in self.checks]
-        return {"pruner": self.pruner, "holds": self.holds, "checks": checks}
-
-
-@dataclass
-class _Seen:
-    """What was noticed while a pruner was at work in `folder`."""
-
-    folder: Path
-    outside: list[str] = field(default_factory=list)
-    data: list[str] = field(default_factory=list)
-    random: list[str] = field(default_factory=list)
-
-
-@dataclass
-class _Run:
-    """One run: the weights (None: it ended in `error`), what it cost, and what was seen."""
-
-    state: Any
-    error: Exception | None
-    lab: _Lab
-    seen: _Seen
-
 
 def check(pruner: str, task: Protocol = TASK) -> Report:
     """Run the pruner that `pruner` names, with its options, through every check.
@@ -147,12 +58,12 @@ def check(pruner: str, task: Protocol = TASK) -> Report:
     machine.env(torch.device("cpu"))  # asks git once, in a process of its own
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place).resolve()
-        loading = _Seen(folder / "import")
-        with _generators(WORLDS[0], loading), _watched(loading):
+        loading = Seen(folder / "import")
+        with generators(WORLDS[0], loading), watched(loading):
             chosen = parse(pruner)
         found = {"options": _options(chosen)}
-        first = _run(chosen, task, folder / "first", WORLDS[1])
-        second = _run(chosen, task, folder / "second", WORLDS[2])
+        first = run(chosen, task, folder / "first", WORLDS[1])
+        second = run(chosen, task, folder / "second", WORLDS[2])
         found |= {"runs": _runs(first), "loads": _loads(first, chosen, folder / "net.safetensors")}
         names = list(first.lab.shapes) if found["loads"][0] or _whole(first) else []
         found |= {
@@ -166,9 +77,7 @@ def check(pruner: str, task: Protocol = TASK) -> Report:
         }
         other = _other(chosen.pruner)
         third = (
-            None
-            if other is None
-            else _run(dataclasses.replace(chosen, pruner=other), task, folder / "first", WORLDS[1])
+            None if other is None else run(dataclasses.replace(chosen, pruner=other), task, folder / "first", WORLDS[1])
         )
         runs = [run.seen for run in (first, second, third) if run is not None]
         seen = [line for seen in (loading, *runs) for line in seen.outside]
@@ -214,7 +123,7 @@ def _options(chosen: Chosen) -> Found:
 # What can be said of a run
 
 
-def _runs(run: _Run) -> Found:
+def _runs(run: Run) -> Found:
     if run.error is None:
         return True, "ended with a result"
     if isinstance(run.error, BudgetExceeded):
@@ -222,7 +131,7 @@ def _runs(run: _Run) -> Found:
     return False, f"{type(run.error).__name__}: {run.error}"
 
 
-def _whole(run: _Run) -> bool:
+def _whole(run: Run) -> bool:
     """Whether there are weights to count, whatever else is wrong with them."""
     shapes, state = run.lab.shapes, run.state
     return isinstance(state, dict) and all(
@@ -231,7 +140,7 @@ def _whole(run: _Run) -> bool:
     )
 
 
-def _loads(run: _Run, chosen: Chosen, path: Path) -> Found:
+def _loads(run: Run, chosen: Chosen, path: Path) -> Found:
     if run.error is not None:
         return _NOT_RUN
     if not (isinstance(run.state, dict) and all(isinstance(value, torch.Tensor) for value in run.state.values())):
@@ -256,7 +165,7 @@ def _loads(run: _Run, chosen: Chosen, path: Path) -> Found:
     return same, f"sealed and opened again: {len(opened)} tensors, {'the same' if same else 'other'} values"
 
 
-def _sparsity(run: _Run, chosen: Chosen, names: list[str]) -> Found:
+def _sparsity(run: Run, chosen: Chosen, names: list[str]) -> Found:
     if run.error is not None or not names:
         return _NOT_RUN
     kept, whole = sum(_counts(run.state, names).values()), run.lab.prunable
@@ -266,7 +175,7 @@ def _sparsity(run: _Run, chosen: Chosen, names: list[str]) -> Found:
     return kept <= allowed, f"keeps {kept} of {whole} weights; {run.lab.job.sparsity} leaves {allowed} at most"
 
 
-def _budget(run: _Run) -> Found:
+def _budget(run: Run) -> Found:
     meter = run.lab.meter
     if isinstance(run.error, BudgetExceeded):
         return False, str(run.error)
@@ -285,7 +194,7 @@ def _budget(run: _Run) -> Found:
     return meter.spent <= meter.granted, spent
 
 
-def _deterministic(first: _Run, second: _Run) -> Found:
+def _deterministic(first: Run, second: Run) -> Found:
     if first.error is not None:
         return _NOT_RUN
     if second.error is not None:
@@ -315,7 +224,7 @@ def _other(pruner: Pruner) -> Pruner | None:
     return dataclasses.replace(pruner, shuffle=not pruner.shuffle)  # type: ignore[type-var, attr-defined]
 
 
-def _shuffle(first: _Run, third: _Run | None, names: list[str], chosen: Chosen) -> Found:
+def _shuffle(first: Run, third: Run | None, names: list[str], chosen: Chosen) -> Found:
     if third is None:
         return True, "it has no option shuffle; with one, its masks could be told from their layer densities"
     if first.error is not None or not names:
@@ -336,176 +245,3 @@ def _shuffle(first: _Run, third: _Run | None, names: list[str], chosen: Chosen) 
 
 def _counts(state: State, names: list[str]) -> dict[str, int]:
     return {name: int(torch.count_nonzero(state[name])) for name in names}
-
-
-# A run under watch
-
-
-class _Work(TorchDispatchMode):
-    """Counts the multiplications of what a pruner computes itself, in forwards of the net (`price` for an image)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops, self.price, self.fitted, self.trusted = 0, 1, 0, 0
-
-    @property
-    def passes(self) -> float:
-        """Sample passes of work, the lab's own trainings left out."""
-        return self.flops / self.price
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Let `func` work and count it."""
-        result = func(*args, **(kwargs or {}))
-        if not self.trusted and (count := flop_registry.get(func._overloadpacket)) is not None:
-            self.flops += count(*args, **(kwargs or {}), out_val=result)
-        return result
-
-
-class _Lab(Lab):
-    """A lab that tells its own trainings, which are charged rightly, from the work of the pruner."""
-
-    work: _Work
-    granted: int
-
-    def watched(self) -> _Lab:
-        """This lab, ready to count."""
-        self.work, self.granted = _Work(), self.meter.granted
-        with self.work, torch.no_grad():
-            self.model().eval()(as_float(self.train.images[:1]))
-        self.work.price, self.work.flops = self.work.flops, 0
-        return self
-
-    def _train(self, *args: Any, **kwargs: Any) -> Any:
-        before, self.work.trusted = self.meter.spent, self.work.trusted + 1
-        try:
-            return super()._train(*args, **kwargs)
-        finally:
-            self.work.trusted -= 1
-            self.work.fitted += self.meter.spent - before
-
-
-def _run(chosen: Chosen, task: Protocol, folder: Path, world: int) -> _Run:
-    """Let the pruner work, with its stages in `folder` and the global generators in a state that `world` names."""
-    sparsity = task.sparsities[0] if chosen.prunes else 0.0
-    job = Job(pruner=chosen.name, options=chosen.options, sparsity=sparsity, seed=0)
-    lab = _Lab(job, task, Store(Path("data")), folder / "stages", resolve=lambda spec: parse(spec).pruner).watched()
-    executor.lacking()  # starts a compiler where there are no kernels yet: before anybody is watched
-    seen = _Seen(folder)
-    state, error = None, None
-    with _generators(world, seen), _elsewhere(folder, seen), _watched(seen):
-        try:
-            with lab.work:
-                state = chosen.pruner(job, lab)
-        except Exception as fault:  # noqa: BLE001  a pruner may be anybody's code; its fault is a finding
-            error = fault
-    return _Run(state, error, lab, seen)
-
-
-@contextmanager
-def _generators(world: int, seen: _Seen) -> Iterator[None]:
-    """Give the global generators the seed `world`, note which were used, and put them back as they were."""
-    readers: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-        "torch": (torch.get_rng_state, torch.set_rng_state),
-        "numpy": (lambda: np.random.get_state(legacy=False), np.random.set_state),  # noqa: NPY002  the global one is meant
-        "random": (random.getstate, random.setstate),
-    }
-    kept = {name: read() for name, (read, _) in readers.items()}
-    torch.default_generator.manual_seed(world)
-    np.random.seed(world)  # noqa: NPY002
-    random.seed(world)
-    before = {name: repr(_plain(read())) for name, (read, _) in readers.items()}
-    try:
-        yield
-    finally:
-        for name, (read, write) in readers.items():
-            if repr(_plain(read())) != before[name]:
-                seen.random.append(f"the global generator of {name} was used or seeded")
-            write(kept[name])
-
-
-def _plain(state: Any) -> Any:
-    """A generator's state as something that `repr` shows in full."""
-    if isinstance(state, torch.Tensor | np.ndarray):
-        return state.tolist()
-    return {key: _plain(value) for key, value in state.items()} if isinstance(state, dict) else state
-
-
-@contextmanager
-def _elsewhere(folder: Path, seen: _Seen) -> Iterator[None]:
-    """Work in an empty folder that is also the one for temporary files, and note what was left there."""
-    here, temporary, bytecode = Path.cwd(), tempfile.tempdir, sys.dont_write_bytecode
-    with tempfile.TemporaryDirectory() as place:
-        os.chdir(place)
-        tempfile.tempdir, sys.dont_write_bytecode = place, True  # an import on the way must not write either
-        try:
-            yield
-        finally:
-            os.chdir(here)
-            tempfile.tempdir, sys.dont_write_bytecode = temporary, bytecode
-            left = sorted(path.relative_to(place) for path in Path(place).rglob("*"))
-            seen.outside += [f"wrote {path} into the working or temporary folder" for path in left]
-
-
-_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGES = {"os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.truncate", "os.chmod"}
-_BEYOND = {
-    "subprocess.Popen": "started a process",
-    "os.system": "started a process",
-    "os.fork": "started a process",
-    "os.posix_spawn": "started a process",
-    "os.exec": "started a process",
-    "socket.connect": "opened a connection",
-}
-_DATA = ("digits.csv", "-ubyte", "/data_batch_", "/test_batch", "cifar-100-python/", "_32x32.mat")
-
-_watching: list[_Seen] = []  # the run under watch; an audit hook cannot be taken out again, so it looks here
-
-
-def _hook(event: str, args: tuple[Any, ...]) -> None:
-    if not _watching or not (event == "open" or event in _CHANGES or event in _BEYOND):
-        return
-    seen = _watching[-1]
-    if event in _BEYOND:
-        seen.outside.append(_BEYOND[event])
-        return
-    # Of two paths, of a renaming or a link, the first is where something goes missing, the second where it appears.
-    paths = args[:2] if event in ("os.rename", "os.link", "os.symlink") else args[:1]
-    for path in paths:
-        if not isinstance(path, str | bytes | os.PathLike):
-            continue  # a file that is open already
-        place = os.path.abspath(os.fsdecode(path))  # noqa: PTH100  resolve() would look at the disk
-        if event == "open" and not _writes(*args[1:3]):
-            if any(part in place for part in _DATA):
-                seen.data.append(f"opened the data set file {os.path.basename(place)}")  # noqa: PTH119
-        elif f"{os.sep}__pycache__" in place:
-            continue  # compiled code, written by an import
-        elif not place.startswith((f"{seen.folder}{os.sep}", os.devnull)) and place != str(seen.folder):
-            seen.outside.append(f"wrote or changed {place}")
-
-
-def _writes(mode: object, flags: object) -> bool:
-    """Whether a file is opened for more than reading, by the arguments of the audit event."""
-    by_mode = isinstance(mode, str) and any(letter in mode for letter in "wax+")
-    return by_mode or (not isinstance(mode, str) and isinstance(flags, int) and bool(flags & _WRITES))
-
-
-_hooked: list[bool] = []
-
-
-@contextmanager
-def _watched(seen: _Seen) -> Iterator[None]:
-    """Note every file that this process opens for writing, every data set that it reads, every process it starts."""
-    if not _hooked:
-        sys.addaudithook(_hook)
-        _hooked.append(True)
-    _watching.append(seen)
-    try:
-        yield
-    finally:
-        _watching.pop()
-
-
-def _line(text: str) -> str:
-    """`text`, which may come from anybody's code, as one printable line of bounded length."""
-    shown = printable(text)
-    return shown if len(shown) <= 400 else f"{shown[:400]}..."

@@ -20,7 +20,7 @@ from prunebench.bench import collapse
 from prunebench.bench.bounded import unzipped_size
 from prunebench.bench.checkpoint import Header, Net, open_net, seal
 from prunebench.bench.data import Info, Store
-from prunebench.bench.errors import PrunebenchError, Refused, printable
+from prunebench.bench.errors import PrunebenchError, Refused, cut, printable, reason, some
 from prunebench.bench.files import read_outside, sha256_of
 from prunebench.bench.interop.pickled import refuse_explosive
 from prunebench.bench.mask import State, keep_count, keep_largest
@@ -301,8 +301,7 @@ def _normalisation(text: str, channels: int) -> dict[str, Tensor]:
 
 
 def _plain(name: str) -> str:
-    shown = printable(name)
-    return shown if len(shown) <= 100 else f"{shown[:100]}..."
+    return cut(printable(name), 100)
 
 
 def _name(name: object) -> str:
@@ -310,9 +309,7 @@ def _name(name: object) -> str:
 
 
 def _list(names: Any) -> str:
-    names = list(names)
-    shown = ", ".join(_name(name) for name in names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+    return some([_name(name) for name in names], _SHOWN)
 
 
 def _shape(tensor: Tensor) -> str:
@@ -322,4 +319,4 @@ def _shape(tensor: Tensor) -> str:
 def _short(error: Exception) -> str:
     if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):  # torch's own advice would be to run it after all
         return f"it holds {_plain(foreign[1])}"
-    return _plain(str(error).strip().partition("\n")[0] or type(error).__name__)
+    return _plain(reason(error))

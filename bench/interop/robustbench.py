@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunebench.bench import machine
 from prunebench.bench.checkpoint import Header, Net
 from prunebench.bench.data import Store
-from prunebench.bench.errors import PrunebenchError, Refused, unknown
+from prunebench.bench.errors import PrunebenchError, Refused, cut, reason, unknown
 from prunebench.bench.files import canonical_json, digest_outside, open_outside, sha256_of
 from prunebench.bench.interop.autoattack_shim import provide_autoattack
 from prunebench.bench.models import prunable
@@ -144,9 +144,8 @@ def _fetch(path: Path, source: str) -> None:
             _tensors(file, f"What {source} sent")
             file.replace(path)
     except (requests.RequestException, FileURLRetrievalError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise PrunebenchError(
-            f"Could not download {source} ({reason}); fetch it by other means and put it at {path}."
+            f"Could not download {source} ({reason(error)}); fetch it by other means and put it at {path}."
         ) from None
     except OSError as error:
         raise PrunebenchError(f"Could not write {path} ({error.strerror or error}); name another data root.") from error
@@ -162,11 +161,10 @@ def _tensors(path: Path, name: str) -> list[Tensor]:
         with open_outside(path, "a net of the zoo", LARGEST, way_out="fetch it again", complain=Refused) as file:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise Refused(
             "format",
-            f"{name} is no checkpoint of tensors alone ({reason[:200]}), and nothing else is unpickled; fetch it again "
-            "or choose another model.",
+            f"{name} is no checkpoint of tensors alone ({cut(reason(error), 200)}), and nothing else is unpickled; "
+            "fetch it again or choose another model.",
         ) from None
     found = _nested(checkpoint)
     if not found:
@@ -187,9 +185,9 @@ def _load(name: str, data: str, norm: str, root: Path) -> nn.Module:
     try:
         module: nn.Module = load_model(name, model_dir=root, dataset=data, threat_model=norm)
     except (RuntimeError, LookupError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        said = cut(" ".join(str(error).split()), 200)
         raise Refused(
-            "keys", f"The weights of {name} in {root} are not those of its net ({reason[:200]}); fetch them again."
+            "keys", f"The weights of {name} in {root} are not those of its net ({said}); fetch them again."
         ) from None
     return module.float().eval().requires_grad_(False)
 

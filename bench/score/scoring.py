@@ -24,15 +24,7 @@ from prunebench.bench.mask import distribution
 from prunebench.bench.models import prunable
 from prunebench.bench.outcomes import pack_outcomes
 from prunebench.bench.protocol import Protocol, load
-from prunebench.bench.record import (
-    Cost,
-    DataId,
-    Flag,
-    Point,
-    ProtocolId,
-    Record,
-    Score,
-)
+from prunebench.bench.record import Cost, DataId, Flag, Point, ProtocolId, Record, Score
 from prunebench.bench.score import flags, probes
 from prunebench.bench.score.cascade import Bits, Found, attack_all, attack_shard
 from prunebench.bench.score.effort import effort_of

@@ -23,7 +23,7 @@ from prunebench.bench.record import Record
 from prunebench.bench.score import scoring
 
 if TYPE_CHECKING:
-    from prunebench.leaderboard.table import Ranking
+    from prunebench.leaderboard.board import Ranking
 
 
 def load(path: str | Path) -> Net:

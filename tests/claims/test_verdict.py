@@ -19,9 +19,9 @@ from prunebench.bench.claims.verdict import (
     replayed,
     sampled,
     sampled_count,
-    some,
     whole,
 )
+from prunebench.bench.errors import some
 from prunebench.bench.stats import noise, noise_gap
 from tools import attack_noise, claim_power
 

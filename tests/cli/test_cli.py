@@ -15,7 +15,7 @@ from importlib.metadata import version
 import pytest
 
 from prunebench.bench.checkpoint import Header, seal
-from prunebench.bench.cli import main
+from prunebench.bench.cli import main, run
 from prunebench.bench.data import DATASETS
 from prunebench.bench.mask import keep_largest, masked
 from prunebench.bench.models import MODELS, build, prunable
@@ -459,10 +459,10 @@ def test_rank_writes_the_log_and_signs_on_request(prunebench, tmp_path):
 
 
 def test_epochs_of_another_number_make_another_protocol():
-    official = main._rules("digits-linf", None)
+    official = run.rules_of("digits-linf", None)
     assert official.official
-    assert main._rules("digits-linf", official.training.epochs) == official
-    shorter = main._rules("digits-linf", 2)
+    assert run.rules_of("digits-linf", official.training.epochs) == official
+    shorter = run.rules_of("digits-linf", 2)
     assert (shorter.name, shorter.official, shorter.training.epochs) == ("digits-linf-epochs2", False, 2)
 
 

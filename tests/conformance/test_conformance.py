@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from prunebench.bench.cli import main
-from prunebench.bench.conformance import suite as conformance
-from prunebench.bench.conformance.suite import CHECKS, TASK, Check, Report, check
+from prunebench.bench.conformance import watch
+from prunebench.bench.conformance.report import CHECKS, Check, Report
+from prunebench.bench.conformance.suite import TASK, check
 from prunebench.bench.errors import PrunebenchError
 from prunebench.pruners import PRUNERS
 
@@ -225,7 +226,7 @@ def test_the_suite_leaves_everything_as_it_was(write, tmp_path, monkeypatch):
     check(spec)
     after = torch.get_rng_state(), repr(np.random.get_state()), random.getstate(), sorted(tmp_path.iterdir())  # noqa: NPY002
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
-    assert tmp_path.samefile(".") and not conformance._watching
+    assert tmp_path.samefile(".") and not watch._watching
 
 
 def test_reading_other_files_is_no_offence(write, tmp_path):

@@ -11,7 +11,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.record import Record
 from prunebench.leaderboard.check import check, default_out, write
-from prunebench.leaderboard.render import FORMATS
+from prunebench.leaderboard.render.formats import FORMATS
 from tests.support.records import make, outcomes, refusal, save
 
 FILES = ["README.md", "board.csv", "board.json", "board.tex"]

@@ -10,9 +10,9 @@ import os
 import pytest
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.leaderboard import site
 from prunebench.leaderboard.check import check, look, write
 from prunebench.leaderboard.provenance import LEDGER, MEANING, Entry, measured, note, of_row, read_ledger, trained
+from prunebench.leaderboard.site import folder
 from prunebench.leaderboard.table import read
 from tests.support.records import make, save
 
@@ -143,7 +143,7 @@ def test_every_board_says_how_its_rows_came(board):
     assert (imp["origin"], random["origin"]) == ("as handed in", "re-measured")
     rows = json.loads((home / "board.json").read_text())["boards"][0]["rows"]
     assert [row["origin"] for row in rows] == ["as handed in", "re-measured"]
-    site.write(board, home / "site")
+    folder.write(board, home / "site")
     page = (home / "site" / "index.html").read_text()
     assert "<td>re-measured</td>" in page and MEANING.replace("'", "&#39;") in page.replace("'", "&#39;")
     assert "re-measured" in (home / "site" / "entries" / "digits-linf-random-s0.9.html").read_text()

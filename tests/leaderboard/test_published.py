@@ -8,9 +8,9 @@ import pytest
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.protocol import PROTOCOLS, Threat
-from prunebench.leaderboard import site
 from prunebench.leaderboard.published import FILE, load, rows_for
-from prunebench.leaderboard.render import markdown
+from prunebench.leaderboard.render.markdown import markdown
+from prunebench.leaderboard.site import folder
 from prunebench.leaderboard.table import rank
 from prunebench.leaderboard.table import read as read_records
 from tests.support.records import make, save
@@ -124,10 +124,10 @@ def test_they_stand_below_the_board_of_their_task_and_of_no_other(tmp_path):
     below = page.partition("not measured here and not ranked")[2]
     assert below.count("&#124;") == 0 and "eps 0.031, not 8/255" in below and "45.69" in below
     assert below.count("published") == len(rows_for("cifar10-linf")) > 0
-    site.write(tmp_path / "records", tmp_path / "site")
+    folder.write(tmp_path / "records", tmp_path / "site")
     assert "eps 0.031, not 8/255" in (tmp_path / "site" / "index.html").read_text()
 
     save(tmp_path / "digits", board_of("digits-linf"))
     assert "published" not in markdown(rank(read_records(tmp_path / "digits")))
-    site.write(tmp_path / "digits", tmp_path / "other")
+    folder.write(tmp_path / "digits", tmp_path / "other")
     assert "Published by others" not in (tmp_path / "other" / "index.html").read_text()

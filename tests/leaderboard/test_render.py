@@ -16,23 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from prunebench.leaderboard.board import Rate
 from prunebench.leaderboard.contrasts import Contrast, Power
-from prunebench.leaderboard.render import (
-    FORMATS,
-    LONGEST,
-    as_json,
-    clean,
-    comma_separated,
-    latex,
-    markdown,
-    percent,
-    points,
-    power_of,
-    resampled,
-    terminal,
-    verdict,
-)
-from prunebench.leaderboard.table import Rate, rank
+from prunebench.leaderboard.render import columns
+from prunebench.leaderboard.render.data import as_json, comma_separated
+from prunebench.leaderboard.render.formats import FORMATS
+from prunebench.leaderboard.render.latex import latex
+from prunebench.leaderboard.render.markdown import markdown
+from prunebench.leaderboard.render.terminal import terminal
+from prunebench.leaderboard.render.text import LONGEST, clean, percent, points, power_of, resampled, verdict
+from prunebench.leaderboard.table import rank
 from tests.support.records import ATTACKS, make, refusal
 
 HOSTILE = (
@@ -372,10 +365,16 @@ def test_a_record_cannot_break_out_of_a_table(hostile):
 
 
 def test_the_check_above_sees_what_is_not_escaped(monkeypatch):
-    monkeypatch.setattr("prunebench.leaderboard.render._markdown_text", clean)
+    monkeypatch.setattr("prunebench.leaderboard.render.markdown.escaped", clean)
     assert {len(row) for row in markdown_rows(markdown(ranking("a|b")))} != COLUMNS
-    monkeypatch.setattr("prunebench.leaderboard.render._markdown_text", str)
+    monkeypatch.setattr("prunebench.leaderboard.render.markdown.escaped", str)
     assert len(markdown(ranking("a\nb")).splitlines()) != len(markdown(ranking()).splitlines())
+
+
+def test_every_column_for_people_is_shown_somewhere():
+    tables = (columns.MARKDOWN_METHODS, columns.MARKDOWN_OTHERS, columns.MARKDOWN_COSTS, columns.TERMINAL)
+    shown = {title for table in (*tables, columns.LATEX, columns.SITE_METHODS, columns.SITE_OTHERS) for title in table}
+    assert shown == {column.title for column in columns.COLUMNS if column.text is not None}
 
 
 def test_latex_specials_are_spelled():

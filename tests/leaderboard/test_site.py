@@ -17,8 +17,8 @@ from prunebench.bench.adversarials import Pairs, pack_pairs
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import replace_folder, sha256_of, write_bytes
 from prunebench.bench.outcomes import pairs_path
-from prunebench.leaderboard import plots, site
-from prunebench.leaderboard.render import clean
+from prunebench.leaderboard.render.text import clean
+from prunebench.leaderboard.site import assets, folder, pages, plots
 from prunebench.leaderboard.table import rank, read
 from tests.support.records import make, refusal, save
 
@@ -85,7 +85,7 @@ def records(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(records):
-    site.write(records, records.parent / "site")
+    folder.write(records, records.parent / "site")
     return records.parent / "site"
 
 
@@ -208,8 +208,8 @@ def test_no_page_asks_the_network(made):
 
 def test_the_same_records_give_the_same_bytes(made, records, tmp_path):
     moved = shutil.copytree(records, tmp_path / "elsewhere")
-    site.write(moved, tmp_path / "again")
-    site.write(moved, tmp_path / "again")
+    folder.write(moved, tmp_path / "again")
+    folder.write(moved, tmp_path / "again")
     assert contents(tmp_path / "again") == contents(made)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -222,7 +222,7 @@ def plain_shapes(made):
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_record_is_nothing_but_text(hostile, plain_shapes, tmp_path):
     source = fill(tmp_path / "records", hostile, hostile)
-    found = site.pages(rank(read(source)), read(source), source)
+    found = pages.pages(rank(read(source)), read(source), source)
     shapes = sorted(Page(data).shape for name, data in found.items() if name.endswith(".html"))
     assert shapes == plain_shapes
     for name, data in found.items():
@@ -242,10 +242,10 @@ def test_a_record_is_nothing_but_text(hostile, plain_shapes, tmp_path):
 @pytest.mark.parametrize("hostile", HOSTILE[:2])
 def test_the_test_above_sees_what_is_not_escaped(hostile, plain_shapes, tmp_path, monkeypatch):
     source = fill(tmp_path / "records", hostile, hostile)
-    environment = site._environment()
+    environment = pages._environment()
     environment.autoescape = False
-    monkeypatch.setattr(site, "_environment", lambda: environment)
-    found = site.pages(rank(read(source)), read(source), source)
+    monkeypatch.setattr(pages, "_environment", lambda: environment)
+    found = pages.pages(rank(read(source)), read(source), source)
     try:
         shapes = sorted(Page(data).shape for name, data in found.items() if name.endswith(".html"))
     except AssertionError:
@@ -256,25 +256,25 @@ def test_the_test_above_sees_what_is_not_escaped(hostile, plain_shapes, tmp_path
 def test_names_that_differ_only_in_case_have_pages_of_their_own(tmp_path):
     for i, name in enumerate(("imp", "IMP", "Imp", "i/mp", "i mp")):
         save(tmp_path / "records", make(name), f"{i}")
-    site.write(tmp_path / "records", tmp_path / "site")
+    folder.write(tmp_path / "records", tmp_path / "site")
     names = [path.name.lower() for path in (tmp_path / "site" / "entries").iterdir()]
     assert len(set(names)) == 5
 
 
 def test_pictures_that_cannot_be_shown_are_accounted_for(tmp_path):
     save(tmp_path / "a", make(pairs="e" * 64))
-    site.write(tmp_path / "a", tmp_path / "site")
+    folder.write(tmp_path / "a", tmp_path / "site")
     text = " ".join(html_pages(tmp_path / "site")["entries/digits-linf-imp-s0.9.html"].texts)
     assert "imp-s0.9-seed0.pairs.npz does not lie beside the record" in text
     fill(tmp_path / "b", shown=pairs(channels=2))
-    site.write(tmp_path / "b", tmp_path / "site")
+    folder.write(tmp_path / "b", tmp_path / "site")
     text = " ".join(html_pages(tmp_path / "site")["entries/digits-linf-imp-s0.95.html"].texts)
     assert "Images of shape (2, 2, 2) cannot be shown" in text
 
 
 def test_colour_pictures_are_shown(tmp_path):
     fill(tmp_path / "records", shown=pairs(channels=3))
-    site.write(tmp_path / "records", tmp_path / "site")
+    folder.write(tmp_path / "records", tmp_path / "site")
     page = html_pages(tmp_path / "site")["entries/digits-linf-imp-s0.95.html"]
     assert sum(tag == "img" for tag, *_ in page.shape) == 12
 
@@ -283,21 +283,21 @@ def test_other_pairs_than_the_record_names_are_refused(tmp_path):
     fill(tmp_path / "records")
     write_bytes(tmp_path / "records" / "digits-linf" / "a-seed1.pairs.npz", pairs(channels=3))
     with pytest.raises(PrunebenchError, match=r"a-seed1.pairs.npz is not the pairs .* its sha256 is another"):
-        site.write(tmp_path / "records", tmp_path / "site")
+        folder.write(tmp_path / "records", tmp_path / "site")
     assert not (tmp_path / "site").exists()
 
 
 @pytest.mark.parametrize("foreign", ["notes.txt", "entries/mine.html", ".git/config"])
 def test_nothing_foreign_is_replaced(made, records, tmp_path, foreign):
     out = shutil.copytree(made, tmp_path / "site")
-    site.write(records, out)  # its own site is replaced
+    folder.write(records, out)  # its own site is replaced
     (out / foreign).parent.mkdir(exist_ok=True)
     (out / foreign).write_text("mine")
     before = contents(out)
     with pytest.raises(
         PrunebenchError, match=f"is not a site of prunebench alone: it holds {re.escape(foreign)}; move"
     ):
-        site.write(records, out)
+        folder.write(records, out)
     assert contents(out) == before
 
 
@@ -308,17 +308,17 @@ def test_other_places_are_refused(records, tmp_path):
     (tmp_path / "nest" / "deep").mkdir(parents=True)
     for name, said in (("folder", "index.html"), ("file", "is a file"), ("nest", "is not a site")):
         with pytest.raises(PrunebenchError, match=said):
-            site.write(records, tmp_path / name)
+            folder.write(records, tmp_path / name)
     with pytest.raises(PrunebenchError, match="inside the records"):
-        site.write(records, records / "site")
+        folder.write(records, records / "site")
     with pytest.raises(PrunebenchError, match="There is no folder"):
-        site.write(tmp_path / "none", tmp_path / "site")
+        folder.write(tmp_path / "none", tmp_path / "site")
     (tmp_path / "free").mkdir()
-    site.write(records, tmp_path / "free")
+    folder.write(records, tmp_path / "free")
     for manifest in ("[]", "{", '{"prunebench_site": 1, "files": 3}', '{"prunebench_site": 1, "files": [{}]}'):
-        (tmp_path / "free" / site.MANIFEST).write_text(manifest)
+        (tmp_path / "free" / folder.MANIFEST).write_text(manifest)
         with pytest.raises(PrunebenchError, match="is not a site of prunebench alone"):
-            site.write(records, tmp_path / "free")
+            folder.write(records, tmp_path / "free")
 
 
 def test_a_failed_run_leaves_the_old_site(made, records, tmp_path, monkeypatch):
@@ -329,11 +329,11 @@ def test_a_failed_run_leaves_the_old_site(made, records, tmp_path, monkeypatch):
         (folder / "index.html").write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(site, "_fill", full)
+    monkeypatch.setattr(folder, "_fill", full)
     with pytest.raises(PrunebenchError, match=r"Could not write .*No space left on device.*is kept"):
-        site.write(records, out)
+        folder.write(records, out)
     with pytest.raises(PrunebenchError, match="Could not write"):
-        site.write(records, tmp_path / "new")
+        folder.write(records, tmp_path / "new")
     assert contents(out) == before
     assert list(tmp_path.iterdir()) == [out]
 
@@ -355,10 +355,10 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_pa
 
 
 def test_the_widget_becomes_a_script_or_is_refused():
-    assert "window.DataTable=b;" in site.as_script("var b=1;export{a as A,b as default};\n/* licence */")
+    assert "window.DataTable=b;" in assets.as_script("var b=1;export{a as A,b as default};\n/* licence */")
     for module in ("var b=1;", "export{a as A};", "export{b as default};export{c as d};"):
         with pytest.raises(PrunebenchError, match="install the version of itables"):
-            site.as_script(module)
+            assets.as_script(module)
 
 
 def luminance(colour):
@@ -521,7 +521,7 @@ def test_a_phone_shows_every_page_without_scrolling_sideways(browser, made, sche
 def test_hostile_records_are_inert_in_the_browser(watched, tmp_path):
     text = "".join(HOSTILE[:8])
     fill(tmp_path / "records", text, text)
-    site.write(tmp_path / "records", tmp_path / "site")
+    folder.write(tmp_path / "records", tmp_path / "site")
     watched.page.set_viewport_size({"width": 390, "height": 844})
     for name in html_pages(tmp_path / "site"):
         watched.open(tmp_path / "site" / name)

@@ -28,7 +28,7 @@ from prunebench.bench.protocol import EPOCHS, PROTOCOLS, Job, from_values, load
 from prunebench.bench.record import load_record
 from prunebench.bench.score.effort import TIMES, effort_of, save_effort
 from prunebench.bench.score.journal import Finding, Journal
-from prunebench.leaderboard.site import MANIFEST, _listed
+from prunebench.leaderboard.site.folder import MANIFEST, _listed
 from tests.support import records
 from tests.support.nets import STORE, TINY, forged, seal_state
 

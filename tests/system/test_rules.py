@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prunebench.bench.conformance.suite import CHECKS
+from prunebench.bench.conformance.report import CHECKS
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "bench" / "PROTOCOL.md"

@@ -13,8 +13,8 @@ import plotly.graph_objects as go
 
 from prunebench.bench.protocol import PROTOCOLS, exact
 from prunebench.bench.record import Record
-from prunebench.leaderboard.render import clean, percent
-from prunebench.leaderboard.table import Board, Rate, Row
+from prunebench.leaderboard.board import Board, Rate, Row
+from prunebench.leaderboard.render.text import clean, percent
 
 SERIES = 8  # colours that a theme has
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "hexagon", "pentagon", "x")

@@ -15,8 +15,8 @@ from prunebench.bench import stats
 from prunebench.bench.adversarials import load_pairs
 from prunebench.bench.outcomes import pairs_path
 from prunebench.bench.record import Record
-from prunebench.leaderboard.render import points, resampled, verdict
-from prunebench.leaderboard.table import Board, Row
+from prunebench.leaderboard.board import Board, Row
+from prunebench.leaderboard.render.text import points, resampled, verdict
 
 MOST_PAIRS = 12  # of a record, on its page
 MISSING = "not recorded"

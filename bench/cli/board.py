@@ -1,0 +1,151 @@
+"""The verbs of the leaderboard: rank records, sign them, and make web pages of them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prunebench.bench.cli import show
+from prunebench.bench.cli.options import DataRoot, Device, Quiet, Threads, store_of
+from prunebench.bench.errors import PrunebenchError, printable
+
+if TYPE_CHECKING:
+    from prunebench.bench.data import Store
+    from prunebench.leaderboard.provenance import Entry
+
+
+def rank(
+    records: Annotated[Path, typer.Argument(metavar="RECORDS", help="A folder of records.")],
+    out: Annotated[Path | None, typer.Option(help="Where the tables go; by default above a folder 'records'.")] = None,
+    formats: Annotated[str, typer.Option("--format", help="Any of md,csv,json,tex.")] = "md,csv,json,tex",
+    write: Annotated[bool, typer.Option("--write", help="Write the tables, the log and the ledger.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Fail unless all is true and up to date.")] = False,
+    reason: Annotated[str | None, typer.Option(help="Why rows changed, for the log; with --write.")] = None,
+    date: Annotated[str | None, typer.Option(help="YYYY-MM-DD for log and ledger; today by default.")] = None,
+    rescore: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Score N official records, drawn at random, again.")
+    ] = None,
+    draw: Annotated[
+        int | None, typer.Option(min=0, metavar="SEED", help="Repeat a draw; by default no one can foresee it.")
+    ] = None,
+    since: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REF", help="Draw from what changed since this git commit; the first here."),
+    ] = None,
+    nets: Annotated[Path | None, typer.Option(help="A folder of nets, if they are not beside the records.")] = None,
+    data: DataRoot = Path("data"),
+    device: Device = "auto",
+    threads: Threads = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Compare records; write or check the leaderboard's tables."""
+    from prunebench.leaderboard import check as board
+    from prunebench.leaderboard.render.terminal import terminal
+
+    for name, value, other, given in (
+        ("--reason", reason, "--write", write),
+        ("--date", date, "--write", write),
+        ("--draw", draw, "--rescore", rescore),
+        ("--since", since, "--rescore", rescore),
+        ("--nets", nets, "--rescore", rescore),
+    ):
+        if value is not None and not given:
+            raise PrunebenchError(f"{name} does nothing without {other}; give both, or leave it out.")
+    folder, entries = _records_in(records), []
+    chosen = [name.strip() for name in formats.split(",") if name.strip()]
+    board.formats_named(chosen)
+    if check:
+        ranking, files = board.check(folder, out, chosen)
+    if rescore is not None:
+        entries = _remeasured(
+            folder, rescore, draw, since or [], nets, date, store_of(data), device, threads, quiet=quiet
+        )
+    if write:
+        ranking, files = board.write(folder, out, chosen, reason=reason, date=date, entries=entries)
+    elif not check:
+        ranking, files = board.look(folder), []
+    last = show.written("Written" if write else "Up to date", files) if files else "Nothing was written (--write)."
+    show.out(*terminal(ranking), last)
+
+
+def sign(
+    records: Annotated[list[Path], typer.Argument(metavar="RECORD...", help="Records, as RECORD.json.")],
+    key: Annotated[Path, typer.Option(help="Your private SSH key, or the public one of a key in an agent.")],
+) -> None:
+    """Sign records with an SSH key: RECORD.json.sig beside each."""
+    from prunebench.bench import signature
+
+    show.out(show.written("Written", [signature.sign(record, key) for record in records]))
+
+
+def site(
+    records: Annotated[Path, typer.Argument(metavar="RECORDS", help="A folder of records, or of a run.")],
+    out: Annotated[Path, typer.Option(help="The folder for the site; replaced if it is one already.")],
+) -> None:
+    """Make web pages of the records; they open from the disk."""
+    from prunebench.leaderboard.site import folder
+
+    ranking, first = folder.write(_records_in(records), out)
+    rows = sum(len(board.rows) for board in ranking.boards)
+    show.out(show.written(f"Written, {len(ranking.boards)} boards and {rows} entries", [first]))
+
+
+def _records_in(folder: Path) -> Path:
+    """The folder of records that `folder` is, or has when it is the folder of a run."""
+    return folder / "records" if (folder / "records").is_dir() else folder
+
+
+def _remeasured(
+    folder: Path,
+    count: int,
+    seed: int | None,
+    since: list[str],
+    nets: Path | None,
+    date: str | None,
+    store: Store,
+    device: str,
+    threads: int,
+    *,
+    quiet: bool,
+) -> list[Entry]:
+    """Score some official records again; what the ledger is to say of those that hold.
+
+    Raises PrunebenchError when one does not hold, after all of them were looked at.
+    """
+    import torch
+
+    from prunebench.bench import machine
+    from prunebench.bench.claims import rescore
+    from prunebench.bench.record import Record
+    from prunebench.leaderboard import provenance, table
+
+    machine.device_named(device)
+    torch.set_num_threads(threads)
+    day, where = provenance.day(date), rescore.Nets(nets)
+    records = {path: record for path, record in table.read(folder).items() if isinstance(record, Record)}
+    drawn = rescore.draw(records, folder, count, rescore.fresh() if seed is None else seed, since, store)
+    entries, wrong = [], []
+    with show.Watch(quiet=quiet) as watch:
+        watch.line(drawn.told)
+        for path in drawn.paths:
+            name, record = printable(str(path)), records[path]
+            try:
+                net = where.of(folder / path, record)
+                verdict, again = rescore.rescore(
+                    folder / path, record, net, store, device=device, report=partial(watch.report, name)
+                )
+            except PrunebenchError as error:
+                watch.finish(name, "cannot be measured again")
+                wrong.append(str(error))
+                continue
+            watch.finish(name, printable(verdict.line))
+            if verdict.word == "refuted":
+                wrong.append(f"{folder / path} is not what its net does: {verdict.sentence}")
+            entries.append(provenance.measured(record, again, verdict.word, day))
+    if wrong:
+        more = f" ({len(wrong) - 1} more of the {len(drawn.paths)} do not hold.)" if len(wrong) > 1 else ""
+        raise PrunebenchError(f"{wrong[0].rstrip('.')}.{more}")
+    return entries

@@ -1,0 +1,89 @@
+"""The verbs of claims: make one, and measure it again."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunebench.bench.cli import show
+from prunebench.bench.cli.options import AsJson, DataRoot, Device, Quiet, Threads, store_of
+from prunebench.bench.errors import PrunebenchError, printable
+
+
+def claim(
+    record: Annotated[Path, typer.Argument(metavar="RECORD", help="The record of a score.")],
+    out: Annotated[Path, typer.Option(help="The folder for the claim and its files.")],
+    net: Annotated[
+        Path | None, typer.Option(help="The net that was scored; by default the one beside the record.")
+    ] = None,
+    at_least: Annotated[
+        str | None, typer.Option(help="Claim that share of the images alone, as '60 %', in place of the count.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace another claim or another net in the folder.")] = False,
+) -> None:
+    """Make a claim that others can verify: CLAIM.toml and its files."""
+    from prunebench.bench.claims.claim import make
+
+    net = record.with_name("net.safetensors") if net is None else net
+    path = make(record, net, out, at_least=at_least, force=force)
+    show.out(show.written("Written", [path]))
+
+
+class Level(StrEnum):
+    """How a claim is verified."""
+
+    replay = "replay"
+    quick = "quick"
+    full = "full"
+
+
+def verify(
+    place: Annotated[Path, typer.Argument(metavar="CLAIM", help="A claim, or a folder that holds some.")],
+    level: Annotated[Level, typer.Option(help="Replay stored images, attack a tenth of all, or all.")] = Level.replay,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, help="Draws the images of level quick; a new one each time by default."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep what level full has measured here, to go on.")] = None,
+    data: DataRoot = Path("data"),
+    device: Device = "auto",
+    threads: Threads = 1,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure claims again; exit code 0 when all of them stand."""
+    from prunebench.bench.claims.claim import find
+
+    claims = find(place)
+
+    import torch
+
+    from prunebench.bench import machine
+    from prunebench.bench.claims import verify as measure
+    from prunebench.bench.claims.verdict import Verdict
+
+    machine.device_named(device)
+    torch.set_num_threads(threads)
+    store, found = store_of(data), dict[Path, Verdict]()
+    with show.Watch(quiet=quiet) as watch:
+        for number, path in enumerate(claims):
+            name, folder = printable(str(path)), out and (out if len(claims) == 1 else out / f"{number}")
+            report = partial(watch.report, name)
+            try:
+                found[path] = measure.verify(
+                    path, level.value, store=store, device=device, seed=seed, out=folder, report=report
+                )
+            except PrunebenchError as error:
+                if len(claims) == 1:
+                    raise
+                found[path] = Verdict("refused", str(error))
+    if as_json:
+        show.as_json([{"claim": str(path), "level": level.value} | vars(verdict) for path, verdict in found.items()])
+    else:
+        show.out(*(f"{printable(str(path))}: {verdict.line}" for path, verdict in found.items()))
+    if not all(verdict.good for verdict in found.values()):
+        raise typer.Exit(1)

@@ -1,0 +1,38 @@
+"""What several verbs take on the command line, and what it means."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prunebench.bench.protocol import as_sparsity
+
+if TYPE_CHECKING:
+    from prunebench.bench.data import Store
+
+DataRoot = Annotated[Path, typer.Option("--data", envvar="PRUNEBENCH_DATA", help="The folder where data sets lie.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="CPU threads a job; results depend on the number.")]
+Examples = Annotated[int | None, typer.Option(min=1, help="Score only the first so many test images.")]
+KeepProposals = Annotated[
+    bool, typer.Option("--keep-proposals", help="Keep what fooled the net, so that a claim can be replayed.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def store_of(data: Path) -> Store:
+    """The data sets in the folder `data`, and what was made of them in the user's cache."""
+    from prunebench.bench.data import Store
+
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return Store(data, home / "prunebench" / "data")
+
+
+def sparsity_of(text: str | float) -> float:
+    """The sparsity that `text` names, checked as it will be stored: so many nines are a float of 1."""
+    value = float(as_sparsity(text))
+    return float(as_sparsity(value))

@@ -1,0 +1,107 @@
+"""The verbs for who writes a pruner: begin one, check it, and see what there is to work with."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunebench.bench.cli import show
+from prunebench.bench.cli.options import AsJson, DataRoot, Threads, store_of
+from prunebench.bench.errors import PrunebenchError, printable
+from prunebench.bench.protocol import PROTOCOLS, Protocol, as_sparsity
+
+
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and underscores.")],
+    out: Annotated[Path, typer.Option(help="Where the folder NAME goes.")] = Path(),
+) -> None:
+    """Write a pruner of your own, its test and its registration."""
+    from prunebench import pruners
+    from prunebench.bench.cli import scaffold
+
+    files = scaffold.new(name, out, taken=pruners.PRUNERS)
+    show.out(show.written("Written", files), f"Next: prunebench check {printable(scaffold.spec(files[0]))}")
+
+
+def check(
+    pruner: Annotated[str, typer.Argument(metavar="PRUNER", help="A name, module:Class or file.py:Class.")],
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Run a pruner through the conformance suite: seconds."""
+    import torch
+
+    from prunebench.bench.conformance import suite
+
+    torch.set_num_threads(threads)
+    report = suite.check(pruner)
+    if as_json:
+        show.as_json(report.as_json())
+    else:
+        show.out(str(report))
+    if not report.holds:
+        raise PrunebenchError("Not every check holds; the report says what was found and how to mend it.")
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    protocols = "protocols"
+    pruners = "pruners"
+    models = "models"
+    datasets = "datasets"
+
+
+def list_(kind: Annotated[Kind | None, typer.Argument()] = None, as_json: AsJson = False) -> None:
+    """List protocols, pruners, models and data sets."""
+    from prunebench import pruners
+    from prunebench.bench.data import DATASETS
+    from prunebench.bench.models import MODELS
+
+    listings = {
+        Kind.protocols: {p.name: _summary(p) for p in PROTOCOLS.values()},
+        Kind.pruners: {name: pruners.summary(name) for name in pruners.PRUNERS},
+        Kind.models: {name: _first_line(maker.__doc__) for name, maker in sorted(MODELS.items())},
+        Kind.datasets: dict.fromkeys((*DATASETS, "folder:PATH"), ""),
+    }
+    chosen = listings if kind is None else {kind: listings[kind]}
+    if as_json:
+        show.as_json({key.value: value for key, value in chosen.items()})
+        return
+    for key, entries in chosen.items():
+        show.out(key.value.upper(), show.table("", "", rows=list(entries.items())), "")
+
+
+def doctor(data: DataRoot = Path("data"), as_json: AsJson = False) -> None:
+    """Show what this machine can run: device, data, versions."""
+    from prunebench.bench import executor, machine
+    from prunebench.bench.data import DATASETS
+    from prunebench.bench.player import sandbox as walls
+
+    store, compiler = store_of(data), executor.compiler()
+    facts = {key: str(value) for key, value in machine.env(machine.device_named("auto")).items()}
+    facts["ray"] = machine.package("ray") or "not installed; `run --engine ray` needs it"
+    facts |= {"cores": str(os.cpu_count()), "compiler": Path(compiler).name if compiler else "none found"}
+    facts |= {"sparse kernels": executor.explain(), "sandbox": walls.lacking() or "here; `run --sandbox` uses it"}
+    facts |= {f"data: {name}": "here" if store.present(name) else f"not in {data}" for name in DATASETS}
+    if as_json:
+        show.as_json(facts)
+    else:
+        show.out(show.table("", "", rows=list(facts.items())))
+
+
+def _summary(rules: Protocol) -> str:
+    threat, training = rules.threat, rules.training
+    sparsities = " ".join(f"{as_sparsity(s)}" for s in rules.sparsities)
+    return (
+        f"{rules.model} on {rules.data}, {threat.norm} {threat.eps}, sparsities {sparsities}, "
+        f"{rules.units:g} units of {training.epochs} epochs"
+    )
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().splitlines()[0]

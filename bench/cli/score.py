@@ -1,0 +1,143 @@
+"""The verbs about one net: score it, bring it in from elsewhere, look into it, compare two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunebench.bench.cli import show
+from prunebench.bench.cli.options import (
+    AsJson,
+    DataRoot,
+    Device,
+    Examples,
+    KeepProposals,
+    Quiet,
+    Threads,
+    sparsity_of,
+    store_of,
+)
+from prunebench.bench.errors import PrunebenchError, printable
+from prunebench.bench.protocol import load
+
+
+def score(
+    net: Annotated[Path, typer.Argument(metavar="NET", help="A net file (net.safetensors), or robustbench:NAME.")],
+    protocol: Annotated[str | None, typer.Option(help="Rules other than those the net was made for.")] = None,
+    examples: Examples = None,
+    out: Annotated[Path | None, typer.Option(help="The folder for the record; by default the net's own.")] = None,
+    parent: Annotated[
+        Path | None, typer.Option(help="The dense net; its adversarial images are tried too, for a flag.")
+    ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="One more weak attack: torchattacks:NAME, for example CW.")
+    ] = None,
+    keep_proposals: KeepProposals = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the record of another net.")] = False,
+    mirror: Annotated[str | None, typer.Option(help="Fetch robustbench:NAME from MIRROR/DATA/NORM/NAME.pt.")] = None,
+    data: DataRoot = Path("data"),
+    device: Device = "auto",
+    threads: Threads = 1,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Attack a net with AutoAttack standard and write its record."""
+    import torch
+
+    from prunebench.bench import beside
+    from prunebench.bench.files import sole_user
+    from prunebench.bench.score.scoring import score as referee
+
+    rules = None if protocol is None else load(protocol)
+    torch.set_num_threads(threads)
+    folder = net.parent if out is None else out
+    if out is None and not net.exists():
+        way_out = "name a folder for its record (--out)" if str(net).startswith("robustbench:") else "check the path"
+        raise PrunebenchError(f"There is no file {net}; {way_out}.")
+    with sole_user(folder), show.Watch(quiet=quiet) as watch:
+        beside.make_room(folder, net, str(net), force=force)
+        record = referee(
+            net,
+            rules,
+            examples,
+            out=folder,
+            store=store_of(data),
+            device=device,
+            parent=parent,
+            also=also or (),
+            keep_proposals=keep_proposals,
+            mirror=mirror,
+            report=lambda what, done, of: watch.report(str(net), what, done, of),
+        )
+    if as_json:
+        show.as_json(record.model_dump(mode="json", by_alias=True))
+    else:
+        show.out(*show.score_table(record), show.written("Written", [folder / "record.json"]))
+    show.warn([flag.sentence for flag in record.score.flags if flag.up and flag.name == "constant"])
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="CKPT", help="A .safetensors, or a .pt of tensors alone.")],
+    arch: Annotated[str, typer.Option(help="The architecture; see `list models`.")],
+    protocol: Annotated[str, typer.Option(help="The rules to score by; see `list protocols`.")],
+    out: Annotated[Path, typer.Option(help="The folder for net.safetensors.")],
+    sparsity: Annotated[
+        str | None, typer.Option(help="What it claims, in [0, 1); scores need it. By default what is counted.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="How the net is called in records, in place of 'import'.")] = None,
+    normalisation: Annotated[
+        str | None, typer.Option(help="MEAN/STD, as 0.5/0.25 or 0.49,0.48,0.45/0.2,0.2,0.2, or none.")
+    ] = None,
+    data: DataRoot = Path("data"),
+    as_json: AsJson = False,
+) -> None:
+    """Make a net file of a checkpoint that was trained elsewhere.
+
+    Nets here take pixels in [0, 1] and normalise them inside. A checkpoint that has no such step gets the mean and the
+    deviation of the protocol's data; name others, or none, if it was trained with others. Code in a pickle is never
+    run. The net counts as not trained under the protocol, and no record of it is official.
+    """
+    from prunebench.bench.interop import checkpoints
+
+    share = None if sparsity is None else sparsity_of(sparsity)
+    made = checkpoints.ingest(
+        file, arch, load(protocol), out, store_of(data), sparsity=share, label=label, normalisation=normalisation
+    )
+    if as_json:
+        show.as_json(made.as_json())
+    else:
+        show.out(show.table("theirs", "ours", "how", rows=made.matches), "", *show.net_tables(made.net, str(made.path)))
+    show.warn(made.warnings)
+
+
+def inspect(net: Annotated[Path, typer.Argument(metavar="NET")], as_json: AsJson = False) -> None:
+    """Show what a net file holds: header, hash, sparsity by layer."""
+    from prunebench.bench import collapse
+    from prunebench.bench.checkpoint import open_net
+
+    opened = open_net(net)
+    said = collapse.warnings(opened)
+    if as_json:
+        facts = {"header": opened.header.model_dump(mode="json"), "net": opened.id.model_dump(mode="json")}
+        show.as_json(facts | {"sparsity": opened.sparsity, "warnings": said})
+    else:
+        show.out(*show.net_tables(opened, str(net)))
+    show.warn(said)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A record with its outcomes beside it.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same rules and images.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say whether two scored nets differ, by McNemar's test."""
+    from prunebench.bench.claims.compare import compare as differences
+
+    found = differences(first, second)
+    if as_json:
+        facts = [vars(one) | {"significant": one.significant, "sentence": one.sentence} for one in found]
+        show.as_json(facts)
+    else:
+        show.out(f"A: {printable(str(first))}\nB: {printable(str(second))}", *(one.sentence for one in found))

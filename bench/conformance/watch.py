@@ -1,0 +1,207 @@
+"""What a pruner does while it is at work: what it computes, and the files, data and randomness that it uses."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from prunebench.bench import executor
+from prunebench.bench.data import Store, as_float
+from prunebench.bench.lab.lab import Lab
+from prunebench.bench.protocol import Job, Protocol
+from prunebench.pruners import Chosen, parse
+
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_CHANGES = {"os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+_BEYOND = {
+    "subprocess.Popen": "started a process",
+    "os.system": "started a process",
+    "os.fork": "started a process",
+    "os.posix_spawn": "started a process",
+    "os.exec": "started a process",
+    "socket.connect": "opened a connection",
+}
+_DATA = ("digits.csv", "-ubyte", "/data_batch_", "/test_batch", "cifar-100-python/", "_32x32.mat")
+
+_watching: list[Seen] = []  # the run under watch; an audit hook cannot be taken out again, so it looks here
+_hooked: list[bool] = []
+
+
+@dataclass
+class Seen:
+    """What was noticed while a pruner was at work in `folder`."""
+
+    folder: Path
+    outside: list[str] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
+    random: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Run:
+    """One run: the weights (None: it ended in `error`), what it cost, and what was seen."""
+
+    state: Any
+    error: Exception | None
+    lab: WatchedLab
+    seen: Seen
+
+
+def run(chosen: Chosen, task: Protocol, folder: Path, world: int) -> Run:
+    """Let the pruner work, with its stages in `folder` and the global generators in a state that `world` names."""
+    sparsity = task.sparsities[0] if chosen.prunes else 0.0
+    job = Job(pruner=chosen.name, options=chosen.options, sparsity=sparsity, seed=0)
+    lab = WatchedLab(
+        job, task, Store(Path("data")), folder / "stages", resolve=lambda spec: parse(spec).pruner
+    ).watched()
+    executor.lacking()  # starts a compiler where there are no kernels yet: before anybody is watched
+    seen = Seen(folder)
+    state, error = None, None
+    with generators(world, seen), _elsewhere(folder, seen), watched(seen):
+        try:
+            with lab.work:
+                state = chosen.pruner(job, lab)
+        except Exception as fault:  # noqa: BLE001  a pruner may be anybody's code; its fault is a finding
+            error = fault
+    return Run(state, error, lab, seen)
+
+
+class Work(TorchDispatchMode):
+    """Counts the multiplications of what a pruner computes itself, in forwards of the net (`price` for an image)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops, self.price, self.fitted, self.trusted = 0, 1, 0, 0
+
+    @property
+    def passes(self) -> float:
+        """Sample passes of work, the lab's own trainings left out."""
+        return self.flops / self.price
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Let `func` work and count it."""
+        result = func(*args, **(kwargs or {}))
+        if not self.trusted and (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+class WatchedLab(Lab):
+    """A lab that tells its own trainings, which are charged rightly, from the work of the pruner."""
+
+    work: Work
+    granted: int
+
+    def watched(self) -> WatchedLab:
+        """This lab, ready to count."""
+        self.work, self.granted = Work(), self.meter.granted
+        with self.work, torch.no_grad():
+            self.model().eval()(as_float(self.train.images[:1]))
+        self.work.price, self.work.flops = self.work.flops, 0
+        return self
+
+    def _train(self, *args: Any, **kwargs: Any) -> Any:
+        before, self.work.trusted = self.meter.spent, self.work.trusted + 1
+        try:
+            return super()._train(*args, **kwargs)
+        finally:
+            self.work.trusted -= 1
+            self.work.fitted += self.meter.spent - before
+
+
+@contextmanager
+def generators(world: int, seen: Seen) -> Iterator[None]:
+    """Give the global generators the seed `world`, note which were used, and put them back as they were."""
+    readers: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+        "torch": (torch.get_rng_state, torch.set_rng_state),
+        "numpy": (lambda: np.random.get_state(legacy=False), np.random.set_state),  # noqa: NPY002  the global one is meant
+        "random": (random.getstate, random.setstate),
+    }
+    kept = {name: read() for name, (read, _) in readers.items()}
+    torch.default_generator.manual_seed(world)
+    np.random.seed(world)  # noqa: NPY002
+    random.seed(world)
+    before = {name: repr(_plain(read())) for name, (read, _) in readers.items()}
+    try:
+        yield
+    finally:
+        for name, (read, write) in readers.items():
+            if repr(_plain(read())) != before[name]:
+                seen.random.append(f"the global generator of {name} was used or seeded")
+            write(kept[name])
+
+
+def _plain(state: Any) -> Any:
+    """A generator's state as something that `repr` shows in full."""
+    if isinstance(state, torch.Tensor | np.ndarray):
+        return state.tolist()
+    return {key: _plain(value) for key, value in state.items()} if isinstance(state, dict) else state
+
+
+@contextmanager
+def _elsewhere(folder: Path, seen: Seen) -> Iterator[None]:
+    """Work in an empty folder that is also the one for temporary files, and note what was left there."""
+    here, temporary, bytecode = Path.cwd(), tempfile.tempdir, sys.dont_write_bytecode
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
+        tempfile.tempdir, sys.dont_write_bytecode = place, True  # an import on the way must not write either
+        try:
+            yield
+        finally:
+            os.chdir(here)
+            tempfile.tempdir, sys.dont_write_bytecode = temporary, bytecode
+            left = sorted(path.relative_to(place) for path in Path(place).rglob("*"))
+            seen.outside += [f"wrote {path} into the working or temporary folder" for path in left]
+
+
+@contextmanager
+def watched(seen: Seen) -> Iterator[None]:
+    """Note every file that this process opens for writing, every data set that it reads, every process it starts."""
+    if not _hooked:
+        sys.addaudithook(_hook)
+        _hooked.append(True)
+    _watching.append(seen)
+    try:
+        yield
+    finally:
+        _watching.pop()
+
+
+def _hook(event: str, args: tuple[Any, ...]) -> None:
+    if not _watching or not (event == "open" or event in _CHANGES or event in _BEYOND):
+        return
+    seen = _watching[-1]
+    if event in _BEYOND:
+        seen.outside.append(_BEYOND[event])
+        return
+    # Of two paths, of a renaming or a link, the first is where something goes missing, the second where it appears.
+    paths = args[:2] if event in ("os.rename", "os.link", "os.symlink") else args[:1]
+    for path in paths:
+        if not isinstance(path, str | bytes | os.PathLike):
+            continue  # a file that is open already
+        place = os.path.abspath(os.fsdecode(path))  # noqa: PTH100  resolve() would look at the disk
+        if event == "open" and not _writes(*args[1:3]):
+            if any(part in place for part in _DATA):
+                seen.data.append(f"opened the data set file {os.path.basename(place)}")  # noqa: PTH119
+        elif f"{os.sep}__pycache__" in place:
+            continue  # compiled code, written by an import
+        elif not place.startswith((f"{seen.folder}{os.sep}", os.devnull)) and place != str(seen.folder):
+            seen.outside.append(f"wrote or changed {place}")
+
+
+def _writes(mode: object, flags: object) -> bool:
+    """Whether a file is opened for more than reading, by the arguments of the audit event."""
+    by_mode = isinstance(mode, str) and any(letter in mode for letter in "wax+")
+    return by_mode or (not isinstance(mode, str) and isinstance(flags, int) and bool(flags & _WRITES))

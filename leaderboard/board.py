@@ -1,0 +1,135 @@
+"""What is shown of records: boards, their rows, and the nets that were not scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from prunebench.leaderboard.contrasts import Contrast, Power, Role
+
+AS_HANDED_IN = "as handed in"  # how a record came of which nothing else is known
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A rate over seeds: `counts` (one a seed) of `n` images each, their mean rate, and its 95 % interval, in [0, 1].
+
+    `interval`: "logit-t", from the spread between the row's own seeds, or "wilson" with one seed, for the images alone.
+    """
+
+    counts: tuple[int, ...]
+    mean: float
+    low: float
+    high: float
+    interval: str
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A flag that is up: for which seeds it is, and what it says of the one where its value is largest."""
+
+    name: str
+    sentence: str
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pruner at one sparsity, its seeds taken together; costs are means over the seeds.
+
+    `sparsity` was asked for, `true_sparsity` counted in the net. Methods have a `place` among the methods of the same
+    asked sparsity, `tied` when another of them shares it; controls and references have none. `survived` holds mean
+    counts, in the order of the attacks; so do `weak`, by attack, and `curve`, by eps, as far as every seed has them.
+    `train_seconds` is None when it is unknown for a seed. `origin`: how its records came, in the words of
+    `leaderboard.provenance`.
+    """
+
+    pruner: str
+    sparsity: Decimal
+    true_sparsity: float
+    role: Role
+    place: int | None
+    tied: bool
+    robust: Rate
+    clean: Rate
+    survived: dict[str, float]
+    weak: dict[str, float]
+    curve: dict[str, float]
+    flags: tuple[Doubt, ...]
+    disagreements: int
+    seeds: tuple[int, ...]
+    train_passes: float
+    train_seconds: float | None
+    score_seconds: float
+    devices: tuple[str, ...]
+    official: bool
+    records: tuple[str, ...]
+    origin: str = AS_HANDED_IN
+
+    @property
+    def standing(self) -> str:
+        """The place as it is shown: "2", "1=" in a tie, "ref" for a reference, "control" for a control."""
+        if self.place is None:
+            return "ref" if self.role == "reference" else self.role
+        return f"{self.place}{'=' if self.tied else ''}"
+
+
+@dataclass(frozen=True)
+class Board:
+    """The rows that may be compared: one protocol, one version of it, the same test images.
+
+    `official` when the built-in protocol of that name has these very rules and every record says that it followed
+    them. `powers`: one per sparsity at which methods are compared with magnitude pruning.
+    """
+
+    protocol: str
+    version: int
+    sha256: str
+    data: str
+    data_sha256: str
+    n: int
+    official: bool
+    attacks: tuple[str, ...]
+    rows: tuple[Row, ...]
+    contrasts: tuple[Contrast, ...]
+    powers: tuple[Power, ...]
+
+    @property
+    def records(self) -> int:
+        """How many records stand behind the rows."""
+        return sum(len(row.records) for row in self.rows)
+
+    @property
+    def note(self) -> str:
+        """How the intervals, verdicts and places were made, in sentences for a student."""
+        single = sum(len(row.seeds) == 1 for row in self.rows)
+        if single == len(self.rows):
+            return (
+                "Every row has one seed, so the difference between two methods cannot be told from that between two "
+                "seeds: all methods share a place. Intervals are Wilson's 95 %, for the images alone."
+            )
+        return (
+            "Nets of one seed start from the same weights and see the same batches, so two rows are compared seed by "
+            "seed: a method is called better or worse when a t-test of these differences finds it at 5 %, allowing for "
+            "the number of comparisons (Holm). A row's 95 % interval comes from the spread between its own seeds, and "
+            "a method's place is one more than the number of methods that are better than it in this sense."
+        ) + (" A row with one seed has Wilson's interval, for the images alone, and ties." if single else "")
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A net that the referee did not score, and why."""
+
+    record: str
+    protocol: str | None
+    pruner: str | None
+    check: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All there is to show: a board a protocol, by name, and the nets that were not scored."""
+
+    boards: tuple[Board, ...]
+    refused: tuple[Refused, ...]

@@ -1,0 +1,162 @@
+"""The columns of a board, and which of them each table shows: the one place to add a column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from prunebench.leaderboard.board import Board, Row
+from prunebench.leaderboard.contrasts import PRIMARY, Contrast
+from prunebench.leaderboard.render.text import SIGN, number, percent, points, resampled, verdict
+
+LESS, SAID = f"Less {PRIMARY}", "Verdict"  # the columns of the primary contrasts
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one column shows of a row, wherever it is shown.
+
+    `values`: its columns in the CSV, in full precision, by their names there. `text`: its cell in tables for people,
+    not yet escaped; None for a column of the CSV alone. `order`: the number that sorts a table on the site; None where
+    the text does. `left`: whether texts are aligned to the left. `short`: its title where there is little room.
+    """
+
+    title: str
+    values: dict[str, Callable[[Row], object]] = field(default_factory=dict)
+    text: Callable[[Board, Row], str] | None = None
+    order: Callable[[Board, Row], float | None] | None = None
+    left: bool = False
+    short: str | None = None
+
+
+def _compared(say: Callable[[Contrast], str]) -> Callable[[Board, Row], str]:
+    """What `say` says of a method against magnitude pruning; empty for other rows."""
+
+    def text(board: Board, row: Row) -> str:
+        key = ("primary", row.sparsity, row.pruner)
+        return next((say(c) for c in board.contrasts if (c.family, c.sparsity, c.pruner) == key), "")
+
+    return text
+
+
+def leading(text: str) -> float:
+    """The number that a text begins with, or its interval does; below all others where there is none."""
+    try:
+        return float(text.lstrip("[").replace(",", " ").split()[0])
+    except (IndexError, ValueError):
+        return -200.0
+
+
+_less, _bootstrap = _compared(points), _compared(resampled)
+
+# In the order of the CSV.
+COLUMNS = (
+    Column(
+        "Rules",
+        {"official": lambda row: row.official},
+        lambda board, row: "official" if row.official else "not official",
+        left=True,
+    ),
+    Column(
+        "Place",
+        {"role": lambda row: row.role, "place": lambda row: row.place, "tied": lambda row: row.tied},
+        lambda board, row: row.standing,
+        lambda board, row: row.place,
+        left=True,
+    ),
+    Column("Pruner", {"pruner": lambda row: row.pruner}, lambda board, row: row.pruner, left=True),
+    Column(
+        "Sparsity",
+        {"sparsity": lambda row: f"{row.sparsity:f}"},
+        lambda board, row: f"{row.sparsity:f}",
+        lambda board, row: float(row.sparsity),
+    ),
+    Column(
+        "Counted",
+        {"true_sparsity": lambda row: row.true_sparsity},
+        lambda board, row: f"{row.true_sparsity:.4f}",
+        lambda board, row: row.true_sparsity,
+    ),
+    Column(
+        "Robust %",
+        {
+            "robust": lambda row: row.robust.mean,
+            "robust_low": lambda row: row.robust.low,
+            "robust_high": lambda row: row.robust.high,
+        },
+        lambda board, row: percent(row.robust) + f" {SIGN}" * bool(row.flags),
+        lambda board, row: row.robust.mean,
+    ),
+    Column(
+        "Clean %",
+        {
+            "clean": lambda row: row.clean.mean,
+            "clean_low": lambda row: row.clean.low,
+            "clean_high": lambda row: row.clean.high,
+        },
+        lambda board, row: percent(row.clean),
+        lambda board, row: row.clean.mean,
+    ),
+    Column("Interval", {"interval": lambda row: row.robust.interval}),
+    Column(
+        "Seeds",
+        {"seeds": lambda row: row.seeds},
+        lambda board, row: str(len(row.seeds)),
+        lambda board, row: len(row.seeds),
+    ),
+    Column(
+        "Images right",
+        {"robust_counts": lambda row: row.robust.counts, "clean_counts": lambda row: row.clean.counts},
+    ),
+    Column(
+        "Training, M passes",
+        {"train_passes": lambda row: row.train_passes},
+        lambda board, row: f"{row.train_passes / 1e6:.1f}",
+        lambda board, row: row.train_passes,
+        short="M passes",
+    ),
+    Column(
+        "Training, s",
+        {"train_seconds": lambda row: row.train_seconds},
+        lambda board, row: "unknown" if row.train_seconds is None else number(row.train_seconds),
+        lambda board, row: -1.0 if row.train_seconds is None else row.train_seconds,
+        short="Seconds",
+    ),
+    Column("Scoring, s", {"score_seconds": lambda row: row.score_seconds}),
+    Column("Device", {"devices": lambda row: row.devices}, lambda board, row: ", ".join(row.devices), left=True),
+    Column("Disagreements", {"disagreements": lambda row: row.disagreements}),
+    Column("Flags", {"flags": lambda row: tuple(dict.fromkeys(doubt.name for doubt in row.flags))}),
+    Column("Origin", {"origin": lambda row: row.origin}, lambda board, row: row.origin, left=True),
+    Column("Records", {"records": lambda row: row.records}),
+    # The CSV has these against every kind of control, after all others.
+    Column(LESS, text=_less, order=lambda board, row: leading(_less(board, row))),
+    Column("Bootstrap", text=_bootstrap, order=lambda board, row: leading(_bootstrap(board, row))),
+    Column(SAID, text=_compared(verdict), left=True),
+)
+
+# What each table shows, in its order.
+MARKDOWN_METHODS = ("Place", "Pruner", "Robust %", "Clean %", "Seeds", LESS, "Bootstrap", SAID)
+MARKDOWN_OTHERS = ("Pruner", "Robust %", "Clean %", "Seeds")
+MARKDOWN_COSTS = ("Pruner", "Sparsity", "Counted", "Training, M passes", "Training, s", "Device", "Origin", "Rules")
+TERMINAL = ("Place", "Pruner", "Robust %", "Clean %", "Seeds", SAID)
+LATEX = (
+    *("Place", "Pruner", "Sparsity", "Robust %", "Clean %", "Seeds", "Training, M passes", "Origin"),
+    *(LESS, SAID),
+)
+SITE_METHODS = (  # the most telling first: a phone shows no more than those
+    *("Place", "Pruner", "Sparsity", "Robust %", LESS, SAID, "Bootstrap", "Clean %", "Seeds"),
+    *("Training, M passes", "Training, s", "Counted", "Device", "Origin", "Rules"),
+)
+SITE_OTHERS = tuple(title for title in SITE_METHODS if title not in ("Place", LESS, SAID, "Bootstrap"))
+
+_BY_TITLE = {column.title: column for column in COLUMNS}
+
+
+def columns(titles: Sequence[str]) -> list[Column]:
+    """The columns of these titles."""
+    return [_BY_TITLE[title] for title in titles]
+
+
+def texts(board: Board, row: Row) -> dict[str, str]:
+    """What tables for people show of a row, by the titles of the columns; not yet escaped."""
+    return {column.title: column.text(board, row) for column in COLUMNS if column.text is not None}

@@ -1,0 +1,101 @@
+"""Boards -> CSV and JSON, in full precision."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+from prunebench.leaderboard.board import Board, Ranking, Row
+from prunebench.leaderboard.contrasts import PRIMARY, RANDOM
+from prunebench.leaderboard.provenance import MEANING
+from prunebench.leaderboard.render.columns import COLUMNS
+from prunebench.leaderboard.render.text import clean
+
+BOARD: dict[str, Callable[[Board], object]] = {
+    "protocol": lambda board: board.protocol,
+    "version": lambda board: board.version,
+    "protocol_sha256": lambda board: board.sha256,
+    "data": lambda board: board.data,
+    "data_sha256": lambda board: board.data_sha256,
+    "n": lambda board: board.n,
+}
+_ROW = {name: value for column in COLUMNS for name, value in column.values.items()}
+_KINDS = (PRIMARY, RANDOM, "shuffle")  # of controls
+_COMPARED = ("gap", "low", "high", "p", "holm", "boot_low", "boot_high", "common_seeds", "verdict")  # with each kind
+_CLEAR = {"+": "more", "-": "less", "=": "unclear"}  # a sign alone would be a formula
+
+
+def comma_separated(ranking: Ranking) -> str:
+    """A line a row (and a net that was not scored, with its reason in `refused`), all boards in one table."""
+    attacks = list(dict.fromkeys(attack for board in ranking.boards for attack in board.attacks))
+    less = [f"less_{kind}_{what}" for kind in _KINDS for what in _COMPARED]
+    titles = [*BOARD, *_ROW, "refused", *less, *(f"survived_{_text(attack)}" for attack in attacks)]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(titles)
+    for board in ranking.boards:
+        about = [_cell(value(board)) for value in BOARD.values()]
+        for row in board.rows:
+            facts = [_cell(value(row)) for value in _ROW.values()]
+            survivors = [row.survived.get(attack, "") for attack in attacks]
+            writer.writerow([*about, *facts, "", *_compared(board, row), *survivors])
+    for net in ranking.refused:
+        known = {"protocol": net.protocol or "", "pruner": net.pruner or "", "records": net.record}
+        values = known | {"refused": f"{net.check}: {net.reason}"}
+        writer.writerow([_text(values.get(title, "")) for title in titles])
+    return buffer.getvalue()
+
+
+def _compared(board: Board, row: Row) -> list[Any]:
+    """The contrasts of a row with each kind of control, empty where there is none."""
+    found = {
+        contrast.control if contrast.control in _KINDS else "shuffle": contrast
+        for contrast in board.contrasts
+        if contrast.family != "places" and (contrast.sparsity, contrast.pruner) == (row.sparsity, row.pruner)
+    }
+    cells: list[Any] = []
+    for kind in _KINDS:
+        if (contrast := found.get(kind)) is None:
+            cells += [""] * len(_COMPARED)
+            continue
+        cells += [
+            contrast.gap,
+            contrast.low,
+            contrast.high,
+            contrast.p,
+            contrast.adjusted,
+            *(contrast.bootstrap or (None, None)),
+            len(contrast.seeds),
+            _CLEAR[contrast.verdict],
+        ]
+    return cells
+
+
+def _cell(value: object) -> object:
+    """A value as the CSV holds it: several are joined by a semicolon."""
+    if isinstance(value, tuple):
+        return ";".join(str(_cell(each)) for each in value)
+    return _text(value) if isinstance(value, str) else value
+
+
+def _text(text: str) -> str:
+    """`text` as nothing but text: a leading apostrophe keeps a spreadsheet from taking it for a formula."""
+    shown = clean(text)
+    first = unicodedata.normalize("NFKC", shown[:1])  # full-width signs count as well
+    return f"'{shown}" if first in ("=", "+", "-", "@") else shown
+
+
+def as_json(ranking: Ranking) -> str:
+    """Everything that `Ranking` holds, with notes and verdicts; numbers are numbers and unknown is null."""
+    boards = [{**dataclasses.asdict(board), "note": board.note} for board in ranking.boards]
+    for board, values in zip(ranking.boards, boards, strict=True):
+        for contrast, held in zip(board.contrasts, values["contrasts"], strict=True):
+            held |= {"verdict": contrast.verdict, "agrees": contrast.agrees}
+    refused = [dataclasses.asdict(net) for net in ranking.refused]
+    values = {"prunebench_board": 2, "origins": MEANING, "boards": boards, "refused": refused}
+    return json.dumps(values, indent=1, allow_nan=False, default=float) + "\n"

@@ -1,0 +1,130 @@
+"""What every output says of rows and contrasts, in the same words; not yet escaped for any of them."""
+
+from __future__ import annotations
+
+import unicodedata
+from decimal import Decimal
+
+from prunebench.leaderboard.board import Board, Rate
+from prunebench.leaderboard.contrasts import PRIMARY, RANDOM, Contrast
+from prunebench.leaderboard.published import rows_for
+
+LONGEST = 300  # characters of a text from a record that a table shows
+SIGN = "\N{WARNING SIGN}"  # beside a number that a flag casts doubt on
+ODDS = "\N{DAGGER}"  # beside a verdict where test and bootstrap are at odds
+VERDICTS = {"+": "better", "-": "worse", "=": "cannot tell"}
+CONTRASTS = (
+    "A difference is the robust accuracy of the pruner less that of the control, in points, over the seeds that both "
+    "have; its 95 % interval is that of one comparison, while the verdict allows for all of them (Holm, 5 %; methods "
+    f"against {PRIMARY} for themselves, methods against {RANDOM} and their own shuffles for themselves). The bootstrap "
+    "is a second opinion: its interval comes from drawing seeds and test images anew 2,000 times, and "
+    f"{ODDS} marks where only one of the two intervals holds 0."
+)
+SHUFFLES = (
+    f"Methods against {RANDOM} and against their own shuffle. A method that does not beat its own shuffle has found "
+    "layer densities and nothing more."
+)
+
+
+def clean(text: str) -> str:
+    """`text` on one line, without control, formatting (bidirectional) and unpaired surrogate characters."""
+    flat = " ".join(text.split())
+    shown = "".join(char for char in flat if unicodedata.category(char)[0] != "C")
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."
+
+
+def percent(rate: Rate) -> str:
+    """A rate in per cent with its interval: "66.4 [64.1, 68.6]"."""
+    return f"{100 * rate.mean:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
+def points(contrast: Contrast) -> str:
+    """A difference in points with its interval: "+1.3 [-4.2, +6.8]"; without one where there is one common seed."""
+    if contrast.gap is None:
+        return "no common seed"
+    return _signed(contrast.gap) + _interval(contrast.low, contrast.high)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" [{_signed(low)}, {_signed(high)}]"
+
+
+def _signed(rate: float) -> str:
+    return f"{round(100 * rate, 1) + 0:+.1f}"  # + 0: no -0.0
+
+
+def verdict(contrast: Contrast) -> str:
+    """What the test says of a contrast, with a sign where the bootstrap says something else."""
+    return VERDICTS[contrast.verdict] + f" {ODDS}" * (contrast.agrees is False)
+
+
+def resampled(contrast: Contrast) -> str:
+    """The bootstrap's interval in points, or that raw outcomes are missing; empty with fewer than two common seeds."""
+    if contrast.low is None:
+        return ""
+    return "not available" if contrast.bootstrap is None else _interval(*contrast.bootstrap).strip()
+
+
+def number(value: float) -> str:
+    """A number with one decimal, or none when it is 0."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def doubts(board: Board) -> list[str]:
+    """What the flags that are up say, a line for each row and sentence; not yet escaped."""
+    return [
+        f"{SIGN} {row.pruner} at {row.sparsity:f}, seed{'s' * (len(doubt.seeds) > 1)} "
+        f"{', '.join(map(str, doubt.seeds))}: {doubt.sentence} ({doubt.name})"
+        for row in board.rows
+        for doubt in row.flags
+    ]
+
+
+def odds(board: Board) -> list[str]:
+    """What the sign beside a verdict against magnitude pruning means, where there is one."""
+    there = any(contrast.family == "primary" and contrast.agrees is False for contrast in board.contrasts)
+    return [
+        f"{ODDS} a bootstrap over seeds and images disagrees with the test on whether there is a difference."
+    ] * there
+
+
+def powers(board: Board) -> list[str]:
+    """What `power_of` says of each sparsity, a line each."""
+    return [f"At {power.sparsity:f}: {power_of(board, power.sparsity)}" for power in board.powers]
+
+
+def power_of(board: Board, sparsity: Decimal) -> str:
+    """How large a difference can be seen at a sparsity, in a sentence or two; empty where nothing is compared."""
+    power = next((power for power in board.powers if power.sparsity == sparsity), None)
+    if power is None:
+        return ""
+    asked = f"a true difference of {100 * power.gap:.0f} points to {PRIMARY}"
+    if power.mean is None:
+        return f"No method shares two seeds with {PRIMARY}, so no difference to it can be found, however large."
+    said = f"{power.seeds} seeds find {asked} with probability {_probability(power.mean)}"
+    if power.lowest != power.highest:
+        said += f" on average ({_probability(power.lowest or 0)} to {_probability(power.highest or 0)} by method)"
+    if power.planned:
+        more = [f"{seeds} would with {_probability(chance)}" for seeds, chance in power.planned.items()]
+        said += f"; {', '.join(more)}"
+    return f"{said}." + (" More often than not such a difference goes unseen here." if power.mean < 0.5 else "")
+
+
+def _probability(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0")
+
+
+def references(board: Board) -> list[dict[str, str]]:
+    """What tables for people show of the numbers that others published on the board's task, not yet escaped."""
+    return [
+        {
+            "Place": reference.standing,
+            "Method": reference.entry.name,
+            "Sparsity": f"{reference.entry.sparsity:g}",
+            "AutoAttack %": f"{reference.entry.robust:g}",
+            "Clean %": f"{reference.entry.clean:g}",
+            "Source": reference.source.title,
+            "Other than here": "; ".join(reference.differs),
+        }
+        for reference in rows_for(board.protocol)
+    ]

@@ -1,0 +1,72 @@
+"""The folder of a site: written aside, renamed, and never in place of anything else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+
+from prunebench.bench.bounded import json_of
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import read_outside, replace_folder
+from prunebench.bench.record import LARGEST
+from prunebench.leaderboard.board import Ranking
+from prunebench.leaderboard.check import look
+from prunebench.leaderboard.render.text import clean
+from prunebench.leaderboard.site.pages import pages
+from prunebench.leaderboard.table import read
+
+MANIFEST = "site.json"  # names every file of a site, so that a new one replaces nothing else
+
+
+def write(records: str | Path, out: str | Path) -> tuple[Ranking, Path]:
+    """Make the site of the records below `records` in the folder `out`; returns the ranking and the first page.
+
+    The folder is written aside and renamed. Raises PrunebenchError for records that cannot be read or compared, for
+    an `out` inside `records`, and instead of replacing a folder that holds anything but a site of ours.
+    """
+    source, target = Path(records), Path(out)
+    if target.resolve().is_relative_to(source.resolve()):
+        raise PrunebenchError(
+            f"The site cannot go to {target}, inside the records {source}; choose another folder with --out."
+        )
+    _refuse_foreign(target)
+    results = read(source)
+    ranking = look(source, results)
+    made = pages(ranking, results, source)
+    replace_folder(target, lambda aside: _fill(aside, made))
+    return ranking, target / "index.html"
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Raise PrunebenchError unless `target` is free, empty, or a site of ours with nothing else in it."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise PrunebenchError(f"{target} is a file and stays as it is; name a folder for the site with --out.")
+    there = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_symlink() or path.is_file()}
+    if not there and any(target.iterdir()):
+        there = {"folders"}
+    foreign = sorted(there - _listed(target / MANIFEST) - {MANIFEST})
+    if foreign or (there and MANIFEST not in there):
+        example = PurePosixPath(foreign[0]) if foreign else MANIFEST
+        raise PrunebenchError(
+            f"{target} is not a site of prunebench alone: it holds {clean(str(example))}; move that away or choose "
+            "another folder with --out."
+        )
+
+
+def _listed(manifest: Path) -> frozenset[str]:
+    """The files that a site says it has; none when it does not say."""
+    try:
+        values = json_of(read_outside(manifest, "the list of a site's files", LARGEST))
+        return frozenset(values["files"]) if values["prunebench_site"] == 1 else frozenset()
+    except (PrunebenchError, ValueError, KeyError, TypeError):
+        return frozenset()
+
+
+def _fill(folder: Path, made: dict[str, bytes]) -> None:
+    listed = {"prunebench_site": 1, "files": sorted(made)}
+    for name, data in (made | {MANIFEST: json.dumps(listed, indent=1).encode() + b"\n"}).items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)

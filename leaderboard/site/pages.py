@@ -1,0 +1,121 @@
+"""The pages of a site: one of all the rows, and one a row."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.record import Record
+from prunebench.leaderboard.board import Board, Ranking, Row
+from prunebench.leaderboard.provenance import MEANING
+from prunebench.leaderboard.render.columns import SITE_METHODS, SITE_OTHERS, texts
+from prunebench.leaderboard.render.text import CONTRASTS, SIGN, clean, doubts, percent, powers
+from prunebench.leaderboard.site import entry, plots, tables
+from prunebench.leaderboard.site.assets import assets
+from prunebench.leaderboard.table import Results
+
+
+def pages(ranking: Ranking, results: Results, source: Path) -> dict[str, bytes]:
+    """Every file of the site by its path in it; `source`: where the pairs lie beside the records."""
+    environment = _environment()
+    addresses = {
+        (board.protocol, row.pruner, str(row.sparsity)): f"entries/{_slug(board, row)}.html"
+        for board in ranking.boards
+        for row in board.rows
+    }
+    if len(set(addresses.values())) != len(addresses):
+        raise PrunebenchError(
+            "Two pruners have names that make the same file name; rename one of them and score it again."
+        )
+    sections = []
+    made = assets()
+    for number, board in enumerate(ranking.boards, 1):
+        board_id = f"b{number}"
+        hrefs = [addresses[board.protocol, row.pruner, str(row.sparsity)] for row in board.rows]
+        sections.append(_section(board, board_id, hrefs))
+        for href, row in zip(hrefs, board.rows, strict=True):
+            made[href] = _entry(environment, board, row, board_id, results, source)
+    page = environment.get_template("index.html").render(root="", sections=sections, refused=ranking.refused)
+    made["index.html"] = page.encode()
+    return dict(sorted(made.items()))
+
+
+def _section(board: Board, board_id: str, hrefs: Sequence[str]) -> dict[str, object]:
+    """What the first page shows of a board, whose rows have the pages `hrefs`."""
+    named = f"{board.protocol}, version {board.version}"
+    rows = list(zip(hrefs, board.rows, strict=True))
+    methods = [(href, row) for href, row in rows if row.role == "method"]
+    apart = [(href, row) for href, row in rows if row.role != "method"]
+    leads = [href for href, row in rows for _ in row.flags]
+    return {
+        "board": board,
+        "id": board_id,
+        "doubts": list(zip(leads, doubts(board), strict=True)),
+        "plots": plots.of_board(board),
+        "powers": powers(board),
+        "methods": tables.of_rows(f"{named}: methods", board, methods, SITE_METHODS),
+        "apart": tables.of_rows(f"{named}: unpruned nets and controls, without a place", board, apart, SITE_OTHERS),
+        "survivors": tables.of_attacks(board, hrefs),
+        "contrasts": tables.of_contrasts(board),
+        "references": tables.of_references(board),
+    }
+
+
+def _entry(
+    environment: jinja2.Environment, board: Board, row: Row, board_id: str, results: Results, source: Path
+) -> bytes:
+    paths = [Path(path) for path in row.records]
+    records = [record for path in paths if isinstance(record := results[path], Record)]
+    flags = [(flag, record.job.seed) for record in records for flag in record.score.flags]
+    flags.sort(key=lambda pair: (not pair[0].up, pair[0].name, pair[1]))
+    page = environment.get_template("entry.html").render(
+        root="../",
+        board=board,
+        board_id=board_id,
+        row=row,
+        facts=texts(board, row),
+        flags=flags,
+        robust=percent(row.robust),
+        clean=percent(row.clean),
+        comparisons=entry.comparisons(board, row),
+        counts=entry.counts(records),
+        beside=entry.beside(records),
+        curve=entry.curve(records),
+        plot=plots.of_entry(board, row, records),
+        pictures=[entry.pictures(record, source / path) for record, path in zip(records, paths, strict=True)],
+        grids=[entry.costs(records), entry.layers(records), entry.provenance(records, paths)],
+    )
+    return page.encode()
+
+
+def _slug(board: Board, row: Row) -> str:
+    """A file name of small letters, digits, `.`, `=`, `_` and `-` that no two rows share."""
+    whole = f"{board.protocol}-{row.pruner}-s{row.sparsity:f}"
+    plain = whole.replace(":", "-").replace(",", "-")
+    safe = re.sub(r"[^a-z0-9.=_-]+", "-", plain.lower())[:100].strip("-.")
+    if safe == plain:
+        return safe
+    return f"{safe}-{hashlib.sha256(whole.encode(errors='backslashreplace')).hexdigest()[:12]}"
+
+
+def _environment() -> jinja2.Environment:
+    """Templates in which every text is cleaned and escaped, and a name that is not there is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
+    environment.globals |= {"SIGN": SIGN, "CONTRASTS": CONTRASTS, "MEANING": MEANING}
+    environment.filters["ours"] = Markup  # a text of our own making that may be longer than one from a record
+    return environment
