@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
+from prunebench.bench.protocol import Protocol
 from prunebench.leaderboard.contrasts import Contrast, Power, Role
 
 AS_HANDED_IN = "as handed in"  # how a record came of which nothing else is known
@@ -56,7 +57,7 @@ class Row:
     weak: dict[str, float]
     curve: dict[str, float]
     flags: tuple[Doubt, ...]
-    disagreements: int
+    rejected: int
     seeds: tuple[int, ...]
     train_passes: float
     train_seconds: float | None
@@ -85,6 +86,7 @@ class Board:
     protocol: str
     version: int
     sha256: str
+    rules: Protocol | None
     data: str
     data_sha256: str
     n: int
@@ -98,6 +100,15 @@ class Board:
     def records(self) -> int:
         """How many records stand behind the rows."""
         return sum(len(row.records) for row in self.rows)
+
+    @property
+    def asked(self) -> str:
+        """What was asked of the nets, in a line; empty where the records are older than schema 5 and nobody knows."""
+        if (rules := self.rules) is None:
+            return ""
+        budget = f"{rules.units:g} {'unit' if rules.units == 1 else 'units'} of {rules.training.epochs} epochs"
+        threat = f"{rules.threat.norm} {rules.threat.eps}"
+        return f"{threat}, {rules.model}, AutoAttack {rules.attacks}, {budget}, {self.n} test images"
 
     @property
     def note(self) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from prunebench.bench import stats
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.protocol import PROTOCOLS, as_sparsity
+from prunebench.bench.protocol import as_sparsity
 from prunebench.bench.record import Record, Refusal, load_all
 from prunebench.leaderboard.board import Board, Doubt, Ranking, Rate, Refused, Row
 from prunebench.leaderboard.comparable import refuse_incomparable
@@ -92,10 +92,11 @@ def _board(records: Mapping[Path, Record], outcomes: Mapping[Path, np.ndarray]) 
         protocol=protocol.name,
         version=protocol.version,
         sha256=protocol.sha256,
+        rules=first.known_rules,
         data=first.data.name,
         data_sha256=first.data.sha256,
         n=first.score.n,
-        official=_built_in(first) and all(row.official for row in rows),
+        official=first.built_in and all(row.official for row in rows),
         attacks=tuple(first.score.survived),
         rows=tuple(rows),
         contrasts=tuple(found),
@@ -129,7 +130,7 @@ def _row(sparsity: Decimal, label: str, group: Group, taken: Mapping[str, int]) 
         weak=_means([record.score.weak for record in records]),
         curve=_means([{point.eps: point.robust for point in record.score.curve} for record in records]),
         flags=_doubts(records),
-        disagreements=sum(record.score.rejected for record in records),
+        rejected=sum(record.score.rejected for record in records),
         seeds=tuple(record.job.seed for record in records),
         train_passes=_mean(record.cost.train_passes for record in records),
         train_seconds=_mean(known) if len(known) == len(seconds) else None,
@@ -166,8 +167,3 @@ def _doubts(records: Sequence[Record]) -> tuple[Doubt, ...]:
 def _mean(values: Iterable[float]) -> float:
     numbers = list(values)
     return math.fsum(numbers) / len(numbers)
-
-
-def _built_in(record: Record) -> bool:
-    rules = PROTOCOLS.get(record.protocol.name)
-    return rules is not None and rules.sha256 == record.protocol.sha256

@@ -124,7 +124,7 @@ COLUMNS = (
     ),
     Column("Scoring, s", {"score_seconds": lambda row: row.score_seconds}),
     Column("Device", {"devices": lambda row: row.devices}, lambda board, row: ", ".join(row.devices), left=True),
-    Column("Disagreements", {"disagreements": lambda row: row.disagreements}),
+    Column("Rejected", {"rejected": lambda row: row.rejected}),
     Column("Flags", {"flags": lambda row: tuple(dict.fromkeys(doubt.name for doubt in row.flags))}),
     Column("Origin", {"origin": lambda row: row.origin}, lambda board, row: row.origin, left=True),
     Column("Records", {"records": lambda row: row.records}),

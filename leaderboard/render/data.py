@@ -92,10 +92,11 @@ def _text(text: str) -> str:
 
 def as_json(ranking: Ranking) -> str:
     """Everything that `Ranking` holds, with notes and verdicts; numbers are numbers and unknown is null."""
-    boards = [{**dataclasses.asdict(board), "note": board.note} for board in ranking.boards]
+    boards = [{**dataclasses.asdict(board), "asked": board.asked, "note": board.note} for board in ranking.boards]
     for board, values in zip(ranking.boards, boards, strict=True):
+        values["rules"] = None if board.rules is None else board.rules.model_dump(mode="json")
         for contrast, held in zip(board.contrasts, values["contrasts"], strict=True):
             held |= {"verdict": contrast.verdict, "agrees": contrast.agrees}
     refused = [dataclasses.asdict(net) for net in ranking.refused]
-    values = {"prunebench_board": 2, "origins": MEANING, "boards": boards, "refused": refused}
+    values = {"prunebench_board": 3, "origins": MEANING, "boards": boards, "refused": refused}
     return json.dumps(values, indent=1, allow_nan=False, default=float) + "\n"

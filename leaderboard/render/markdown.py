@@ -66,6 +66,7 @@ def _board(board: Board) -> list[str]:
         f"## {title}",
         "",
         f"- Rules: {'official' if board.official else 'not official'}, sha256 {board.sha256[:12]}...",
+        *([f"- Asked: {escaped(board.asked)}."] if board.asked else []),
         f"- Images: {board.n} for testing, of {escaped(board.data)}, sha256 {board.data_sha256[:12]}...",
         f"- Records: {board.records}.",
         "",

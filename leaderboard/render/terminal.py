@@ -20,9 +20,16 @@ def terminal(ranking: Ranking) -> list[Table]:
     for board in ranking.boards:
         official = "official" if board.official else "not official"
         title = f"{board.protocol} v{board.version}, {official}, {board.n} images, {board.records} records"
+        head = [clean(line) for line in (title, board.asked) if line]
         said = [board.note, summary(board, clean), *odds(board), *powers(board), *map(clean, doubts(board))]
         note = "\n".join(said)
-        table = Table(title=Text(clean(title)), caption=Text(note), caption_justify="left", box=None, pad_edge=False)
+        table = Table(
+            title=Text("\n".join(head)),
+            caption=Text(note),
+            caption_justify="left",
+            box=None,
+            pad_edge=False,
+        )
         lines = [texts(board, row) | {"Clean %": f"{100 * row.clean.mean:.1f}"} for row in board.rows]
         shown = [column for column in columns(TERMINAL) if any(line[column.title] for line in lines)]
         for column in shown:

@@ -11,7 +11,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from prunebench.bench.protocol import PROTOCOLS, exact
+from prunebench.bench.protocol import exact
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board, Rate, Row
 from prunebench.leaderboard.render.text import clean, percent
@@ -211,9 +211,8 @@ def _curve(name: str, points: Mapping[str, float], n: int, look: int) -> go.Scat
 
 def _curve_figure(board: Board, traces: Sequence[go.Scatter]) -> Mapping[str, Any]:
     figure = _figure(traces, {"title": "eps"}, {"title": "Images still right, %", "rangemode": "tozero"})
-    rules = PROTOCOLS.get(board.protocol)
-    if rules is not None and rules.sha256 == board.sha256:
-        threat = rules.threat
+    if board.rules is not None:
+        threat = board.rules.threat
         figure.add_vline(x=threat.radius, line={"dash": "dot", "width": 1}, name="reference")
         figure.update_xaxes(title=f"eps ({threat.norm}; dotted: the protocol's {threat.eps})")
     return _plain(figure)
