@@ -37,7 +37,7 @@ test-slow: $(READY) ## run the tests that take minutes
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "slow and not gpu"
 
 test-extras: $(READY) $(EXTRAS:%=.venv-%/.ready-$(VERSION)) ## test torchattacks, robustbench and Ray, each in its own environment
-	$(BIN)/pytest tests/extras/test_conflict.py
+	$(BIN)/pytest tests/extras/test_conflict.py tests/extras/test_wheel.py
 	.venv-torchattacks/bin/python -m pytest tests/extras/test_torchattacks.py
 	.venv-robustbench/bin/python -m pytest tests/extras/test_robustbench.py
 	.venv-ray/bin/python -m pytest tests/extras/test_ray.py
