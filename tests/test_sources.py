@@ -48,7 +48,7 @@ def copy(folder):
             "return 0",
             True,
         ),
-        ("bench/attacks/suite.py", "", "# a line\n", True),
+        ("bench/attacks/pgd.py", "", "# a line\n", True),
         ("bench/executor/kernels.cpp", "", "// a line\n", True),
         ("bench/executor/weights.py", "", "# a line\n", True),
         ("bench/cli/main.py", "", "# a line\n", False),

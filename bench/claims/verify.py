@@ -24,11 +24,10 @@ from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.outcomes import standing
 from prunebench.bench.protocol import Protocol, Threat
 from prunebench.bench.score import flags, probes
-from prunebench.bench.score.cascade import Found, attack_all
+from prunebench.bench.score.cascade import Found, attack_all, facts_of
 from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.progress import Progress, Report
 from prunebench.bench.score.referee import Referee, batch_size, exact_float32
-from prunebench.bench.score.scoring import journal_facts
 from prunebench.bench.seeds import order
 
 Level = Literal["replay", "quick", "full"]
@@ -174,7 +173,7 @@ def _quick(check: _Check, device: torch.device, seed: int, report: Report | None
 def _full(check: _Check, device: torch.device, out: Path | None, report: Report | None) -> Verdict:
     """Run all of AutoAttack on all of the images, with the seeds of the protocol."""
     claim, referee, test = check.claim, check.referee(device), check.test
-    journal = Journal(None if out is None else out / "journal", journal_facts(referee, check.net, test))
+    journal = Journal(None if out is None else out / "journal", facts_of(referee, check.net, test))
     predicted = referee.answers(as_float(test.images))
     clean = predicted == test.labels
     found = _attacked(referee, test, clean, journal, report, only=tuple(suite_of(referee.rules).ranked))

@@ -10,8 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from prunebench.bench import machine
 from prunebench.bench.attacks.suite import Listed
 from prunebench.bench.attacks.suites import suite_of
+from prunebench.bench.checkpoint import Net
 from prunebench.bench.data import Split, as_float
 from prunebench.bench.protocol import Threat, exact
 from prunebench.bench.score.curve import radii
@@ -41,6 +43,12 @@ class Found:
     passes: int
     seconds: float
     images: Tensor | None
+
+
+def facts_of(referee: Referee, net: Net, test: Split) -> list[object]:
+    """What a journal's entries rest on: net, images, rules, batch, machine, kernels, the code of the attacks."""
+    where = [machine.env_key(referee.device), referee.fast.bits(net.header.shape), machine.attack_code()]
+    return [net.id.sha256, test.sha256, referee.rules.sha256, referee.batch, *where]
 
 
 def attack_shard(

@@ -26,7 +26,7 @@ from prunebench.bench.outcomes import pack_outcomes
 from prunebench.bench.protocol import Protocol, load
 from prunebench.bench.record import Cost, DataId, Flag, Point, ProtocolId, Record, Score
 from prunebench.bench.score import flags, probes
-from prunebench.bench.score.cascade import Bits, Found, attack_all, attack_shard
+from prunebench.bench.score.cascade import Bits, Found, attack_all, attack_shard, facts_of
 from prunebench.bench.score.effort import effort_of
 from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.progress import Progress, Report
@@ -136,12 +136,6 @@ def _test_images(net: Net, path: Path, rules: Protocol, examples: int | None, st
     return test, len(test) == len(store.testing(rules.data, rules.test))
 
 
-def journal_facts(referee: Referee, net: Net, test: Split) -> list[object]:
-    """All that decides what an attack finds: net, images, rules, batch, machine, kernels, the attacks."""
-    where = [machine.env_key(referee.device), referee.fast.bits(net.header.shape), machine.attack_code()]
-    return [net.id.sha256, test.sha256, referee.rules.sha256, referee.batch, *where]
-
-
 class _Scoring:
     """One net on its way to a record."""
 
@@ -158,7 +152,7 @@ class _Scoring:
     ) -> None:
         self.net, self.path, self.rules, self.test, self.device = net, path, rules, test, device
         self.referee = self._referee(net)
-        facts = journal_facts(self.referee, net, test)
+        facts = facts_of(self.referee, net, test)
         self.journal = Journal(None if out is None else out / JOURNAL, facts)
         self.report, self.also, self.suite = report, also, suite_of(rules)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -174,6 +175,21 @@ def test_a_forbidden_import_is_found(module, source, said):
 )
 def test_an_allowed_import_passes(module, source):
     assert faults(graph({f"prunebench.{module}": source})) == []
+
+
+def test_the_page_shows_every_room_and_root_file():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = page[page.index("## The folders") : page.index("## What is installed")]
+    assert missing(tree) == set()
+    assert missing(tree.replace("── lab ", "── shed ").replace("seeds,", "")) == {"lab", "seeds"}  # the twin
+
+
+def missing(tree: str) -> set[str]:
+    """The rooms and root files of bench that `tree` does not name."""
+    names = {
+        path.stem for path in (ROOT / "bench").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    return {name for name in names - {"__init__"} if not re.search(rf"\b{name}\b", tree)}
 
 
 def import_without_torch(*modules: str) -> subprocess.CompletedProcess[str]:
