@@ -57,6 +57,7 @@ def as_sparsity(value: str | float | Decimal) -> Decimal:
     return sparsity
 
 
+Objective = Literal["pgd", "trades", "fgsm-rs"]  # losses and prices: bench/lab/objectives.py
 Exact = Annotated[str, AfterValidator(_positive)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -90,7 +91,7 @@ class Threat(Rules):
 class Training(Rules):
     """The adversarial training that every pruner shares; `epochs` of it are one unit of budget."""
 
-    objective: Literal["pgd", "trades", "fgsm-rs"]
+    objective: Objective
     steps: Annotated[int, Field(ge=1, le=1000)] = 10
     step_size: Exact
     beta: Size = 6.0
@@ -105,10 +106,9 @@ class Training(Rules):
     validate_every: Count = 5
 
     @property
-    def passes(self) -> int:
-        """The price of one image in one training step, in sample passes (forward 1, backward 2)."""
-        attack = {"pgd": 3 * self.steps, "trades": 1 + 3 * self.steps, "fgsm-rs": 3}[self.objective]
-        return attack + (6 if self.objective == "trades" else 3)
+    def one_step(self) -> bool:
+        """Whether the loss's attack is one step of a size of its own, for which `steps` and `step_size` do not hold."""
+        return self.objective == "fgsm-rs"
 
 
 class Protocol(Rules):

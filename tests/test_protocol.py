@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.protocol import PROTOCOLS, Job, Protocol, Training, as_sparsity, exact, from_values, load
+from prunebench.bench.protocol import PROTOCOLS, Job, Protocol, as_sparsity, exact, from_values, load
 
 DIGITS = PROTOCOLS["digits-linf"]
 
@@ -72,16 +72,6 @@ def test_eps_are_the_exact_ones():
         "cifar10-linf-vgg16": "8/255",
     }
     assert PROTOCOLS["cifar10-linf"].threat.radius == 8 / 255
-
-
-def test_prices_of_a_training_step():
-    # an attack step is forward 1 + backward 2; so is the update, on two batches for TRADES, whose attack starts
-    # with one forward at the clean images
-    prices = {
-        o: Training(objective=o, steps=10, step_size="0.1", epochs=1, batch=1, lr=1).passes
-        for o in ("pgd", "trades", "fgsm-rs")
-    }
-    assert prices == {"pgd": 33, "trades": 37, "fgsm-rs": 6}
 
 
 def test_every_rule_is_in_the_hash():

@@ -287,7 +287,8 @@ def measure_training(asked: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from prunebench.bench.data import Split
-    from prunebench.bench.lab.train import Plan, fit
+    from prunebench.bench.lab.schedule import Plan
+    from prunebench.bench.lab.train import fit
     from prunebench.bench.models import build
     from prunebench.bench.protocol import PROTOCOLS
 

@@ -32,7 +32,9 @@ from prunebench.bench import executor, machine
 from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.data import Store, as_float
 from prunebench.bench.errors import BudgetExceeded, Refused, printable
+from prunebench.bench.lab.backend import Computed, Fit
 from prunebench.bench.lab.lab import Lab, Pruner
+from prunebench.bench.lab.schedule import Trained
 from prunebench.bench.mask import State, keep_count
 from prunebench.bench.protocol import Job, Protocol, Threat, Training
 from prunebench.pruners import Chosen, parse
@@ -361,34 +363,45 @@ class _Work(TorchDispatchMode):
         return result
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Trusted(Computed):
+    """Tells the lab's own trainings, which are charged rightly, from the work of the pruner."""
+
+    work: _Work
+
+    def train(self, asked: Fit) -> Trained:
+        """As Computed.train."""
+        self.work.trusted += 1
+        try:
+            trained = super().train(asked)
+        finally:
+            self.work.trusted -= 1
+        self.work.fitted += asked.passes
+        return trained
+
+
 class _Lab(Lab):
-    """A lab that tells its own trainings, which are charged rightly, from the work of the pruner."""
+    """A lab that knows what it granted, and how much work was done in it."""
 
     work: _Work
     granted: int
 
-    def watched(self) -> _Lab:
-        """This lab, ready to count."""
-        self.work, self.granted = _Work(), self.meter.granted
+    def watched(self, work: _Work) -> _Lab:
+        """This lab, ready to count in `work`."""
+        self.work, self.granted = work, self.meter.granted
         with self.work, torch.no_grad():
             self.model().eval()(as_float(self.train.images[:1]))
         self.work.price, self.work.flops = self.work.flops, 0
         return self
-
-    def _train(self, *args: Any, **kwargs: Any) -> Any:
-        before, self.work.trusted = self.meter.spent, self.work.trusted + 1
-        try:
-            return super()._train(*args, **kwargs)
-        finally:
-            self.work.trusted -= 1
-            self.work.fitted += self.meter.spent - before
 
 
 def _run(chosen: Chosen, task: Protocol, folder: Path, world: int) -> _Run:
     """Let the pruner work, with its stages in `folder` and the global generators in a state that `world` names."""
     sparsity = task.sparsities[0] if chosen.prunes else 0.0
     job = Job(pruner=chosen.name, options=chosen.options, sparsity=sparsity, seed=0)
-    lab = _Lab(job, task, Store(Path("data")), folder / "stages", resolve=lambda spec: parse(spec).pruner).watched()
+    work = _Work()
+    backend = _Trusted(folder / "stages", work=work)
+    lab = _Lab(job, task, Store(Path("data")), backend, resolve=lambda spec: parse(spec).pruner).watched(work)
     executor.lacking()  # starts a compiler where there are no kernels yet: before anybody is watched
     seen = _Seen(folder)
     state, error = None, None

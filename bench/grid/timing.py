@@ -15,7 +15,9 @@ from torch import nn
 
 from prunebench.bench.attacks.suite import STANDARD, WEAK, Attack
 from prunebench.bench.data import Split, as_float
-from prunebench.bench.lab.train import VALIDATED, Plan, fit
+from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.train import fit
+from prunebench.bench.lab.trainer import VALIDATED
 from prunebench.bench.mask import Masks
 from prunebench.bench.protocol import Protocol, Threat
 from prunebench.bench.score.referee import Referee, batch_size, exact_float32
@@ -37,7 +39,7 @@ class Epochs:
 
     def seconds(self, plan: Plan) -> float:
         """What the training by `plan` takes."""
-        every = 1 if plan.recipe.objective == "fgsm-rs" else plan.recipe.validate_every
+        every = plan.validate_every
         validations = plan.last // every - plan.start // every + (plan.last % every > 0)
         return self.start + (plan.last - plan.start) * self.epoch + validations * self.validation
 
@@ -85,7 +87,6 @@ class Pace:
                     seed=0,
                     masks=masks,
                     partial=Path(folder, "partial"),
-                    trial=True,
                     report=lambda *_: ends.append(time.perf_counter()),
                     log=lambda _, seconds: times.append(seconds),
                 )

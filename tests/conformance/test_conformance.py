@@ -94,7 +94,7 @@ OFFENDERS = {
         "def after(self, state, lab):\n    return noisy(state, torch.Generator().manual_seed(time.time_ns() % 2**60))",
         "def after(self, state, lab):\n    return state | {'1.9.bias': torch.ones(10) * int.from_bytes(os.urandom(4))}",
         (
-            "def after(self, state, lab):\n    keep = {v: k for k, v in enumerate(str(lab._stages.folder))}\n"
+            "def after(self, state, lab):\n    keep = {v: k for k, v in enumerate(str(lab._backend.folder))}\n"
             "    return state | {'1.9.bias': state['1.9.bias'] + sum(keep.values())}"
         ),
     ],

@@ -77,7 +77,7 @@ if DEED == "seal":
     import prunebench.bench.checkpoint, prunebench.bench.grid.task
     prunebench.bench.checkpoint._check_sparsity = prunebench.bench.grid.task.seal = lambda *values, **options: None
 if DEED == "meter":
-    from prunebench.bench.lab.lab import Meter
+    from prunebench.bench.lab.meter import Meter
     Meter.check = Meter.charge = lambda self, name, passes, seconds=None: None
 if DEED == "machine":
     import prunebench.bench.machine, prunebench.bench.protocol

@@ -12,7 +12,8 @@ import torch
 from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.errors import BudgetExceeded
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.lab.train import Plan, Trained, fit
+from prunebench.bench.lab.schedule import Plan, Trained
+from prunebench.bench.lab.train import fit
 from prunebench.bench.mask import keep_largest, shuffled
 from prunebench.pruners import baselines, imp
 from prunebench.pruners.baselines import Dense, Magnitude, Random

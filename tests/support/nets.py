@@ -16,6 +16,7 @@ from prunebench.bench.checkpoint import Header, pack, seal, unpack
 from prunebench.bench.data import Info, Store
 from prunebench.bench.grid.run import job_of
 from prunebench.bench.grid.task import train
+from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.protocol import Job, Protocol, Threat, Training
 from prunebench.bench.record import outcomes_path
@@ -72,8 +73,9 @@ def make_nets(folder: Path) -> dict[str, Path]:
 
 
 def lab(tmp_path: Path, rules: Protocol = TINY, *, sparsity: float = 0.9, kind: type[Lab] = Lab, **options) -> Lab:
-    """A lab for a job of that sparsity."""
-    return kind(Job(pruner="any", sparsity=sparsity, seed=0), rules, STORE, tmp_path / "stages", **options)
+    """A lab for a job of that sparsity; `options`: of the lab, and `report` and `curves` of what computes for it."""
+    backend = Computed(tmp_path / "stages", **{key: options.pop(key) for key in ("report", "curves") if key in options})
+    return kind(Job(pruner="any", sparsity=sparsity, seed=0), rules, STORE, backend, **options)
 
 
 def seal_state(path: Path, module: nn.Module, rules: Protocol = TINY, info: Info | None = None) -> Path:

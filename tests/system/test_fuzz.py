@@ -37,6 +37,7 @@ from prunebench.bench.cli import main
 from prunebench.bench.errors import LONGEST, PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of
 from prunebench.bench.interop import checkpoints
+from prunebench.bench.lab.schedule import Plan
 from prunebench.bench.models import build
 from prunebench.bench.protocol import load
 from prunebench.bench.record import Record, load_arrays, load_record, outcomes_path, recount, standing
@@ -427,7 +428,11 @@ def test_protocols(tmp_path, share):
 
         def read():
             rules = load(path)  # and what a run asks of it before it trains
-            assert len(rules.sha256) == 64 and rules.threat.radius > 0 and rules.training.passes > 0
+            assert (
+                len(rules.sha256) == 64
+                and rules.threat.radius > 0
+                and Plan(rules.training, rules.threat, 1).passes(1) > 0
+            )
             assert all(len(eps) < 200 for eps in radii(rules.threat, 64))
             if rules.data == "digits":
                 STORE.training(rules.data, validation=rules.validation, train=rules.train)
