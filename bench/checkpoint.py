@@ -20,8 +20,9 @@ from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import canonical_json, read_outside, sha256_of, write_bytes
 from prunebench.bench.mask import State, keep_count
 from prunebench.bench.models import MODELS, build, prunable
-from prunebench.bench.protocol import Job, Protocol, Rules, explain
+from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.record import Layer, NetId, Sha256, Stage
+from prunebench.bench.schema import Strict, explain
 
 LARGEST = 2**28  # bytes; the largest net of the table takes 60 MB
 LARGEST_HEAD = 2**22  # bytes of a header: a thousand tensors and the curve of ten thousand epochs
@@ -30,7 +31,7 @@ _KEY = "prunebench"  # the only metadata key: safetensors writes several in no f
 Side = Annotated[int, Field(ge=1, le=1024)]  # keeps a hostile header from asking for terabytes
 
 
-class Header(Rules):
+class Header(Strict):
     """What a net says of itself: its architecture, the rules and the job that it was made for, what it cost."""
 
     format: Literal[1] = 1

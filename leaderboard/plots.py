@@ -11,8 +11,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from prunebench.bench.protocol import PROTOCOLS, exact
+from prunebench.bench.protocol import PROTOCOLS
 from prunebench.bench.record import Record
+from prunebench.bench.schema import exact
 from prunebench.leaderboard.render import clean, percent
 from prunebench.leaderboard.table import Board, Rate, Row
 

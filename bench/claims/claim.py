@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import canonical_json, digest_outside, read_known, sha256_of, write_bytes
-from prunebench.bench.protocol import PROTOCOLS, Count, Natural, Protocol, Rules, explain, load, read_toml
+from prunebench.bench.protocol import PROTOCOLS, Protocol, load
 from prunebench.bench.record import (
     Record,
     Sha256,
@@ -26,6 +26,7 @@ from prunebench.bench.record import (
     recount,
     standing,
 )
+from prunebench.bench.schema import Count, Natural, Strict, explain, read_toml
 
 NAME, SUFFIX = "CLAIM.toml", ".claim.toml"
 FILES = ("net.safetensors", "outcomes.npz", "proposals.npz", "protocol.toml", NAME)  # of a claim that is made here
@@ -45,14 +46,14 @@ def _inside(text: str) -> str:
 Inside = Annotated[str, AfterValidator(_inside)]
 
 
-class Asset(Rules):
+class Asset(Strict):
     """A file below the folder of the claim."""
 
     path: Inside
     sha256: Sha256
 
 
-class Under(Rules):
+class Under(Strict):
     """The rules of a claim: a built-in protocol, or a TOML file below the claim's folder, and the hash of the rules."""
 
     name: Inside
@@ -85,7 +86,7 @@ Percentage = Annotated[str, AfterValidator(_percentage)]
 Plain = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_plain)]
 
 
-class About(Rules):
+class About(Strict):
     """What the author says of the net, for readers; nothing of it is checked."""
 
     pruner: Plain | None = None
@@ -95,7 +96,7 @@ class About(Rules):
     url: Annotated[str, Field(max_length=500, pattern=r"^https?://[!-~]+$")] | None = None
 
 
-class Claim(Rules):
+class Claim(Strict):
     """That so many of the first `n` test images survive AutoAttack by these rules: `robust`, or `at_least` a share.
 
     `data`: the sha256 over those images. `outcomes` say which are robust, `proposals` hold what fools the others.
@@ -342,7 +343,7 @@ def _is_other(path: Path, data: bytes | None) -> bool:
     return path.read_bytes() != data
 
 
-def _toml_of(values: Rules) -> bytes:
+def _toml_of(values: Strict) -> bytes:
     return tomli_w.dumps(values.model_dump(mode="json", by_alias=True, exclude_none=True)).encode()
 
 

@@ -23,7 +23,8 @@ from prunebench.bench.lab.meter import Meter, granted
 from prunebench.bench.lab.schedule import Plan, Trained
 from prunebench.bench.mask import Masks, State, attach_scores, keep_count, split_scores
 from prunebench.bench.models import build, prunable
-from prunebench.bench.protocol import Job, Protocol, Threat, Training, exact
+from prunebench.bench.protocol import Job, Protocol, Threat, Training
+from prunebench.bench.schema import exact
 from prunebench.bench.seeds import derive
 
 

@@ -19,7 +19,7 @@ from prunebench.bench.lab.compiled import captured, frozen
 from prunebench.bench.lab.objectives import OBJECTIVES
 from prunebench.bench.lab.schedule import Plan, Trained
 from prunebench.bench.mask import Masks, State, enforce
-from prunebench.bench.protocol import exact
+from prunebench.bench.schema import exact
 
 VALIDATED = 1000  # images; the robust accuracy on validation guides people, it enters no result
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from prunebench.bench.attacks import square
 from prunebench.bench.attacks.suite import STANDARD, WEAK, Attack
 from prunebench.bench.data import Split, as_float
-from prunebench.bench.protocol import Threat, exact
+from prunebench.bench.protocol import Threat
+from prunebench.bench.schema import exact
 from prunebench.bench.score.journal import Entry, Finding, Journal
 from prunebench.bench.score.referee import Referee
 from prunebench.bench.seeds import derive

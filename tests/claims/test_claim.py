@@ -11,8 +11,9 @@ import tomli_w
 from prunebench.bench.claims.claim import LARGEST, NAME, find, is_claim, load_claim, make, outcomes_of, rules_of, sound
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import sha256_of, write_bytes
-from prunebench.bench.protocol import LARGEST_TOML, PROTOCOLS
+from prunebench.bench.protocol import PROTOCOLS
 from prunebench.bench.record import outcomes_path, proposals_path
+from prunebench.bench.schema import LARGEST_TOML
 from tests.support import records
 from tests.support.nets import TINY, toml
 

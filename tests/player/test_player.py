@@ -21,15 +21,13 @@ from prunebench.bench.lab import budget
 from prunebench.bench.player import handover, sandbox
 from prunebench.bench.player.handover import Described
 from prunebench.bench.player.host import Fault, Host, _Heard, _resolved, resolve
-from prunebench.bench.protocol import Threat
 from prunebench.bench.record import load_record, outcomes_path
 from prunebench.bench.score.scoring import effort_of
 from tests.support.here import Here
-from tests.support.nets import STORE, changed, job
+from tests.support.nets import STORE, UNATTACKED, changed, job
 from tools.kill_and_resume import timeless
 
-# Trained on hardly more than noise, so that nothing withstands eps 0.4 and the whole AutoAttack takes a second.
-RULES = changed(threat=Threat(norm="Linf", eps="0.4"), steps=1, step_size="0.001", train=128, test=16, shard=16)
+RULES = changed(UNATTACKED, test=16, shard=16)
 
 # One file and so one source: what it does beside pruning is named by a file next to it, "nothing" for the honest one.
 PLAYER = '''

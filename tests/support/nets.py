@@ -48,6 +48,7 @@ test = 8
 [training]
 epochs = 1
 steps = 1
+step_size = "0.2"
 """  # a protocol as a user writes it, on top of a built-in one
 SPECS = {"dense": ("dense", None), "imp": ("imp:rounds=2", 0.9)}
 
@@ -56,6 +57,13 @@ def changed(rules: Protocol = TINY, **changes) -> Protocol:
     """`rules` with other values; those of `training` may be named on their own."""
     training = {key: changes.pop(key) for key in list(changes) if key in Training.model_fields}
     return rules.model_copy(update=changes | {"training": rules.training.model_copy(update=training)})
+
+
+# Trained without an attack, by the share of TRADES that looks at clean images: nothing withstands its eps, and the
+# whole AutoAttack takes a second.
+UNATTACKED = changed(
+    threat=Threat(norm="Linf", eps="0.4"), objective="trades", beta=0.0, steps=1, step_size="0.4", train=128
+)
 
 
 def job(spec: str = "dense", sparsity: float | None = None, seed: int = 0) -> Job:
