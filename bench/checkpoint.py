@@ -19,7 +19,7 @@ from prunebench.bench.bounded import json_of
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import canonical_json, read_outside, sha256_of, write_bytes
 from prunebench.bench.mask import State, keep_count
-from prunebench.bench.models import MODELS, build, prunable
+from prunebench.bench.models import ARCHITECTURES, build, prunable
 from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.record import Layer, NetId, Sha256, Stage
 from prunebench.bench.schema import Strict, explain
@@ -182,8 +182,10 @@ def _restore(data: bytes, name: str) -> Net:
 
 def _template(header: Header, name: str) -> tuple[State, list[str]]:
     """The state dict that the header's architecture has, without memory behind it, and its prunable names."""
-    if header.arch not in MODELS:
-        raise Refused("arch", f"{name} names the architecture {header.arch!r}, not one of {', '.join(sorted(MODELS))}.")
+    if header.arch not in ARCHITECTURES:
+        raise Refused(
+            "arch", f"{name} names the architecture {header.arch!r}, not one of {', '.join(sorted(ARCHITECTURES))}."
+        )
     try:
         with torch.device("meta"):
             net = build(header.arch, header.classes, header.shape)

@@ -429,7 +429,7 @@ def stock() -> dict[str, Any]:
 
 def shape_of(arch: str) -> Any:
     """Images as that architecture takes them."""
-    from prunebench.bench.data import Info
+    from prunebench.bench.datasets import Info
 
     shape = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28)}.get(arch, (3, 32, 32))
     return Info(10, shape, (0.5,) * shape[0], (0.25,) * shape[0])

@@ -576,7 +576,7 @@ def list_(kind: Annotated[Kind | None, typer.Argument()] = None, as_json: AsJson
     """List protocols, pruners, models and data sets."""
     from prunebench import pruners
     from prunebench.bench.cli import show
-    from prunebench.bench.data import DATASETS
+    from prunebench.bench.datasets import DATASETS
     from prunebench.bench.models import MODELS
 
     listings = {
@@ -598,7 +598,7 @@ def doctor(data: DataRoot = Path("data"), as_json: AsJson = False) -> None:
     """Show what this machine can run: device, data, versions."""
     from prunebench.bench import executor, machine
     from prunebench.bench.cli import show
-    from prunebench.bench.data import DATASETS
+    from prunebench.bench.datasets import DATASETS
     from prunebench.bench.player import sandbox as walls
 
     store, compiler = _store(data), executor.compiler()

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import flop_registry
 from prunebench.bench import executor, machine
 from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.data import Store, as_float
+from prunebench.bench.datasets import DATASETS
 from prunebench.bench.errors import BudgetExceeded, Refused, printable
 from prunebench.bench.lab.backend import Computed, Fit
 from prunebench.bench.lab.lab import Lab, Pruner
@@ -469,7 +470,7 @@ _BEYOND = {
     "os.exec": "started a process",
     "socket.connect": "opened a connection",
 }
-_DATA = ("digits.csv", "-ubyte", "/data_batch_", "/test_batch", "cifar-100-python/", "_32x32.mat")
+_DATA = tuple(mark for known in DATASETS.values() for mark in known.marks)
 
 _watching: list[_Seen] = []  # the run under watch; an audit hook cannot be taken out again, so it looks here
 

@@ -19,12 +19,13 @@ from torch import Tensor
 from prunebench.bench import collapse
 from prunebench.bench.bounded import unzipped_size
 from prunebench.bench.checkpoint import LARGEST, Header, Net, open_net, seal
-from prunebench.bench.data import Info, Store
+from prunebench.bench.data import Store
+from prunebench.bench.datasets import Info
 from prunebench.bench.errors import PrunebenchError, Refused, printable
 from prunebench.bench.files import read_outside, sha256_of
 from prunebench.bench.interop.pickled import refuse_explosive
 from prunebench.bench.mask import State, keep_count, keep_largest
-from prunebench.bench.models import build, prunable
+from prunebench.bench.models import ARCHITECTURES, build, prunable
 from prunebench.bench.protocol import Job, Protocol
 
 PRUNER = "import"
@@ -219,13 +220,9 @@ def _role(name: str) -> tuple[str, str]:
 
 def _renamings(arch: str) -> list[Callable[[str], str]]:
     """Ways in which others name the tensors of `arch`; ours is the net behind the normalisation, at "1."."""
-    words: dict[str, list[tuple[str, str]]] = {
-        "resnet18": [(r"\bshortcut\b", "downsample"), (r"^linear\.", "fc.")],
-        "vgg16-bn": [(r"^features\.", "0."), (r"^(classifier|linear|fc)\.(0\.)?(?=weight|bias)", "3.")],
-    }
 
     def other(name: str) -> str:
-        for pattern, word in words.get(arch, []):
+        for pattern, word in ARCHITECTURES[arch].names:
             name = re.sub(pattern, word, name)
         return f"1.{name}"
 

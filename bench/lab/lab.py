@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from prunebench.bench import executor, machine
 from prunebench.bench.attacks.suite import Model, pgd
-from prunebench.bench.data import Info, Split, Store, as_float
+from prunebench.bench.data import Split, Store, as_float
+from prunebench.bench.datasets import Info
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of
 from prunebench.bench.lab.backend import Backend, Calibration, Fit, Loop

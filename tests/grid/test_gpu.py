@@ -7,7 +7,8 @@ import torch
 
 import prunebench.bench.lab.trainer
 from prunebench.bench.attacks.suite import pgd
-from prunebench.bench.data import Info, as_float
+from prunebench.bench.data import as_float
+from prunebench.bench.datasets import Info
 from prunebench.bench.grid.local import Pool
 from prunebench.bench.grid.run import grid, run
 from prunebench.bench.grid.task import train

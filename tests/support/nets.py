@@ -13,7 +13,8 @@ from torch import nn
 
 from prunebench.bench.attacks.suite import STANDARD, pgd
 from prunebench.bench.checkpoint import Header, pack, seal, unpack
-from prunebench.bench.data import Info, Store
+from prunebench.bench.data import Store
+from prunebench.bench.datasets import Info
 from prunebench.bench.grid.run import job_of
 from prunebench.bench.grid.task import train
 from prunebench.bench.lab.backend import Computed
