@@ -183,9 +183,8 @@ def _restore(data: bytes, name: str) -> Net:
 def _template(header: Header, name: str) -> tuple[State, list[str]]:
     """The state dict that the header's architecture has, without memory behind it, and its prunable names."""
     if header.arch not in ARCHITECTURES:
-        raise Refused(
-            "arch", f"{name} names the architecture {header.arch!r}, not one of {', '.join(sorted(ARCHITECTURES))}."
-        )
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise Refused("arch", f"{name} names the architecture {header.arch!r}, not one of {known}.")
     try:
         with torch.device("meta"):
             net = build(header.arch, header.classes, header.shape)

@@ -458,7 +458,7 @@ def claim(
     force: Annotated[bool, typer.Option("--force", help="Replace another claim or another net in the folder.")] = False,
 ) -> None:
     """Make a claim that others can verify: CLAIM.toml and its files."""
-    from prunebench.bench.claims.claim import make
+    from prunebench.bench.claims.make import make
     from prunebench.bench.cli import show
 
     net = record.with_name("net.safetensors") if net is None else net

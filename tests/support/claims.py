@@ -12,7 +12,8 @@ import torch
 
 from prunebench.bench.beside import RECORD
 from prunebench.bench.checkpoint import open_net
-from prunebench.bench.claims.claim import Claim, load_claim, make
+from prunebench.bench.claims.claim import Claim, load_claim
+from prunebench.bench.claims.make import make
 from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.bench.record import load_arrays, pack_outcomes, standing
 from prunebench.bench.score import cascade

@@ -32,7 +32,8 @@ from safetensors.torch import save as save_safetensors
 
 from prunebench.bench import adversarials
 from prunebench.bench.checkpoint import open_net, pack, unpack
-from prunebench.bench.claims.claim import load_claim, make, outcomes_of, rules_of, sound
+from prunebench.bench.claims.claim import load_claim, outcomes_of, rules_of, sound
+from prunebench.bench.claims.make import make
 from prunebench.bench.cli import main
 from prunebench.bench.errors import LONGEST, PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of
