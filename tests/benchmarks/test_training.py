@@ -47,7 +47,7 @@ class Stock(Trainer):
         self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.quick = None
 
-    def _logits(self, images: Tensor, model: Any = None) -> Tensor:
+    def logits(self, images: Tensor, model: Any = None) -> Tensor:
         return (model or self.model)(images)  # type: ignore[no-any-return]
 
 
