@@ -12,7 +12,6 @@ from prunebench.bench.data import Split
 from prunebench.bench.errors import BudgetExceeded, PrunebenchError
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.lab.meter import Meter
 from prunebench.bench.mask import draw
 from prunebench.bench.protocol import Job
 from prunebench.bench.seeds import derive
@@ -108,15 +107,6 @@ def test_the_whole_budget_can_be_spent_and_no_pass_more(tmp_path, monkeypatch):
     assert len(plans) == 1 and [stage.name for stage in room.meter.stages] == ["most"]  # nothing computed or charged
     room.fit("rest", room.initial(), epochs=1)
     assert room.meter.spent == room.meter.granted
-
-
-def test_the_meter_by_itself():
-    meter = Meter(10)
-    meter.charge("a", 7, 1.5)
-    with pytest.raises(BudgetExceeded, match="costs 4 sample passes and 3 of 10 are left"):
-        meter.charge("b", 4)
-    meter.check("c", 3)
-    assert meter.spent == 7 and meter.stages[0].seconds == 1.5
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The common training against formulas, hand computations and itself: cut off anywhere it ends in the same bytes."""
+"""The common training against formulas, hand computations and itself."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.executor import Fast
 from prunebench.bench.executor.compiled import Compiled
 from prunebench.bench.executor.folded import Folded
-from prunebench.bench.lab import resume
-from prunebench.bench.lab.augmentation import crop_flip
 from prunebench.bench.lab.schedule import Plan
 from prunebench.bench.lab.train import fit, refuse_collapse
 from prunebench.bench.lab.trainer import Trainer, _attacking
@@ -330,108 +328,6 @@ def test_the_same_training_is_the_same_bytes():
     assert content(fit(net(1), plan(), TRAIN, VALIDATION, seed=5)) != first
 
 
-class Cut(BaseException):
-    """The process ends here."""
-
-
-@pytest.mark.parametrize(
-    ("how", "masked"),
-    [
-        (plan(), False),
-        (plan(), True),
-        (plan(6, start=2), False),
-        (plan(objective="trades"), True),
-        (plan(objective="fgsm-rs", lr=0.001), False),
-        (plan(augment="crop-flip"), False),
-    ],
-    ids=["whole", "masked", "a later part", "trades", "fgsm-rs", "crops"],
-)
-@pytest.mark.parametrize("after", [1, 3, 4])
-def test_cut_off_after_any_epoch_it_ends_in_the_same_bytes(how, masked, after, tmp_path):
-    masks = some_masks() if masked else None
-    partial = tmp_path / "partial.safetensors"
-
-    def report(what, done, of):
-        assert of == 4
-        if done == after:
-            raise Cut
-
-    with pytest.raises(Cut):
-        trained(how, masks=masks, partial=partial, report=report)
-    seen = []
-    resumed = trained(how, masks=masks, partial=partial, report=lambda what, done, of: seen.append(done))
-    assert seen == list(range(after + 1, 5))  # it did go on, not begin anew
-    assert content(resumed) == content(trained(how, masks=masks))
-    assert [row["epoch"] for row in resumed.curve] == list(range(how.start + 1, how.start + 5))
-
-
-@pytest.mark.parametrize("part", ["momentum", "average", "steps"])
-def test_a_resume_that_forgets_a_part_is_found(part, tmp_path, monkeypatch):
-    """The twin of the test above."""
-    partial, real = tmp_path / "partial.safetensors", resume.load_kept
-
-    def forgetful(path):
-        if (kept := real(path)) is None:
-            return None
-        tensors, about = kept
-        if part == "momentum":
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("momentum/")}
-        elif part == "average":
-            tensors |= {n.replace("net/", "average/"): t for n, t in tensors.items() if n.startswith("net/")}
-        else:
-            about = about | {"steps": 0}
-        return tensors, about
-
-    trained(plan(stop=2), partial=partial)
-    monkeypatch.setattr(resume, "load_kept", forgetful)
-    assert content(trained(partial=partial)) != content(trained())
-
-
-def test_a_momentum_comes_back_in_the_layout_of_its_weight(tmp_path):
-    """Files know no strides, and SGD's fused kernel for cards refuses a momentum that lies otherwise."""
-    partial, how = tmp_path / "partial", plan(stop=2)
-    trained(how, partial=partial)
-    it = Trainer(net(), plan(), {}, CPU)
-    resume.restore(partial, it)
-    moments, weights = it.momentum, dict(it.model.named_parameters())
-    assert moments.keys() == weights.keys()
-    assert all(moments[name].stride() == weight.stride() for name, weight in weights.items())
-    plain = {name: moment.contiguous().stride() for name, moment in moments.items()}  # the twin: as they were read
-    assert any(plain[name] != weight.stride() for name, weight in weights.items())
-
-
-@pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: b"", lambda data: data[:-4] + b"abcd"])
-def test_a_spoilt_partial_file_starts_anew(spoil, tmp_path):
-    partial, seen = tmp_path / "partial.safetensors", []
-    trained(plan(stop=2), partial=partial)
-    partial.write_bytes(spoil(partial.read_bytes()))
-    result = trained(partial=partial, report=lambda what, done, of: seen.append(done))
-    assert seen == [1, 2, 3, 4] and content(result) == content(trained())
-
-
-@pytest.mark.parametrize("change", ["other facts", "no facts", "other shapes", "a part is gone", "one more"])
-def test_a_whole_file_of_another_training_starts_anew(change, tmp_path):
-    """Under a hash of its own it would be believed, and end in a traceback or in another net."""
-    partial, seen = tmp_path / "partial.safetensors", []
-    trained(plan(stop=2), partial=partial)
-    tensors, about = resume.load_kept(partial)
-    name = min(name for name in tensors if name.startswith("average/"))
-    match change:
-        case "other facts":
-            about = {"done": 2}
-        case "no facts":
-            about = 3
-        case "other shapes":
-            tensors[name] = tensors[name][None]
-        case "a part is gone":
-            del tensors[name]
-        case "one more":
-            tensors["more/1"] = tensors[name].clone()
-    resume.keep(partial, tensors, about)
-    result = trained(partial=partial, report=lambda what, done, of: seen.append(done))
-    assert seen == [1, 2, 3, 4] and content(result) == content(trained())
-
-
 def test_a_part_trained_after_a_part_goes_on_in_the_schedule():
     """As IMP does: the raw weights of the first part, without its momentum, at the learning rates of the second."""
     first = trained(plan(stop=2)).last
@@ -505,23 +401,6 @@ def test_the_price_of_a_plan():
     assert plan(6, start=2, stop=3).passes(128) == 128 * 12
     assert plan(objective="trades").passes(128) == 4 * 128 * (3 * 3 + 7)
     assert plan(objective="fgsm-rs").passes(128) == 4 * 128 * 6
-
-
-def test_every_crop_is_one_of_the_162():
-    images = torch.rand(6, 2, 8, 8, generator=torch.Generator().manual_seed(0)) + 0.1  # no pixel is the border's black
-    padded = nn.functional.pad(images, (4, 4, 4, 4))
-    crops = [padded[:, :, top : top + 8, left : left + 8] for top in range(9) for left in range(9)]
-    possible = torch.stack([*crops, *(crop.flip(3) for crop in crops)])
-    assert len(possible) == 162
-    generator, drawn = torch.Generator().manual_seed(0), set()
-    for _ in range(400):
-        found = (possible == crop_flip(images, generator)).flatten(2).all(2)  # (which crop, image)
-        assert found.sum(0).tolist() == [1] * 6
-        drawn.update(found.int().argmax(0).tolist())
-    assert drawn == set(range(162))  # all of them come
-    foreign = crop_flip(images, generator)
-    foreign[0, 0, 0, 0] += 0.05  # the twin
-    assert not (possible == foreign).flatten(2).all(2)[:, 0].any()
 
 
 def test_in_mixed_precision_the_perturbation_stays_float32():
