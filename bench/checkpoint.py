@@ -19,9 +19,10 @@ from prunebench.bench.bounded import json_of
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import canonical_json, read_outside, sha256_of, write_bytes
 from prunebench.bench.mask import State, keep_count
-from prunebench.bench.models import MODELS, build, prunable
-from prunebench.bench.protocol import Job, Protocol, Rules, explain
+from prunebench.bench.models import ARCHITECTURES, build, prunable
+from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.record import LARGEST_NET, Layer, NetId, Sha256, Stage
+from prunebench.bench.schema import Strict, explain
 
 LARGEST_HEAD = 2**22  # bytes of a header: a thousand tensors and the curve of ten thousand epochs
 _KEY = "prunebench"  # the only metadata key: safetensors writes several in no fixed order
@@ -29,7 +30,7 @@ _KEY = "prunebench"  # the only metadata key: safetensors writes several in no f
 Side = Annotated[int, Field(ge=1, le=1024)]  # keeps a hostile header from asking for terabytes
 
 
-class Header(Rules):
+class Header(Strict):
     """What a net says of itself: its architecture, the rules and the job that it was made for, what it cost."""
 
     format: Literal[1] = 1
@@ -180,8 +181,9 @@ def _restore(data: bytes, name: str) -> Net:
 
 def _template(header: Header, name: str) -> tuple[State, list[str]]:
     """The state dict that the header's architecture has, without memory behind it, and its prunable names."""
-    if header.arch not in MODELS:
-        raise Refused("arch", f"{name} names the architecture {header.arch!r}, not one of {', '.join(sorted(MODELS))}.")
+    if header.arch not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise Refused("arch", f"{name} names the architecture {header.arch!r}, not one of {known}.")
     try:
         with torch.device("meta"):
             net = build(header.arch, header.classes, header.shape)

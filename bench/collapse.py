@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunebench.bench.checkpoint import Net
 from prunebench.bench.errors import some
-from prunebench.bench.models import MODELS, Normalise
+from prunebench.bench.models import ARCHITECTURES, Normalise
 from prunebench.bench.wide import Wide
 
 _SHOWN = 5  # layers in a sentence
@@ -24,7 +24,7 @@ def collapse(net: Net) -> list[str]:
     found = []
     if empty:
         found.append(f"No weight is left in {some(empty, _SHOWN)}.")
-    if net.header.arch in MODELS and not connected(net.module, net.header.shape):
+    if net.header.arch in ARCHITECTURES and not connected(net.module, net.header.shape):
         found.append("No path of kept weights leads from an image to a logit.")
     return found
 

@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors in memory, with train, validation and test fixed by index."""
+"""Data sets as uint8 tensors in memory, with train, validation and test fixed by index, decoded once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPException
-from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from prunebench.bench.datasets import DATASETS, Arrays, Info, read_folder
 from prunebench.bench.errors import PrunebenchError, unknown
 from prunebench.bench.files import canonical_json, open_outside, sha256_of, write_aside
 from prunebench.bench.seeds import order
@@ -54,85 +54,13 @@ class Split:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Info:
-    """What a net must know of its data: number of classes, image shape (c, h, w), and pixel statistics in [0, 1]."""
-
-    classes: int
-    shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
 def as_float(images: Tensor) -> Tensor:
     """uint8 pixels as float32 in [0, 1]."""
     return images.float().div_(255)
 
 
-@dataclass(frozen=True)
-class _Published:
-    """A data set that torchvision can load: `files` below the data root, `read(root, train)` -> arrays."""
-
-    info: Info
-    files: tuple[str, ...]
-    read: Callable[[Path, bool, bool], tuple[np.ndarray, np.ndarray]]
-
-
-def _mnist(root: Path, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
-    from torchvision.datasets import MNIST
-
-    data = MNIST(str(root), train=train, download=download)
-    return data.data.numpy()[:, None], data.targets.numpy()
-
-
-def _cifar10(root: Path, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
-    from torchvision.datasets import CIFAR10
-
-    data = CIFAR10(str(root), train=train, download=download)
-    return data.data.transpose(0, 3, 1, 2), np.asarray(data.targets)
-
-
-def _cifar100(root: Path, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
-    from torchvision.datasets import CIFAR100
-
-    data = CIFAR100(str(root), train=train, download=download)
-    return data.data.transpose(0, 3, 1, 2), np.asarray(data.targets)
-
-
-def _svhn(root: Path, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
-    from torchvision.datasets import SVHN
-
-    data = SVHN(str(root), split="train" if train else "test", download=download)
-    return data.data, np.asarray(data.labels)
-
-
-_MNIST_FILES = tuple(
-    f"MNIST/raw/{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-)
-_RGB = (3, 32, 32)
-_PUBLISHED: dict[str, _Published] = {
-    "mnist": _Published(Info(10, (1, 28, 28), (0.1307,), (0.3081,)), _MNIST_FILES, _mnist),
-    "cifar10": _Published(
-        Info(10, _RGB, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-        tuple(f"cifar-10-batches-py/{name}" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")),
-        _cifar10,
-    ),
-    "cifar100": _Published(
-        Info(100, _RGB, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
-        ("cifar-100-python/train", "cifar-100-python/test"),
-        _cifar100,
-    ),
-    "svhn": _Published(
-        Info(10, _RGB, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-        ("train_32x32.mat", "test_32x32.mat"),
-        _svhn,
-    ),
-}
-_DIGITS = Info(10, (1, 8, 8), (0.3053,), (0.3763,))
-_DIGITS_TEST = 500
 _LARGEST = 2**40  # bytes of decoded images, which are mapped and not read
 
-DATASETS = ("digits", *_PUBLISHED)
 # What a file that is cut short or is no data set at all can raise, in torchvision and in what it reads with.
 _UNREADABLE = (
     OSError,
@@ -158,10 +86,8 @@ class Store:
 
     def info(self, name: str) -> Info:
         """What a net must know of the data set `name`; for `folder:PATH` this decodes the images once."""
-        if name == "digits":
-            return _DIGITS
-        if name in _PUBLISHED:
-            return _PUBLISHED[name].info
+        if name in DATASETS:
+            return DATASETS[name].info
         if not name.startswith("folder:"):
             raise unknown("data set", name, DATASETS, _FOLDER)
         train = self._arrays(name, True)
@@ -192,22 +118,26 @@ class Store:
 
     def present(self, name: str) -> bool:
         """Whether the files of a data set of the table are here, as they are or zipped."""
-        files = _PUBLISHED[name].files if name in _PUBLISHED else ()
+        files = DATASETS[name].files if name in DATASETS else ()
         return all((self.root / file).exists() or (self.root / f"{file}.gz").exists() for file in files)
 
     def _arrays(self, name: str, train: bool) -> Split:
-        if name == "digits":
-            return _digits(train)
-        if name in _PUBLISHED:
-            images, labels = self._published(name, train)
-        elif name.startswith("folder:"):
-            images, labels = self._folder(self.root / name.removeprefix("folder:"), train)
-        else:
+        if name in DATASETS:
+            cut = DATASETS[name].cut
+            if cut is None:
+                return _ordered(Split(*self._published(name, train)), name, train)
+            whole = _ordered(Split(*self._published(name, True)), name, None)
+            index = torch.arange(len(whole))  # copies: a slice would share its memory, and so the other split
+            return whole.take(index[cut:] if train else index[:cut])
+        if not name.startswith("folder:"):
             raise unknown("data set", name, DATASETS, _FOLDER)
-        return _ordered(Split(images, labels), name if name in _PUBLISHED else "folder", train)
+        folder = self.root / name.removeprefix("folder:")
+        return _ordered(Split(*self._folder(folder, train)), "folder", train)
 
     def _published(self, name: str, train: bool) -> tuple[Tensor, Tensor]:
-        known, root = _PUBLISHED[name], self.root
+        known, root = DATASETS[name], self.root
+        if not known.files:
+            return _tensors(*known.read(root, train, False))
         missing = [file for file in known.files if not (root / file).exists()]
         if missing and all((root / f"{file}.gz").exists() for file in missing):
             return self._unzipped(name, train, missing)
@@ -223,9 +153,9 @@ class Store:
         return self._decoded(name, train, [root / file for file in known.files], lambda: self._read(name, root, train))
 
     def _unzipped(self, name: str, train: bool, missing: list[str]) -> tuple[Tensor, Tensor]:
-        known = _PUBLISHED[name]
+        known = DATASETS[name]
 
-        def read() -> tuple[np.ndarray, np.ndarray]:
+        def read() -> Arrays:
             with tempfile.TemporaryDirectory() as folder:
                 for file in known.files:
                     target, zipped = Path(folder, file), file in missing
@@ -242,9 +172,9 @@ class Store:
 
         return self._decoded(name, train, [self.root / f"{file}.gz" for file in missing], read)
 
-    def _read(self, name: str, folder: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, name: str, folder: Path, train: bool) -> Arrays:
         try:
-            images, labels = _PUBLISHED[name].read(folder, train, False)
+            images, labels = DATASETS[name].read(folder, train, False)
             if len(images) != len(labels):
                 raise ValueError(f"{len(images)} images but {len(labels)} labels")
         except _UNREADABLE as error:
@@ -269,11 +199,9 @@ class Store:
         if len(classes[0]) < 2:
             raise PrunebenchError(f"{folder / half} has {len(classes[0])} class folders; at least 2 are needed.")
         files = sorted(path for path in (folder / half).rglob("*") if path.is_file())
-        return self._decoded(f"folder-{half}", train, files, lambda: _images(folder / half))
+        return self._decoded(f"folder-{half}", train, files, lambda: read_folder(folder / half))
 
-    def _decoded(
-        self, name: str, train: bool, files: list[Path], read: Callable[[], tuple[np.ndarray, np.ndarray]]
-    ) -> tuple[Tensor, Tensor]:
+    def _decoded(self, name: str, train: bool, files: list[Path], read: Callable[[], Arrays]) -> tuple[Tensor, Tensor]:
         """What `read` returns as tensors, from the cache while `files` are the same by path, size and time."""
         if self.cache is None:
             return _tensors(*read())
@@ -290,27 +218,6 @@ class Store:
         return images, labels
 
 
-def digits_file() -> Path:
-    """Where scikit-learn keeps its digits, a row of 64 pixels and a label each; its own reader takes seconds to import.
-
-    Raises PrunebenchError where they are not.
-    """
-    package = find_spec("sklearn")
-    for folder in (package.submodule_search_locations or []) if package is not None else []:
-        if (file := Path(folder, "datasets", "data", "digits.csv.gz")).is_file():
-            return file
-    raise PrunebenchError("The digits of scikit-learn are not installed; install the package scikit-learn.")
-
-
-def _digits(train: bool) -> Split:
-    """The 8x8 digits that ship with scikit-learn: 1,297 to train on and 500 to test on, 17 grey levels."""
-    table = np.loadtxt(digits_file(), delimiter=",")
-    pixels = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
-    whole = _ordered(Split(*_tensors(pixels, table[:, -1])), "digits", None)
-    index = torch.arange(len(whole))  # copies: a slice would share its memory, and so the other split, with its user
-    return whole.take(index[_DIGITS_TEST:] if train else index[:_DIGITS_TEST])
-
-
 def _ordered(split: Split, name: str, train: bool | None) -> Split:
     """`split` in the order of its data set: published files are often sorted by class or by difficulty."""
     part = {None: "whole", True: "train", False: "test"}[train]
@@ -323,19 +230,3 @@ def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 def _reason(error: BaseException) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
-
-
-def _images(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    from torchvision.datasets import ImageFolder
-
-    if odd := next((path for path in folder.rglob("*") if not (path.is_file() or path.is_dir())), None):
-        raise PrunebenchError(f"{odd} is neither a file nor a folder; every file must be an image.")
-    try:
-        listing = ImageFolder(str(folder))
-        images = [np.asarray(image) for image, _ in listing]
-    except OSError as error:  # no images, or one that cannot be decoded
-        raise PrunebenchError(f"Cannot read the images in {folder} ({error}); every file must be an image.") from error
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        raise PrunebenchError(f"The images in {folder} have {len(shapes)} different sizes; resize them to one.")
-    return np.stack(images).transpose(0, 3, 1, 2), np.asarray(listing.targets)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from prunebench.bench.data import Info
+from prunebench.bench.datasets import Info
 from prunebench.bench.errors import PrunebenchError, unknown
 
 # torchvision takes seconds to import, so the nets that are made of it import it.
@@ -94,15 +95,37 @@ def _vgg16_bn(classes: int, shape: tuple[int, int, int]) -> nn.Module:
     return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
 
 
-MODELS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {
-    "digits-cnn": _digits_cnn,
-    "mnist-cnn": _mnist_cnn,
-    "resnet18": _resnet18,
-    "vgg16-bn": _vgg16_bn,
+@dataclass(frozen=True)
+class Architecture:
+    """A net of the benchmark: `net(classes, shape)` makes the part behind the normalisation.
+
+    `shape`: (channels, height, width) that it is meant for; `least`: pixels a side below which pooling leaves nothing.
+    `batch`: images measured at once by kind of device, where that is not the usual number. `names`: (pattern,
+    replacement) that make others' names of its tensors ours.
+    """
+
+    net: Callable[[int, tuple[int, int, int]], nn.Module]
+    shape: tuple[int, int, int] = (3, 32, 32)
+    least: int = 1
+    batch: Mapping[str, int] = field(default_factory=dict)
+    names: tuple[tuple[str, str], ...] = ()
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "digits-cnn": Architecture(_digits_cnn, shape=(1, 8, 8)),
+    "mnist-cnn": Architecture(_mnist_cnn, shape=(1, 28, 28), least=16),
+    "resnet18": Architecture(
+        _resnet18, batch={"cpu": 64}, names=((r"\bshortcut\b", "downsample"), (r"^linear\.", "fc."))
+    ),
+    "vgg16-bn": Architecture(
+        _vgg16_bn,
+        least=32,
+        batch={"cpu": 64},
+        names=((r"^features\.", "0."), (r"^(classifier|linear|fc)\.(0\.)?(?=weight|bias)", "3.")),
+    ),
 }
+MODELS = {name: architecture.net for name, architecture in ARCHITECTURES.items()}
 LARGEST = 2**26  # parameters; the largest net of our protocols has 15 million
-_LEAST = {"mnist-cnn": 16, "vgg16-bn": 32}  # pixels a side; less, and pooling leaves nothing
-_SHAPES = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28)}
 
 
 def build(
@@ -119,12 +142,14 @@ def build(
     shape and pixel statistics at once. The global random state is left as it was. Raises PrunebenchError for an
     unknown `arch`, for images that it cannot take, and for more parameters than LARGEST.
     """
-    if arch not in MODELS:
-        raise unknown("model", arch, MODELS)
+    if arch not in ARCHITECTURES:
+        raise unknown("model", arch, ARCHITECTURES)
+    known = ARCHITECTURES[arch]
+    least = known.least
     if info is None:
-        shape = shape or _SHAPES.get(arch, (3, 32, 32))
+        shape = shape or known.shape
         info = Info(num_classes, shape, (0.5,) * shape[0], (0.25,) * shape[0])
-    least, (_, height, width) = _LEAST.get(arch, 1), info.shape
+    _, height, width = info.shape
     if min(height, width) < least:
         raise PrunebenchError(
             f"Model {arch} needs images of at least {least}x{least} pixels, not {height}x{width}; choose another model "
@@ -137,7 +162,7 @@ def build(
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # the CPU's alone; torch.manual_seed would seed every card
-        body = MODELS[arch](info.classes, info.shape)
+        body = known.net(info.classes, info.shape)
     return nn.Sequential(Normalise(info.mean, info.std), body)
 
 
@@ -145,7 +170,7 @@ def build(
 def size(arch: str, classes: int, shape: tuple[int, int, int]) -> int:
     """How many parameters a net has, counted without memory for them."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return sum(parameter.numel() for parameter in MODELS[arch](classes, shape).parameters())
+        return sum(parameter.numel() for parameter in ARCHITECTURES[arch].net(classes, shape).parameters())
 
 
 def prunable(model: nn.Module) -> dict[str, Tensor]:

@@ -8,40 +8,14 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from prunebench.bench.bounded import toml_of
 from prunebench.bench.errors import PrunebenchError, unknown
-from prunebench.bench.files import canonical_json, read_outside, sha256_of
+from prunebench.bench.files import canonical_json, sha256_of
+from prunebench.bench.schema import Count, Exact, Natural, Share, Strict, exact, explain, read_toml
 
-LARGEST_TOML = 2**16  # bytes of a protocol or a claim
-LONGEST_EXACT = 64  # letters of an exact number; it stands in names of files
 SMALLEST = Fraction(1, 10**6)  # below it, float32 pixels near 1 do not move
 EPOCHS = 10_000  # of all units of a budget together; the longest protocol of ours has 80
-
-
-class Rules(BaseModel):
-    """A frozen set of rules: unknown keys are refused and numbers are numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def exact(text: str) -> Fraction:
-    """The number that `text` names exactly: "0.3" or "8/255". Raises ValueError for anything else or more letters."""
-    if len(text) > LONGEST_EXACT:
-        raise ValueError(f"{text[:8]}... has {len(text)} letters, and {LONGEST_EXACT} are enough for an exact number")
-    if not re.fullmatch(r"\d+(\.\d+)?|\d+/\d+", text):
-        raise ValueError(f"{text!r} is not a number; write a decimal such as '0.3' or a fraction such as '8/255'")
-    try:
-        return Fraction(text)
-    except ZeroDivisionError:
-        raise ValueError(f"{text!r} divides by zero; write a fraction such as '8/255'") from None
-
-
-def _positive(text: str) -> str:
-    if exact(text) <= 0:
-        raise ValueError(f"{text!r} is not above 0")
-    return text
 
 
 def as_sparsity(value: str | float | Decimal) -> Decimal:
@@ -57,16 +31,13 @@ def as_sparsity(value: str | float | Decimal) -> Decimal:
     return sparsity
 
 
-Exact = Annotated[str, AfterValidator(_positive)]
+Objective = Literal["pgd", "trades", "fgsm-rs"]  # losses and prices: bench/lab/objectives.py
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1, lt=2**63)]
-Natural = Annotated[int, Field(ge=0, lt=2**63)]
 Size = Annotated[float, Field(ge=0, le=1e6)]  # of a rate or a weight; beyond it float32 trains nothing
 Images = Annotated[int, Field(ge=1, le=10**9)]
 
 
-class Threat(Rules):
+class Threat(Strict):
     """What the adversary may do: move an image of [0, 1] pixels by at most `eps` in `norm`."""
 
     norm: Literal["Linf", "L2"]
@@ -87,10 +58,10 @@ class Threat(Rules):
         return float(exact(self.eps))
 
 
-class Training(Rules):
+class Training(Strict):
     """The adversarial training that every pruner shares; `epochs` of it are one unit of budget."""
 
-    objective: Literal["pgd", "trades", "fgsm-rs"]
+    objective: Objective
     steps: Annotated[int, Field(ge=1, le=1000)] = 10
     step_size: Exact
     beta: Size = 6.0
@@ -105,13 +76,12 @@ class Training(Rules):
     validate_every: Count = 5
 
     @property
-    def passes(self) -> int:
-        """The price of one image in one training step, in sample passes (forward 1, backward 2)."""
-        attack = {"pgd": 3 * self.steps, "trades": 1 + 3 * self.steps, "fgsm-rs": 3}[self.objective]
-        return attack + (6 if self.objective == "trades" else 3)
+    def one_step(self) -> bool:
+        """Whether the loss's attack is one step of a size of its own, for which `steps` and `step_size` do not hold."""
+        return self.objective == "fgsm-rs"
 
 
-class Protocol(Rules):
+class Protocol(Strict):
     """Everything that must be equal for two records to be compared; its sha256 stands for all of it."""
 
     name: Name
@@ -161,11 +131,11 @@ class Protocol(Rules):
         return PROTOCOLS.get(self.name) == self
 
 
-class Job(Rules):
+class Job(Strict):
     """What is asked of a pruner: its name, the options that differ from its defaults, a sparsity, a seed."""
 
     pruner: str
-    options: dict[str, bool | int | float | str] = {}
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     sparsity: Annotated[float, Field(ge=0, lt=1)]
     seed: Natural
 
@@ -252,20 +222,11 @@ def load(spec: str | Path) -> Protocol:
     return protocol
 
 
-def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The values in the TOML file `path`, a `what`.
-
-    Raises PrunebenchError when it is no regular file, too large, or not TOML, and when parsing it would explode.
-    """
-    data = read_outside(path, f"a {what} of prunebench", LARGEST_TOML)
-    try:
-        return toml_of(data)
-    except ValueError as error:  # of TOML, of UTF-8, or of what a parser should not be given
-        raise PrunebenchError(f"The {what} {path} is not valid TOML ({error}); mend the file.") from None
-
-
 def from_values(values: dict[str, Any], source: str) -> Protocol:
-    """The protocol with these values; `source` says in an error where they came from."""
+    """The protocol with these values; `source` says in an error where they came from.
+
+    Raises PrunebenchError when they break the rules, and when the training's attack would not reach `eps`.
+    """
     if "base" in values:
         base = str(values["base"])
         if base not in PROTOCOLS:
@@ -273,9 +234,26 @@ def from_values(values: dict[str, Any], source: str) -> Protocol:
         changes = {key: value for key, value in values.items() if key != "base"}
         values = _merged(PROTOCOLS[base].model_dump(mode="json"), changes)
     try:
-        return Protocol.model_validate(values)
+        protocol = Protocol.model_validate(values)
     except ValidationError as error:
         raise PrunebenchError(f"The protocol {source} breaks the rules: {explain(error)}") from None
+    _refuse_short_attack(protocol, source)
+    return protocol
+
+
+def _refuse_short_attack(protocol: Protocol, source: str) -> None:
+    """Raise PrunebenchError when the training's attack cannot come as far as the adversary may.
+
+    Asked where somebody writes rules, such as a large `eps` over the steps of a `base`. No rule of `Protocol` itself:
+    a net that was trained so still opens, and is scored for what it is.
+    """
+    how, eps = protocol.training, protocol.threat.eps
+    if not how.one_step and how.steps * exact(how.step_size) < exact(eps):
+        raise PrunebenchError(
+            f"The protocol {source} breaks the rules: {how.steps} steps of step_size {how.step_size} cannot reach the "
+            f"edge of the ball of eps {eps}; raise training.step_size or training.steps until steps x step_size is at "
+            "least eps."
+        )
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -285,28 +263,3 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and isinstance(base.get(key), dict)
     }
     return base | changes | both
-
-
-def explain(error: ValidationError) -> str:
-    """The first broken rule of `error` as a sentence: key, value, rule, way out."""
-    first = error.errors()[0]
-    key = _cut(".".join(str(part) for part in first["loc"])) or "the whole"
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; remove it or correct its spelling."
-    if first["type"] == "missing":
-        return f"the key {key!r} is missing; add it."
-    rule = _cut(first["msg"].removeprefix("Value error, "))
-    value = first["input"]
-    shown = "" if isinstance(value, (dict, BaseModel)) else f" = {_shown(value)}"
-    return f"{key}{shown}: {rule[:1].lower()}{rule[1:].rstrip('.')}; correct it."
-
-
-def _shown(value: object) -> str:
-    try:
-        return _cut(repr(value))
-    except ValueError:  # an int of more than 4,300 digits
-        return "a number of thousands of digits"
-
-
-def _cut(text: str, longest: int = 400) -> str:
-    return text if len(text) <= longest else f"{text[:longest]}..."

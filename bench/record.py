@@ -11,7 +11,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 from prunebench.bench.bounded import json_of
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, read_outside, sha256_of, write_json
-from prunebench.bench.protocol import PROTOCOLS, Count, Exact, Job, Natural, Protocol, Rules, exact, explain
+from prunebench.bench.protocol import PROTOCOLS, Job, Protocol
+from prunebench.bench.schema import Count, Exact, Natural, Strict, exact, explain
 
 # Schema 4 counts `processor_seconds`. Schema 5 carries the rules, and calls `rejected` and `kernel_only` what was
 # called `disagreements` and `unconfirmed`. What was scored before stays readable under its own hash.
@@ -25,7 +26,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
 
 
-class ProtocolId(Rules):
+class ProtocolId(Strict):
     """Which rules: the name for people, the sha256 for certain."""
 
     name: str
@@ -38,7 +39,7 @@ class ProtocolId(Rules):
         return cls(name=rules.name, version=rules.version, sha256=rules.sha256)
 
 
-class Layer(Rules):
+class Layer(Strict):
     """One prunable tensor, as counted in the file."""
 
     name: str
@@ -51,7 +52,7 @@ class Layer(Rules):
         return math.prod(self.shape)
 
 
-class NetId(Rules):
+class NetId(Strict):
     """Which weights: sha256 of the file, and what was counted in it."""
 
     sha256: Sha256
@@ -76,14 +77,14 @@ class NetId(Rules):
         return (self.prunable - self.nonzero) / self.prunable
 
 
-class Point(Rules):
+class Point(Strict):
     """A point of a security curve: how many images stay right against perturbations of `eps` in the threat's norm."""
 
     eps: Exact
     robust: Natural
 
 
-class Flag(Rules):
+class Flag(Strict):
     """A sign that a robustness number cannot be trusted; it stands beside the number and never changes it.
 
     `value` is what was measured, None when it was not; the flag is up when it lies above `threshold`. `sentence` says
@@ -101,7 +102,7 @@ class Flag(Rules):
         return self.value is not None and self.value > self.threshold
 
 
-class Score(Rules):
+class Score(Strict):
     """Counts out of `n` images: `clean` ones classified rightly, `survived[attack]` still right after that attack.
 
     Attacks run one after the other on what survived the ones before, so `robust` is the last count. `ran` says what
@@ -157,7 +158,7 @@ class Score(Rules):
         return self
 
 
-class DataId(Rules):
+class DataId(Strict):
     """Which images: sha256 over the arrays of the test split, and over those that the net was trained on."""
 
     name: str
@@ -165,7 +166,7 @@ class DataId(Rules):
     train_sha256: Sha256 | None
 
 
-class Stage(Rules):
+class Stage(Strict):
     """What one stage of a pruner cost: sample passes and seconds; `reused` when another job had paid the seconds."""
 
     name: str
@@ -173,7 +174,7 @@ class Stage(Rules):
     seconds: Seconds | None
 
 
-class Cost(Rules):
+class Cost(Strict):
     """What training and scoring took; passes are sample passes (forward 1, backward 2).
 
     Passes and seconds of the stages are what the pruner's process told; `processor_seconds` is what the kernel counted
@@ -189,7 +190,7 @@ class Cost(Rules):
     device: str
 
 
-class Hashed(Rules):
+class Hashed(Strict):
     """A file that carries the sha256 of all the rest of it."""
 
     sha256: Sha256

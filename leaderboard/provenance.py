@@ -14,8 +14,8 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import read_outside, write_json
-from prunebench.bench.protocol import Rules, explain
 from prunebench.bench.record import Record, Refusal, Sha256
+from prunebench.bench.schema import Strict, explain
 from prunebench.bench.signature import ALLOWED, signer
 from prunebench.leaderboard.board import AS_HANDED_IN, Board, Ranking, Row
 from prunebench.leaderboard.table import Results
@@ -43,7 +43,7 @@ Day = Annotated[str, AfterValidator(_day)]
 Fact = Annotated[str, Field(max_length=500)]
 
 
-class Entry(Rules):
+class Entry(Strict):
     """That a record was made or measured again by the keeper of the board: which, when, with what, what was found.
 
     `record`, `net`: sha256 of the record and of the net's file. `verdict`: a word of `bench.claims.verdict`.
@@ -63,7 +63,7 @@ class Entry(Rules):
         return self.verdict == "holds"
 
 
-class Ledger(Rules):
+class Ledger(Strict):
     """All entries of a board."""
 
     prunebench_ledger: Literal[1] = 1

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.protocol import PROTOCOLS, Exact, Protocol, Rules, Share, exact, explain
+from prunebench.bench.protocol import PROTOCOLS, Protocol
+from prunebench.bench.schema import Exact, Share, Strict, exact, explain
 
 FILE = Path(__file__).with_name("published.toml")
 NEAR = 0.02  # relative: a threat whose eps differs by more is another one, and its rows are left out
@@ -19,14 +20,14 @@ Text = Annotated[str, Field(min_length=1, max_length=200)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-class Source(Rules):
+class Source(Strict):
     """Where numbers were published."""
 
     title: Text
     url: Annotated[str, Field(pattern=r"^https://[^\s\"'<>]+$")]
 
 
-class Entry(Rules):
+class Entry(Strict):
     """One net as its authors report it: accuracies in percent, `robust` under AutoAttack *standard*.
 
     `arch` is the nearest of our architectures, `note` what is different about theirs. `eps` is the exact text.
@@ -50,7 +51,7 @@ class Entry(Rules):
         return self
 
 
-class Published(Rules):
+class Published(Strict):
     """The whole file: entries, and the sources that they name."""
 
     sources: dict[str, Source]

@@ -17,7 +17,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from prunebench.bench.data import DATASETS, Split, Store, as_float
+from prunebench.bench.data import Split, Store, as_float
+from prunebench.bench.datasets import DATASETS
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of
 from prunebench.bench.seeds import order

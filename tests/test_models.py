@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunebench.bench.data import Info
+from prunebench.bench.datasets import Info
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.models import MODELS, Normalise, build, prunable
 

@@ -11,25 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.protocol import PROTOCOLS, Job, Protocol, Training, as_sparsity, exact, from_values, load
+from prunebench.bench.protocol import PROTOCOLS, Job, Protocol, as_sparsity, from_values, load
 
 DIGITS = PROTOCOLS["digits-linf"]
 
 
 def values(**changes):
     return json.loads(DIGITS.model_dump_json()) | {"name": "mine"} | changes
-
-
-def test_exact_is_exact():
-    assert exact("8/255") == Fraction(8, 255)
-    assert exact("0.3") == Fraction(3, 10)
-    assert exact("0.031") != exact("8/255")
-
-
-@pytest.mark.parametrize("text", ["8/0", "-1", "-8/255", "", "8/", "1e-3", "nan", "inf", " 1", "1\n", "0x1", "1/2/3"])
-def test_exact_refuses(text):
-    with pytest.raises(ValueError, match=r"is not a number|divides by zero"):
-        exact(text)
 
 
 @pytest.mark.parametrize("sparsity", [0, "0.0", 0.55, "0.9", Decimal("0.999"), 1e-7])
@@ -72,16 +60,6 @@ def test_eps_are_the_exact_ones():
         "cifar10-linf-vgg16": "8/255",
     }
     assert PROTOCOLS["cifar10-linf"].threat.radius == 8 / 255
-
-
-def test_prices_of_a_training_step():
-    # an attack step is forward 1 + backward 2; so is the update, on two batches for TRADES, whose attack starts
-    # with one forward at the clean images
-    prices = {
-        o: Training(objective=o, steps=10, step_size="0.1", epochs=1, batch=1, lr=1).passes
-        for o in ("pgd", "trades", "fgsm-rs")
-    }
-    assert prices == {"pgd": 33, "trades": 37, "fgsm-rs": 6}
 
 
 def test_every_rule_is_in_the_hash():
@@ -191,6 +169,35 @@ def test_a_wrong_toml_file_is_one_sentence(tmp_path, text, rule):
         load(path)
     assert rule in str(error.value)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("threat", "training", "short"),
+    [
+        ({"norm": "L2", "eps": "2"}, {}, True),  # the trap: the ten steps of .05 are of the base
+        ({"norm": "L2", "eps": "0.5"}, {}, False),  # to the edge and no further
+        ({"norm": "L2", "eps": "0.501"}, {}, True),
+        ({"norm": "L2", "eps": "2"}, {"step_size": "0.2"}, False),
+        ({"norm": "L2", "eps": "2"}, {"steps": 40}, False),
+        ({"norm": "L2", "eps": "2"}, {"objective": "trades"}, True),
+        ({"norm": "L2", "eps": "2"}, {"objective": "fgsm-rs"}, False),  # its step is 1.25 eps
+        ({"norm": "Linf", "eps": "8/255"}, {"steps": 4, "step_size": "2/255"}, False),
+    ],
+)
+def test_an_attack_that_cannot_reach_eps_is_refused(threat, training, short):
+    changes = {"base": "digits-linf", "name": "mine", "threat": threat, "training": training}
+    if short:
+        said = rf"mine breaks .* steps of step_size \S+ cannot reach the edge of the ball of eps {threat['eps']}; raise"
+        with pytest.raises(PrunebenchError, match=said):
+            from_values(changes, "mine")
+    else:
+        assert from_values(changes, "mine").threat.eps == threat["eps"]
+
+
+def test_a_net_trained_by_such_rules_still_opens():
+    """Its header is validated, not loaded as rules that somebody wrote."""
+    changes = {"name": "mine", "threat": {"norm": "L2", "eps": "2"}}
+    assert Protocol.model_validate_json(json.dumps(values(**changes))).threat.radius == 2
 
 
 def test_unknown_names_list_the_choices(tmp_path):

@@ -287,7 +287,8 @@ def measure_training(asked: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from prunebench.bench.data import Split
-    from prunebench.bench.lab.train import Plan, fit
+    from prunebench.bench.lab.schedule import Plan
+    from prunebench.bench.lab.train import fit
     from prunebench.bench.models import build
     from prunebench.bench.protocol import PROTOCOLS
 
@@ -348,13 +349,13 @@ def measure_scoring(asked: argparse.Namespace) -> dict[str, Any]:
     """Images a second of AutoAttack *standard* on a net of which a tenth of the weights is left, ours and stock."""
     import torch
 
-    from prunebench.bench.attacks.suite import STANDARD
+    from prunebench.bench.attacks.standard import STANDARD
     from prunebench.bench.data import Split
     from prunebench.bench.grid.timing import Pace
     from prunebench.bench.mask import draw, masked, rescaled
     from prunebench.bench.models import build, prunable
     from prunebench.bench.protocol import PROTOCOLS
-    from prunebench.bench.score.cascade import expected
+    from prunebench.bench.score.progress import expected
     from prunebench.bench.score.referee import Referee, batch_size, exact_float32
 
     device, info = torch.device(asked.device), shape_of(asked.arch)
@@ -428,7 +429,7 @@ def stock() -> dict[str, Any]:
 
 def shape_of(arch: str) -> Any:
     """Images as that architecture takes them."""
-    from prunebench.bench.data import Info
+    from prunebench.bench.datasets import Info
 
     shape = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28)}.get(arch, (3, 32, 32))
     return Info(10, shape, (0.5,) * shape[0], (0.25,) * shape[0])

@@ -36,8 +36,10 @@ from prunebench.bench import machine
 from prunebench.bench.data import Store, as_float
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of, write_bytes
+from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.lab.train import Plan, fit
+from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.train import fit
 from prunebench.bench.mask import Masks, State, draw, erk, keep_largest_by_layer, masked
 from prunebench.bench.protocol import Job, Protocol, load
 from prunebench.pruners.awt import AWT, kernel_product
@@ -325,7 +327,7 @@ def main() -> None:
                 continue
             job = Job(pruner="awt", sparsity=sparsity, seed=seed)
             with tempfile.TemporaryDirectory() as stages:
-                lab = Watching(job, rules, Store(asked.data), Path(stages))
+                lab = Watching(job, rules, Store(asked.data), Computed(Path(stages)))
                 found = [Row(*cell, *moment, code) for moment in measure(lab, pruner, kind, teachers)]  # type: ignore[arg-type]
             rows += found
             write_rows(asked.out, rows)

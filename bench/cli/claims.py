@@ -26,7 +26,7 @@ def claim(
     force: Annotated[bool, typer.Option("--force", help="Replace another claim or another net in the folder.")] = False,
 ) -> None:
     """Make a claim that others can verify: CLAIM.toml and its files."""
-    from prunebench.bench.claims.claim import make
+    from prunebench.bench.claims.make import make
 
     net = record.with_name("net.safetensors") if net is None else net
     path = make(record, net, out, at_least=at_least, force=force)

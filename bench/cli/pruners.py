@@ -59,7 +59,7 @@ class Kind(StrEnum):
 def list_(kind: Annotated[Kind | None, typer.Argument()] = None, as_json: AsJson = False) -> None:
     """List protocols, pruners, models and data sets."""
     from prunebench import pruners
-    from prunebench.bench.data import DATASETS
+    from prunebench.bench.datasets import DATASETS
     from prunebench.bench.models import MODELS
 
     listings = {
@@ -79,7 +79,7 @@ def list_(kind: Annotated[Kind | None, typer.Argument()] = None, as_json: AsJson
 def doctor(data: DataRoot = Path("data"), as_json: AsJson = False) -> None:
     """Show what this machine can run: device, data, versions."""
     from prunebench.bench import executor, machine
-    from prunebench.bench.data import DATASETS
+    from prunebench.bench.datasets import DATASETS
     from prunebench.bench.player import sandbox as walls
 
     store, compiler = store_of(data), executor.compiler()

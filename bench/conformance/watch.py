@@ -19,7 +19,10 @@ from torch.utils.flop_counter import flop_registry
 
 from prunebench.bench import executor
 from prunebench.bench.data import Store, as_float
+from prunebench.bench.datasets import DATASETS
+from prunebench.bench.lab.backend import Computed, Fit
 from prunebench.bench.lab.lab import Lab
+from prunebench.bench.lab.schedule import Trained
 from prunebench.bench.protocol import Job, Protocol
 from prunebench.pruners import Chosen, parse
 
@@ -33,7 +36,7 @@ _BEYOND = {
     "os.exec": "started a process",
     "socket.connect": "opened a connection",
 }
-_DATA = ("digits.csv", "-ubyte", "/data_batch_", "/test_batch", "cifar-100-python/", "_32x32.mat")
+_DATA = tuple(mark for known in DATASETS.values() for mark in known.marks)
 
 _watching: list[Seen] = []  # the run under watch; an audit hook cannot be taken out again, so it looks here
 _hooked: list[bool] = []
@@ -63,9 +66,9 @@ def run(chosen: Chosen, task: Protocol, folder: Path, world: int) -> Run:
     """Let the pruner work, with its stages in `folder` and the global generators in a state that `world` names."""
     sparsity = task.sparsities[0] if chosen.prunes else 0.0
     job = Job(pruner=chosen.name, options=chosen.options, sparsity=sparsity, seed=0)
-    lab = WatchedLab(
-        job, task, Store(Path("data")), folder / "stages", resolve=lambda spec: parse(spec).pruner
-    ).watched()
+    work = Work()
+    backend = Trusted(folder / "stages", work=work)
+    lab = WatchedLab(job, task, Store(Path("data")), backend, resolve=lambda spec: parse(spec).pruner).watched(work)
     executor.lacking()  # starts a compiler where there are no kernels yet: before anybody is watched
     seen = Seen(folder)
     state, error = None, None
@@ -98,27 +101,36 @@ class Work(TorchDispatchMode):
         return result
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trusted(Computed):
+    """Tells the lab's own trainings, which are charged rightly, from the work of the pruner."""
+
+    work: Work
+
+    def train(self, asked: Fit) -> Trained:
+        """As Computed.train."""
+        self.work.trusted += 1
+        try:
+            trained = super().train(asked)
+        finally:
+            self.work.trusted -= 1
+        self.work.fitted += asked.passes
+        return trained
+
+
 class WatchedLab(Lab):
-    """A lab that tells its own trainings, which are charged rightly, from the work of the pruner."""
+    """A lab that knows what it granted, and how much work was done in it."""
 
     work: Work
     granted: int
 
-    def watched(self) -> WatchedLab:
-        """This lab, ready to count."""
-        self.work, self.granted = Work(), self.meter.granted
+    def watched(self, work: Work) -> WatchedLab:
+        """This lab, ready to count in `work`."""
+        self.work, self.granted = work, self.meter.granted
         with self.work, torch.no_grad():
             self.model().eval()(as_float(self.train.images[:1]))
         self.work.price, self.work.flops = self.work.flops, 0
         return self
-
-    def _train(self, *args: Any, **kwargs: Any) -> Any:
-        before, self.work.trusted = self.meter.spent, self.work.trusted + 1
-        try:
-            return super()._train(*args, **kwargs)
-        finally:
-            self.work.trusted -= 1
-            self.work.fitted += self.meter.spent - before
 
 
 @contextmanager

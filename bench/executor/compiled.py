@@ -12,9 +12,11 @@ from torch.autograd.function import once_differentiable
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.executor import native
-from prunebench.bench.executor.layers import Conv, Segment, shape_of
+from prunebench.bench.executor.layers import Conv, Segment
 from prunebench.bench.executor.lower import lower
-from prunebench.bench.executor.program import GROUP, Program, pointers
+from prunebench.bench.executor.packing import GROUP
+from prunebench.bench.executor.program import Program, pointers
+from prunebench.bench.executor.reader import shape_of
 
 _ALIGNED = 64  # bytes
 

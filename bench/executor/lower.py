@@ -9,22 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunebench.bench.executor.layers import Conv, MaxPool, Segment, Shape
-from prunebench.bench.executor.program import (
-    CONV,
-    GROUP,
-    LOAD,
-    MASK,
-    OPEN,
-    POOL,
-    RELU,
-    SIGNS,
-    STORE,
-    UNPOOL,
-    Bits,
-    Job,
-    Phase,
-    Program,
-)
+from prunebench.bench.executor.packing import CONV, GROUP, LOAD, POOL, STORE, UNPOOL, Phase
+from prunebench.bench.executor.program import MASK, OPEN, RELU, SIGNS, Bits, Job, Program
 
 
 @dataclass

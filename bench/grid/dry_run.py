@@ -6,21 +6,18 @@ import inspect
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from prunebench.bench import machine
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.files import sha256_of
 from prunebench.bench.grid.timing import Pace
+from prunebench.bench.lab.backend import Calibration, Fit, Loop, calibrate
 from prunebench.bench.lab.lab import Lab, Pruner
-from prunebench.bench.lab.train import Plan, Trained
-from prunebench.bench.mask import Masks, State, masked
+from prunebench.bench.lab.schedule import Trained
+from prunebench.bench.mask import State, masked
 from prunebench.bench.models import build, prunable
 from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.score.progress import expected
@@ -115,7 +112,8 @@ class _Rehearsal:
     ) -> None:
         self.job, self.protocol, self.store, self.pace = job, protocol, store, pace
         began, before = time.perf_counter(), pace.spent
-        self.lab = _DryLab(job, protocol, store, Path(), device=device, resolve=resolve, pace=pace)
+        dry = _Dry(pace)
+        self.lab = Lab(job, protocol, store, dry, device=device, resolve=resolve)
         try:
             self.net = self.lab.model(pruner(job, self.lab))
         except PrunebenchError as error:
@@ -128,7 +126,7 @@ class _Rehearsal:
                 f"{at[-1] if at else '?'}); mend the pruner, or name the others with --pruner."
             ) from error
         own = time.perf_counter() - began - (pace.spent - before)
-        self.works = [*self.lab.works, Work(None, "the pruner's own", 0, own)]
+        self.works = [*dry.works, Work(None, "the pruner's own", 0, own)]
 
     def ended(self, examples: int | None, shares: Shares) -> Rehearsed:
         """With the score of the net that it would leave."""
@@ -145,63 +143,47 @@ class _Rehearsal:
         return Rehearsed(self.job, tuple(self.works), score, plain + 4 * kept + self.lab.prunable // 8)
 
 
-class _DryLab(Lab):
-    """A lab in which nothing is trained: what is asked for is noted, with what it would take."""
+class _Dry:
+    """A backend that trains nothing: what is asked for is noted, with what it would take."""
 
-    def __init__(self, *args: Any, pace: Pace, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, pace: Pace) -> None:
         self.pace = pace
         self.works: list[Work] = []
 
-    def _train(
-        self,
-        stage: str,
-        plan: Plan,
-        facts: list[object],
-        model: Callable[[], nn.Module],
-        masks: Masks | None = None,
-        *,
-        kept: int,
-    ) -> Trained:
-        passes = plan.passes(len(self.train))
-        self.meter.charge(stage, passes)
-        seconds = self.pace.epochs(plan, model, masks, kept / self.prunable).seconds(plan)
-        key = self._train_key(plan, facts)
-        state = _moved(masked(model().state_dict(), masks or {}), key)
+    def train(self, asked: Fit) -> Trained:
+        """What the training begins with, a little moved."""
+        plan, model = asked.plan, asked.model
+        seconds = self.pace.epochs(plan, model, asked.masks, asked.density).seconds(plan)
+        state = _moved(masked(model().state_dict(), asked.masks or {}), asked.key)
         size = 2 * sum(tensor.nbytes for tensor in state.values())
-        self.works.append(Work(key, stage, passes, seconds, size))
+        self.works.append(Work(asked.key, asked.stage, asked.passes, seconds, size))
         rows = [{"epoch": e, "loss": 0.0, "lr": 0.0, "clean": 0.0, "robust": 0.0} for e in range(plan.start, plan.last)]
         return Trained(state, state, rows, [0.0] * len(rows))
 
-    def loop(
-        self, stage: str, start: State, step: Callable[[State, int], State], *, steps: int, passes: int, facts: object
-    ) -> State:
-        """What a few steps make of `start`; they tell what all of them take."""
-        self.meter.charge(stage, passes)
+    def loop(self, asked: Loop) -> tuple[State, float]:
+        """What a few steps make of the start; they tell what all of them take."""
         began = time.perf_counter()
-        state = {name: tensor.to(self.device) for name, tensor in start.items()}
+        state = {name: tensor.to(asked.device) for name, tensor in asked.start.items()}
         ends = []
-        for index in range(min(steps, STEPS)):
-            state = step(state, index)
+        for index in range(min(asked.steps, STEPS)):
+            state = asked.step(state, index)
             self.pace.wait()
             ends.append(time.perf_counter())
         each = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0] - began if ends else 0.0
-        key = self._loop_key(sha256_of(Path(inspect.getfile(step)).read_bytes()), start, steps, facts)
-        self.works.append(Work(key, stage, passes, each * steps, sum(tensor.nbytes for tensor in start.values())))
+        size = sum(tensor.nbytes for tensor in asked.start.values())
+        self.works.append(Work(asked.key, asked.stage, asked.passes, each * asked.steps, size))
         self.pace.spent += time.perf_counter() - began
-        return {name: tensor.cpu() for name, tensor in state.items()}
+        return {name: tensor.cpu() for name, tensor in state.items()}, 0.0
 
-    def calibrated(self, stage: str, state: State, *, batches: int) -> State:
-        """`state` with statistics of one batch, which tells what all of them take."""
+    def calibrate(self, asked: Calibration) -> State:
+        """Statistics of one batch, which tells what all of them take."""
         began = time.perf_counter()
-        result = super().calibrated(stage, state, batches=1)
+        state = calibrate(replace(asked, batches=1))
         self.pace.wait()
         seconds = time.perf_counter() - began
-        batch = min(self.protocol.training.batch, len(self.train))
-        self.meter.charge(stage, (batches - 1) * batch)
-        self.works.append(Work(None, stage, batches * batch, batches * seconds))
+        self.works.append(Work(None, asked.stage, asked.passes, asked.batches * seconds))
         self.pace.spent += seconds
-        return result
+        return state
 
 
 def _moved(state: State, key: str) -> State:

@@ -19,7 +19,7 @@ from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.bench.lab.budget import allowed, price
-from prunebench.bench.lab.lab import granted
+from prunebench.bench.lab.meter import granted
 from prunebench.bench.lab.train import Report
 from prunebench.bench.outcomes import complete, proposals_path
 from prunebench.bench.player import handover, sandbox

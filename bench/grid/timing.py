@@ -17,7 +17,9 @@ from prunebench.bench.attacks.base import Attack
 from prunebench.bench.attacks.pgd import usual_pgd
 from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.data import Split, as_float
-from prunebench.bench.lab.train import VALIDATED, Plan, fit
+from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.train import fit
+from prunebench.bench.lab.trainer import VALIDATED
 from prunebench.bench.mask import Masks
 from prunebench.bench.protocol import Protocol, Threat
 from prunebench.bench.score.referee import Referee, batch_size, exact_float32
@@ -39,7 +41,7 @@ class Epochs:
 
     def seconds(self, plan: Plan) -> float:
         """What the training by `plan` takes."""
-        every = 1 if plan.recipe.objective == "fgsm-rs" else plan.recipe.validate_every
+        every = plan.validate_every
         validations = plan.last // every - plan.start // every + (plan.last % every > 0)
         return self.start + (plan.last - plan.start) * self.epoch + validations * self.validation
 
@@ -87,7 +89,6 @@ class Pace:
                     seed=0,
                     masks=masks,
                     partial=Path(folder, "partial"),
-                    trial=True,
                     report=lambda *_: ends.append(time.perf_counter()),
                     log=lambda _, seconds: times.append(seconds),
                 )

@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
-import warnings
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from prunebench.bench import collapse
-from prunebench.bench.bounded import unzipped_size
 from prunebench.bench.checkpoint import Header, Net, open_net, seal
-from prunebench.bench.data import Info, Store
-from prunebench.bench.errors import PrunebenchError, Refused, cut, printable, reason, some
+from prunebench.bench.data import Store
+from prunebench.bench.datasets import Info
+from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import read_outside, sha256_of
-from prunebench.bench.interop.pickled import refuse_explosive
-from prunebench.bench.mask import State, keep_count, keep_largest
+from prunebench.bench.interop.matching import MEAN, STD, matched
+from prunebench.bench.interop.reading import tensors_of
+from prunebench.bench.mask import State
 from prunebench.bench.models import build, prunable
 from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.record import LARGEST_NET as LARGEST
 
 PRUNER = "import"
 NET = "net.safetensors"
-_NESTED = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
-_ROLES = (  # the ending of a name, what stands in its place, and what the tensor is
-    ("_orig", "", "value"),
-    ("_mask", "", "mask"),
-    (".mask", ".weight", "mask"),
-    (".popup_scores", ".weight", "scores"),
-)
-_MEAN, _STD = "0.mean", "0.std"
-_SHOWN = 5  # names in a refusal
 
 
 @dataclass(frozen=True)
@@ -92,8 +78,8 @@ def ingest(
     with torch.device("meta"):
         names = list(prunable(build(arch, info=info)))
     data = read_outside(file, "a checkpoint", LARGEST, complain=Refused)
-    theirs = _tensors(data, file)
-    state, matches = _matched(theirs, ours, names, arch, sparsity, str(file))
+    theirs = tensors_of(data, file)
+    state, matches = matched(theirs, ours, names, arch, sparsity, str(file))
     state, told = _completed(state, ours, info, normalisation, str(file))
     whole = sum(ours[name].numel() for name in names)
     zeros = whole - sum(int(torch.count_nonzero(state[name])) for name in names)
@@ -113,164 +99,15 @@ def ingest(
     return Imported(path, net, matches + told, collapse.warnings(net))
 
 
-# Reading, without running anything
-
-
-def _tensors(data: bytes, file: Path) -> dict[str, Tensor]:
-    """The tensors by name in a safetensors file, or in what torch.save wrote of tensors alone."""
-    pickled = data[:2] == b"PK" or (data[:1] == b"\x80" and data[2:8] != b"\0" * 6)  # a header is not so long
-    held: Any
-    try:
-        held = _unpickled(data) if pickled else load_safetensors(data)
-    except SafetensorError as error:
-        raise Refused(
-            "format", f"{str(file)!r} is neither a safetensors file ({_short(error)}) nor what torch.save writes."
-        ) from None
-    except Exception as error:  # noqa: BLE001  foreign bytes may break their reader anywhere; nothing is kept of them
-        raise Refused(
-            "format",
-            f"{str(file)!r} cannot be read as tensors alone ({_short(error)}); no code in it was run: save "
-            "net.state_dict() and nothing else with torch.save, or write safetensors.",
-        ) from None
-    for key in _NESTED:
-        if isinstance(held, dict) and isinstance(held.get(key), dict):
-            held = held[key]
-            break
-    if not isinstance(held, dict) or not held:
-        raise Refused("format", f"{str(file)!r} holds {type(held).__name__}, not a state dict; save net.state_dict().")
-    for name, value in held.items():
-        if not (isinstance(name, str) and isinstance(value, Tensor)):
-            kind = type(value).__name__
-            raise Refused("keys", f"{str(file)!r} holds {_name(name)} of type {kind}, not a tensor; leave it out.")
-        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
-            raise Refused("shapes", f"{str(file)!r} holds {_name(name)} as no plain tensor; save it as float32.")
-    if any(name.endswith(".bitmask") for name in held):
-        raise Refused("format", f"{str(file)!r} is a net file already; score it as it is.")
-    return held
-
-
-def _unpickled(data: bytes) -> Any:
-    """What torch.save wrote, by torch's reader that knows tensors and plain containers and no other code."""
-    if data[:2] == b"PK" and (size := unzipped_size(data)) > LARGEST:
-        raise ValueError(f"it unpacks to {size} bytes")
-    refuse_explosive(data)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old formats
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-# Matching by name
-
-
-def _matched(
-    theirs: Mapping[str, Tensor], ours: State, names: list[str], arch: str, sparsity: float | None, file: str
-) -> tuple[State, list[tuple[str, str, str]]]:
-    """Their values under our names, masks applied, and what became of what."""
-    parts: dict[str, dict[str, str]] = {}  # the name without its role -> role -> theirs
-    for name in theirs:
-        base, role = _role(name)
-        if role in parts.setdefault(base, {}):
-            raise Refused("keys", f"{file!r} holds {_name(name)} and {_name(parts[base][role])}, which are one tensor.")
-        parts[base][role] = name
-    rename = max(_renamings(arch), key=lambda rename: sum(rename(base) in ours for base in parts))
-    places = {base: _statistics(rename(base), ours) for base in parts}
-    foreign = [name for base in parts if places[base] not in ours for name in parts[base].values()]
-    filled = {_MEAN, _STD} | {name for name in ours if name.endswith(".num_batches_tracked")}
-    found = {places[base] for base, roles in parts.items() if "value" in roles}
-    missing = [name for name in ours if name not in found | filled]
-    if foreign or missing:
-        said = [f"it lacks {_list(missing)}"] * bool(missing) + [f"{_list(foreign)} have no place"] * bool(foreign)
-        raise Refused("keys", f"{file!r} is not a checkpoint of {arch}: {'; '.join(said)}; rename or leave out.")
-    state: State = {}
-    matches: list[tuple[str, str, str]] = []
-    for base, roles in parts.items():
-        place = places[base]
-        if place in state or "value" not in roles:
-            raise Refused(
-                "keys", f"{file!r} names {place!r} twice or masks it without a weight: {_list(roles.values())}."
-            )
-        for name in roles.values():
-            if not _fits(theirs[name], ours[place], place):
-                wanted = tuple(ours[place].shape)
-                raise Refused("shapes", f"{file!r} holds {_name(name)} as {_shape(theirs[name])}, not {wanted}.")
-        values = theirs[roles["value"]].detach()
-        if values.is_floating_point() != ours[place].is_floating_point():
-            raise Refused(
-                "shapes", f"{file!r} holds {_name(roles['value'])} as {values.dtype}, not {ours[place].dtype}."
-            )
-        how = "as it is" if values.dtype == ours[place].dtype else f"{values.dtype} as {ours[place].dtype}"
-        state[place] = values.to(ours[place].dtype).reshape(ours[place].shape).clone()
-        for role, name in roles.items():
-            if role != "value":
-                mask, by = _mask(theirs[name], role, sparsity, name, file)
-                state[place], how = torch.where(mask, state[place], 0.0), by
-        matches += [(_plain(name), place, how) for name in roles.values()]
-    return state, matches
-
-
-def _role(name: str) -> tuple[str, str]:
-    """The tensor that `name` is about, without the prefixes of wrappers, and whether it is value, mask or scores."""
-    while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
-        name = name.removeprefix(prefix)
-    for ending, base, role in _ROLES:
-        if name.endswith(ending):
-            return name.removesuffix(ending) + base, role
-    return name, "value"
-
-
-def _renamings(arch: str) -> list[Callable[[str], str]]:
-    """Ways in which others name the tensors of `arch`; ours is the net behind the normalisation, at "1."."""
-    words: dict[str, list[tuple[str, str]]] = {
-        "resnet18": [(r"\bshortcut\b", "downsample"), (r"^linear\.", "fc.")],
-        "vgg16-bn": [(r"^features\.", "0."), (r"^(classifier|linear|fc)\.(0\.)?(?=weight|bias)", "3.")],
-    }
-
-    def other(name: str) -> str:
-        for pattern, word in words.get(arch, []):
-            name = re.sub(pattern, word, name)
-        return f"1.{name}"
-
-    return [lambda name: name, lambda name: f"1.{name}", other, lambda name: other(name.removeprefix("1."))]
-
-
-def _statistics(name: str, ours: State) -> str:
-    """The place of `name`, which may be the mean or the deviation of a normalisation under another name."""
-    if name not in ours and (found := re.fullmatch(r"(?:1\.)?(?:\w+\.)?(mean|mu|std|sigma)", name)):
-        return _MEAN if found[1] in ("mean", "mu") else _STD
-    return name
-
-
-def _fits(tensor: Tensor, wanted: Tensor, place: str) -> bool:
-    """Whether the shapes agree; those of pixel statistics may have a batch dimension or none at all."""
-    if place in (_MEAN, _STD):
-        return tensor.numel() == wanted.numel() and tensor.dim() <= 4
-    return tensor.shape == wanted.shape
-
-
-def _mask(tensor: Tensor, role: str, sparsity: float | None, name: str, file: str) -> tuple[Tensor, str]:
-    """The mask that `tensor` is or, being scores, leads to."""
-    scores = tensor.detach().float()
-    if ((scores == 0) | (scores == 1)).all():
-        return scores == 1, "weight x mask"
-    if role == "mask":
-        raise Refused("masks", f"{file!r} holds the mask {_name(name)} with values other than 0 and 1; make it binary.")
-    if sparsity is None:
-        raise Refused("masks", f"{file!r} holds the scores {_name(name)}; say with --sparsity how many they keep.")
-    if not scores.isfinite().all():
-        raise Refused("non-finite", f"{file!r} holds NaN or infinite scores in {_name(name)}.")
-    keep = keep_count(scores.numel(), sparsity)
-    return keep_largest({"": scores.abs()}, keep)[""], f"weight under its {keep} largest |scores|"
-
-
 def _completed(
     state: State, ours: State, info: Info, normalisation: str | None, file: str
 ) -> tuple[State, list[tuple[str, str, str]]]:
     """`state` with what a checkpoint need not have: pixel statistics, and batch norm's counters."""
     told = []
     given = {} if normalisation is None else _normalisation(normalisation, info.shape[0])
-    if given and (_MEAN in state or _STD in state):
+    if given and (MEAN in state or STD in state):
         raise Refused("keys", f"{file!r} brings its own normalisation; leave --normalisation out.")
-    if (_MEAN in state) != (_STD in state):
+    if (MEAN in state) != (STD in state):
         raise Refused("keys", f"{file!r} has a mean or a deviation of pixels, but not both.")
     for name, tensor in ours.items():
         if name not in state:
@@ -294,29 +131,4 @@ def _normalisation(text: str, channels: int) -> dict[str, Tensor]:
             f"Cannot read the normalisation {text!r}; write MEAN/STD with one number or {channels} with commas, the "
             "deviations above 0, or none."
         ) from None
-    return {_MEAN: torch.tensor(mean).view(-1, 1, 1), _STD: torch.tensor(std).view(-1, 1, 1)}
-
-
-# Names from a file, as they may be shown
-
-
-def _plain(name: str) -> str:
-    return cut(printable(name), 100)
-
-
-def _name(name: object) -> str:
-    return f"'{_plain(str(name))}'"
-
-
-def _list(names: Any) -> str:
-    return some([_name(name) for name in names], _SHOWN)
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape)[:8])
-
-
-def _short(error: Exception) -> str:
-    if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):  # torch's own advice would be to run it after all
-        return f"it holds {_plain(foreign[1])}"
-    return _plain(reason(error))
+    return {MEAN: torch.tensor(mean).view(-1, 1, 1), STD: torch.tensor(std).view(-1, 1, 1)}

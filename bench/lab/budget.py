@@ -8,7 +8,8 @@ from functools import cache
 import torch
 
 from prunebench.bench.data import Store
-from prunebench.bench.lab.train import Plan, fit
+from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.train import fit
 from prunebench.bench.models import build
 from prunebench.bench.protocol import Protocol
 
@@ -36,7 +37,7 @@ def price(protocol: Protocol, store: Store, threads: int) -> float:
         while True:
             part = train.take(slice(0, images))
             began = time.process_time()
-            fit(build(protocol.model, info=info), plan, part, validation.take(slice(0, 16)), seed=0, trial=True)
+            fit(build(protocol.model, info=info), plan, part, validation.take(slice(0, 16)), seed=0)
             seconds = time.process_time() - began
             if images == len(train) or (seconds > TRIED and images > 16):
                 return seconds / plan.passes(images)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 from typing import Protocol as Interface
 
 import torch
@@ -19,19 +16,18 @@ from torch import Tensor, nn
 from prunebench.bench import executor, machine
 from prunebench.bench.attacks.base import Model
 from prunebench.bench.attacks.pgd import pgd
-from prunebench.bench.data import Info, Split, Store, as_float
-from prunebench.bench.errors import BudgetExceeded, PrunebenchError
+from prunebench.bench.data import Split, Store, as_float
+from prunebench.bench.datasets import Info
+from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of
-from prunebench.bench.lab.stages import Stages, keep, load_kept
-from prunebench.bench.lab.tensorboard import Curves
-from prunebench.bench.lab.train import Plan, Report, Trained, fit
+from prunebench.bench.lab.backend import Backend, Calibration, Fit, Loop
+from prunebench.bench.lab.meter import Meter, granted
+from prunebench.bench.lab.schedule import Plan, Trained
 from prunebench.bench.mask import Masks, State, attach_scores, keep_count, split_scores
 from prunebench.bench.models import build, prunable
-from prunebench.bench.protocol import Job, Protocol, Threat, Training, exact
-from prunebench.bench.record import Stage
+from prunebench.bench.protocol import Job, Protocol, Threat, Training
+from prunebench.bench.schema import exact
 from prunebench.bench.seeds import derive
-
-SAVE_EVERY = 5.0  # seconds between two checkpoints of a loop
 
 
 class Pruner(Interface):
@@ -43,40 +39,8 @@ class Pruner(Interface):
     def __call__(self, job: Job, lab: Lab) -> State: ...
 
 
-@dataclass
-class Meter:
-    """Sample passes spent, stage by stage, out of `granted` (forward 1, backward 2)."""
-
-    granted: int
-    stages: list[Stage] = field(default_factory=list)
-
-    @property
-    def spent(self) -> int:
-        """Sample passes so far."""
-        return sum(stage.passes for stage in self.stages)
-
-    def check(self, name: str, passes: int) -> None:
-        """Raise BudgetExceeded when `passes` more would overspend."""
-        if self.spent + passes > self.granted:
-            raise BudgetExceeded(
-                f"Stage {name!r} costs {passes} sample passes and {self.granted - self.spent} of {self.granted} are "
-                "left; train fewer epochs or leave a stage out."
-            )
-
-    def charge(self, name: str, passes: int, seconds: float | None = None) -> None:
-        """Spend `passes` on the stage `name`. Raises BudgetExceeded, with nothing spent, when they are not left."""
-        self.check(name, passes)
-        self.stages.append(Stage(name=name, passes=passes, seconds=seconds))
-
-
 def _no_pruners(name: str) -> Pruner:
     raise PrunebenchError(f"This lab was given no registry of pruners, so it cannot run {name!r} inside a budget.")
-
-
-def granted(protocol: Protocol, images: int) -> int:
-    """The sample passes of a pruner's budget, with so many training images."""
-    recipe = protocol.training
-    return int(protocol.units * Plan(recipe, protocol.threat, recipe.epochs).passes(images))
 
 
 class Lab:
@@ -87,17 +51,12 @@ class Lab:
         job: Job,
         protocol: Protocol,
         store: Store,
-        stages: Path,
+        backend: Backend,
         *,
         device: torch.device | None = None,
-        report: Report | None = None,
         resolve: Callable[[str], Pruner] | None = None,
-        curves: Curves | None = None,
     ) -> None:
-        """`stages`: the folder of finished stages. `resolve`: gives the pruner of a name, for `run`.
-
-        `curves`: where the course of every training is put down.
-        """
+        """`backend`: does the work of the stages that are asked for. `resolve`: the pruner of a name, for `run`."""
         self.job, self.protocol = job, protocol
         self.device = device or torch.device("cpu")
         self.info: Info = store.info(protocol.data)
@@ -105,8 +64,7 @@ class Lab:
         self.train_sha256 = train.sha256
         self.train: Split = train.to(self.device)
         self.validation: Split = validation.to(self.device)
-        self._stages, self._report, self._resolve = Stages(stages), report, resolve or _no_pruners
-        self._curves = curves
+        self._backend, self._resolve = backend, resolve or _no_pruners
         self.meter = Meter(granted(protocol, len(self.train)))
         self.epochs = int(protocol.units * protocol.training.epochs)  # of the protocol's training that the budget buys
 
@@ -172,7 +130,8 @@ class Lab:
         """
         plan = self._plan(stage, {"lr": lr, "objective": objective}, epochs, first, stop)
         facts: list[object] = ["fit", _digest(start), _digest(masks or {})]
-        return self._train(stage, plan, facts, lambda: self.model(start), masks, kept=self._kept(masks))
+        pruned = sum(int((~mask).sum()) for mask in (masks or {}).values())
+        return self._train(stage, plan, facts, lambda: self.model(start), masks, kept=self.prunable - pruned)
 
     def fit_scores(
         self,
@@ -212,25 +171,11 @@ class Lab:
         """
         self.meter.check(stage, passes)
         source = sha256_of(Path(inspect.getfile(step)).read_bytes())
-        tell = _named(self._report, stage)
-
-        def compute(partial: Path) -> tuple[State, Any]:
-            state, about = load_kept(partial) or (start, {"done": 0, "seconds": 0.0})
-            state = {name: tensor.to(self.device) for name, tensor in state.items()}
-            saved = time.perf_counter()
-            for index in range(about["done"], steps):
-                began = time.perf_counter()
-                state = step(state, index)
-                about = {"done": index + 1, "seconds": about["seconds"] + time.perf_counter() - began}
-                if time.perf_counter() - saved > SAVE_EVERY:
-                    keep(partial, state, about)
-                    saved = time.perf_counter()
-                tell(f"step {index + 1}/{steps}", index + 1, steps)
-            return state, about
-
-        state, about = self._stages.remember(self._loop_key(source, start, steps, facts), compute)
-        self.meter.charge(stage, passes, about["seconds"])
-        return {name: tensor.cpu() for name, tensor in state.items()}
+        rules = _rules(self.protocol.training, self.protocol.threat)
+        key = self._key(["loop", source, facts, steps, _digest(start), *rules])
+        state, seconds = self._backend.loop(Loop(stage, key, start, step, steps, passes, self.device))
+        self.meter.charge(stage, passes, seconds)
+        return state
 
     def sample(self, name: str, images: int) -> tuple[Tensor, Tensor]:
         """That many training images, drawn with replacement: float32 (n, c, h, w) in [0, 1], and their labels."""
@@ -259,17 +204,14 @@ class Lab:
 
     def calibrated(self, stage: str, state: State, *, batches: int) -> State:
         """`state` with batch norm's statistics averaged over that many training batches, clean images, in order."""
-        batch = min(self.protocol.training.batch, len(self.train))
-        self.meter.charge(stage, batches * batch, 0.0)
+        size = min(self.protocol.training.batch, len(self.train))
+        self.meter.charge(stage, batches * size, 0.0)
+
+        def batch(number: int) -> Tensor:
+            return self.sample(f"{stage} {number}", size)[0]
+
         net = self.model(state).to(self.device)
-        norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain average
-        with torch.no_grad():
-            for number in range(batches):
-                net.train()(self.sample(f"{stage} {number}", batch)[0])
-        return {name: tensor.cpu() for name, tensor in net.state_dict().items()}
+        return self._backend.calibrate(Calibration(stage, net, batch, batches, batches * size))
 
     def run(self, pruner: str, *, name: str, sparsity: float, epochs: int) -> State:
         """The weights that another pruner makes at `sparsity` inside `epochs` epochs of this budget.
@@ -301,11 +243,6 @@ class Lab:
             )
         return plan
 
-    def _kept(self, masks: Masks | None) -> int:
-        """How many prunable weights `masks` leave."""
-        pruned = ((~mask).sum() for mask in (masks or {}).values())
-        return self.prunable - int(sum(pruned))
-
     def _train(
         self,
         stage: str,
@@ -316,48 +253,15 @@ class Lab:
         *,
         kept: int,
     ) -> Trained:
-        """`model()` trained by `plan` with `kept` weights: from the store if it is there, charged in any case."""
-        passes = plan.passes(len(self.train))
-        self.meter.check(stage, passes)
-        curve = None
-        if self._curves is not None:
-            sparsity = 1 - kept / self.prunable
-            curve = self._curves.stage(stage, images=plan.seen(len(self.train)), sparsity=sparsity)
-
-        def compute(partial: Path) -> tuple[State, Any]:
-            trained = fit(
-                model(),
-                plan,
-                self.train,
-                self.validation,
-                seed=self.job.seed,
-                masks=masks,
-                partial=partial,
-                report=_named(self._report, stage),
-                log=None if curve is None else curve.add,
-            )
-            halves = {f"weights/{key}": tensor for key, tensor in trained.weights.items()}
-            halves |= {f"last/{key}": tensor for key, tensor in trained.last.items()}
-            return halves, {"curve": trained.curve, "times": trained.times}
-
-        halves, about = self._stages.remember(self._train_key(plan, facts), compute)
-        weights, last = (
-            {key.removeprefix(half): tensor for key, tensor in halves.items() if key.startswith(half)}
-            for half in ("weights/", "last/")
-        )
-        trained = Trained(weights, last, about["curve"], about["times"])
-        self.meter.charge(stage, passes, trained.seconds)
-        if curve is not None:
-            curve.close(trained.curve, trained.times)
-        return trained
-
-    def _train_key(self, plan: Plan, facts: list[object]) -> str:
+        """`model()` trained by `plan` with `kept` weights, and charged wherever it comes from."""
         span = [plan.epochs, plan.start, plan.stop]
-        return self._key([*facts, *_rules(plan.recipe, self.protocol.threat), *span])
-
-    def _loop_key(self, source: str, start: State, steps: int, facts: object) -> str:
-        rules = _rules(self.protocol.training, self.protocol.threat)
-        return self._key(["loop", source, facts, steps, _digest(start), *rules])
+        key = self._key([*facts, *_rules(plan.recipe, self.protocol.threat), *span])
+        density, seed = kept / self.prunable, self.job.seed
+        asked = Fit(stage, key, plan, model, masks, density, self.train, self.validation, seed)
+        self.meter.check(stage, asked.passes)
+        trained = self._backend.train(asked)
+        self.meter.charge(stage, asked.passes, trained.seconds)
+        return trained
 
     def _key(self, facts: list[object]) -> str:
         """The name of a stage in the store: code, machine, data, net and seed, and what the stage itself depends on."""
@@ -377,8 +281,3 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _named(report: Report | None, stage: str) -> Report:
-    """A report that says which stage is at work."""
-    return lambda what, done, total: None if report is None else report(f"{stage}: {what}", done, total)

@@ -14,8 +14,9 @@ from pydantic import Field, ValidationError
 
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import read_outside, write_bytes
-from prunebench.bench.protocol import Job, Protocol, Rules, explain
+from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.record import Stage
+from prunebench.bench.schema import Strict, explain
 
 if TYPE_CHECKING:  # this module imports no torch, so that a pruner's process starts before the referee has imported it
     from prunebench.bench.data import Store
@@ -47,14 +48,14 @@ class Play:
     tensorboard: bool
 
 
-class Described(Rules):
+class Described(Strict):
     """What a pruner says of itself: the options that differ from its defaults, and whether it prunes at all."""
 
     options: dict[str, bool | int | float | str]
     prunes: bool
 
 
-class Charged(Rules):
+class Charged(Strict):
     """The stages of a training with their prices and seconds, as the pruner's process told them."""
 
     stages: tuple[Stage, ...] = Field(strict=False)

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from prunebench.bench.errors import PrunebenchError, printable, unknown
 from prunebench.bench.player.handover import Describe, Described, Play
-from prunebench.bench.protocol import explain
+from prunebench.bench.schema import explain
 from prunebench.bench.spec import read, source_of
 
 Report = Callable[[str, float, float], None]

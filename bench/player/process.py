@@ -26,6 +26,7 @@ import torch
 
 from prunebench.bench import machine
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.tensorboard import Curves
 from prunebench.bench.models import build
@@ -52,11 +53,13 @@ def play(request: Play, tell: Tell) -> None:
         request.job,
         request.protocol,
         request.store,
-        request.stages,
+        Computed(
+            request.stages,
+            report=lambda *told: tell("told", told),
+            curves=Curves(request.folder / "tensorboard") if request.tensorboard else None,
+        ),
         device=machine.device_named(request.device),
-        report=lambda *told: tell("told", told),
         resolve=lambda spec: parse(spec).pruner,
-        curves=Curves(request.folder / "tensorboard") if request.tensorboard else None,
     )
     leave(request.folder, parse(request.spec).pruner(request.job, lab), lab.meter.stages)
 

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunebench.bench.data import Info, Split, Store, digits_file
+from prunebench.bench.data import Split, Store
+from prunebench.bench.datasets import Info, digits_file
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import write_aside
 from prunebench.bench.protocol import Protocol

@@ -15,7 +15,8 @@ from prunebench.bench.attacks.suite import Listed
 from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.checkpoint import Net
 from prunebench.bench.data import Split, as_float
-from prunebench.bench.protocol import Threat, exact
+from prunebench.bench.protocol import Threat
+from prunebench.bench.schema import exact
 from prunebench.bench.score.curve import radii
 from prunebench.bench.score.journal import Entry, Finding, Journal
 from prunebench.bench.score.progress import Progress

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from prunebench.bench.protocol import Threat, exact
+from prunebench.bench.protocol import Threat
+from prunebench.bench.schema import exact
 
 _FACTORS = ("1/4", "1/2", "3/4", "1", "3/2", "2", "3")  # of the threat's eps
 

@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from prunebench.bench.attacks.base import Attack, within
 from prunebench.bench.errors import Refused
 from prunebench.bench.executor import Fast, fast
+from prunebench.bench.models import ARCHITECTURES
 from prunebench.bench.protocol import Protocol, Threat
 from prunebench.bench.seeds import derive
 from prunebench.bench.wide import Sizes, Wide, undecided, unheld
 
 NO_ANSWER = -1  # in the place of a class
-_BATCH = {("resnet18", "cpu"): 64, ("vgg16-bn", "cpu"): 64}
+_BATCH = 256  # images, where the architecture says nothing
 
 
 def batch_size(protocol: Protocol, arch: str, device: str) -> int:
     """How many images are measured at once: a function of protocol, architecture and device kind alone."""
-    return min(protocol.shard, _BATCH.get((arch, device), 256))
+    known = ARCHITECTURES.get(arch)
+    return min(protocol.shard, known.batch.get(device, _BATCH) if known else _BATCH)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,7 @@ from decimal import Decimal
 from prunebench.leaderboard.board import Board, Ranking, Row
 from prunebench.leaderboard.contrasts import RANDOM
 from prunebench.leaderboard.provenance import MEANING, summary
-from prunebench.leaderboard.render.columns import (
-    COLUMNS,
-    MARKDOWN_COSTS,
-    MARKDOWN_METHODS,
-    MARKDOWN_OTHERS,
-    texts,
-)
+from prunebench.leaderboard.render.columns import COLUMNS, MARKDOWN_COSTS, MARKDOWN_METHODS, MARKDOWN_OTHERS, texts
 from prunebench.leaderboard.render.text import (
     CONTRASTS,
     ODDS,

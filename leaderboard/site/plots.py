@@ -11,8 +11,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from prunebench.bench.protocol import exact
 from prunebench.bench.record import Record
+from prunebench.bench.schema import exact
 from prunebench.leaderboard.board import Board, Rate, Row
 from prunebench.leaderboard.render.text import clean, percent
 

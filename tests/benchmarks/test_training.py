@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.bench.executor import fast
-from prunebench.bench.lab.train import Plan, _Trainer
+from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.trainer import Trainer
 from prunebench.bench.mask import draw, masked
 from prunebench.bench.models import build, prunable
 from prunebench.bench.protocol import load
@@ -38,7 +39,7 @@ TARGETS = {
 }
 
 
-class Stock(_Trainer):
+class Stock(Trainer):
     """The same loop on the net as it is, in torch's usual order of memory."""
 
     def __init__(self, model: nn.Module, *rest: Any) -> None:
@@ -46,7 +47,7 @@ class Stock(_Trainer):
         self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.quick = None
 
-    def _logits(self, images: Tensor, model: Any = None) -> Tensor:
+    def logits(self, images: Tensor, model: Any = None) -> Tensor:
         return (model or self.model)(images)  # type: ignore[no-any-return]
 
 
@@ -76,7 +77,7 @@ def step(arch: str, density: float, threads: int = 1) -> tuple[float, float]:
     plan, cpu = Plan(recipe, rules.threat, 1), torch.device("cpu")
     images = torch.rand(IMAGES[arch], *SHAPES[arch], generator=torch.Generator().manual_seed(0))
     labels = torch.arange(len(images)) % 10
-    sides = [kind(copy.deepcopy(net), plan, masks, cpu) for kind in (_Trainer, Stock)]
+    sides = [kind(copy.deepcopy(net), plan, masks, cpu) for kind in (Trainer, Stock)]
     noises = [torch.Generator().manual_seed(2) for _ in sides]
     ours, peer = (
         (lambda side=side, noise=noise: (side.model.train(), side.step(images, labels, 0.5, noise)))

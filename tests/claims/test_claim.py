@@ -8,11 +8,13 @@ import shutil
 import pytest
 import tomli_w
 
-from prunebench.bench.claims.claim import LARGEST, NAME, find, is_claim, load_claim, make, outcomes_of, rules_of, sound
+from prunebench.bench.claims.claim import LARGEST, NAME, find, is_claim, load_claim, outcomes_of, rules_of, sound
+from prunebench.bench.claims.make import make
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.bench.outcomes import outcomes_path, proposals_path
-from prunebench.bench.protocol import LARGEST_TOML, PROTOCOLS
+from prunebench.bench.protocol import PROTOCOLS
+from prunebench.bench.schema import LARGEST_TOML
 from tests.support import records
 from tests.support.nets import TINY, toml
 
@@ -420,18 +422,18 @@ def test_force_leaves_nothing_of_the_old_claim(scored, tmp_path):
 
 
 def test_a_killed_replacement_leaves_no_claim_and_goes_on(scored, tmp_path, monkeypatch):
-    import prunebench.bench.claims.claim
+    import prunebench.bench.claims.make
 
     out, other, done = tmp_path / "claim", other_score(tmp_path), []
     make(*scored, out)
-    write = prunebench.bench.claims.claim.write_bytes
+    write = prunebench.bench.claims.make.write_bytes
 
     def dies(path, data):
         if done:
             raise KeyboardInterrupt
         done.append(write(path, data))
 
-    monkeypatch.setattr(prunebench.bench.claims.claim, "write_bytes", dies)
+    monkeypatch.setattr(prunebench.bench.claims.make, "write_bytes", dies)
     with pytest.raises(KeyboardInterrupt):
         make(*other, out, force=True)
     assert not (out / NAME).exists()  # a new net, the old outcomes: and no claim that says so

@@ -11,16 +11,7 @@ import numpy as np
 import pytest
 
 from prunebench.bench.claims import verdict
-from prunebench.bench.claims.verdict import (
-    DOUBTED,
-    NOISE,
-    REFUTED,
-    counted,
-    replayed,
-    sampled,
-    sampled_count,
-    whole,
-)
+from prunebench.bench.claims.verdict import DOUBTED, NOISE, REFUTED, counted, replayed, sampled, sampled_count, whole
 from prunebench.bench.errors import some
 from prunebench.bench.stats import noise, noise_gap
 from tools import attack_noise, claim_power

@@ -16,7 +16,7 @@ import pytest
 
 from prunebench.bench.checkpoint import Header, seal
 from prunebench.bench.cli import main, run
-from prunebench.bench.data import DATASETS
+from prunebench.bench.datasets import DATASETS
 from prunebench.bench.mask import keep_largest, masked
 from prunebench.bench.models import MODELS, build, prunable
 from prunebench.bench.protocol import PROTOCOLS, Job

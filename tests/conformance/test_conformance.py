@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from prunebench.bench.attacks.pgd import pgd
+from prunebench.bench import datasets
 from prunebench.bench.data import Store, as_float
 from prunebench.bench.mask import draw, keep_largest, keep_largest_by_layer, masked, rescaled, shuffled, uniform
 
@@ -95,7 +96,7 @@ OFFENDERS = {
         "def after(self, state, lab):\n    return noisy(state, torch.Generator().manual_seed(time.time_ns() % 2**60))",
         "def after(self, state, lab):\n    return state | {'1.9.bias': torch.ones(10) * int.from_bytes(os.urandom(4))}",
         (
-            "def after(self, state, lab):\n    keep = {v: k for k, v in enumerate(str(lab._stages.folder))}\n"
+            "def after(self, state, lab):\n    keep = {v: k for k, v in enumerate(str(lab._backend.folder))}\n"
             "    return state | {'1.9.bias': state['1.9.bias'] + sum(keep.values())}"
         ),
     ],
@@ -107,7 +108,7 @@ OFFENDERS = {
     ],
     "test-split": [
         "def before(self, lab):\n    Store(Path('x')).testing('digits', 10)",
-        "def before(self, lab):\n    from sklearn.datasets import load_digits\n    load_digits()",
+        "def before(self, lab):\n    np.loadtxt(datasets.digits_file(), delimiter=',')",
     ],
     "files": [
         "def before(self, lab):\n    Path('HERE/masks.txt').write_text('x')",

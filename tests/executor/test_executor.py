@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.executor import Fast, fast, multiplications, native, program
+from prunebench.bench.executor import Fast, fast, multiplications, native, packing
 from prunebench.bench.executor.compiled import Compiled
 from prunebench.bench.mask import draw, erk, rescaled
 from prunebench.bench.models import build, prunable
@@ -416,13 +416,13 @@ def test_rows_that_only_seem_to_be_images_are_refused_and_never_read_past():
 
 def test_images_that_the_kernels_cannot_count_through_are_refused():
     taps = np.array([[0, 0, 0, 0], [0, 1, 0, 0]])
-    phase = program.Phase((0, 0), (1, 1), (1, 1), (1, 1), taps, np.arange(2))
+    phase = packing.Phase((0, 0), (1, 1), (1, 1), (1, 1), taps, np.arange(2))
     for pitch, fits in ((2**31 - 2, True), (2**31 - 1, False)):
         if fits:
-            assert program.pack(phase, np.array([pitch, 16, 16]), 1).entries["offset"].max() == pitch
+            assert packing.pack(phase, np.array([pitch, 16, 16]), 1).entries["offset"].max() == pitch
         else:
             with pytest.raises(PrunebenchError, match="too large for the sparse kernels"):
-                program.pack(phase, np.array([pitch, 16, 16]), 1)
+                packing.pack(phase, np.array([pitch, 16, 16]), 1)
 
 
 # Threads
@@ -466,9 +466,9 @@ def test_blocks_of_input_channels_change_no_bit(monkeypatch, size):
     net = nn.Sequential(nn.Conv2d(7, 9, 3, padding=1), nn.ReLU(), nn.Conv2d(9, 5, 3, stride=2, padding=1))
     images, found = torch.rand(5, 7, size, size, generator=generator()), []
     for window in (1, 1 << 30):
-        monkeypatch.setattr(program, "WINDOW", window)
-        monkeypatch.setattr(program, "PAUSE", 0.0)
-        monkeypatch.setattr(program, "FOUR", 1e9)
+        monkeypatch.setattr(packing, "WINDOW", window)
+        monkeypatch.setattr(packing, "PAUSE", 0.0)
+        monkeypatch.setattr(packing, "FOUR", 1e9)
         quick = sparsely(net.requires_grad_(False))
         found.append((*both(quick, images), blocks(quick)))
     assert found[0][2] == {5, 7, 9}

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from prunebench.bench.executor import native, program
-from prunebench.bench.executor.program import CONV, DENSE, Program
+from prunebench.bench.executor.packing import CONV, DENSE
+from prunebench.bench.executor.program import Program
 from tests.executor.test_executor import SHAPES, apart, both, compiled, generator, sparse_net, sparsely, stir
 
 DRIVER = Path(__file__).with_name("executor") / "driver.cpp"

@@ -22,14 +22,12 @@ from prunebench.bench.grid.ray import Ray
 from prunebench.bench.grid.run import grid, order_of, run
 from prunebench.bench.grid.task import NET
 from prunebench.bench.outcomes import outcomes_path
-from prunebench.bench.protocol import Threat
 from prunebench.bench.record import load_record
 from tests.support.held import PRUNER, HeldStore, Telling
-from tests.support.nets import STORE, changed, toml
+from tests.support.nets import STORE, UNATTACKED, changed, toml
 from tools.kill_and_resume import timeless
 
-# Trained on hardly more than noise, so that nothing withstands eps 0.4 and the whole AutoAttack takes a second.
-RULES = changed(threat=Threat(norm="Linf", eps="0.4"), steps=1, step_size="0.001", train=128, test=12, shard=4)
+RULES = changed(UNATTACKED, test=12, shard=4)
 PATIENCE = 300.0  # seconds, for a busy machine
 
 

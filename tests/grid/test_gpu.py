@@ -6,13 +6,18 @@ import pytest
 import torch
 
 import prunebench.bench.lab.train
+import prunebench.bench.lab.trainer
 from prunebench.bench.attacks.pgd import pgd
-from prunebench.bench.data import Info, as_float
+from prunebench.bench.data import as_float
+from prunebench.bench.datasets import Info
 from prunebench.bench.grid.local import Pool
 from prunebench.bench.grid.run import grid, run
 from prunebench.bench.grid.task import train
+from prunebench.bench.lab.augmentation import crop_flip
 from prunebench.bench.lab.compiled import captured
-from prunebench.bench.lab.train import Plan, _Trainer, crop_flip, fit
+from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.train import fit
+from prunebench.bench.lab.trainer import Trainer
 from prunebench.bench.machine import device_named
 from prunebench.bench.models import build
 from prunebench.bench.score.referee import Referee, exact_float32
@@ -43,7 +48,7 @@ def test_training_attacks_in_bf16_with_a_float32_perturbation(tmp_path, monkeypa
         seen.append((result.dtype, torch.bfloat16, result.device.type))
         return result
 
-    monkeypatch.setattr(prunebench.bench.lab.train, "pgd", watched)
+    monkeypatch.setattr(prunebench.bench.lab.trainer, "pgd", watched)
     place = lab(tmp_path, device=device_named("cuda"))
     trained = place.fit("train", place.initial(), epochs=1)
     assert set(seen) == {(torch.float32, torch.bfloat16, "cuda")}
@@ -82,7 +87,7 @@ def test_an_epoch_does_not_wait_for_the_card():
     """No step reads anything back: torch raises where one does."""
     rules = changed(objective="trades", augment="crop-flip")
     train = STORE.training("digits", validation=64)[0].to(device_named("cuda"))
-    trainer = _Trainer(
+    trainer = Trainer(
         build("digits-cnn", info=STORE.info("digits")), Plan(rules.training, rules.threat, 2), {}, torch.device("cuda")
     )
     noise = torch.Generator("cuda").manual_seed(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import prunebench.bench.lab.train
+import prunebench.bench.lab.trainer
 from prunebench.bench.data import Split
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid.dry_run import Rehearsed, Shares, Work, rehearse
@@ -16,10 +16,10 @@ from prunebench.bench.grid.plan import RECORD_BYTES, Forecast, _lines, _mean, _u
 from prunebench.bench.grid.run import grid, job_id, order_of
 from prunebench.bench.grid.task import train
 from prunebench.bench.grid.timing import Epochs, Pace, _alike
-from prunebench.bench.lab import lab
+from prunebench.bench.lab import backend
 from prunebench.bench.lab.lab import Lab
+from prunebench.bench.lab.schedule import Plan
 from prunebench.bench.lab.stages import Stages
-from prunebench.bench.lab.train import Plan
 from prunebench.bench.models import build
 from prunebench.bench.player import process
 from prunebench.bench.player.handover import Play
@@ -72,7 +72,7 @@ def really_trained(spec, job, rules, folder, monkeypatch):
         labs.append(Lab(*args, **options))
         return labs[0]
 
-    monkeypatch.setattr(lab, "Stages", Told)
+    monkeypatch.setattr(backend, "Stages", Told)
     monkeypatch.setattr(process, "Lab", kept)
     asked = Play(spec, job, rules, STORE, folder / job.name, folder / "stages", "cpu", 1, tensorboard=False)
     process.play(asked, lambda *news: None)
@@ -97,13 +97,13 @@ def test_the_stages_are_those_of_a_run(flat, tmp_path, monkeypatch):
 
 def test_without_moving_the_weights_different_trainings_would_seem_one(flat, monkeypatch):
     """What follows a long and a short dense training starts from other weights; the twin gives both back alike."""
-    original, starts = Lab._train_key, []
+    original, starts = Lab._key, []
 
-    def key(self, plan, facts):
-        starts.append(facts)
-        return original(self, plan, facts)
+    def key(self, facts):
+        starts.append(facts[:3])
+        return original(self, facts)
 
-    monkeypatch.setattr(Lab, "_train_key", key)
+    monkeypatch.setattr(Lab, "_key", key)
     specs = ["magnitude:dense=0.5", "magnitude:dense=0.25"]
     gone_through(specs)
     assert len(starts) == 4 and starts[0] == starts[2] and starts[1] != starts[3]
@@ -133,7 +133,7 @@ def test_a_trial_times_the_training_that_runs(monkeypatch):
     asked = Plan(RULES.training, RULES.threat, 8)
 
     def epoch(slow):
-        original = prunebench.bench.lab.train._Trainer.step
+        original = prunebench.bench.lab.trainer.Trainer.step
         calls = []
 
         def step(self, *args):
@@ -141,10 +141,10 @@ def test_a_trial_times_the_training_that_runs(monkeypatch):
             time.sleep(slow)
             return original(self, *args)
 
-        monkeypatch.setattr(prunebench.bench.lab.train._Trainer, "step", step)
+        monkeypatch.setattr(prunebench.bench.lab.trainer.Trainer, "step", step)
         pace = Pace(RULES, *split, torch.device("cpu"), seconds=1e9)
         found = pace.epochs(asked, lambda: build("digits-cnn", info=STORE.info("digits")), None, 1.0)
-        monkeypatch.setattr(prunebench.bench.lab.train._Trainer, "step", original)
+        monkeypatch.setattr(prunebench.bench.lab.trainer.Trainer, "step", original)
         assert calls == [*[16] * (2 + 3), *[64] * 10]  # two warm-ups, then five epochs of two batches
         return found.epoch
 

@@ -23,17 +23,15 @@ from prunebench.bench.files import sha256_of, sole_user
 from prunebench.bench.grid.run import Order, grid, job_id, job_of, run
 from prunebench.bench.grid.task import NET, Ended, Step, Task, train
 from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path, recount
-from prunebench.bench.protocol import Threat
 from prunebench.bench.record import Record, Refusal, load_record
 from prunebench.bench.score.scoring import score
 from prunebench.pruners import parse
 from tests.support.held import HalvedStore
 from tests.support.here import Here
-from tests.support.nets import STORE, changed, job, toml
+from tests.support.nets import STORE, UNATTACKED, changed, job, toml
 from tools.kill_and_resume import timeless
 
-# Trained on hardly more than noise, so that nothing withstands eps 0.4 and the whole AutoAttack takes a second.
-RULES = changed(threat=Threat(norm="Linf", eps="0.4"), steps=1, step_size="0.001", train=128, test=16, shard=16)
+RULES = changed(UNATTACKED, test=16, shard=16)
 
 PRUNER = '''
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ from torch.nn.utils import prune
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.cli import main
 from prunebench.bench.errors import PrunebenchError, Refused
-from prunebench.bench.interop import checkpoints
+from prunebench.bench.interop import checkpoints, matching, reading
 from prunebench.bench.models import build, prunable
 from prunebench.bench.protocol import PROTOCOLS
 from prunebench.bench.score.scoring import score
@@ -152,7 +152,7 @@ def test_resnet18_under_the_names_of_others(tmp_path):
 def test_vgg16_under_the_names_of_others(last):
     ours = {name for name in build("vgg16-bn").state_dict() if name.startswith("1.")}
     theirs = [name.replace("1.0.", "features.", 1).replace("1.3.", last, 1) for name in ours]
-    renaming = max(checkpoints._renamings("vgg16-bn"), key=lambda rename: sum(rename(name) in ours for name in theirs))
+    renaming = max(matching._renamings("vgg16-bn"), key=lambda rename: sum(rename(name) in ours for name in theirs))
     assert {renaming(name) for name in theirs} == ours
 
 
@@ -306,7 +306,7 @@ def test_files_are_limited_before_they_are_read(net, tmp_path, monkeypatch):
 
 
 def test_a_zip_that_swells_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "LARGEST", 10_000)
+    monkeypatch.setattr(reading, "LARGEST", 10_000)
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("archive/data.pkl", b"\0" * 20_000)
     with pytest.raises(Refused, match="it unpacks to 20000 bytes"):

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 import prunebench.bench.lab.train
+import prunebench.bench.lab.trainer
 from prunebench.bench.lab.compiled import captured, frozen
-from prunebench.bench.lab.train import Plan, fit
+from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.train import fit
 from prunebench.bench.mask import attach_scores, draw
 from prunebench.bench.models import build
 from tests.support.nets import STORE, changed
@@ -40,7 +42,7 @@ def masks():
 
 
 def trained(monkeypatch, *, compiled, backend="aot_eager", **changes):
-    monkeypatch.setattr(prunebench.bench.lab.train, "captured", lambda *args: captured(*args, backend=backend))
+    monkeypatch.setattr(prunebench.bench.lab.trainer, "captured", lambda *args: captured(*args, backend=backend))
     rules = changed(RULES, **changes)
     plan = Plan(rules.training, rules.threat, 2)
     return fit(net(), plan, TRAIN, VALIDATION, seed=5, masks=masks(), compiled=compiled)
@@ -62,7 +64,7 @@ def test_compiling_is_part_of_the_first_epoch(monkeypatch):
     def slowly(*_):
         now[0] += 100.0
 
-    monkeypatch.setattr(prunebench.bench.lab.train, "captured", slowly)
+    monkeypatch.setattr(prunebench.bench.lab.trainer, "captured", slowly)
     plan = Plan(RULES.training, RULES.threat, 2)
     assert fit(net(), plan, TRAIN, VALIDATION, seed=5, compiled=True).times == [100.0, 0.0]
     assert fit(net(), plan, TRAIN, VALIDATION, seed=5, compiled=False).times == [0.0, 0.0]
@@ -91,7 +93,7 @@ def calls(monkeypatch):
 def test_a_compiled_training_is_the_plain_one(objective, monkeypatch, calls):
     """Step by step the same weights to float32's rounding, masks held; every attack and every loss went through it."""
     monkeypatch.setattr(
-        prunebench.bench.lab.train, "_quick", lambda *_: None
+        prunebench.bench.lab.trainer, "_quick", lambda *_: None
     )  # both attack the net itself: signs hang on last bits
     compiled = trained(monkeypatch, compiled=True, objective=objective)
     rehearsed, batches = 3 + 2 * 3, 4  # two epochs of two batches

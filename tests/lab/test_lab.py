@@ -7,10 +7,11 @@ import gc
 import pytest
 import torch
 
-import prunebench.bench.lab.lab
+import prunebench.bench.lab.backend
 from prunebench.bench.data import Split
 from prunebench.bench.errors import BudgetExceeded, PrunebenchError
-from prunebench.bench.lab.lab import Lab, Meter
+from prunebench.bench.lab.backend import Computed
+from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import draw
 from prunebench.bench.protocol import Job
 from prunebench.bench.seeds import derive
@@ -22,13 +23,13 @@ PASSES = {"pgd": 3 * 3 + 3, "trades": 3 * 3 + 7, "fgsm-rs": 6}  # with three ste
 
 def counting(monkeypatch):
     """The plans that were really trained from now on."""
-    plans, real = [], prunebench.bench.lab.lab.fit
+    plans, real = [], prunebench.bench.lab.backend.fit
 
     def fit(model, plan, *arguments, **options):
         plans.append(plan)
         return real(model, plan, *arguments, **options)
 
-    monkeypatch.setattr(prunebench.bench.lab.lab, "fit", fit)
+    monkeypatch.setattr(prunebench.bench.lab.backend, "fit", fit)
     return plans
 
 
@@ -108,15 +109,6 @@ def test_the_whole_budget_can_be_spent_and_no_pass_more(tmp_path, monkeypatch):
     assert room.meter.spent == room.meter.granted
 
 
-def test_the_meter_by_itself():
-    meter = Meter(10)
-    meter.charge("a", 7, 1.5)
-    with pytest.raises(BudgetExceeded, match="costs 4 sample passes and 3 of 10 are left"):
-        meter.charge("b", 4)
-    meter.check("c", 3)
-    assert meter.spent == 7 and meter.stages[0].seconds == 1.5
-
-
 @pytest.mark.parametrize(
     "options",
     [{"epochs": 0}, {"epochs": 2, "first": 2}, {"epochs": 3, "first": 2, "stop": 1}, {"epochs": 2, "stop": 3}],
@@ -130,7 +122,10 @@ def test_a_stage_that_trains_nothing_is_refused(options, tmp_path, monkeypatch):
 
 def test_a_stage_two_pruners_share_is_computed_once_and_charged_to_each(tmp_path, monkeypatch):
     plans = counting(monkeypatch)
-    rooms = [Lab(Job(pruner=p, sparsity=s, seed=0), RULES, STORE, tmp_path) for p, s in (("one", 0.5), ("two", 0.9))]
+    rooms = [
+        Lab(Job(pruner=p, sparsity=s, seed=0), RULES, STORE, Computed(tmp_path))
+        for p, s in (("one", 0.5), ("two", 0.9))
+    ]
     results = [room.fit(name, room.initial(), epochs=2) for room, name in zip(rooms, "ab", strict=True)]
     assert len(plans) == 1
     for room in rooms:
@@ -167,7 +162,7 @@ def test_any_other_stage_is_computed(tmp_path, monkeypatch):
     assert len(plans) == len(asked)
     room.fit("stage", start, epochs=1, lr=rules.training.lr, objective="pgd")  # the protocol's own, in other words
     assert len(plans) == len(asked)
-    other_seed = Lab(Job(pruner="any", sparsity=0.9, seed=1), rules, STORE, tmp_path / "stages")
+    other_seed = Lab(Job(pruner="any", sparsity=0.9, seed=1), rules, STORE, Computed(tmp_path / "stages"))
     other_seed.fit("stage", start, epochs=1)
     other_data = lab(tmp_path, changed(rules, train=64))
     other_data.fit("stage", start, epochs=1)
@@ -204,7 +199,7 @@ def test_options_that_break_the_rules_are_refused(tmp_path):
 
 def test_streams_depend_on_seed_and_name_alone(tmp_path):
     def draws(seed, name, before=0):
-        room = Lab(Job(pruner="any", sparsity=0.5, seed=seed), RULES, STORE, tmp_path)
+        room = Lab(Job(pruner="any", sparsity=0.5, seed=seed), RULES, STORE, Computed(tmp_path))
         for _ in range(before):
             torch.rand(3, generator=room.generator("other"))
         return torch.rand(4, generator=room.generator(name))
@@ -218,7 +213,9 @@ def test_streams_depend_on_seed_and_name_alone(tmp_path):
 
 def test_all_pruners_start_from_the_same_weights_of_the_seed(tmp_path):
     def start(pruner, sparsity, seed):
-        return Lab(Job(pruner=pruner, sparsity=sparsity, seed=seed), RULES, STORE, tmp_path).initial()["1.0.weight"]
+        return Lab(Job(pruner=pruner, sparsity=sparsity, seed=seed), RULES, STORE, Computed(tmp_path)).initial()[
+            "1.0.weight"
+        ]
 
     assert torch.equal(start("imp", 0.9, 0), start("dense", 0.0, 0))
     assert not torch.equal(start("imp", 0.9, 0), start("imp", 0.9, 1))

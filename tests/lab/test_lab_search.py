@@ -9,11 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import prunebench.bench.lab.backend
 import prunebench.bench.lab.lab
 from prunebench.bench.attacks.base import within
 from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.data import as_float
 from prunebench.bench.errors import BudgetExceeded, PrunebenchError
+from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import keep_largest_by_layer, masked, scaled_scores, uniform
 from prunebench.bench.protocol import Job
@@ -74,7 +76,7 @@ def test_a_loop_is_computed_once_and_charged_to_each(tmp_path):
 
 def check_resumes(tmp_path, monkeypatch, step=stepping):
     """Killed in the fourth step, then run again: it goes on there and ends in the same bytes."""
-    monkeypatch.setattr(prunebench.bench.lab.lab, "SAVE_EVERY", -1.0)  # after every step
+    monkeypatch.setattr(prunebench.bench.lab.backend, "SAVE_EVERY", -1.0)  # after every step
     calls = []
     with pytest.raises(Killed):
         loop(lab(tmp_path, RULES), step(calls, kill=3))
@@ -107,7 +109,7 @@ def test_twin_a_step_that_remembers(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: data[:-1] + bytes([data[-1] ^ 1])])
 def test_a_loop_whose_partial_file_is_spoilt_begins_again(spoil, tmp_path, monkeypatch):
-    monkeypatch.setattr(prunebench.bench.lab.lab, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(prunebench.bench.lab.backend, "SAVE_EVERY", -1.0)
     calls = []
     with pytest.raises(Killed):
         loop(lab(tmp_path, RULES), stepping(calls, kill=3))
@@ -158,7 +160,11 @@ def test_a_loop_is_computed_anew_when_anything_it_depends_on_is_another(tmp_path
         loop(lab(tmp_path, rules), stepping(calls), facts=[1])
         assert len(calls) == before + 5
         before = len(calls)
-    loop(Lab(Job(pruner="any", sparsity=0.9, seed=1), RULES, STORE, tmp_path / "stages"), stepping(calls), facts=[1])
+    loop(
+        Lab(Job(pruner="any", sparsity=0.9, seed=1), RULES, STORE, Computed(tmp_path / "stages")),
+        stepping(calls),
+        facts=[1],
+    )
     assert len(calls) == before + 5
 
 
@@ -212,7 +218,7 @@ def test_samples_are_training_images_with_their_labels(tmp_path):
     again = lab(tmp_path, RULES).sample("a", 500)
     assert torch.equal(again[0], images) and torch.equal(again[1], labels)
     assert not torch.equal(room.sample("b", 500)[1], labels)
-    other = Lab(Job(pruner="any", sparsity=0.9, seed=1), RULES, STORE, tmp_path / "stages")
+    other = Lab(Job(pruner="any", sparsity=0.9, seed=1), RULES, STORE, Computed(tmp_path / "stages"))
     assert not torch.equal(other.sample("a", 500)[1], labels)
 
 
@@ -401,7 +407,7 @@ def test_a_killed_training_of_scores_goes_on(tmp_path):
 
 def test_the_net_that_trains_scores_is_seen_through_the_mask(tmp_path, monkeypatch):
     """At the first step the net is the one under the mask: the same logits, to the bit."""
-    room, nets, real = lab(tmp_path, RULES), [], prunebench.bench.lab.lab.fit
+    room, nets, real = lab(tmp_path, RULES), [], prunebench.bench.lab.backend.fit
     start = room.initial()
     scores, keeps = scores_of(room, start), uniform(room.shapes, room.keep)
     images = room.sample("a", 5)[0]
@@ -410,7 +416,7 @@ def test_the_net_that_trains_scores_is_seen_through_the_mask(tmp_path, monkeypat
         nets.append(model.eval()(images).detach())
         return real(model.train(), *arguments, **options)
 
-    monkeypatch.setattr(prunebench.bench.lab.lab, "fit", fit)
+    monkeypatch.setattr(prunebench.bench.lab.backend, "fit", fit)
     room.fit_scores("search", start, scores, keeps, epochs=1)
     masks = keep_largest_by_layer({name: start[name].abs() for name in keeps}, keeps)
     assert torch.equal(nets[0], room.model(masked(start, masks)).eval()(images))

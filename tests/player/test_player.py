@@ -22,15 +22,13 @@ from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.player import handover, sandbox
 from prunebench.bench.player.handover import Described
 from prunebench.bench.player.host import Fault, Host, _Heard, _resolved, resolve
-from prunebench.bench.protocol import Threat
 from prunebench.bench.record import load_record
 from prunebench.bench.score.effort import effort_of
 from tests.support.here import Here
-from tests.support.nets import RANKED, STORE, changed, job, use_attacks
+from tests.support.nets import RANKED, STORE, UNATTACKED, changed, job, use_attacks
 from tools.kill_and_resume import timeless
 
-# Trained on hardly more than noise, so that nothing withstands eps 0.4 and the whole AutoAttack takes a second.
-RULES = changed(threat=Threat(norm="Linf", eps="0.4"), steps=1, step_size="0.001", train=128, test=16, shard=16)
+RULES = changed(UNATTACKED, test=16, shard=16)
 
 # One file and so one source: what it does beside pruning is named by a file next to it, "nothing" for the honest one.
 PLAYER = '''
@@ -79,7 +77,7 @@ if DEED == "seal":
     import prunebench.bench.checkpoint, prunebench.bench.grid.task
     prunebench.bench.checkpoint._check_sparsity = prunebench.bench.grid.task.seal = lambda *values, **options: None
 if DEED == "meter":
-    from prunebench.bench.lab.lab import Meter
+    from prunebench.bench.lab.meter import Meter
     Meter.check = Meter.charge = lambda self, name, passes, seconds=None: None
 if DEED == "machine":
     import prunebench.bench.machine, prunebench.bench.protocol

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev
 
-import prunebench.bench.lab.lab
+import prunebench.bench.lab.backend
 from prunebench.bench.data import Split
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.lab.lab import Lab
@@ -364,7 +364,7 @@ class Killed(BaseException):
 
 def check_resumes(tmp_path, monkeypatch, variant):
     """Killed after five steps of the search, then run again: on from there, to the same bytes."""
-    monkeypatch.setattr(prunebench.bench.lab.lab, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(prunebench.bench.lab.backend, "SAVE_EVERY", -1.0)
     told = []
 
     def report(what, done, of):
@@ -389,7 +389,7 @@ def test_a_killed_search_goes_on(variant, tmp_path, monkeypatch):
 
 
 def test_twin_a_search_that_forgets_its_momentum(tmp_path, monkeypatch):
-    load = prunebench.bench.lab.lab.load_kept
+    load = prunebench.bench.lab.backend.load_kept
 
     def forgetful(path):
         kept = load(path)
@@ -397,7 +397,7 @@ def test_twin_a_search_that_forgets_its_momentum(tmp_path, monkeypatch):
             return None
         return {name: 0 * t if name.startswith("first/") else t for name, t in kept[0].items()}, kept[1]
 
-    monkeypatch.setattr(prunebench.bench.lab.lab, "load_kept", forgetful)
+    monkeypatch.setattr(prunebench.bench.lab.backend, "load_kept", forgetful)
     with pytest.raises(AssertionError):
         check_resumes(tmp_path, monkeypatch, "weights")
 

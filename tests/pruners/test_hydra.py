@@ -7,6 +7,7 @@ import torch
 from torch.nn.utils import parametrize
 
 import prunebench.bench.lab.lab
+import prunebench.bench.lab.trainer
 from prunebench.bench import mask
 from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.errors import PrunebenchError
@@ -236,7 +237,7 @@ def test_the_dense_training_is_shared_with_magnitude(loss, tmp_path, monkeypatch
 def test_the_mask_is_made_once_a_step(tmp_path, monkeypatch):
     """Not at each of the forwards of a step: nothing moves in between."""
     asked, cached = [], parametrize.cached
-    monkeypatch.setattr(prunebench.bench.lab.train.parametrize, "cached", lambda: asked.append(1) or cached())
+    monkeypatch.setattr(prunebench.bench.lab.trainer.parametrize, "cached", lambda: asked.append(1) or cached())
     room = lab(tmp_path, RULES)
     start, keeps = room.initial(), COUNTS
     room.fit_scores("search", start, {name: start[name] for name in SIZES}, keeps, epochs=2)

@@ -11,8 +11,10 @@ import torch
 
 from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.errors import BudgetExceeded
+from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.lab.train import Plan, Trained, fit
+from prunebench.bench.lab.schedule import Plan, Trained
+from prunebench.bench.lab.train import fit
 from prunebench.bench.mask import keep_largest, shuffled
 from prunebench.pruners import baselines, imp
 from prunebench.pruners.baselines import Dense, Magnitude, Random
@@ -301,7 +303,7 @@ def test_too_many_rounds_for_the_budget(tmp_path):
 def test_sparsity_and_seed_come_from_the_job(tmp_path):
     first, _ = use(Random(), tmp_path, sparsity=0.5)
     assert sum(kept(first.asked[0].masks).values()) == WHOLE // 2
-    other = Watched(job("random", 0.5, seed=1), RULES, STORE, tmp_path / "stages")
+    other = Watched(job("random", 0.5, seed=1), RULES, STORE, Computed(tmp_path / "stages"))
     Random()(other.job, other)
     assert kept(other.asked[0].masks) == kept(first.asked[0].masks)
     assert not same(other.asked[0].masks, first.asked[0].masks)

@@ -18,6 +18,7 @@ from prunebench.bench.checkpoint import Net, open_net
 from prunebench.bench.data import Store, as_float
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.grid.task import train
+from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.models import build
 from prunebench.bench.outcomes import outcomes_path, pack_outcomes, recount
@@ -291,7 +292,7 @@ def test_few_classes_work_from_pictures_to_a_record(classes, norm, ran, tmp_path
     assert record.score.clean > record.score.n / classes  # it has learnt something, so there is something to attack
     assert list(record.score.survived) == list(RANKED)
     recount(tmp_path / RECORD, load_record(tmp_path / RECORD))
-    assert record.data.train_sha256 == Lab(job("magnitude"), rules, store, tmp_path).train_sha256
+    assert record.data.train_sha256 == Lab(job("magnitude"), rules, store, Computed(tmp_path)).train_sha256
 
 
 def test_ten_classes_run_the_standard(scored):

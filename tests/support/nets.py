@@ -19,9 +19,11 @@ from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.attacks.suite import Listed, Suite
 from prunebench.bench.attacks.suites import SUITES
 from prunebench.bench.checkpoint import Header, pack, seal, unpack
-from prunebench.bench.data import Info, Store
+from prunebench.bench.data import Store
+from prunebench.bench.datasets import Info
 from prunebench.bench.grid.run import job_of
 from prunebench.bench.grid.task import train
+from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.protocol import Job, Protocol, Threat, Training
@@ -53,6 +55,7 @@ test = 8
 [training]
 epochs = 1
 steps = 1
+step_size = "0.2"
 """  # a protocol as a user writes it, on top of a built-in one
 SPECS = {"dense": ("dense", None), "imp": ("imp:rounds=2", 0.9)}
 
@@ -61,6 +64,13 @@ def changed(rules: Protocol = TINY, **changes) -> Protocol:
     """`rules` with other values; those of `training` may be named on their own."""
     training = {key: changes.pop(key) for key in list(changes) if key in Training.model_fields}
     return rules.model_copy(update=changes | {"training": rules.training.model_copy(update=training)})
+
+
+# Trained without an attack, by the share of TRADES that looks at clean images: nothing withstands its eps, and the
+# whole AutoAttack takes a second.
+UNATTACKED = changed(
+    threat=Threat(norm="Linf", eps="0.4"), objective="trades", beta=0.0, steps=1, step_size="0.4", train=128
+)
 
 
 def job(spec: str = "dense", sparsity: float | None = None, seed: int = 0) -> Job:
@@ -78,8 +88,9 @@ def make_nets(folder: Path) -> dict[str, Path]:
 
 
 def lab(tmp_path: Path, rules: Protocol = TINY, *, sparsity: float = 0.9, kind: type[Lab] = Lab, **options) -> Lab:
-    """A lab for a job of that sparsity."""
-    return kind(Job(pruner="any", sparsity=sparsity, seed=0), rules, STORE, tmp_path / "stages", **options)
+    """A lab for a job of that sparsity; `options`: of the lab, and `report` and `curves` of what computes for it."""
+    backend = Computed(tmp_path / "stages", **{key: options.pop(key) for key in ("report", "curves") if key in options})
+    return kind(Job(pruner="any", sparsity=sparsity, seed=0), rules, STORE, backend, **options)
 
 
 def seal_state(path: Path, module: nn.Module, rules: Protocol = TINY, info: Info | None = None) -> Path:

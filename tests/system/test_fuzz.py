@@ -32,11 +32,13 @@ from safetensors.torch import save as save_safetensors
 
 from prunebench.bench import adversarials
 from prunebench.bench.checkpoint import open_net, pack, unpack
-from prunebench.bench.claims.claim import load_claim, make, outcomes_of, rules_of, sound
+from prunebench.bench.claims.claim import load_claim, outcomes_of, rules_of, sound
+from prunebench.bench.claims.make import make
 from prunebench.bench.cli import main
 from prunebench.bench.errors import LONGEST, PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of
 from prunebench.bench.interop import checkpoints
+from prunebench.bench.lab.schedule import Plan
 from prunebench.bench.models import build
 from prunebench.bench.outcomes import load_arrays, outcomes_path, recount, standing
 from prunebench.bench.protocol import load
@@ -428,7 +430,11 @@ def test_protocols(tmp_path, share):
 
         def read():
             rules = load(path)  # and what a run asks of it before it trains
-            assert len(rules.sha256) == 64 and rules.threat.radius > 0 and rules.training.passes > 0
+            assert (
+                len(rules.sha256) == 64
+                and rules.threat.radius > 0
+                and Plan(rules.training, rules.threat, 1).passes(1) > 0
+            )
             assert all(len(eps) < 200 for eps in radii(rules.threat, 64))
             if rules.data == "digits":
                 STORE.training(rules.data, validation=rules.validation, train=rules.train)

@@ -11,7 +11,7 @@ from torch import nn
 from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.beside import RECORD, REFUSAL
 from prunebench.bench.checkpoint import open_net
-from prunebench.bench.claims.claim import make
+from prunebench.bench.claims.make import make
 from prunebench.bench.claims.verify import verify
 from prunebench.bench.data import as_float
 from prunebench.bench.errors import Refused

@@ -6,15 +6,14 @@ import sys
 
 import pytest
 
-from prunebench.bench.protocol import Threat
-from tests.support.nets import changed, toml
+from tests.support.nets import UNATTACKED, changed, toml
 from tools import kill_and_resume
 from tools.kill_and_resume import NET, Tally, main, result, torment, work
 
 
 def test_train_and_score_survive_being_killed(tmp_path, capsys):
     """A short version of what the tool does; a net trained on noise withstands nothing, so scoring takes seconds."""
-    rules = changed(threat=Threat(norm="Linf", eps="0.4"), steps=1, step_size="0.001", shard=4)
+    rules = changed(UNATTACKED, train=512, shard=4)
     (tmp_path / "tiny.toml").write_text(toml(rules))
     what = ["--pruner", "imp:rounds=2", "--sparsity", "0.9", "--examples", "32", "--kills", "2"]
     code = main([str(tmp_path / "tiny.toml"), *what])

@@ -1,0 +1,138 @@
+"""The data sets of the benchmark: a row each, with the function that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from prunebench.bench.errors import PrunebenchError
+
+Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (n, channels, height, width) and labels (n,)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a net must know of its data: number of classes, image shape (c, h, w), and pixel statistics in [0, 1]."""
+
+    classes: int
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A published data set.
+
+    `files`: below the data root, none for one that comes with a package. `read(root, train, download)`: one of its
+    halves. `marks`: by these parts of its path an opened file is known as one of this data set. `cut`: it is published
+    in one piece, of which so many images are the test split, the first ones in its order.
+    """
+
+    info: Info
+    files: tuple[str, ...]
+    read: Callable[[Path, bool, bool], Arrays]
+    marks: tuple[str, ...]
+    cut: int | None = None
+
+
+def _digits(root: Path, train: bool, download: bool) -> Arrays:
+    """The 8x8 digits that ship with scikit-learn: 1,297 to train on and 500 to test on, 17 grey levels."""
+    table = np.loadtxt(digits_file(), delimiter=",")
+    return np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8), table[:, -1]
+
+
+def digits_file() -> Path:
+    """Where scikit-learn keeps its digits, a row of 64 pixels and a label each; its own reader takes seconds to import.
+
+    Raises PrunebenchError where they are not.
+    """
+    package = find_spec("sklearn")
+    for folder in (package.submodule_search_locations or []) if package is not None else []:
+        if (file := Path(folder, "datasets", "data", "digits.csv.gz")).is_file():
+            return file
+    raise PrunebenchError("The digits of scikit-learn are not installed; install the package scikit-learn.")
+
+
+def _mnist(root: Path, train: bool, download: bool) -> Arrays:
+    from torchvision.datasets import MNIST
+
+    data = MNIST(str(root), train=train, download=download)
+    return data.data.numpy()[:, None], data.targets.numpy()
+
+
+def _cifar10(root: Path, train: bool, download: bool) -> Arrays:
+    from torchvision.datasets import CIFAR10
+
+    data = CIFAR10(str(root), train=train, download=download)
+    return data.data.transpose(0, 3, 1, 2), np.asarray(data.targets)
+
+
+def _cifar100(root: Path, train: bool, download: bool) -> Arrays:
+    from torchvision.datasets import CIFAR100
+
+    data = CIFAR100(str(root), train=train, download=download)
+    return data.data.transpose(0, 3, 1, 2), np.asarray(data.targets)
+
+
+def _svhn(root: Path, train: bool, download: bool) -> Arrays:
+    from torchvision.datasets import SVHN
+
+    data = SVHN(str(root), split="train" if train else "test", download=download)
+    return data.data, np.asarray(data.labels)
+
+
+_RGB = (3, 32, 32)
+DATASETS: dict[str, DataSet] = {
+    "digits": DataSet(Info(10, (1, 8, 8), (0.3053,), (0.3763,)), (), _digits, ("digits.csv",), cut=500),
+    "mnist": DataSet(
+        Info(10, (1, 28, 28), (0.1307,), (0.3081,)),
+        tuple(
+            f"MNIST/raw/{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+        ),
+        _mnist,
+        ("-ubyte",),
+    ),
+    "cifar10": DataSet(
+        Info(10, _RGB, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        tuple(f"cifar-10-batches-py/{name}" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")),
+        _cifar10,
+        ("/data_batch_", "/test_batch"),
+    ),
+    "cifar100": DataSet(
+        Info(100, _RGB, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+        ("cifar-100-python/train", "cifar-100-python/test"),
+        _cifar100,
+        ("cifar-100-python/",),
+    ),
+    "svhn": DataSet(
+        Info(10, _RGB, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+        ("train_32x32.mat", "test_32x32.mat"),
+        _svhn,
+        ("_32x32.mat",),
+    ),
+}
+
+
+def read_folder(folder: Path) -> Arrays:
+    """The images below `folder`, a folder a class in the order of their names.
+
+    Raises PrunebenchError when a file is no image, or images differ in size.
+    """
+    from torchvision.datasets import ImageFolder
+
+    if odd := next((path for path in folder.rglob("*") if not (path.is_file() or path.is_dir())), None):
+        raise PrunebenchError(f"{odd} is neither a file nor a folder; every file must be an image.")
+    try:
+        listing = ImageFolder(str(folder))
+        images = [np.asarray(image) for image, _ in listing]
+    except OSError as error:  # no images, or one that cannot be decoded
+        raise PrunebenchError(f"Cannot read the images in {folder} ({error}); every file must be an image.") from error
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        raise PrunebenchError(f"The images in {folder} have {len(shapes)} different sizes; resize them to one.")
+    return np.stack(images).transpose(0, 3, 1, 2), np.asarray(listing.targets)

@@ -1,0 +1,116 @@
+"""The weights of a convolution in the order in which the kernel reads them that is cheapest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunebench.bench.errors import PrunebenchError
+
+GROUP = 16  # images that lie side by side
+LOAD, STORE, FRAME, CONV, DENSE, POOL, UNPOOL = range(7)
+PIXEL, FLAT, SQUARE = range(3)  # tiles of 1 x 1, 1 x 8 and 2 x 4 output pixels
+QUAD = 4  # output channels that share what they read
+# Processor cycles (AMD Zen 5, 16 floats wide) that a pixel costs: for a weight whose inputs lie in the second cache, or
+# in the first; for a sum that is put down and taken up again; for a weight of four channels (2.5 where images are
+# large, 4 where their rows are shorter than a tile).
+FAR, NEAR, PAUSE, FOUR = 1.3, 0.8, 2.6, 2.8
+WINDOW = 40 * 1024  # bytes of input that stay in the first cache
+
+Pair = tuple[int, int]
+Entries = np.dtype([("offset", np.int32), ("weight", np.float32)])
+Quads = np.dtype([("offset", np.int32), ("weight", np.float32, QUAD)])
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A convolution onto every `step`-th pixel from `origin`: rows x cols of them, read `stride` pixels apart.
+
+    `taps`: one row a weight: output channel, input channel, row and column of what the first pixel reads; `holds`:
+    which of the layer's weights it is.
+    """
+
+    origin: Pair
+    step: Pair
+    stride: Pair
+    extent: Pair
+    taps: NDArray[np.int64]
+    holds: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A phase as a kernel reads it: fields of Step by their names, the weights in `entries` still to come.
+
+    `taps`: for each place of `entries["weight"]` the tap whose weight it holds, -1 where there is none.
+    """
+
+    kind: int
+    tile: int
+    blocks: int
+    starts: NDArray[np.int32]
+    entries: NDArray[Any]
+    taps: NDArray[np.int64]
+
+
+def pack(phase: Phase, pitches: NDArray[np.int64], channels: int) -> Packed:
+    """A phase for the kernel that is cheaper; `pitches`: floats from one input channel, row and column to the next.
+
+    Raises PrunebenchError where the kernels cannot count that far.
+    """
+    outputs, offsets = phase.taps[:, 0], phase.taps[:, 1:] @ pitches
+    low = int(offsets.min(initial=0))
+    span = int(offsets.max(initial=0)) - low + 1
+    if span > np.iinfo(np.int32).max:
+        raise PrunebenchError(
+            f"The images are too large for the sparse kernels: weights of a layer read {span} floats apart, and "
+            f"{np.iinfo(np.int32).max} is the most; call the net itself."
+        )
+    keys = outputs // QUAD * span + offsets - low
+    shared = np.unique(keys)
+    tile, waste = _tile(phase)
+    block, blocks, cost = _blocks(phase, tile, channels)
+    if FOUR * len(shared) < cost * waste:
+        quads = np.zeros(len(shared), Quads)
+        quads["offset"] = shared % span + low
+        taps = np.full((len(shared), QUAD), -1)
+        taps[np.searchsorted(shared, keys), outputs % QUAD] = np.arange(len(outputs))
+        starts = np.searchsorted(shared // span, np.arange(-(-channels // QUAD) + 1)).astype(np.int32)
+        return Packed(DENSE, PIXEL, 1, starts, quads, taps)
+    sums = phase.taps[:, 1] // block * channels + outputs
+    taps = np.argsort(sums * span + offsets - low)
+    entries = np.zeros(len(taps), Entries)
+    entries["offset"] = offsets[taps]
+    starts = np.append(0, np.bincount(sums, minlength=blocks * channels).cumsum()).astype(np.int32)
+    return Packed(CONV, tile, blocks, starts, entries, taps)
+
+
+def _tile(phase: Phase) -> tuple[int, float]:
+    """The tile that covers the result with the fewest pixels beyond it, and how many there are to one of the result.
+
+    A pixel by itself costs as much as three of a tile.
+    """
+    rows, cols = phase.extent
+    pixels = {FLAT: rows * -(-cols // 8) * 8, SQUARE: -(-rows // 2) * 2 * -(-cols // 4) * 4}
+    least = min(pixels, key=lambda tile: pixels[tile])
+    if 3 * rows * cols < pixels[least] or phase.stride[1] > 2:
+        return PIXEL, 3.0
+    return least, pixels[least] / (rows * cols)
+
+
+def _blocks(phase: Phase, tile: int, channels: int) -> tuple[int, int, float]:
+    """Input channels in a block, how many blocks, what their weights cost: one block where more of them do not pay."""
+    weights, inputs = len(phase.taps), int(phase.taps[:, 1].max(initial=0)) + 1
+    if tile == PIXEL or not weights:
+        return inputs, 1, NEAR * weights
+    rows, cols = (
+        int(np.ptp(phase.taps[:, 2 + axis])) + 1 + (size - 1) * phase.stride[axis]
+        for axis, size in enumerate((1, 8) if tile == FLAT else (2, 4))
+    )
+    block = max(1, WINDOW // (rows * cols * GROUP * 4))
+    blocks = -(-inputs // block)
+    near, far = NEAR * weights + PAUSE * channels * (blocks - 1), FAR * weights
+    return (block, blocks, near) if blocks == 1 or near < far else (inputs, 1, far)

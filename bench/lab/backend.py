@@ -1,0 +1,178 @@
+"""What computes the stages that a lab is asked for: trainings, loops and calibrations.
+
+A lab checks, names and charges them, and a `Backend` does the work: `Computed` for real, others dry or under watch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from typing import Protocol as Interface
+
+import torch
+from torch import Tensor, nn
+
+from prunebench.bench.data import Split
+from prunebench.bench.lab.schedule import Plan, Trained
+from prunebench.bench.lab.stages import Stages, keep, load_kept
+from prunebench.bench.lab.tensorboard import Curves
+from prunebench.bench.lab.train import Report, fit, refuse_collapse
+from prunebench.bench.mask import Masks, State
+
+SAVE_EVERY = 5.0  # seconds between two checkpoints of a loop
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A training of `model()` by `plan` under `masks`. `key`: of everything that its result depends on.
+
+    `density`: the share of the prunable weights that are left.
+    """
+
+    stage: str
+    key: str
+    plan: Plan
+    model: Callable[[], nn.Module]
+    masks: Masks | None
+    density: float
+    train: Split
+    validation: Split
+    seed: int
+
+    @property
+    def passes(self) -> int:
+        """Its price in sample passes."""
+        return self.plan.passes(len(self.train))
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`steps` calls of `step` from the tensors `start`, priced at `passes`. `key`: as in `Fit`."""
+
+    stage: str
+    key: str
+    start: State
+    step: Callable[[State, int], State]
+    steps: int
+    passes: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Batch norm's statistics of `net`, averaged over `batch(0)`, `batch(1)`, ... up to `batches`: (n, c, h, w) each.
+
+    `passes`: the price of all batches.
+    """
+
+    stage: str
+    net: nn.Module
+    batch: Callable[[int], Tensor]
+    batches: int
+    passes: int
+
+
+class Backend(Interface):
+    """What a lab is given to compute with."""
+
+    def train(self, asked: Fit) -> Trained:
+        """What the training leaves."""
+
+    def loop(self, asked: Loop) -> tuple[State, float]:
+        """The last state, and the seconds that the steps took."""
+
+    def calibrate(self, asked: Calibration) -> State:
+        """The state dict of the net."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """All is computed, trainings and loops once. `folder`: of finished stages; `curves`: the course of trainings."""
+
+    folder: Path
+    report: Report | None = None
+    curves: Curves | None = None
+
+    def train(self, asked: Fit) -> Trained:
+        """From the store if it is there. Raises PrunebenchError for a training that diverges or collapses."""
+        images, curve = len(asked.train), None
+        if self.curves is not None:
+            curve = self.curves.stage(asked.stage, images=asked.plan.seen(images), sparsity=1 - asked.density)
+        rows: list[dict[str, Any]] = []
+
+        def log(row: dict[str, Any], seconds: float) -> None:
+            rows.append(row)
+            if curve is not None:
+                curve.add(row, seconds)
+            if asked.plan.recipe.one_step:
+                refuse_collapse(rows, chance=1 / (int(asked.train.labels.max()) + 1))
+
+        def compute(partial: Path) -> tuple[State, Any]:
+            trained = fit(
+                asked.model(),
+                asked.plan,
+                asked.train,
+                asked.validation,
+                seed=asked.seed,
+                masks=asked.masks,
+                partial=partial,
+                report=self._named(asked.stage),
+                log=log,
+            )
+            halves = {f"weights/{key}": tensor for key, tensor in trained.weights.items()}
+            halves |= {f"last/{key}": tensor for key, tensor in trained.last.items()}
+            return halves, {"curve": trained.curve, "times": trained.times}
+
+        halves, about = Stages(self.folder).remember(asked.key, compute)
+        weights, last = (
+            {key.removeprefix(half): tensor for key, tensor in halves.items() if key.startswith(half)}
+            for half in ("weights/", "last/")
+        )
+        if curve is not None:
+            curve.close(about["curve"], about["times"])
+        return Trained(weights, last, about["curve"], about["times"])
+
+    def loop(self, asked: Loop) -> tuple[State, float]:
+        """From the store if it is there; a loop that was killed goes on from its last checkpoint."""
+        report = self._named(asked.stage)
+
+        def compute(partial: Path) -> tuple[State, Any]:
+            state, about = load_kept(partial) or (asked.start, {"done": 0, "seconds": 0.0})
+            state = {name: tensor.to(asked.device) for name, tensor in state.items()}
+            saved = time.perf_counter()
+            for index in range(about["done"], asked.steps):
+                began = time.perf_counter()
+                state = asked.step(state, index)
+                about = {"done": index + 1, "seconds": about["seconds"] + time.perf_counter() - began}
+                if time.perf_counter() - saved > SAVE_EVERY:
+                    keep(partial, state, about)
+                    saved = time.perf_counter()
+                report(f"step {index + 1}/{asked.steps}", index + 1, asked.steps)
+            return state, about
+
+        state, about = Stages(self.folder).remember(asked.key, compute)
+        return {name: tensor.cpu() for name, tensor in state.items()}, about["seconds"]
+
+    def calibrate(self, asked: Calibration) -> State:
+        """Computed every time."""
+        return calibrate(asked)
+
+    def _named(self, stage: str) -> Report:
+        """A report that says which stage is at work."""
+        report = self.report
+        return lambda what, done, total: None if report is None else report(f"{stage}: {what}", done, total)
+
+
+def calibrate(asked: Calibration) -> State:
+    """The state dict of the net with the statistics of its batches."""
+    for module in asked.net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # a plain average
+    with torch.no_grad():
+        for number in range(asked.batches):
+            asked.net.train()(asked.batch(number))
+    return {name: tensor.cpu() for name, tensor in asked.net.state_dict().items()}

@@ -1,0 +1,42 @@
+"""What a pruner may spend and what it has spent, in sample passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from prunebench.bench.errors import BudgetExceeded
+from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.protocol import Protocol
+from prunebench.bench.record import Stage
+
+
+@dataclass
+class Meter:
+    """Sample passes spent, stage by stage, out of `granted` (forward 1, backward 2)."""
+
+    granted: int
+    stages: list[Stage] = field(default_factory=list)
+
+    @property
+    def spent(self) -> int:
+        """Sample passes so far."""
+        return sum(stage.passes for stage in self.stages)
+
+    def check(self, name: str, passes: int) -> None:
+        """Raise BudgetExceeded when `passes` more would overspend."""
+        if self.spent + passes > self.granted:
+            raise BudgetExceeded(
+                f"Stage {name!r} costs {passes} sample passes and {self.granted - self.spent} of {self.granted} are "
+                "left; train fewer epochs or leave a stage out."
+            )
+
+    def charge(self, name: str, passes: int, seconds: float | None = None) -> None:
+        """Spend `passes` on the stage `name`. Raises BudgetExceeded, with nothing spent, when they are not left."""
+        self.check(name, passes)
+        self.stages.append(Stage(name=name, passes=passes, seconds=seconds))
+
+
+def granted(protocol: Protocol, images: int) -> int:
+    """The sample passes of a pruner's budget, with so many training images."""
+    recipe = protocol.training
+    return int(protocol.units * Plan(recipe, protocol.threat, recipe.epochs).passes(images))

@@ -1,0 +1,54 @@
+"""The file from which a training that was cut off goes on, to end in the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunebench.bench.lab.stages import keep, load_kept
+from prunebench.bench.lab.trainer import Trainer
+from prunebench.bench.mask import State
+
+
+def save(partial: Path, trainer: Trainer) -> None:
+    """Write down all that the next epoch needs, whole or not at all."""
+    tensors = {f"net/{name}": tensor for name, tensor in trainer.live.items()}
+    tensors |= {f"average/{name}": tensor for name, tensor in trainer.average.items()}
+    tensors |= {f"momentum/{name}": tensor for name, tensor in trainer.momentum.items()}
+    about = {"epoch": trainer.epoch, "steps": trainer.steps, "times": trainer.times, "curve": trainer.curve}
+    keep(partial, tensors, about)
+
+
+def restore(partial: Path, trainer: Trainer) -> None:
+    """Bring `trainer` to where an earlier run of its training was cut off, if that left a whole file."""
+    kept = load_kept(partial)
+    if kept is None or not _fits(trainer, *kept):
+        return
+    tensors, about = kept
+    net = {name.removeprefix("net/"): tensor for name, tensor in tensors.items() if name.startswith("net/")}
+    trainer.model.load_state_dict(net)
+    for name, average in trainer.average.items():
+        average.copy_(tensors[f"average/{name}"])
+    for name, parameter in trainer.model.named_parameters():
+        if f"momentum/{name}" in tensors:
+            momentum = torch.empty_like(parameter).copy_(tensors[f"momentum/{name}"])  # fused SGD wants its strides
+            trainer.momentum[name] = momentum.detach()
+    trainer.epoch, trainer.steps, trainer.times, trainer.curve = (
+        about[key] for key in ("epoch", "steps", "times", "curve")
+    )
+
+
+def _fits(trainer: Trainer, tensors: State, about: Any) -> bool:
+    """Whether these are the tensors and facts of this training, and not of another that lies in its place."""
+    live = {name: tensor.shape for name, tensor in trainer.live.items()}
+    moving = {name: parameter.shape for name, parameter in trainer.model.named_parameters()}
+    wanted = {f"{kind}/{name}": shape for kind in ("net", "average") for name, shape in live.items()}
+    extra = {f"momentum/{name}": shape for name, shape in moving.items()}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return (
+        isinstance(about, dict)
+        and about.keys() == {"epoch", "steps", "times", "curve"}
+        and wanted.items() <= shapes.items() <= (wanted | extra).items()
+    )

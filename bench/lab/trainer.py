@@ -1,0 +1,206 @@
+"""A net in training: its optimiser, its running average, the attack on it, and what has happened so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim.sgd import sgd
+
+from prunebench.bench.attacks.base import Model
+from prunebench.bench.attacks.pgd import pgd
+from prunebench.bench.data import Split, as_float
+from prunebench.bench.executor import Fast, fast
+from prunebench.bench.lab.compiled import captured, frozen
+from prunebench.bench.lab.objectives import OBJECTIVES
+from prunebench.bench.lab.schedule import Plan, Trained
+from prunebench.bench.mask import Masks, State, enforce
+from prunebench.bench.schema import exact
+
+VALIDATED = 1000  # images; the robust accuracy on validation guides people, it enters no result
+
+
+class Trainer:
+    """A net in training by `plan` under `masks`; `fit` takes it from batch to batch and from epoch to epoch."""
+
+    def __init__(self, model: nn.Module, plan: Plan, masks: Masks, device: torch.device) -> None:
+        cuda = device.type == "cuda"
+        self.model = model.to(device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.autocast = torch.autocast("cuda", torch.bfloat16) if cuda else None
+        self.compiled: Model | None = None
+        live = dict(self.model.named_parameters())
+        self.plan, self.recipe, self.threat = plan, plan.recipe, plan.threat
+        self.masks = {name: torch.empty_like(live[name], dtype=torch.bool).copy_(mask) for name, mask in masks.items()}
+        enforce(self.model, self.masks)
+        self.quick = _quick(self.model, self.masks, device)
+        self.momentum: State = {}  # none before the first step
+        self.live = self.model.state_dict()  # the tensors themselves, which training changes in place
+        self.average = {name: tensor.clone() for name, tensor in self.live.items()}
+        self.epoch, self.steps = plan.start, 0
+        self.curve: list[dict[str, Any]] = []
+        self.times: list[float] = []
+
+    def capture(self, images: Tensor) -> None:
+        """Train through a compiled net from now on, if one works, on batches like these."""
+        self.compiled = captured(self.model, self.laid_out(images), self.autocast)
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """The images as the layers of this device like them in memory."""
+        cuda = images.device.type == "cuda"
+        return images.contiguous(memory_format=torch.channels_last) if cuda else images
+
+    @contextmanager
+    def attacked(self, *, batch: bool = True) -> Iterator[Model]:
+        """The net as attacks see it, in eval mode, with the weights that it has now; `batch`: on batches of training.
+
+        A net is compiled for these alone.
+        """
+        with _attacking(self.model):
+            if batch and self.compiled is not None:
+                with frozen(self.model):
+                    yield self.compiled
+            elif self.quick is not None:
+                self.quick.refresh()
+                yield self.quick
+            else:
+                yield self.model
+
+    def attack(
+        self,
+        model: Model,
+        images: Tensor,
+        target: Tensor,
+        noise: torch.Generator,
+        *,
+        steps: int | None = None,
+        step_size: float | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Images that PGD finds against `model`, which `attacked` lent; steps and their size are the recipe's."""
+        return pgd(
+            model,
+            images,
+            target,
+            self.threat,
+            generator=noise,
+            steps=self.recipe.steps if steps is None else steps,
+            step_size=float(exact(self.recipe.step_size)) if step_size is None else step_size,
+            loss=loss,
+            start=start,
+            autocast=self.autocast,
+        )
+
+    def logits(self, images: Tensor, model: Model | None = None) -> Tensor:
+        """Logits, float32 (n, classes), of `images` by the net in training mode, or by a `model` that was lent."""
+        model = model or self.compiled or self.model
+        images = images.contiguous(memory_format=torch.channels_last)
+        if self.autocast is None:
+            return model(images)
+        with self.autocast:
+            logits = model(images)
+        return logits.float()
+
+    def loss(self, images: Tensor, labels: Tensor, noise: torch.Generator) -> Tensor:
+        """The recipe's objective on one batch, a scalar with a gradient."""
+        return OBJECTIVES[self.recipe.objective].loss(self, images, labels, noise)
+
+    def step(self, images: Tensor, labels: Tensor, progress: float, noise: torch.Generator) -> Tensor:
+        """Train on one batch; returns the loss, not yet read back from the device."""
+        with parametrize.cached():  # a mask made of scores is made once a step, not once a forward
+            loss = self.loss(images, labels, noise)
+            self.model.zero_grad(set_to_none=True)
+            loss.backward()
+        self._descend(self.plan.lr(progress))
+        enforce(self.model, self.masks)
+        self._follow()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _descend(self, lr: float) -> None:
+        """One step of SGD. Its function, not `torch.optim.SGD`, which imports torch's compiler and so takes seconds."""
+        moved = {name: p for name, p in self.model.named_parameters() if p.grad is not None}
+        momentum = [self.momentum.get(name) for name in moved]
+        sgd(
+            list(moved.values()),
+            [p.grad for p in moved.values() if p.grad is not None],
+            momentum,
+            lr=lr,
+            momentum=self.recipe.momentum,
+            nesterov=self.recipe.momentum > 0,
+            weight_decay=self.recipe.weight_decay,
+            dampening=0,
+            maximize=False,
+            fused=self.autocast is not None,
+        )
+        self.momentum |= {name: held for name, held in zip(moved, momentum, strict=True) if held is not None}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average toward the weights; early on it forgets faster, so that the start does not linger."""
+        self.steps += 1
+        decay = min(self.recipe.ema, self.steps / (9 + self.steps))
+        live = self.live
+        floating = [name for name in live if live[name].is_floating_point()]
+        torch._foreach_lerp_([self.average[name] for name in floating], [live[name] for name in floating], 1 - decay)
+        for name in live.keys() - set(floating):
+            self.average[name].copy_(live[name])
+
+    def validate(self, validation: Split, seed: int) -> dict[str, float]:
+        """Clean and PGD accuracy of the average on validation images, in [0, 1]."""
+        part = validation.take(slice(0, VALIDATED))
+        images, labels = as_float(part.images), part.labels
+        raw = {name: tensor.clone() for name, tensor in self.live.items()}
+        self.model.load_state_dict(self.average)
+        with self.attacked(batch=False) as model:
+            noise = torch.Generator(images.device).manual_seed(seed)
+            adversarial = self.attack(model, images, labels, noise)
+            with torch.no_grad():
+                rates = [
+                    (self.logits(x, self.model).argmax(1) == labels).float().mean().item()
+                    for x in (images, adversarial)
+                ]
+        self.model.load_state_dict(raw)
+        return {"clean": rates[0], "robust": rates[1]}
+
+    def close_epoch(self, row: dict[str, Any], seconds: float) -> None:
+        """Note what the epoch brought: its row of the curve, and how long it took."""
+        self.epoch = row["epoch"]
+        self.curve.append(row)
+        self.times.append(seconds)
+
+    def result(self) -> Trained:
+        """The average and the raw weights, on the CPU, pruned weights exactly zero."""
+        weights, last = (
+            {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+            for state in (self.average, self.live)
+        )
+        return Trained(weights, last, self.curve, self.times)
+
+
+def _quick(model: nn.Module, masks: Masks, device: torch.device) -> Fast | None:
+    """The net with less work an attack: what runs sparse depends on the net and `masks` alone.
+
+    None on a card, and for a net whose weights are made of others, which its masks do not know.
+    """
+    if device.type != "cpu" or any(parametrize.is_parametrized(module) for module in model.modules()):
+        return None
+    with _attacking(model):
+        return fast(model, masks=masks)
+
+
+@contextmanager
+def _attacking(model: nn.Module) -> Iterator[None]:
+    """Batch normalisation in eval mode: the net under attack is the one that will be scored."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
