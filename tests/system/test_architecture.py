@@ -186,10 +186,10 @@ def test_the_page_shows_every_room_and_root_file():
 
 def missing(tree: str) -> set[str]:
     """The rooms and root files of bench that `tree` does not name."""
-    names = {
-        path.stem for path in (ROOT / "bench").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
-    return {name for name in names - {"__init__"} if not re.search(rf"\b{name}\b", tree)}
+    rooms_ = {path.parent.name for path in (ROOT / "bench").glob("*/__init__.py")}
+    files_ = {path.stem for path in (ROOT / "bench").glob("*.py")} - {"__init__"}
+    absent = {name for name in rooms_ if f"── {name} " not in tree}
+    return absent | {name for name in files_ if not re.search(rf"\b{name}\b", tree)}
 
 
 def import_without_torch(*modules: str) -> subprocess.CompletedProcess[str]:
