@@ -1,14 +1,15 @@
-"""A job gone through without its trainings: which stages its pruner asks for, and what each of them would take."""
+"""Jobs gone through with trainings stubbed out: which stages a pruner asks for, and what each would take."""
 
 from __future__ import annotations
 
 import inspect
+import math
+import statistics
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,31 +18,22 @@ from prunebench.bench import machine
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of
-from prunebench.bench.grid.timing import Pace
-from prunebench.bench.lab.lab import Lab, Pruner
-from prunebench.bench.lab.train import Plan, Trained
+from prunebench.bench.grid.timing import attack_paces, training_pace
+from prunebench.bench.lab.lab import Lab
+from prunebench.bench.lab.train import VALIDATED, Plan, Trained
 from prunebench.bench.mask import Masks, State, masked
-from prunebench.bench.models import build, prunable
+from prunebench.bench.models import prunable
 from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.score.cascade import expected
+from prunebench.pruners import parse
 
-STEPS = 4  # of a search, that are really run: the first warms up
-
-
-@dataclass(frozen=True)
-class Work:
-    """A stage: its `key` in the store of stages (None: computed by every job), sample passes, seconds, bytes kept."""
-
-    key: str | None
-    stage: str
-    passes: int
-    seconds: float
-    bytes: int = 0
+STEPS = 4  # of a search that are really run; the last three are timed
+RECORD_BYTES = 100_000  # about: a record, its outcomes and pairs, twice, and the journal
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What share of the test images is assumed to be classified rightly, `clean`, and under attack, `robust`."""
+    """The assumed shares of test images that are right, `clean`, and right after every attack, `robust`."""
 
     clean: float
     robust: float
@@ -55,22 +47,24 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Rehearsed:
-    """What one job would take: its stages in order, and its score. `bytes`: of its net."""
+class Line:
+    """What `jobs` jobs of a pruner at one sparsity take: sample passes charged, one worker's seconds, bytes kept.
 
-    job: Job
-    works: tuple[Work, ...]
-    score: Work
+    Seconds and bytes of a stage that several pruners share count for the first of them.
+    """
+
+    pruner: str
+    sparsity: float
+    jobs: int
+    train_passes: int
+    score_passes: int
+    train_seconds: float
+    score_seconds: float
     bytes: int
-
-    @property
-    def passes(self) -> int:
-        """What its training is charged."""
-        return sum(work.passes for work in self.works)
 
 
 def rehearse(
-    jobs: list[tuple[Pruner, Job]],
+    jobs: list[tuple[str, Job]],
     protocol: Protocol,
     store: Store,
     *,
@@ -79,79 +73,76 @@ def rehearse(
     examples: int | None,
     shares: Shares,
     seconds: float,
-    resolve: Callable[[str], Pruner],
-) -> tuple[list[Rehearsed], float]:
-    """Go through `jobs` in this process: every pruner runs, and every training it asks for gives back its start.
+) -> tuple[float, list[Line]]:
+    """Run the pruners of `jobs` (each with its spec) with trainings stubbed out.
 
-    Each kind of work is tried for some `seconds`, on nets of the sparsity that is asked for. Returns also the seconds
-    that a process takes once, before its first training. Raises PrunebenchError where a job would fail for its options
-    or its budget.
+    Each kind of work is timed for about `seconds`. Returns when this began, by `time.time()`, and a line for each job.
+    Raises PrunebenchError where a job would fail.
     """
+    began = time.time()
     torch.set_num_threads(threads)
     where = machine.device_named(device)
-    began = time.perf_counter()
-    train, validation = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
-    build(protocol.model, info=store.info(protocol.data))  # the first one imports what it is made of
-    loaded = time.perf_counter() - began
-    pace = Pace(protocol, train.to(where), validation.to(where), where, seconds)
-    found = [
-        _Rehearsal(pruner, job, protocol, store, where, pace, resolve).ended(examples, shares) for pruner, job in jobs
-    ]
-    return found, loaded + pace.once
+    test = store.testing(protocol.data, examples or protocol.test)
+    passes = expected(protocol.threat, test, clean=shares.clean, robust=shares.robust)
+    found, lines = Found(seconds), []
+    for spec, job in jobs:
+        before, lab = len(found.stages), DryLab(job, protocol, store, where, found)
+        net = lab.pruned(spec)
+        fresh = list(found.stages.values())[before:]
+        kept = sum(int(weight.count_nonzero()) for weight in prunable(net).values())
+        size = _bytes(net.state_dict()) - 4 * (lab.prunable - kept) + lab.prunable // 8 + RECORD_BYTES
+        kind = _alike(kept / lab.prunable)
+        if kind not in found.attacks:
+            found.attacks[kind] = attack_paces(net, protocol, test, shares.robust, where, seconds)
+        each = found.attacks[kind]
+        lines.append(
+            Line(
+                job.label,
+                job.sparsity,
+                jobs=1,
+                train_passes=lab.meter.spent,
+                score_passes=round(sum(passes.values())),
+                train_seconds=sum(taken for taken, _ in fresh),
+                score_seconds=sum(cost * each.get(attack, each["pgd"]) for attack, cost in passes.items()),
+                bytes=size + sum(size for _, size in fresh),
+            )
+        )
+    return began, lines
 
 
-class _Rehearsal:
-    """One job on its way through."""
+@dataclass
+class Found:
+    """What jobs of one rehearsal share: paces by kind of work, timed for `seconds` each, and stages.
 
-    def __init__(
-        self,
-        pruner: Pruner,
-        job: Job,
-        protocol: Protocol,
-        store: Store,
-        device: torch.device,
-        pace: Pace,
-        resolve: Callable[[str], Pruner],
-    ) -> None:
-        self.job, self.protocol, self.store, self.pace = job, protocol, store, pace
-        began, before = time.perf_counter(), pace.spent
-        self.lab = _DryLab(job, protocol, store, Path(), device=device, resolve=resolve, pace=pace)
+    `trainings`: seconds of a start and of a sample pass. `attacks`: seconds of a sample pass, by attack. `stages`:
+    seconds and bytes, by the stage's key.
+    """
+
+    seconds: float
+    trainings: dict[object, tuple[float, float]] = field(default_factory=dict)
+    attacks: dict[int, dict[str, float]] = field(default_factory=dict)
+    stages: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+
+class DryLab(Lab):
+    """A lab that trains nothing: it returns what training starts from, and notes in `found` what it would take."""
+
+    def __init__(self, job: Job, protocol: Protocol, store: Store, device: torch.device, found: Found) -> None:
+        super().__init__(job, protocol, store, Path(), device=device, resolve=lambda spec: parse(spec).pruner)
+        self.found = found
+
+    def pruned(self, spec: str) -> nn.Module:
+        """The net that the pruner `spec` makes of stubs. Raises PrunebenchError where it fails."""
         try:
-            self.net = self.lab.model(pruner(job, self.lab))
+            return self.model(parse(spec).pruner(self.job, self))
         except PrunebenchError as error:
-            raise PrunebenchError(f"{job.name} would fail: {error}") from error
+            raise PrunebenchError(f"{self.job.name} would fail: {error}") from error
         except Exception as error:  # a pruner may be anybody's code
-            source = inspect.getfile(type(pruner))
-            at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
+            at = traceback.extract_tb(error.__traceback__)[-1]
             raise PrunebenchError(
-                f"{job.name} fails where no net is trained: {type(error).__name__}: {error} ({source}, line "
-                f"{at[-1] if at else '?'}); mend the pruner, or name the others with --pruner."
+                f"{self.job.name} fails where no net is trained: {type(error).__name__}: {error} ({at.filename}, line "
+                f"{at.lineno}); mend the pruner, or name the others with --pruner."
             ) from error
-        own = time.perf_counter() - began - (pace.spent - before)
-        self.works = [*self.lab.works, Work(None, "the pruner's own", 0, own)]
-
-    def ended(self, examples: int | None, shares: Shares) -> Rehearsed:
-        """With the score of the net that it would leave."""
-        test = self.store.testing(self.protocol.data, examples or self.protocol.test)
-        net, weights = self.net, prunable(self.net)
-        kept = sum(int(weight.count_nonzero()) for weight in weights.values())
-        passes = expected(self.protocol.threat, test, clean=shares.clean, robust=shares.robust)
-        reached = dict.fromkeys(passes, shares.robust) | {"apgd-ce": shares.clean, "pgd": shares.clean}
-        density = kept / self.lab.prunable
-        pace = self.pace.attacks(lambda: net, density, test, reached)
-        seconds = sum(cost * pace.get(attack, pace["pgd"]) for attack, cost in passes.items())
-        plain = sum(tensor.nbytes for tensor in net.state_dict().values()) - 4 * self.lab.prunable
-        score = Work(None, "score", round(sum(passes.values())), seconds)
-        return Rehearsed(self.job, tuple(self.works), score, plain + 4 * kept + self.lab.prunable // 8)
-
-
-class _DryLab(Lab):
-    """A lab in which nothing is trained: what is asked for is noted, with what it would take."""
-
-    def __init__(self, *args: Any, pace: Pace, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.pace = pace
-        self.works: list[Work] = []
 
     def _train(
         self,
@@ -163,13 +154,15 @@ class _DryLab(Lab):
         *,
         kept: int,
     ) -> Trained:
-        passes = plan.passes(len(self.train))
-        self.meter.charge(stage, passes)
-        seconds = self.pace.epochs(plan, model, masks, kept / self.prunable).seconds(plan)
+        self.meter.charge(stage, plan.passes(len(self.train)))
         key = self._train_key(plan, facts)
         state = _moved(masked(model().state_dict(), masks or {}), key)
-        size = 2 * sum(tensor.nbytes for tensor in state.values())
-        self.works.append(Work(key, stage, passes, seconds, size))
+        kind = (plan.recipe.objective, masks is None, _alike(kept / self.prunable))
+        if kind not in self.found.trainings:
+            self.found.trainings[kind] = training_pace(plan, model, masks, self.train, self.found.seconds)
+        start, each = self.found.trainings[kind]
+        passes = plan.passes(len(self.train)) + validation_passes(plan, len(self.validation))
+        self.found.stages.setdefault(key, (start + each * passes, 2 * _bytes(state)))
         rows = [{"epoch": e, "loss": 0.0, "lr": 0.0, "clean": 0.0, "robust": 0.0} for e in range(plan.start, plan.last)]
         return Trained(state, state, rows, [0.0] * len(rows))
 
@@ -178,33 +171,36 @@ class _DryLab(Lab):
     ) -> State:
         """What a few steps make of `start`; they tell what all of them take."""
         self.meter.charge(stage, passes)
-        began = time.perf_counter()
         state = {name: tensor.to(self.device) for name, tensor in start.items()}
-        ends = []
+        times = []
         for index in range(min(steps, STEPS)):
+            began = time.perf_counter()
             state = step(state, index)
-            self.pace.wait()
-            ends.append(time.perf_counter())
-        each = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0] - began if ends else 0.0
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            times.append(time.perf_counter() - began)
         key = self._loop_key(sha256_of(Path(inspect.getfile(step)).read_bytes()), start, steps, facts)
-        self.works.append(Work(key, stage, passes, each * steps, sum(tensor.nbytes for tensor in start.values())))
-        self.pace.spent += time.perf_counter() - began
+        self.found.stages.setdefault(key, (statistics.median(times[-3:] or [0.0]) * steps, _bytes(start)))
         return {name: tensor.cpu() for name, tensor in state.items()}
 
-    def calibrated(self, stage: str, state: State, *, batches: int) -> State:
-        """`state` with statistics of one batch, which tells what all of them take."""
-        began = time.perf_counter()
-        result = super().calibrated(stage, state, batches=1)
-        self.pace.wait()
-        seconds = time.perf_counter() - began
-        batch = min(self.protocol.training.batch, len(self.train))
-        self.meter.charge(stage, (batches - 1) * batch)
-        self.works.append(Work(None, stage, batches * batch, batches * seconds))
-        self.pace.spent += seconds
-        return result
+
+def validation_passes(plan: Plan, images: int) -> int:
+    """Sample passes of all validations of the training by `plan`, on at most that many images."""
+    every = 1 if plan.recipe.objective == "fgsm-rs" else plan.recipe.validate_every
+    times = -(-plan.last // every) - plan.start // every  # there is one after the last epoch
+    return times * min(VALIDATED, images) * (3 * plan.recipe.steps + 2)
+
+
+def _bytes(state: State) -> int:
+    return sum(tensor.nbytes for tensor in state.values())
 
 
 def _moved(state: State, key: str) -> State:
     """`state` with all numbers a little larger, by a share that `key` decides: other trainings leave other weights."""
     factor = 1 + 1e-3 * int(key[:8], 16) / 2**32
     return {name: tensor * factor if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def _alike(density: float) -> int:
+    """The same number for densities that differ by less than about a fifth."""
+    return round(4 * math.log2(max(density, 1e-6)))  # a pruner may leave nothing

@@ -97,7 +97,6 @@ def fit(
     report: Report | None = None,
     log: Log | None = None,
     compiled: bool | None = None,
-    trial: bool = False,
 ) -> Trained:
     """Train `model` in place by `plan` and return the averaged weights.
 
@@ -105,7 +104,7 @@ def fit(
     alone. After every epoch all that the next one needs is written to `partial`; a run that finds that file goes on
     from there and ends in the same bytes. `log` is told every epoch, those before such a start as well. `compiled`:
     whether the net is compiled, by default on a CUDA card. Raises PrunebenchError when the loss is no longer finite,
-    and, unless it is a `trial` of the pace alone, when one-step training (fgsm-rs) overfits to its own attack.
+    and when one-step training (fgsm-rs) overfits to its own attack.
     """
     device = train.images.device
     trainer = _Trainer(model, plan, masks or {}, device)
@@ -137,7 +136,7 @@ def fit(
         one_step = plan.recipe.objective == "fgsm-rs"
         if one_step or (epoch + 1) % plan.recipe.validate_every == 0 or epoch + 1 == plan.last:
             row |= trainer.validate(validation, derive(seed, "validation", epoch))
-        if one_step and not trial:
+        if one_step:
             _refuse_collapse([*trainer.curve, row], chance=1 / (int(train.labels.max()) + 1))
         trainer.close_epoch(row, time.perf_counter() - began, partial)
         if log is not None:

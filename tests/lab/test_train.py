@@ -455,15 +455,6 @@ def test_catastrophic_overfitting_is_stopped():
         _refuse_collapse(curve(*harmless))
 
 
-def test_a_trial_of_the_pace_may_collapse(monkeypatch):
-    rates = iter([0.9, 0.1, 0.9, 0.1])
-    monkeypatch.setattr(_Trainer, "validate", lambda *_: {"clean": 1.0, "robust": next(rates)})
-    how = plan(stop=2, objective="fgsm-rs", lr=0.001)
-    assert [row["robust"] for row in trained(how, trial=True).curve] == [0.9, 0.1]
-    with pytest.raises(PrunebenchError, match="Catastrophic overfitting"):
-        trained(how)
-
-
 def test_a_collapsed_training_is_refused_again_when_it_is_started_again(tmp_path, monkeypatch):
     fallen = iter([0.5, 0.1] * 3)
     monkeypatch.setattr(_Trainer, "validate", lambda self, *_: {"clean": 1.0, "robust": next(fallen)})
