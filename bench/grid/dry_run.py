@@ -8,7 +8,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of
 from prunebench.bench.grid.timing import attack_paces, training_pace
-from prunebench.bench.lab.lab import Lab
+from prunebench.bench.lab.lab import Lab, Meter
 from prunebench.bench.lab.train import VALIDATED, Plan, Trained
 from prunebench.bench.mask import Masks, State, masked
 from prunebench.bench.models import prunable
@@ -84,23 +84,25 @@ def rehearse(
     where = machine.device_named(device)
     test = store.testing(protocol.data, examples or protocol.test)
     passes = expected(protocol.threat, test, clean=shares.clean, robust=shares.robust)
-    found, lines = Found(seconds), []
+    lab = DryLab(jobs[0][1], protocol, store, where, seconds)
+    paces: dict[int, dict[str, float]] = {}  # of attacks, by density
+    lines = []
     for spec, job in jobs:
-        before, lab = len(found.stages), DryLab(job, protocol, store, where, found)
-        net = lab.pruned(spec)
-        fresh = list(found.stages.values())[before:]
+        before = len(lab.stages)
+        net, meter = lab.pruned(spec, job)
+        fresh = list(lab.stages.values())[before:]
         kept = sum(int(weight.count_nonzero()) for weight in prunable(net).values())
         size = _bytes(net.state_dict()) - 4 * (lab.prunable - kept) + lab.prunable // 8 + RECORD_BYTES
         kind = _alike(kept / lab.prunable)
-        if kind not in found.attacks:
-            found.attacks[kind] = attack_paces(net, protocol, test, shares.robust, where, seconds)
-        each = found.attacks[kind]
+        if kind not in paces:
+            paces[kind] = attack_paces(net, protocol, test, shares.robust, where, seconds)
+        each = paces[kind]
         lines.append(
             Line(
                 job.label,
                 job.sparsity,
                 jobs=1,
-                train_passes=lab.meter.spent,
+                train_passes=meter.spent,
                 score_passes=round(sum(passes.values())),
                 train_seconds=sum(taken for taken, _ in fresh),
                 score_seconds=sum(cost * each.get(attack, each["pgd"]) for attack, cost in passes.items()),
@@ -110,39 +112,28 @@ def rehearse(
     return began, lines
 
 
-@dataclass
-class Found:
-    """What jobs of one rehearsal share: paces by kind of work, timed for `seconds` each, and stages.
+class DryLab(Lab):
+    """A lab that trains nothing: it returns what training starts from, and notes what training would take.
 
-    `trainings`: seconds of a start and of a sample pass. `attacks`: seconds of a sample pass, by attack. `stages`:
-    seconds and bytes, by the stage's key.
+    `trainings`: seconds of a start and of a sample pass, by kind of work. `stages`: seconds and bytes, by key.
     """
 
-    seconds: float
-    trainings: dict[object, tuple[float, float]] = field(default_factory=dict)
-    attacks: dict[int, dict[str, float]] = field(default_factory=dict)
-    stages: dict[str, tuple[float, int]] = field(default_factory=dict)
-
-
-class DryLab(Lab):
-    """A lab that trains nothing: it returns what training starts from, and notes in `found` what it would take."""
-
-    def __init__(self, job: Job, protocol: Protocol, store: Store, device: torch.device, found: Found) -> None:
+    def __init__(self, job: Job, protocol: Protocol, store: Store, device: torch.device, seconds: float) -> None:
         super().__init__(job, protocol, store, Path(), device=device, resolve=lambda spec: parse(spec).pruner)
-        self.found = found
+        self.seconds = seconds
+        self.trainings: dict[object, tuple[float, float]] = {}
+        self.stages: dict[str, tuple[float, int]] = {}
 
-    def pruned(self, spec: str) -> nn.Module:
-        """The net that the pruner `spec` makes of stubs. Raises PrunebenchError where it fails."""
+    def pruned(self, spec: str, job: Job) -> tuple[nn.Module, Meter]:
+        """The net that the pruner `spec` makes of stubs, and its charges. Raises PrunebenchError where it fails."""
+        self.job, self.meter = job, Meter(self.meter.granted)
         try:
-            return self.model(parse(spec).pruner(self.job, self))
-        except PrunebenchError as error:
-            raise PrunebenchError(f"{self.job.name} would fail: {error}") from error
+            return self.model(parse(spec).pruner(job, self)), self.meter
         except Exception as error:  # a pruner may be anybody's code
             at = traceback.extract_tb(error.__traceback__)[-1]
-            raise PrunebenchError(
-                f"{self.job.name} fails where no net is trained: {type(error).__name__}: {error} ({at.filename}, line "
-                f"{at.lineno}); mend the pruner, or name the others with --pruner."
-            ) from error
+            fault = f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
+            why = error if isinstance(error, PrunebenchError) else fault
+            raise PrunebenchError(f"{job.name} would fail: {why}") from error
 
     def _train(
         self,
@@ -158,11 +149,11 @@ class DryLab(Lab):
         key = self._train_key(plan, facts)
         state = _moved(masked(model().state_dict(), masks or {}), key)
         kind = (plan.recipe.objective, masks is None, _alike(kept / self.prunable))
-        if kind not in self.found.trainings:
-            self.found.trainings[kind] = training_pace(plan, model, masks, self.train, self.found.seconds)
-        start, each = self.found.trainings[kind]
+        if kind not in self.trainings:
+            self.trainings[kind] = training_pace(plan, model, masks, self.train, self.seconds)
+        start, each = self.trainings[kind]
         passes = plan.passes(len(self.train)) + validation_passes(plan, len(self.validation))
-        self.found.stages.setdefault(key, (start + each * passes, 2 * _bytes(state)))
+        self.stages.setdefault(key, (start + each * passes, 2 * _bytes(state)))
         rows = [{"epoch": e, "loss": 0.0, "lr": 0.0, "clean": 0.0, "robust": 0.0} for e in range(plan.start, plan.last)]
         return Trained(state, state, rows, [0.0] * len(rows))
 
@@ -180,7 +171,7 @@ class DryLab(Lab):
                 torch.cuda.synchronize(self.device)
             times.append(time.perf_counter() - began)
         key = self._loop_key(sha256_of(Path(inspect.getfile(step)).read_bytes()), start, steps, facts)
-        self.found.stages.setdefault(key, (statistics.median(times[-3:] or [0.0]) * steps, _bytes(start)))
+        self.stages.setdefault(key, (statistics.median(times[-3:] or [0.0]) * steps, _bytes(start)))
         return {name: tensor.cpu() for name, tensor in state.items()}
 
 

@@ -12,7 +12,7 @@ import torch
 from prunebench.bench.data import Split
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid import dry_run, timing
-from prunebench.bench.grid.dry_run import RECORD_BYTES, DryLab, Found, Line, Shares, rehearse, validation_passes
+from prunebench.bench.grid.dry_run import RECORD_BYTES, DryLab, Line, Shares, rehearse, validation_passes
 from prunebench.bench.grid.plan import Forecast, makespan, plan
 from prunebench.bench.grid.run import grid
 from prunebench.bench.grid.task import train
@@ -48,17 +48,16 @@ def gone_through(specs, rules=RULES, shares=SHARES):
 
 def test_the_stages_are_those_of_a_run(flat, tmp_path):
     """Names and passes of every stage, and which of them another job has computed already."""
-    found, new = Found(0.01), []
-    for spec, job in grid(SPECS, [0.9], [0]):
-        dry = DryLab(job, RULES, STORE, CPU, found)
-        before, there = len(found.stages), set(tmp_path.rglob("done.safetensors"))
-        dry.pruned(spec)
+    jobs, new = grid(SPECS, [0.9], [0]), []
+    dry = DryLab(jobs[0][1], RULES, STORE, CPU, 0.01)
+    for spec, job in jobs:
+        before, there = len(dry.stages), set(tmp_path.rglob("done.safetensors"))
         real = Lab(job, RULES, STORE, tmp_path, device=CPU, resolve=lambda name: parse(name).pruner)
         parse(spec).pruner(job, real)
-        charged = [[(stage.name, stage.passes) for stage in lab.meter.stages] for lab in (dry, real)]
+        charged = [[(s.name, s.passes) for s in meter.stages] for meter in (dry.pruned(spec, job)[1], real.meter)]
         assert charged[0] == charged[1]
-        new.append(len(charged[0]) - (len(found.stages) - before))
-        assert len(found.stages) - before == len(set(tmp_path.rglob("done.safetensors")) - there)
+        assert len(dry.stages) - before == len(set(tmp_path.rglob("done.safetensors")) - there)
+        new.append(len(charged[0]) - (len(dry.stages) - before))
     assert new[SPECS.index("magnitude")] == 0 and new[SPECS.index("hydra")] == 1  # the dense half is magnitude's
 
 
@@ -195,7 +194,7 @@ def test_a_fault_of_a_pruner_is_a_sentence(flat, tmp_path):
         "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Mine:\n    def __call__(self, job, lab):\n"
         "        raise RuntimeError('a fault')\n"
     )
-    with pytest.raises(PrunebenchError, match=r"fails where no net .* RuntimeError: a fault \(.*mine.py, line 5\)"):
+    with pytest.raises(PrunebenchError, match=r"seed0 would fail: RuntimeError: a fault \(.*mine.py, line 5\)"):
         gone_through([f"{tmp_path / 'mine.py'}:Mine"])
 
 
