@@ -221,11 +221,9 @@ def code_of(rules: Protocol, pruner: AWT) -> str:
 
 def read(path: Path) -> list[Row]:
     """The rows of the CSV at `path`, none when there is no such file."""
-    if not path.exists():
-        return []
     kinds: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
-    with path.open(encoding="utf-8", newline="") as file:
-        return [Row(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Row)}) for row in csv.DictReader(file)]
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [Row(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Row)}) for row in csv.DictReader(lines)]
 
 
 def write_rows(folder: Path, rows: list[Row]) -> None:
