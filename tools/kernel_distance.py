@@ -1,17 +1,14 @@
-"""How near does AWT's search bring the sparse net to the dense one, and what of it outlives training?
+"""How near does AWT's search bring the sparse net to the dense one, and what of that survives training?
 
-The relative squared distance |(K_s - K_t) v|^2 / |K_t v|^2 of the mixed tangent kernels (see pruners/awt.py) of student
-and dense teacher, over random v on validation images, for AWT and for the same search with a fixed magnitude and with a
-fixed random mask of the same layer densities. The student's kernel is taken in two ways: over all weights, pruned ones
-too, as the search takes it; and over the weights that are kept, the only ones that its training moves. The alignment is
-the cosine of the angle between K_s v and K_t v, kept weights. In the search the teacher is the dense net at
-initialisation; in training it is the dense net trained adversarially from that initialisation for the same number of
-epochs of the same schedule, and the adversarial images are those of the teacher.
+Measures |(K_s - K_t) v|^2 / |K_t v|^2 and the cosine of K_s v and K_t v for the mixed tangent kernels (pruners/awt.py)
+of student and teacher, over random v on validation images: for AWT, and for its search under a fixed magnitude and a
+fixed random mask of the same layer densities. The student's kernel is that over all weights, as the search takes it, or
+over kept weights, which training moves. In the search the teacher is the dense net at initialisation; in training it is
+that net trained adversarially for as many epochs, and the adversarial images are those of the teacher.
 
     python tools/kernel_distance.py digits-linf mine.toml --sparsity 0.95 --seed 0 --seed 1 --out runs/kernel
 
-Writes kernel-distance.csv, .md and .svg to the folder. A cell of the CSV that is there, from the same rules and code,
-is not measured again, so that a run may be killed, and seeds, sparsities and protocols added later.
+Writes kernel-distance.csv, .md and .svg to the folder. Cells of a CSV from the same rules and code are kept.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ import csv
 import io
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from itertools import product
 from pathlib import Path
 from statistics import geometric_mean, mean
@@ -29,7 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import prune
 
 import prunebench.pruners.awt
 from prunebench.bench import machine
@@ -47,6 +44,7 @@ from prunebench.pruners.awt import AWT, kernel_product
 BATCH, BATCHES, VECTORS = 32, 4, 5
 SNAPSHOTS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # of the search, beside its begin and end
 TRAINED = (0.25, 0.5, 0.75, 1.0)  # of the epochs that are left
+Moment = tuple[str, float, int, float, float, float]  # a row from `phase` to `alignment`
 KINDS = {"awt": "AWT's moving mask", "magnitude": "fixed magnitude mask", "random": "fixed random mask"}
 
 
@@ -54,8 +52,7 @@ KINDS = {"awt": "AWT's moving mask", "magnitude": "fixed magnitude mask", "rando
 class Row:
     """One measurement: `at` is a share of the phase, `done` the search's steps or the training's epochs until then.
 
-    `distance_all`: over all weights; `distance`, `alignment`: over those that are kept. `code`: what must be equal for
-    a measurement to be this one.
+    `distance_all`: over all weights; `distance`, `alignment`: over kept ones. `code`: a hash of what it depends on.
     """
 
     protocol: str
@@ -91,35 +88,20 @@ class Watching(Lab):
         return self.seen[1.0]
 
 
-class Kept(nn.Module):
-    """A parametrisation: a weight of which only the part under the mask is there to be moved."""
-
-    mask: Tensor
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mask", mask)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """`weight`: of the shape of the mask."""
-        return torch.where(self.mask, weight, 0.0)
-
-
 def compare(lab: Lab, dense: State, student: State, masks: Masks) -> tuple[float, float, float]:
     """Distances (all weights, kept weights) and alignment of `student` to `dense`.
 
     On validation images and images near them that fool `dense`; each net has its own statistics.
     """
-    teacher, whole, kept = (lab.model(state).eval() for state in (dense, student, student))
+    nets = [lab.model(state).eval().requires_grad_(False) for state in (dense, student, student)]
     for name, mask in masks.items():
-        parametrize.register_parametrization(kept.get_submodule(name.removesuffix(".weight")), "weight", Kept(mask))
-    nets = [net.requires_grad_(False) for net in (teacher, whole, kept)]
+        prune.custom_from_mask(nets[2].get_submodule(name.removesuffix(".weight")), "weight", mask)
     generator = torch.Generator().manual_seed(0)
     products: list[list[Tensor]] = [[], [], []]
     for number in range(BATCHES):
         part = lab.validation.take(slice(number * BATCH, (number + 1) * BATCH))
         images = as_float(part.images)
-        near = lab.attack(teacher, images, part.labels, name=f"measure {number}")
+        near = lab.attack(nets[0], images, part.labels, name=f"measure {number}")
         for _ in range(VECTORS):
             v = torch.randn(len(images), lab.info.classes, generator=generator)
             for net, found in zip(nets, products, strict=True):
@@ -133,9 +115,8 @@ def search(lab: Watching, pruner: AWT, kind: str) -> tuple[State, State, Masks]:
     """The dense net, the student that the search makes of it under that kind of mask, and the student's masks."""
     dense = lab.calibrated("calibrate", lab.initial(), batches=pruner.batches)
     keeps = erk(lab.shapes, lab.keep)
-    begin = keep_largest_by_layer({name: dense[name].abs() for name in lab.shapes}, keeps)
-    if kind == "random":
-        begin = draw(lab.shapes, keeps, lab.generator("random mask"))
+    largest = keep_largest_by_layer({name: dense[name].abs() for name in lab.shapes}, keeps)
+    begin = draw(lab.shapes, keeps, lab.generator("random mask")) if kind == "random" else largest
     return dense, *pruner.find(lab, dense, begin, fixed=kind != "awt")
 
 
@@ -162,54 +143,33 @@ def trained(lab: Lab, start: State, epochs: int, masks: Masks | None = None) -> 
     return states
 
 
-@dataclass
-class Teachers:
-    """The dense net's training under each seed of one protocol, computed once for all masks and sparsities."""
+def measure(lab: Watching, pruner: AWT, kind: str, teachers: dict[int, dict[int, State]]) -> Iterator[Moment]:
+    """Phase, share, steps or epochs done, distances and alignment for each moment of one kind of mask.
 
-    known: dict[int, dict[int, State]] = field(default_factory=dict)
-
-    def of(self, lab: Lab, dense: State, epochs: int) -> dict[int, State]:
-        """As `trained`."""
-        if lab.job.seed not in self.known:
-            self.known[lab.job.seed] = trained(lab, dense, epochs)
-        return self.known[lab.job.seed]
-
-
-def measure(
-    lab: Watching, pruner: AWT, kind: str, teachers: Teachers
-) -> Iterator[tuple[str, float, int, float, float, float]]:
-    """Phase, share, steps or epochs done, distances and alignment for each moment of one kind of mask."""
+    `teachers`: the dense net's training by seed, computed once for all masks and sparsities of a protocol.
+    """
     dense, student, masks = search(lab, pruner, kind)
     for share, (state, seen) in searched(lab, dense).items():
         yield "search", share, round(share * lab.steps), *compare(lab, dense, state, seen)
-    epochs = lab.left
+    epochs, seed = lab.left, lab.job.seed
+    if seed not in teachers:
+        teachers[seed] = trained(lab, dense, epochs)
     states = trained(lab, student, epochs, masks)
-    for done, teacher in teachers.of(lab, dense, epochs).items():
+    for done, teacher in teachers[seed].items():
         yield "training", done / epochs, done, *compare(lab, teacher, states[done], masks)
 
 
-def table(rows: list[Row], phase: str, cell: Callable[[list[Row]], str]) -> str:
-    """A Markdown table: a row a mask, a column a moment, in it what `cell` makes of the measurements of all seeds."""
-    first = rows[0]
+def table(rows: list[Row], phase: str) -> str:
+    """A Markdown table of one protocol and sparsity: a row a mask, a column a moment, over all seeds."""
+    first, cell = rows[0], CELLS[phase]
     seeds = sorted({row.seed for row in rows})
-    moments = sorted({row.done for row in rows if row.phase == phase})
-    unit = "step" if phase == "search" else "epoch"
+    moments, unit = sorted({row.done for row in rows if row.phase == phase}), "step" if phase == "search" else "epoch"
     title = f"{first.protocol}, {first.sparsity:g}, seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}"
     lines = [f"| {title} | {' | '.join(f'{unit} {done}' for done in moments)} |", "|---" * (len(moments) + 1) + "|"]
     for kind, name in KINDS.items():
         here = [[row for row in rows if (row.mask, row.phase, row.done) == (kind, phase, done)] for done in moments]
         lines.append(f"| {name} | {' | '.join(map(cell, here))} |")
     return "\n".join(lines)
-
-
-def in_search(rows: list[Row]) -> str:
-    """Distances over all and over kept weights, means over seeds."""
-    return f"{mean(row.distance_all for row in rows):.3f} / {mean(row.distance for row in rows):.3f}"
-
-
-def in_training(rows: list[Row]) -> str:
-    """Distance and alignment over kept weights: geometric and arithmetic mean over seeds."""
-    return f"{geometric_mean(row.distance for row in rows):.2f} ({mean(row.alignment for row in rows):.2f})"
 
 
 def boards(rows: list[Row]) -> list[list[Row]]:
@@ -222,8 +182,7 @@ def plot(rows: list[Row]) -> bytes:
     """An SVG: a row a protocol and sparsity; distance in the search over all and over kept weights, and in training."""
     import matplotlib as mpl
 
-    mpl.use("svg")
-    mpl.rcParams |= {"svg.hashsalt": "kernel-distance", "svg.fonttype": "none", "font.size": 9}
+    mpl.rcParams |= {"backend": "svg", "svg.hashsalt": "kernel-distance", "svg.fonttype": "none", "font.size": 9}
     from matplotlib import pyplot as plt
 
     groups = boards(rows)
@@ -240,14 +199,13 @@ def plot(rows: list[Row]) -> bytes:
                 mine = [row for row in group if (row.mask, row.phase) == (kind, phase)]
                 done = sorted({row.done for row in mine})
                 seeds = [[getattr(row, what) for row in mine if row.done == moment] for moment in done]
-                middle = list(map(geometric_mean if scale == "log" else mean, seeds))
+                middle = [(geometric_mean if scale == "log" else mean)(values) for values in seeds]
                 axis.plot(done, middle, color=colour, marker=marker, ms=4, ls=dash, label=KINDS[kind])
                 for moment, values in zip(done, seeds, strict=True):
                     axis.plot([moment] * len(values), values, color=colour, marker=marker, ms=2.5, ls="", alpha=0.5)
             title = f"{group[0].protocol}, sparsity {group[0].sparsity:g}\n{phase}, {over}"
             axis.set(xlabel=unit, ylabel="relative squared distance", yscale=scale, title=title)
-            if scale == "linear":
-                axis.set_ylim(bottom=0)
+            axis.set_ylim(bottom=0 if scale == "linear" else None)
             axis.grid(alpha=0.3)
     axes[0][0].legend(frameon=False)
     drawn = io.BytesIO()
@@ -258,25 +216,22 @@ def plot(rows: list[Row]) -> bytes:
 
 def code_of(rules: Protocol, pruner: AWT) -> str:
     """What a measurement depends on beside seed, sparsity and mask: rules, options, and the code that decides."""
-    source = Path(prunebench.pruners.awt.__file__).read_bytes()
-    facts = [rules.sha256, asdict(pruner), sha256_of(source), machine.training_code(), BATCH, BATCHES, VECTORS]
+    source = sha256_of(Path(prunebench.pruners.awt.__file__).read_bytes())
+    facts = [rules.sha256, asdict(pruner), source, machine.training_code(), BATCH, BATCHES, VECTORS]
     return sha256_of(canonical_json(facts))[:12]
 
 
 def read(path: Path) -> list[Row]:
     """The rows of the CSV at `path`, none when there is no such file."""
-    if not path.exists():
-        return []
     kinds: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
-    with path.open(encoding="utf-8", newline="") as file:
-        return [Row(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Row)}) for row in csv.DictReader(file)]
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [Row(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Row)}) for row in csv.DictReader(lines)]
 
 
 def write_rows(folder: Path, rows: list[Row]) -> None:
     """The CSV."""
     text = io.StringIO()
-    names = [column.name for column in fields(Row)]
-    csv.writer(text, lineterminator="\n").writerows([names, *(astuple(row) for row in rows)])
+    csv.writer(text, lineterminator="\n").writerows([[f.name for f in fields(Row)], *map(astuple, rows)])
     write_bytes(folder / "kernel-distance.csv", text.getvalue().encode())
 
 
@@ -284,11 +239,15 @@ def write_page(folder: Path, rows: list[Row], made_on: str) -> None:
     """Tables and plot."""
     write_bytes(folder / "kernel-distance.svg", plot(rows))
     parts = []
-    for phase, cell in (("search", in_search), ("training", in_training)):
-        parts += [CAPTIONS[phase], *(table(group, phase, cell) for group in boards(rows))]
+    for phase, caption in CAPTIONS.items():
+        parts += [caption, *(table(group, phase) for group in boards(rows))]
     write_bytes(folder / "kernel-distance.md", "\n\n".join([*parts, made_on, ""]).encode())
 
 
+CELLS: dict[str, Callable[[list[Row]], str]] = {
+    "search": lambda rows: f"{mean(row.distance_all for row in rows):.3f} / {mean(row.distance for row in rows):.3f}",
+    "training": lambda rows: f"{geometric_mean(r.distance for r in rows):.2f} ({mean(r.alignment for r in rows):.2f})",
+}
 CAPTIONS = {
     "search": (
         "During the search: relative squared distance of the student's mixed tangent kernel to that of the dense net "
@@ -319,14 +278,14 @@ def main() -> None:
     facts = machine.env(torch.device("cpu"))
     made_on = f"torch {facts['torch']}, Python {facts['python']}, one thread of {facts['cpu']}."
     for rules in map(load, asked.protocol):
-        code, teachers = code_of(rules, pruner), Teachers()
+        code, teachers = code_of(rules, pruner), dict[int, dict[int, State]]()
         rows = [row for row in rows if row.protocol != rules.name or row.code == code]
         for sparsity, seed, kind in product(asked.sparsity or [0.95], asked.seed or [0], KINDS):
             cell = (rules.name, sparsity, seed, kind)
             if any((row.protocol, row.sparsity, row.seed, row.mask) == cell for row in rows):
                 continue
-            job = Job(pruner="awt", sparsity=sparsity, seed=seed)
             with tempfile.TemporaryDirectory() as stages:
+                job = Job(pruner="awt", sparsity=sparsity, seed=seed)
                 lab = Watching(job, rules, Store(asked.data), Computed(Path(stages)))
                 found = [Row(*cell, *moment, code) for moment in measure(lab, pruner, kind, teachers)]  # type: ignore[arg-type]
             rows += found

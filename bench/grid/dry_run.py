@@ -1,44 +1,38 @@
-"""A job gone through without its trainings: which stages its pruner asks for, and what each of them would take."""
+"""Jobs gone through with trainings stubbed out: which stages a pruner asks for, and what each would take."""
 
 from __future__ import annotations
 
-import inspect
+import math
+import statistics
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from prunebench.bench import machine
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.grid.timing import Pace
+from prunebench.bench.grid.timing import attack_paces, training_pace
 from prunebench.bench.lab.backend import Calibration, Fit, Loop, calibrate
-from prunebench.bench.lab.lab import Lab, Pruner
-from prunebench.bench.lab.schedule import Trained
+from prunebench.bench.lab.lab import Lab
+from prunebench.bench.lab.meter import Meter
+from prunebench.bench.lab.schedule import Plan, Trained
+from prunebench.bench.lab.trainer import VALIDATED
 from prunebench.bench.mask import State, masked
-from prunebench.bench.models import build, prunable
+from prunebench.bench.models import prunable
 from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.score.progress import expected
+from prunebench.pruners import parse
 
-STEPS = 4  # of a search, that are really run: the first warms up
-
-
-@dataclass(frozen=True)
-class Work:
-    """A stage: its `key` in the store of stages (None: computed by every job), sample passes, seconds, bytes kept."""
-
-    key: str | None
-    stage: str
-    passes: int
-    seconds: float
-    bytes: int = 0
+STEPS = 4  # of a search that are really run; the last three are timed
+RECORD_BYTES = 100_000  # about: a record, its outcomes and pairs, twice, and the journal
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What share of the test images is assumed to be classified rightly, `clean`, and under attack, `robust`."""
+    """The assumed shares of test images that are right, `clean`, and right after every attack, `robust`."""
 
     clean: float
     robust: float
@@ -52,22 +46,24 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Rehearsed:
-    """What one job would take: its stages in order, and its score. `bytes`: of its net."""
+class Line:
+    """What `jobs` jobs of a pruner at one sparsity take: sample passes charged, one worker's seconds, bytes kept.
 
-    job: Job
-    works: tuple[Work, ...]
-    score: Work
+    Seconds and bytes of a stage that several pruners share count for the first of them.
+    """
+
+    pruner: str
+    sparsity: float
+    jobs: int
+    train_passes: int
+    score_passes: int
+    train_seconds: float
+    score_seconds: float
     bytes: int
-
-    @property
-    def passes(self) -> int:
-        """What its training is charged."""
-        return sum(work.passes for work in self.works)
 
 
 def rehearse(
-    jobs: list[tuple[Pruner, Job]],
+    jobs: list[tuple[str, Job]],
     protocol: Protocol,
     store: Store,
     *,
@@ -76,117 +72,118 @@ def rehearse(
     examples: int | None,
     shares: Shares,
     seconds: float,
-    resolve: Callable[[str], Pruner],
-) -> tuple[list[Rehearsed], float]:
-    """Go through `jobs` in this process: every pruner runs, and every training it asks for gives back its start.
+) -> tuple[float, list[Line]]:
+    """Run the pruners of `jobs` (each with its spec) with trainings stubbed out.
 
-    Each kind of work is tried for some `seconds`, on nets of the sparsity that is asked for. Returns also the seconds
-    that a process takes once, before its first training. Raises PrunebenchError where a job would fail for its options
-    or its budget.
+    Each kind of work is timed for about `seconds`. Returns when this began, by `time.time()`, and a line for each job.
+    Raises PrunebenchError where a job would fail.
     """
+    began = time.time()
     torch.set_num_threads(threads)
     where = machine.device_named(device)
-    began = time.perf_counter()
-    train, validation = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
-    build(protocol.model, info=store.info(protocol.data))  # the first one imports what it is made of
-    loaded = time.perf_counter() - began
-    pace = Pace(protocol, train.to(where), validation.to(where), where, seconds)
-    found = [
-        _Rehearsal(pruner, job, protocol, store, where, pace, resolve).ended(examples, shares) for pruner, job in jobs
-    ]
-    return found, loaded + pace.once
+    test = store.testing(protocol.data, examples or protocol.test)
+    passes = expected(protocol, test, clean=shares.clean, robust=shares.robust)
+    dry = Dry(seconds)
+    lab = Lab(jobs[0][1], protocol, store, dry, device=where, resolve=lambda spec: parse(spec).pruner)
+    paces: dict[int, dict[str, float]] = {}  # of attacks, by density
+    lines = []
+    for spec, job in jobs:
+        before = len(dry.stages)
+        net, meter = pruned(lab, spec, job)
+        fresh = list(dry.stages.values())[before:]
+        kept = sum(int(weight.count_nonzero()) for weight in prunable(net).values())
+        size = _bytes(net.state_dict()) - 4 * (lab.prunable - kept) + lab.prunable // 8 + RECORD_BYTES
+        kind = _alike(kept / lab.prunable)
+        if kind not in paces:
+            paces[kind] = attack_paces(net, protocol, test, shares.robust, where, seconds)
+        each = paces[kind]
+        lines.append(
+            Line(
+                job.label,
+                job.sparsity,
+                jobs=1,
+                train_passes=meter.spent,
+                score_passes=round(sum(passes.values())),
+                train_seconds=sum(taken for taken, _ in fresh),
+                score_seconds=sum(cost * each.get(attack, each["pgd"]) for attack, cost in passes.items()),
+                bytes=size + sum(size for _, size in fresh),
+            )
+        )
+    return began, lines
 
 
-class _Rehearsal:
-    """One job on its way through."""
+class Dry:
+    """A backend that trains nothing: it returns what training starts from, and notes what training would take.
 
-    def __init__(
-        self,
-        pruner: Pruner,
-        job: Job,
-        protocol: Protocol,
-        store: Store,
-        device: torch.device,
-        pace: Pace,
-        resolve: Callable[[str], Pruner],
-    ) -> None:
-        self.job, self.protocol, self.store, self.pace = job, protocol, store, pace
-        began, before = time.perf_counter(), pace.spent
-        dry = _Dry(pace)
-        self.lab = Lab(job, protocol, store, dry, device=device, resolve=resolve)
-        try:
-            self.net = self.lab.model(pruner(job, self.lab))
-        except PrunebenchError as error:
-            raise PrunebenchError(f"{job.name} would fail: {error}") from error
-        except Exception as error:  # a pruner may be anybody's code
-            source = inspect.getfile(type(pruner))
-            at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
-            raise PrunebenchError(
-                f"{job.name} fails where no net is trained: {type(error).__name__}: {error} ({source}, line "
-                f"{at[-1] if at else '?'}); mend the pruner, or name the others with --pruner."
-            ) from error
-        own = time.perf_counter() - began - (pace.spent - before)
-        self.works = [*dry.works, Work(None, "the pruner's own", 0, own)]
+    `trainings`: seconds of a start and of a sample pass, by kind of work. `stages`: seconds and bytes, by key.
+    """
 
-    def ended(self, examples: int | None, shares: Shares) -> Rehearsed:
-        """With the score of the net that it would leave."""
-        test = self.store.testing(self.protocol.data, examples or self.protocol.test)
-        net, weights = self.net, prunable(self.net)
-        kept = sum(int(weight.count_nonzero()) for weight in weights.values())
-        passes = expected(self.protocol, test, clean=shares.clean, robust=shares.robust)
-        reached = dict.fromkeys(passes, shares.robust) | {"apgd-ce": shares.clean, "pgd": shares.clean}
-        density = kept / self.lab.prunable
-        pace = self.pace.attacks(lambda: net, density, test, reached)
-        seconds = sum(cost * pace.get(attack, pace["pgd"]) for attack, cost in passes.items())
-        plain = sum(tensor.nbytes for tensor in net.state_dict().values()) - 4 * self.lab.prunable
-        score = Work(None, "score", round(sum(passes.values())), seconds)
-        return Rehearsed(self.job, tuple(self.works), score, plain + 4 * kept + self.lab.prunable // 8)
-
-
-class _Dry:
-    """A backend that trains nothing: what is asked for is noted, with what it would take."""
-
-    def __init__(self, pace: Pace) -> None:
-        self.pace = pace
-        self.works: list[Work] = []
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.trainings: dict[object, tuple[float, float]] = {}
+        self.stages: dict[str, tuple[float, int]] = {}
 
     def train(self, asked: Fit) -> Trained:
         """What the training begins with, a little moved."""
-        plan, model = asked.plan, asked.model
-        seconds = self.pace.epochs(plan, model, asked.masks, asked.density).seconds(plan)
-        state = _moved(masked(model().state_dict(), asked.masks or {}), asked.key)
-        size = 2 * sum(tensor.nbytes for tensor in state.values())
-        self.works.append(Work(asked.key, asked.stage, asked.passes, seconds, size))
+        plan = asked.plan
+        state = _moved(masked(asked.model().state_dict(), asked.masks or {}), asked.key)
+        kind = (plan.recipe.objective, asked.masks is None, _alike(asked.density))
+        if kind not in self.trainings:
+            self.trainings[kind] = training_pace(plan, asked.model, asked.masks, asked.train, self.seconds)
+        start, each = self.trainings[kind]
+        passes = asked.passes + validation_passes(plan, len(asked.validation))
+        self.stages.setdefault(asked.key, (start + each * passes, 2 * _bytes(state)))
         rows = [{"epoch": e, "loss": 0.0, "lr": 0.0, "clean": 0.0, "robust": 0.0} for e in range(plan.start, plan.last)]
         return Trained(state, state, rows, [0.0] * len(rows))
 
     def loop(self, asked: Loop) -> tuple[State, float]:
         """What a few steps make of the start; they tell what all of them take."""
-        began = time.perf_counter()
         state = {name: tensor.to(asked.device) for name, tensor in asked.start.items()}
-        ends = []
+        times = []
         for index in range(min(asked.steps, STEPS)):
+            began = time.perf_counter()
             state = asked.step(state, index)
-            self.pace.wait()
-            ends.append(time.perf_counter())
-        each = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0] - began if ends else 0.0
-        size = sum(tensor.nbytes for tensor in asked.start.values())
-        self.works.append(Work(asked.key, asked.stage, asked.passes, each * asked.steps, size))
-        self.pace.spent += time.perf_counter() - began
+            if asked.device.type == "cuda":
+                torch.cuda.synchronize(asked.device)
+            times.append(time.perf_counter() - began)
+        taken = statistics.median(times[-3:] or [0.0]) * asked.steps
+        self.stages.setdefault(asked.key, (taken, _bytes(asked.start)))
         return {name: tensor.cpu() for name, tensor in state.items()}, 0.0
 
     def calibrate(self, asked: Calibration) -> State:
-        """Statistics of one batch, which tells what all of them take."""
-        began = time.perf_counter()
-        state = calibrate(replace(asked, batches=1))
-        self.pace.wait()
-        seconds = time.perf_counter() - began
-        self.works.append(Work(None, asked.stage, asked.passes, asked.batches * seconds))
-        self.pace.spent += seconds
-        return state
+        """Statistics of one batch: so few forwards that they are not timed."""
+        return calibrate(replace(asked, batches=1))
+
+
+def pruned(lab: Lab, spec: str, job: Job) -> tuple[nn.Module, Meter]:
+    """The net that the pruner `spec` makes in a dry `lab`, and its charges. Raises PrunebenchError where it fails."""
+    lab.job, lab.meter = job, Meter(lab.meter.granted)
+    try:
+        return lab.model(parse(spec).pruner(job, lab)), lab.meter
+    except Exception as error:  # a pruner may be anybody's code
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        fault = f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
+        why = error if isinstance(error, PrunebenchError) else fault
+        raise PrunebenchError(f"{job.name} would fail: {why}") from error
+
+
+def validation_passes(plan: Plan, images: int) -> int:
+    """Sample passes of all validations of the training by `plan`, on at most that many images."""
+    every = plan.validate_every
+    times = -(-plan.last // every) - plan.start // every  # there is one after the last epoch
+    return times * min(VALIDATED, images) * (3 * plan.recipe.steps + 2)
+
+
+def _bytes(state: State) -> int:
+    return sum(tensor.nbytes for tensor in state.values())
 
 
 def _moved(state: State, key: str) -> State:
     """`state` with all numbers a little larger, by a share that `key` decides: other trainings leave other weights."""
     factor = 1 + 1e-3 * int(key[:8], 16) / 2**32
     return {name: tensor * factor if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def _alike(density: float) -> int:
+    """The same number for densities that differ by less than about a fifth."""
+    return round(4 * math.log2(max(density, 1e-6)))  # a pruner may leave nothing

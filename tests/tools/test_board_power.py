@@ -14,7 +14,8 @@ from prunebench.bench import stats
 from prunebench.bench.errors import PrunebenchError
 from tests.support.records import make, save
 from tools import board_power
-from tools.board_power import BEGIN, END, Spreads, boards, coverage, holm, levels, paired, pooled, shifted, spreads
+from tools.board_power import BEGIN, END, spreads
+from tools.simulated_boards import Spreads, boards, coverage, holm, levels, paired, pooled, shifted
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "statistics.md"
 

@@ -128,10 +128,10 @@ def rows() -> list[Row]:
 def test_rows_survive_the_file_and_tables_average_over_seeds(tmp_path):
     write_rows(tmp_path, rows())
     assert read(tmp_path / "kernel-distance.csv") == rows() and read(tmp_path / "none.csv") == []
-    lines = table(rows(), "training", tools.kernel_distance.in_training).splitlines()
+    lines = table(rows(), "training").splitlines()
     assert lines[0] == "| p, 0.95, seeds 0 1 | epoch 1 | epoch 2 |"
     assert lines[2] == "| AWT's moving mask | 4.00 (0.25) | 4.00 (0.25) |"  # the geometric mean of 2 and 8
-    assert table(rows(), "search", tools.kernel_distance.in_search).splitlines()[3].endswith("| 1.000 / 5.000 |")
+    assert table(rows(), "search").splitlines()[3].endswith("| 1.000 / 5.000 |")
 
 
 def test_the_plot_is_the_same_bytes_each_time():
