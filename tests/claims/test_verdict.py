@@ -248,3 +248,47 @@ def test_the_pooled_rate_on_paper():
     assert attack_noise.noisiest([seeds, seeds, few]) == ("a 0.00", 10 / 998)
     assert attack_noise.assumed([seeds, seeds]) == math.ceil(1000 * attack_noise.worst([seeds, seeds])[3]) / 1000
     assert (REFUTED, DOUBTED) == (0.001, 0.01)
+
+
+def replay(claimed, standing, *, kept=(), labels=None, at_least=False):
+    """The verdict on four images, of which those in `kept` have a stored adversarial image."""
+    index = np.array(kept, int)
+    return replayed(claimed, index, np.array(standing, bool), labels, at_least=at_least)
+
+
+def test_a_replayed_count_is_that_count_or_at_least_that():
+    three = [1, 1, 1, 0]
+    assert replay(3, three).word == replay(3, three, at_least=True).word == "reproduced"
+    assert replay(2, three).word == "not reproduced" and replay(2, three, at_least=True).word == "reproduced"
+    assert replay(4, three).word == replay(4, three, at_least=True).word == "not reproduced"
+    found = replay(3, three, kept=(2, 3))  # the count is right, and a stored image does not fool the net any more
+    assert found.word == "not reproduced" and found.images == (2,) and "; 1 no longer fool: 2" in found.sentence
+    assert "no longer" not in replay(4, three).sentence
+
+
+@pytest.mark.parametrize("other", [0, 2])
+def test_a_replay_sees_a_clean_label_that_is_smaller_or_larger(other):
+    labels = np.array([1, 1, 1, 1]), np.array([1, other, 1, 1])
+    found = replay(np.array([1, 1, 1, 0], bool), [1, 1, 1, 0], labels=labels)
+    assert found.images == (1,) and "1 get another label when clean: 1" in found.sentence
+
+
+def test_images_that_speak_against_a_claim_are_the_fallen_ones_the_relabelled_ones_or_both():
+    """400 images: 40 fallen are beyond the noise of 1.8 %, 1 is not; 40 other labels are, too."""
+    n, claimed = 400, np.ones(400, bool)
+
+    def images(fallen, relabelled):
+        measured, after = claimed.copy(), np.zeros(n, int)
+        measured[:fallen] = False
+        after[n - relabelled :] = 1
+        return whole(claimed, measured, (np.zeros(n, int), after)).images
+
+    assert images(40, 0) == tuple(range(40))
+    assert images(1, 40) == tuple(range(360, 400))
+    assert images(40, 40) == (*range(40), *range(360, 400))
+
+
+def test_a_claim_that_understates_holds_without_a_test():
+    """More survive than are claimed, which no p-value is needed for."""
+    found = counted(100, 140, 400)
+    assert (found.word, found.p) == ("holds", 1.0) and found.sentence == "140 of 400 are robust, 100 are claimed."
