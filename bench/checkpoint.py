@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from prunebench.bench.bounded import json_of
 from prunebench.bench.errors import PrunebenchError, Refused
+from prunebench.bench.facts import Layer, NetId, Sha256, Stage
 from prunebench.bench.files import canonical_json, read_outside, sha256_of, write_bytes
 from prunebench.bench.mask import State, keep_count
 from prunebench.bench.models import ARCHITECTURES, build, prunable
 from prunebench.bench.protocol import Job, Protocol
-from prunebench.bench.record import LARGEST_NET, Layer, NetId, Sha256, Stage
+from prunebench.bench.record import LARGEST_NET
 from prunebench.bench.schema import Strict, explain
 
 LARGEST_HEAD = 2**22  # bytes of a header: a thousand tensors and the curve of ten thousand epochs

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from prunebench.bench.bounded import json_of
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.facts import Cost, DataId, NetId, ProtocolId, Score, Sha256
 from prunebench.bench.files import canonical_json, read_outside, sha256_of, write_json
 from prunebench.bench.protocol import PROTOCOLS, Job, Protocol
-from prunebench.bench.schema import Count, Exact, Natural, Strict, exact, explain
+from prunebench.bench.schema import Strict, explain
 
 # Schema 4 counts `processor_seconds`. Schema 5 carries the rules, and calls `rejected` and `kernel_only` what was
 # called `disagreements` and `unconfirmed`. What was scored before stays readable under its own hash.
@@ -21,173 +21,6 @@ SCHEMA: Schema = 5
 _RENAMED = {"disagreements": "rejected", "unconfirmed": "kernel_only"}  # in schema 5
 LARGEST = 8 * 2**20  # bytes; no record or outcomes file of ours comes near
 LARGEST_NET = 2**28  # bytes of a net file; the largest net of the table takes 60 MB
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Seconds = Annotated[float, Field(ge=0, le=1e10)]
-
-
-class ProtocolId(Strict):
-    """Which rules: the name for people, the sha256 for certain."""
-
-    name: str
-    version: int
-    sha256: Sha256
-
-    @classmethod
-    def of(cls, rules: Protocol) -> ProtocolId:
-        """The name, version and hash of `rules`."""
-        return cls(name=rules.name, version=rules.version, sha256=rules.sha256)
-
-
-class Layer(Strict):
-    """One prunable tensor, as counted in the file."""
-
-    name: str
-    shape: tuple[Count, ...] = Field(strict=False)
-    nonzero: Natural
-
-    @property
-    def size(self) -> int:
-        """The number of weights."""
-        return math.prod(self.shape)
-
-
-class NetId(Strict):
-    """Which weights: sha256 of the file, and what was counted in it."""
-
-    sha256: Sha256
-    arch: str
-    prunable: Count
-    nonzero: Natural
-    layers: tuple[Layer, ...] = Field(strict=False)
-
-    @model_validator(mode="after")
-    def _adds_up(self) -> NetId:
-        for what, total in (("prunable", self.prunable), ("nonzero", self.nonzero)):
-            found = sum(layer.size if what == "prunable" else layer.nonzero for layer in self.layers)
-            if found != total:
-                raise ValueError(f"the layers add up to {what} = {found}, not {total}")
-        if any(layer.nonzero > layer.size for layer in self.layers):
-            raise ValueError("a layer has more nonzero weights than weights")
-        return self
-
-    @property
-    def sparsity(self) -> float:
-        """Zeros / prunable weights, in [0, 1]."""
-        return (self.prunable - self.nonzero) / self.prunable
-
-
-class Point(Strict):
-    """A point of a security curve: how many images stay right against perturbations of `eps` in the threat's norm."""
-
-    eps: Exact
-    robust: Natural
-
-
-class Flag(Strict):
-    """A sign that a robustness number cannot be trusted; it stands beside the number and never changes it.
-
-    `value` is what was measured, None when it was not; the flag is up when it lies above `threshold`. `sentence` says
-    what the two mean.
-    """
-
-    name: str
-    value: float | None
-    threshold: float
-    sentence: str
-
-    @property
-    def up(self) -> bool:
-        """Whether the number deserves doubt."""
-        return self.value is not None and self.value > self.threshold
-
-
-class Score(Strict):
-    """Counts out of `n` images: `clean` ones classified rightly, `survived[attack]` still right after that attack.
-
-    Attacks run one after the other on what survived the ones before, so `robust` is the last count. `ran` says what
-    was run where an attack had to be adapted to the number of classes. `rejected` counts proposals that an attack
-    handed over as adversarial and that the plain net, measured again inside the ball, still classified rightly;
-    `kernel_only` those that the net misclassifies as attacks see it, on sparse kernels or folded, and the plain net
-    does not.
-
-    Beside AutoAttack, and never part of it: `weak[attack]` counts the images that are right after one weak attack on
-    all of them, as a paper's usual claim does; `curve` is the security curve, eps growing; `flags` are doubts.
-    """
-
-    n: Count
-    clean: Natural
-    robust: Natural
-    survived: dict[str, Natural]
-    ran: tuple[str, ...] = Field(strict=False)
-    rejected: Natural
-    batch: Natural
-    shard: Natural
-    weak: dict[str, Natural]
-    curve: tuple[Point, ...] = Field(strict=False)
-    flags: tuple[Flag, ...] = Field(strict=False)
-    kernel_only: Natural
-
-    @property
-    def proposed(self) -> int:
-        """How many proposals the attacks made: one for each image that they were shown, those that still stood."""
-        return self.clean + sum([*self.survived.values()][:-1])
-
-    @model_validator(mode="after")
-    def _within_clean(self) -> Score:
-        beside = [*self.weak.values(), *(point.robust for point in self.curve)]
-        if max(beside, default=0) > self.clean:
-            raise ValueError(f"after a weak attack {max(beside)} images are right, more than the clean {self.clean}")
-        sizes = [exact(point.eps) for point in self.curve]
-        if sizes != sorted(set(sizes)):
-            raise ValueError(f"the eps of the curve do not grow: {[point.eps for point in self.curve]}")
-        names = [flag.name for flag in self.flags]
-        if len(set(names)) != len(names):
-            raise ValueError(f"a flag stands twice in {names}")
-        return self
-
-    @model_validator(mode="after")
-    def _only_falls(self) -> Score:
-        counts = [self.n, self.clean, *self.survived.values()]
-        if counts != sorted(counts, reverse=True):
-            raise ValueError(
-                f"the counts n, clean and survivors rise somewhere in {counts}; each attack can only lower them"
-            )
-        if self.robust != counts[-1]:
-            raise ValueError(f"robust = {self.robust}, but {counts[-1]} survived the last attack")
-        return self
-
-
-class DataId(Strict):
-    """Which images: sha256 over the arrays of the test split, and over those that the net was trained on."""
-
-    name: str
-    sha256: Sha256
-    train_sha256: Sha256 | None
-
-
-class Stage(Strict):
-    """What one stage of a pruner cost: sample passes and seconds; `reused` when another job had paid the seconds."""
-
-    name: str
-    passes: Natural
-    seconds: Seconds | None
-
-
-class Cost(Strict):
-    """What training and scoring took; passes are sample passes (forward 1, backward 2).
-
-    Passes and seconds of the stages are what the pruner's process told; `processor_seconds` is what the kernel counted
-    for that process and all that it started (None: unknown, or absent in records before schema 4).
-    """
-
-    stages: tuple[Stage, ...] = Field(strict=False)
-    train_passes: Natural
-    train_seconds: Seconds | None
-    processor_seconds: Seconds | None = None
-    score_passes: Natural
-    score_seconds: Seconds
-    device: str
 
 
 class Hashed(Strict):

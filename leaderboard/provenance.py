@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.facts import Sha256
 from prunebench.bench.files import read_outside, write_json
-from prunebench.bench.record import Record, Refusal, Sha256
+from prunebench.bench.record import Record, Refusal
 from prunebench.bench.schema import Strict, explain
 from prunebench.bench.signature import ALLOWED, signer
 from prunebench.leaderboard.board import AS_HANDED_IN, Board, Ranking, Row

@@ -13,10 +13,10 @@ import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from prunebench.bench.errors import PrunebenchError, Refused
+from prunebench.bench.facts import Sha256
 from prunebench.bench.files import canonical_json, digest_outside, sha256_of
 from prunebench.bench.outcomes import load_arrays, standing
 from prunebench.bench.protocol import PROTOCOLS, Protocol, load
-from prunebench.bench.record import Sha256
 from prunebench.bench.schema import Count, Natural, Strict, explain, read_toml
 
 NAME, SUFFIX = "CLAIM.toml", ".claim.toml"

@@ -23,10 +23,11 @@ from prunebench.bench.beside import RECORD, beside, net_path
 from prunebench.bench.claims.verdict import REFUTED, Verdict, whole
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError, Refused, cut
+from prunebench.bench.facts import Flag
 from prunebench.bench.files import digest_outside
 from prunebench.bench.outcomes import recount, standing
 from prunebench.bench.protocol import PROTOCOLS
-from prunebench.bench.record import LARGEST_NET, Flag, Record
+from prunebench.bench.record import LARGEST_NET, Record
 from prunebench.bench.score.progress import Report
 from prunebench.bench.score.scoring import score
 from prunebench.bench.seeds import order

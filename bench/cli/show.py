@@ -19,8 +19,9 @@ from prunebench.bench.errors import printable
 
 if TYPE_CHECKING:
     from prunebench.bench.checkpoint import Net
+    from prunebench.bench.facts import Flag
     from prunebench.bench.grid.plan import Forecast
-    from prunebench.bench.record import Flag, Record
+    from prunebench.bench.record import Record
 
 PLAIN_EVERY = 15.0  # seconds between two plain lines about the same job
 

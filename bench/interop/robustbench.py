@@ -15,11 +15,11 @@ from prunebench.bench import machine
 from prunebench.bench.checkpoint import Header, Net
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError, Refused, cut, reason, unknown
+from prunebench.bench.facts import Layer, NetId
 from prunebench.bench.files import canonical_json, digest_outside, open_outside, sha256_of
 from prunebench.bench.interop.autoattack_shim import provide_autoattack
 from prunebench.bench.models import prunable
 from prunebench.bench.protocol import Job, Protocol
-from prunebench.bench.record import Layer, NetId
 
 PREFIX = "robustbench:"
 LARGEST = 4 * 2**30  # bytes; the zoo's largest net takes some 2 GB

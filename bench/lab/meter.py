@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from prunebench.bench.errors import BudgetExceeded
+from prunebench.bench.facts import Stage
 from prunebench.bench.lab.schedule import Plan
 from prunebench.bench.protocol import Protocol
-from prunebench.bench.record import Stage
 
 
 @dataclass

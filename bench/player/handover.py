@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError
 
 from prunebench.bench.errors import PrunebenchError, Refused
+from prunebench.bench.facts import Stage
 from prunebench.bench.files import read_outside, write_bytes
 from prunebench.bench.protocol import Job, Protocol
-from prunebench.bench.record import Stage
 from prunebench.bench.schema import Strict, explain
 
 if TYPE_CHECKING:  # this module imports no torch, so that a pruner's process starts before the referee has imported it

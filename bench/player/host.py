@@ -74,7 +74,7 @@ class Host:
         env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
         try:
             self._process = subprocess.Popen(
-                [*self.prefix, sys.executable, "-m", "prunebench.bench.player.process", str(news)],
+                [*self.prefix, sys.executable, "-P", "-m", "prunebench.bench.player.process", str(news)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=(news,),

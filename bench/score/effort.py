@@ -9,8 +9,9 @@ from pydantic import Field
 from prunebench.bench.bounded import json_of
 from prunebench.bench.checkpoint import Header
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.facts import Seconds, Sha256
 from prunebench.bench.files import canonical_json, read_outside, sha256_of
-from prunebench.bench.record import Hashed, Seconds, Sha256
+from prunebench.bench.record import Hashed
 
 TIMES = "times.json"
 LARGEST_TIMES = 2**20  # bytes

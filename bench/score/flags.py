@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 
-from prunebench.bench.record import Flag, Point
+from prunebench.bench.facts import Flag, Point
 from prunebench.bench.wide import LARGEST, LARGEST_LOGIT, ROUNDED
 
 BLACK_BOX = 0.02

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from prunebench.bench.bounded import json_of
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.facts import Seconds, Sha256
 from prunebench.bench.files import canonical_json, read_known, read_outside, sha256_of, write_bytes
 from prunebench.bench.outcomes import LARGEST_ARRAYS
-from prunebench.bench.record import LARGEST, Hashed, Seconds, Sha256
+from prunebench.bench.record import LARGEST, Hashed
 from prunebench.bench.schema import Natural
 
 

@@ -18,13 +18,14 @@ from prunebench.bench.checkpoint import Net, open_net
 from prunebench.bench.collapse import collapse
 from prunebench.bench.data import Split, Store, as_float
 from prunebench.bench.errors import PrunebenchError, Refused
+from prunebench.bench.facts import Cost, DataId, Flag, Point, ProtocolId, Score
 from prunebench.bench.files import sha256_of
 from prunebench.bench.interop.robustbench import PREFIX, open_zoo
 from prunebench.bench.mask import distribution
 from prunebench.bench.models import prunable
 from prunebench.bench.outcomes import pack_outcomes
 from prunebench.bench.protocol import Protocol, load
-from prunebench.bench.record import Cost, DataId, Flag, Point, ProtocolId, Record, Score
+from prunebench.bench.record import Record
 from prunebench.bench.score import flags, probes
 from prunebench.bench.score.cascade import Bits, Found, attack_all, attack_shard, facts_of
 from prunebench.bench.score.effort import effort_of
@@ -150,8 +151,8 @@ class _Scoring:
         report: Report | None,
         also: Mapping[str, Listed],
     ) -> None:
-        self.net, self.path, self.rules, self.test, self.device = net, path, rules, test, device
-        self.referee = self._referee(net)
+        self.net, self.rules, self.test, self.device = net, rules, test, device
+        self.referee, self.effort = self._referee(net), effort_of(path, net.header)
         facts = facts_of(self.referee, net, test)
         self.journal = Journal(None if out is None else out / JOURNAL, facts)
         self.report, self.also, self.suite = report, also, suite_of(rules)
@@ -213,7 +214,7 @@ class _Scoring:
         return Referee(net.module, self.rules, batch_size(self.rules, net.header.arch, self.device.type), self.device)
 
     def _flags(self, score: Score, predicted: Tensor, found: Found, parent: Net | None) -> tuple[Flag, ...]:
-        referee, test, suite, n = self.referee, self.test, self.suite, score.n
+        referee, test, suite, n, effort = self.referee, self.test, self.suite, score.n, self.effort
         images, seed = as_float(test.images), self.rules.attack_seed
         fooled = None
         if parent is not None:
@@ -233,15 +234,11 @@ class _Scoring:
             flags.softmax_output(probes.probabilities(referee.logits(images)), n),
             flags.transfer(fooled, n),
             flags.kernel_disagrees(score.kernel_only, score.proposed, probes.turned(referee, images, test.labels), n),
-            self._budget(),
+            flags.budget_overrun(*((effort.processor, effort.allowed) if effort is not None else (None, None))),
             flags.out_of_range(referee.sizes.excess),
             flags.rounding(int((predicted == NO_ANSWER).sum()), n),
             flags.constant(collapse(self.net), predicted.tolist(), test.labels.tolist()),
         )
-
-    def _budget(self) -> Flag:
-        effort = effort_of(self.path, self.net.header)
-        return flags.budget_overrun(*((effort.processor, effort.allowed) if effort is not None else (None, None)))
 
     def _proposals(self, fooled: Tensor, found: Found) -> bytes:
         """What fooled the net on the images in `fooled`, bool (n,), for a replay."""
@@ -266,7 +263,7 @@ class _Scoring:
         pairs: bytes,
     ) -> Record:
         header, rules, test = self.net.header, self.rules, self.test
-        effort = effort_of(self.path, header)
+        effort = self.effort
         told = effort.stages if effort is not None else [None] * len(header.stages)
         stages = tuple(s.model_copy(update={"seconds": t}) for s, t in zip(header.stages, told, strict=True))
         notes: dict[str, str | int | float | bool | None] = {"source": header.source}

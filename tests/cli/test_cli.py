@@ -17,10 +17,11 @@ import pytest
 from prunebench.bench.checkpoint import Header, seal
 from prunebench.bench.cli import main, run
 from prunebench.bench.datasets import DATASETS
+from prunebench.bench.facts import Stage
 from prunebench.bench.mask import keep_largest, masked
 from prunebench.bench.models import MODELS, build, prunable
 from prunebench.bench.protocol import PROTOCOLS, Job
-from prunebench.bench.record import Stage, load_record
+from prunebench.bench.record import load_record
 from tests.support.claims import copied, make_claim, overstated
 from tests.support.nets import SMALL
 from tests.support.records import make, save

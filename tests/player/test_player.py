@@ -64,7 +64,8 @@ if DEED == "referee":
     Referee.fooled = lambda self, attack, images, labels, *others: Measured(
         torch.zeros(len(labels), dtype=torch.bool), images, 0, 0, 0)
 if DEED == "record":
-    from prunebench.bench.record import Record, Score
+    from prunebench.bench.record import Record
+    from prunebench.bench.facts import Score
     sealed = Record.sealed.__func__
     Record.sealed = classmethod(lambda cls, **values: sealed(cls, **values | {"score": values["score"].model_copy(
         update={"robust": values["score"].clean, "flags": (),

@@ -15,8 +15,9 @@ from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import as_float
 from prunebench.bench.errors import Refused
 from prunebench.bench.executor import Fast, fast
+from prunebench.bench.facts import Point
 from prunebench.bench.protocol import Threat
-from prunebench.bench.record import Point, load_record
+from prunebench.bench.record import load_record
 from prunebench.bench.score import flags, probes
 from prunebench.bench.score.cascade import attack_all
 from prunebench.bench.score.curve import radii
