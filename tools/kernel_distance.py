@@ -275,8 +275,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pruner = AWT(search=asked.search)
     rows = read(asked.out / "kernel-distance.csv")
-    facts = machine.env(torch.device("cpu"))
-    made_on = f"torch {facts['torch']}, Python {facts['python']}, one thread of {facts['cpu']}."
+    made_on = "torch {torch}, Python {python}, one thread of {cpu}.".format_map(machine.env(torch.device("cpu")))
     for rules in map(load, asked.protocol):
         code, teachers = code_of(rules, pruner), dict[int, dict[int, State]]()
         rows = [row for row in rows if row.protocol != rules.name or row.code == code]

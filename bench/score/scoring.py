@@ -262,8 +262,7 @@ class _Scoring:
         proposals: bytes | None,
         pairs: bytes,
     ) -> Record:
-        header, rules, test = self.net.header, self.rules, self.test
-        effort = self.effort
+        header, rules, test, effort = self.net.header, self.rules, self.test, self.effort
         told = effort.stages if effort is not None else [None] * len(header.stages)
         stages = tuple(s.model_copy(update={"seconds": t}) for s, t in zip(header.stages, told, strict=True))
         notes: dict[str, str | int | float | bool | None] = {"source": header.source}
@@ -288,7 +287,7 @@ class _Scoring:
                 score_seconds=found.seconds,
                 device=str(machine.env(self.device)["device"]),
             ),
-            env=machine.env(self.device) | {"kernels": self.referee.fast.bits(self.net.header.shape)},
+            env=machine.env(self.device) | {"kernels": self.referee.fast.bits(header.shape)},
             notes=notes | distribution(prunable(self.net.module).values()),
             outcomes=sha256_of(outcomes),
             proposals=None if proposals is None else sha256_of(proposals),
