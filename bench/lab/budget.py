@@ -32,7 +32,6 @@ def price(protocol: Protocol, store: Store, threads: int) -> float:
     """
     train, validation = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
     info, images = store.info(protocol.data), min(16, len(train))
-    # One epoch: a longer trial of one-step training could be refused for overfitting.
     plan = Plan(protocol.training.model_copy(update={"validate_every": 2**31}), protocol.threat, 2, stop=1)
     with torch.random.fork_rng(devices=[]):
         while True:
