@@ -71,7 +71,7 @@ if DEED == "record":
         update={"robust": values["score"].clean, "flags": (),
                 "survived": dict.fromkeys(values["score"].survived, values["score"].clean)})}))
 if DEED == "flags":
-    import prunebench.bench.score.flags
+    from prunebench.bench.score import flags
     for name in ("black_box_wins", "zero_gradients", "weak_strong_gap", "budget_overrun"):
         setattr(flags, name, lambda *values: flags._flag(name, None, 1.0, "All is well."))
 if DEED == "seal":
@@ -223,7 +223,7 @@ class Modules:
 
 def imported():
     """The pruners, ours and others, that this process has imported."""
-    return [name for name in sys.modules if name.startswith(("pruners.", "prunebench_file_"))]
+    return [name for name in sys.modules if name.startswith(("prunebench.pruners.", "prunebench_file_"))]
 
 
 def test_no_worker_ever_imports_a_pruner(tmp_path, mine):
@@ -251,8 +251,8 @@ def program(*arguments):
 def test_no_command_imports_a_pruner_or_what_it_does_not_need(verb, tmp_path, mine):
     """The whole command, its tables as well; twins below import one of each on purpose."""
     command = (
-        "import sys\nfrom bench import cli\nfrom tests.player.test_player import imported\n"
-        "try:\n    cli.app(sys.argv[1:])\nexcept SystemExit as end:\n    print('ended', end.code)\n"
+        "import sys\nfrom prunebench.bench.cli.main import app\nfrom tests.player.test_player import imported\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n    print('ended', end.code)\n"
         "print('imported', imported())\n"
     )
     (tmp_path / "tiny.toml").write_text(_toml())
