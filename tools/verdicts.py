@@ -16,7 +16,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from prunebench.bench.attacks.base import within
-from prunebench.bench.attacks.standard import STANDARD
+from prunebench.bench.attacks.suites import SUITES
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import Store, as_float
 from prunebench.bench.executor import fast
@@ -52,7 +52,7 @@ def ours(net: nn.Module, images: Tensor, labels: Tensor, threat: Threat, seed: i
     quick = fast(net)
     with torch.no_grad():
         standing = net(images).argmax(1) == labels
-    for listed in STANDARD.ranked.values():
+    for listed in SUITES["standard"].ranked.values():
         left = standing.nonzero().squeeze(1)
         if not len(left):
             break

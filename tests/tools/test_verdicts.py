@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prunebench.bench.checkpoint import open_net
-from tests.support.nets import RANKED
+from tests.support.nets import RANKED, use_attacks
 from tools.verdicts import CLAIMS, DEFAULT, Verdicts, compared
 
 
@@ -25,8 +25,7 @@ def test_16_images(monkeypatch):
     rules = open_net(folder / "net.safetensors").header.protocol
     found = compared(folder, rules, images=16)
     assert 0 < int(found.theirs.sum()) < 16 and found.differ == []
-    for name in RANKED:
-        monkeypatch.setitem(RANKED, name, lambda model, images, *rest, generator: images)
+    use_attacks(monkeypatch, dict.fromkeys(RANKED, lambda model, images, *rest, generator: images))
     blind = compared(folder, rules, images=16)
     assert not blind.agree and torch.equal(blind.theirs, found.theirs)
 
