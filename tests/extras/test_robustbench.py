@@ -287,7 +287,7 @@ def test_the_command_scores_it_and_its_record_says_what_it_is(zoo, tmp_path, mon
     file, address = zoo()
     rules = tmp_path / "few.toml"
     rules.write_text('base = "cifar10-linf"\nname = "few"\ntest = 24\nshard = 24\n', encoding="utf-8")
-    monkeypatch.setattr(main, "_store", lambda data: Few(data))
+    monkeypatch.setattr("prunebench.bench.cli.score.store_of", lambda data: Few(data))
     asked = ["score", "robustbench:Small2026", "--protocol", str(rules), "--mirror", address, "--data", str(tmp_path)]
     done = CliRunner().invoke(main.app, [*asked, "--examples", "4", "--out", str(tmp_path / "out"), "--json"])
     assert done.exit_code == 0, done.output
