@@ -18,12 +18,12 @@ import pytest
 import torch
 from torch import nn
 
-from prunebench.bench.executor import native, program
+from prunebench.bench.executor import native, packing
 from prunebench.bench.executor.packing import CONV, DENSE
 from prunebench.bench.executor.program import Program
 from tests.executor.test_executor import SHAPES, apart, both, compiled, generator, sparse_net, sparsely, stir
 
-DRIVER = Path(__file__).with_name("executor") / "driver.cpp"
+DRIVER = Path(__file__).with_name("driver.cpp")
 # Products that are fused with sums where the compiler likes would give each build its own last bits.
 PLAIN = (*native.FLAGS, "-O1", "-ffp-contract=off")
 
@@ -121,7 +121,7 @@ class Case:
         self.images = torch.rand(images or shape[0], *shape[1:], generator=generator())
         with pytest.MonkeyPatch.context() as patch:
             for constant, value in model.items():
-                patch.setattr(program, constant, value)
+                patch.setattr(packing, constant, value)
             quick = sparsely(self.net)
             self.given = both(quick, self.images)
         lowered = compiled(quick)._lowered
