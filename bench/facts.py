@@ -155,7 +155,7 @@ class DataId(Strict):
 
 
 class Stage(Strict):
-    """What one stage of a pruner cost: sample passes and seconds; `reused` when another job had paid the seconds."""
+    """What one stage of a pruner cost: sample passes and seconds."""
 
     name: str
     passes: Natural

@@ -202,10 +202,11 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def load(spec: str | Path) -> Protocol:
+def load(spec: str | Path, *, to_train: bool = True) -> Protocol:
     """The built-in protocol of that name, or the one that a TOML file describes (`*.toml`).
 
-    Raises PrunebenchError for an unknown name and for a file whose keys or values break the rules.
+    Raises PrunebenchError for an unknown name and for a file whose keys or values break the rules; if nets are
+    `to_train` by it, also where the training's attack would not reach `eps`.
     """
     text = str(spec)
     if text in PROTOCOLS:
@@ -213,7 +214,7 @@ def load(spec: str | Path) -> Protocol:
     if not text.endswith(".toml"):
         raise unknown("protocol", text, PROTOCOLS, "Or name a TOML file (*.toml) with rules of your own.")
     path = Path(text)
-    protocol = from_values(read_toml(path, "protocol"), str(path))
+    protocol = from_values(read_toml(path, "protocol"), str(path), to_train=to_train)
     if protocol.name in PROTOCOLS and not protocol.official:
         raise PrunebenchError(
             f"The protocol {path} calls itself {protocol.name!r} but has other rules than the built-in one; "
@@ -222,10 +223,11 @@ def load(spec: str | Path) -> Protocol:
     return protocol
 
 
-def from_values(values: dict[str, Any], source: str) -> Protocol:
+def from_values(values: dict[str, Any], source: str, *, to_train: bool = True) -> Protocol:
     """The protocol with these values; `source` says in an error where they came from.
 
-    Raises PrunebenchError when they break the rules, and when the training's attack would not reach `eps`.
+    Raises PrunebenchError when they break the rules; if nets are `to_train` by them, also where the training's attack
+    would not reach `eps`.
     """
     if "base" in values:
         base = str(values["base"])
@@ -237,15 +239,16 @@ def from_values(values: dict[str, Any], source: str) -> Protocol:
         protocol = Protocol.model_validate(values)
     except ValidationError as error:
         raise PrunebenchError(f"The protocol {source} breaks the rules: {explain(error)}") from None
-    _refuse_short_attack(protocol, source)
+    if to_train:
+        _refuse_short_attack(protocol, source)
     return protocol
 
 
 def _refuse_short_attack(protocol: Protocol, source: str) -> None:
     """Raise PrunebenchError when the training's attack cannot come as far as the adversary may.
 
-    Asked where somebody writes rules, such as a large `eps` over the steps of a `base`. No rule of `Protocol` itself:
-    a net that was trained so still opens, and is scored for what it is.
+    Asked where somebody trains by rules, such as a large `eps` over the steps of a `base`. No rule of `Protocol`
+    itself: a net that was trained so still opens, is scored for what it is, and its claims are verified.
     """
     how, eps = protocol.training, protocol.threat.eps
     if not how.one_step and how.steps * exact(how.step_size) < exact(eps):

@@ -53,7 +53,7 @@ class Record(Hashed):
 
     schema_: Schema = Field(SCHEMA, alias="schema")
     protocol: ProtocolId
-    rules: Protocol | None = None  # None before schema 5
+    rules: dict[str, Any] | None = None  # as they were then; None before schema 5
     job: Job
     net: NetId
     score: Score
@@ -68,8 +68,15 @@ class Record(Hashed):
 
     @property
     def known_rules(self) -> Protocol | None:
-        """The rules in full: those in the record, or built-in ones of the same hash."""
-        return self.rules or next((rules for rules in PROTOCOLS.values() if rules.sha256 == self.protocol.sha256), None)
+        """The rules in full, in the record or built in; None where they are not, or not rules as they are today."""
+        known = next((rules for rules in PROTOCOLS.values() if rules.sha256 == self.protocol.sha256), None)
+        if known is not None or self.rules is None:
+            return known
+        try:
+            rules = Protocol.model_validate(self.rules)
+        except ValidationError:
+            return None
+        return rules if rules.sha256 == self.protocol.sha256 else None
 
     @property
     def built_in(self) -> bool:
@@ -82,8 +89,9 @@ class Record(Hashed):
     def _under_the_names_of_today(cls, values: Any) -> Any:
         if not (isinstance(values, dict) and values.get("schema") in (3, 4) and isinstance(values.get("score"), dict)):
             return values
-        if foreign := values["score"].keys() & set(_RENAMED.values()):
-            raise ValueError(f"score has {sorted(foreign)}, which schema {values['schema']} does not know")
+        foreign = sorted(values["score"].keys() & set(_RENAMED.values())) + ["rules"] * ("rules" in values)
+        if foreign:
+            raise ValueError(f"it has {foreign}, which schema {values['schema']} does not know")
         return values | {"score": {_RENAMED.get(key, key): value for key, value in values["score"].items()}}
 
     @model_validator(mode="after")
@@ -92,9 +100,22 @@ class Record(Hashed):
             raise ValueError(f"cost.processor_seconds = {self.cost.processor_seconds}: absent before schema 4")
         if (self.rules is None) != (self.schema_ < 5):
             raise ValueError(f"rules are in records from schema 5 on, and this is schema {self.schema_}")
-        if self.rules is not None and self.protocol != ProtocolId.of(self.rules):
-            raise ValueError(f"the rules are {self.rules.name} {self.rules.sha256[:12]}, not those that protocol names")
+        if self.rules is not None:
+            self._fits(self.rules)
         return self
+
+    def _fits(self, rules: dict[str, Any]) -> None:
+        """Raise ValueError unless these are the rules that the record names, and its score can be by them."""
+        sha256 = sha256_of(canonical_json(rules))
+        named = (self.protocol.name, self.protocol.version, self.protocol.sha256)
+        if (rules.get("name"), rules.get("version"), sha256) != named:
+            raise ValueError(f"the rules are {rules.get('name')} {sha256[:12]}, not those that protocol names")
+        if (rules.get("data"), rules.get("shard")) != (self.data.name, self.score.shard):
+            raise ValueError(
+                f"the rules want {rules.get('data')} in shards of {rules.get('shard')}; its score is another"
+            )
+        if self.official and rules.get("model") != self.net.arch:
+            raise ValueError(f"the rules are about {rules.get('model')}, and the net is a {self.net.arch}")
 
     @model_serializer(mode="wrap")
     def _as_its_schema_has_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

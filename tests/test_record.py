@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.files import sha256_of, write_bytes, write_json
+from prunebench.bench.files import canonical_json, sha256_of, write_bytes, write_json
 from prunebench.bench.outcomes import outcomes_path, pack_outcomes, recount
 from prunebench.bench.protocol import PROTOCOLS
 from prunebench.bench.record import LARGEST, Record, Refusal, load_all, load_record, load_records
@@ -52,19 +52,48 @@ def test_an_older_record_is_read_under_the_names_of_today_and_written_under_its_
 
 
 def test_a_record_carries_its_rules(tmp_path):
-    own = changed(name="mine")
+    own = changed(name="mine", shard=256)
     known = {"name": "mine", "version": 1, "sha256": own.sha256}
-    path = save(tmp_path, make(schema=5, protocol=known, rules=own))
+    path = save(tmp_path, make(schema=5, protocol=known, rules=plain(own)))
     assert load_record(path).known_rules == own and not load_record(path).built_in
+
+
+def plain(rules):
+    return rules.model_dump(mode="json")
+
+
+def test_rules_that_have_a_key_more_than_today_leave_a_record_readable(tmp_path):
+    """As rules of a later version would: nobody here knows what they are, and the record says its own hash of them."""
+    later = plain(changed(name="later", shard=256)) | {"moon": "full"}
+    known = {"name": "later", "version": 1, "sha256": sha256_of(canonical_json(later))}
+    read = load_record(save(tmp_path, make(schema=5, protocol=known, rules=later)))
+    assert read.known_rules is None and not read.built_in and read.rules == later
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": 5, "data": {"name": "mnist"}}, "the rules want digits in shards of 256"),
+        ({"score": {"shard": 16}}, "the rules want digits in shards of 256"),
+        ({"net": {"arch": "mnist-cnn"}}, "the rules are about digits-cnn, and the net is a mnist-cnn"),
+    ],
+)
+def test_a_score_that_cannot_be_by_its_rules_is_refused(change, said):
+    with pytest.raises(ValidationError, match=said):
+        make(**change)
 
 
 def test_rules_under_another_name_or_in_a_schema_without_them_are_refused():
     with pytest.raises(ValidationError, match=r"the rules are tiny .*, not those that protocol names"):
-        make(rules=changed())
+        make(rules=plain(changed()))
     with pytest.raises(ValidationError, match="rules are in records from schema 5 on"):
         make(rules=None)
-    with pytest.raises(ValidationError, match="which schema 4 does not know"):
-        Record.model_validate(make().model_dump(mode="json", by_alias=True) | {"schema": 4})
+    values = make().model_dump(mode="json", by_alias=True) | {"schema": 4}
+    with pytest.raises(ValidationError, match=r"it has \['kernel_only', 'rejected', 'rules'\], which schema 4"):
+        Record.model_validate(values)
+    old = make(schema=4).model_dump(mode="json", by_alias=True)
+    with pytest.raises(ValidationError, match=r"it has \['rules'\], which schema 4 does not know"):
+        Record.model_validate(old | {"rules": None})
 
 
 def test_a_refusal_comes_back_as_it_was(tmp_path):

@@ -43,8 +43,8 @@ def call(command: list[str], log: Path, seconds: float, folder: Path = ROOT) -> 
     """Run Python in `folder` for at most `seconds`; its output goes to `log`. Returns why it failed, or nothing."""
     if seconds <= 0:
         return LATE[0]
-    path = f"{registered(log.parent)}:{ROOT / 'src'}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"
-    env = os.environ | {"PYTHONPATH": path}
+    own = [str(registered(log.parent)), str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, own))}
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, *command], cwd=folder, env=env, stdout=file, stderr=file, start_new_session=True
@@ -91,7 +91,8 @@ def parts(asked: argparse.Namespace, out: Path) -> tuple[list[tuple[str, str]], 
 
 def source(*options: str) -> str:
     """A hash of the code that is tested and measured, and of `options`."""
-    files = sorted(path for room in ("bench", "pruners", "tools", "tests/grid") for path in (ROOT / room).rglob("*.py"))
+    rooms = ("bench", "pruners", "tools", "tests/grid", "tests/support")
+    files = sorted(path for room in rooms for kind in ("*.py", "*.cpp") for path in (ROOT / room).rglob(kind))
     return hashlib.sha256(b"\0".join([path.read_bytes() for path in files] + [str(options).encode()])).hexdigest()[:12]
 
 
@@ -134,7 +135,8 @@ def measure(asked: argparse.Namespace) -> str:
     split = Split(pixels, torch.randint(10, (count,), generator=chance))
     if asked.measure == "train":
         split = split.to(device)
-        plan = Plan(rules.training.model_copy(update={"validate_every": 9}), rules.threat, epochs=10, stop=3)
+        recipe = rules.training.model_copy(update={"validate_every": 9, "lr": 0.01})  # random labels must not diverge
+        plan = Plan(recipe, rules.threat, epochs=10, stop=3)
         epoch = fit(net, plan, split, split.take(slice(0, 16)), seed=0).times[
             1
         ]  # the first compiles, the last validates

@@ -196,7 +196,7 @@ def _locate(path: Path, name: str, what: str) -> Path:
 def rules_of(path: Path, claim: Claim) -> Protocol:
     """The rules that the claim at `path` was made under. Raises PrunebenchError when they are others today."""
     name = claim.protocol.name
-    rules = PROTOCOLS[name] if name in PROTOCOLS else load(_locate(path, _own(path, name), "its rules"))
+    rules = PROTOCOLS[name] if name in PROTOCOLS else load(_locate(path, _own(path, name), "its rules"), to_train=False)
     if rules.sha256 != claim.protocol.sha256:
         raise Refused(
             "protocol",

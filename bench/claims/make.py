@@ -11,7 +11,7 @@ from prunebench.bench.claims.claim import LARGEST, NAME, About, Asset, Claim, Un
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import read_known, sha256_of, write_bytes
 from prunebench.bench.outcomes import outcomes_path, proposals_path, recount
-from prunebench.bench.protocol import PROTOCOLS, Protocol
+from prunebench.bench.protocol import Protocol
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.schema import Strict, explain
 
@@ -107,19 +107,17 @@ def _toml_of(values: Strict) -> bytes:
 
 
 def _rules(record: Record, net: Path) -> Protocol:
-    """The rules that a record was made under: built in, or from the header of the net."""
-    wanted = record.protocol.sha256
-    for rules in PROTOCOLS.values():
-        if rules.sha256 == wanted:
-            return rules
+    """The rules that a record was made under: its own, built-in ones, or those in the header of the net."""
+    if record.known_rules is not None:
+        return record.known_rules
     from prunebench.bench.checkpoint import open_net
 
     rules = open_net(net).header.protocol
-    if rules.sha256 == wanted:
+    if rules.sha256 == record.protocol.sha256:
         return rules
     raise PrunebenchError(
-        f"The record was made under {record.protocol.name} with the sha256 {wanted[:12]}..., which is neither built in "
-        f"nor in the header of {net}; score the net under today's rules."
+        f"The record was made under {record.protocol.name} with the sha256 {record.protocol.sha256[:12]}..., which is "
+        f"neither built in nor in the header of {net}; score the net under today's rules."
     )
 
 

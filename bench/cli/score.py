@@ -50,7 +50,7 @@ def score(
     from prunebench.bench.files import sole_user
     from prunebench.bench.score.scoring import score as referee
 
-    rules = None if protocol is None else load(protocol)
+    rules = None if protocol is None else load(protocol, to_train=False)
     torch.set_num_threads(threads)
     folder = net.parent if out is None else out
     if out is None and not net.exists():
@@ -103,7 +103,14 @@ def import_(
 
     share = None if sparsity is None else sparsity_of(sparsity)
     made = checkpoints.ingest(
-        file, arch, load(protocol), out, store_of(data), sparsity=share, label=label, normalisation=normalisation
+        file,
+        arch,
+        load(protocol, to_train=False),
+        out,
+        store_of(data),
+        sparsity=share,
+        label=label,
+        normalisation=normalisation,
     )
     if as_json:
         show.as_json(made.as_json())

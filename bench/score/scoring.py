@@ -65,7 +65,7 @@ def score(
     opened = None
     try:
         store = store or Store(Path("data"))
-        rules = protocol if isinstance(protocol, Protocol) or protocol is None else load(protocol)
+        rules = protocol if isinstance(protocol, Protocol) or protocol is None else load(protocol, to_train=False)
         opened = open_zoo(str(net), rules, store, mirror=mirror) if str(net).startswith(PREFIX) else open_net(path)
         rules = rules or _made_for(opened, path)
         test, whole = _test_images(opened, path, rules, examples, store)
@@ -272,7 +272,7 @@ class _Scoring:
             notes["sandbox"] = effort.sandbox
         record: Record = Record.sealed(
             protocol=ProtocolId.of(rules),
-            rules=rules,
+            rules=rules.model_dump(mode="json"),
             job=header.job,
             net=self.net.id,
             score=score,

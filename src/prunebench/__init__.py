@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunebench.bench.claims.compare import compare
-    from prunebench.bench.claims.verify import verify
     from prunebench.bench.errors import PrunebenchError
     from prunebench.bench.executor import fast
     from prunebench.bench.lab.lab import Lab, Pruner
     from prunebench.bench.protocol import Job, Protocol
-    from prunebench.face import load, rank, score, train
+    from prunebench.face import load, rank, score, train, verify
 
 __all__ = [
     "Job",
@@ -34,21 +33,22 @@ __all__ = [
 
 _HOMES = {
     "bench.claims.compare": ("compare",),
-    "bench.claims.verify": ("verify",),
     "bench.errors": ("PrunebenchError",),
     "bench.executor": ("fast",),
-    "face": ("load", "rank", "score", "train"),
+    "face": ("load", "rank", "score", "train", "verify"),
     "bench.lab.lab": ("Lab", "Pruner"),
     "bench.protocol": ("Job", "Protocol"),
 }
 
 
-def __getattr__(name: str) -> Any:
-    """What `name` is, imported now."""
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{home}"), name)
-    raise AttributeError(f"prunebench has no {name!r}; it has {', '.join(__all__)}.")
+if not TYPE_CHECKING:  # a type checker would take every name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        """What `name` is, imported now."""
+        for home, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(f"{__name__}.{home}"), name)
+        raise AttributeError(f"prunebench has no {name!r}; it has {', '.join(__all__)}.")
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -9,8 +10,13 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save_file
 from torch import nn
 
+from prunebench.bench import beside
 from prunebench.bench import protocol as rulebook
 from prunebench.bench.checkpoint import Net, open_net
+from prunebench.bench.claims import verify as measured_again
+from prunebench.bench.claims.verdict import Verdict
+from prunebench.bench.claims.verify import Level
+from prunebench.bench.cli.options import store_of
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sole_user
@@ -42,21 +48,23 @@ def train(
     *,
     sparsity: float | None = None,
     seed: int = 0,
-    data: str | Path = "data",
+    data: str | Path | None = None,
     device: str = "auto",
 ) -> Net:
     """Train and prune a net by `protocol` in a process of its own, leave it in the folder `out`, and open it.
 
     `pruner`: "NAME[:option=value,...]", "module:Class" or "file.py:Class". `protocol`: a name, a TOML file or a
-    Protocol. `sparsity`: in [0, 1), None for a pruner that does not prune. A run that was cut off resumes; a finished
-    net is kept. Raises PrunebenchError for a pruner that breaks a rule or its budget, and for another net in `out`.
+    Protocol. `sparsity`: in [0, 1), None for a pruner that does not prune. `data`: the folder of data sets, by default
+    $PRUNEBENCH_DATA or `data`. A run that was cut off resumes; a finished net is kept. Results depend on the number of
+    torch's threads, which is 1 on the command line. Raises PrunebenchError for a pruner that breaks a rule or its
+    budget, and for another net in `out`.
     """
     rules, folder = _rules(protocol), Path(out)
     (resolved,) = resolve([pruner])
     job = job_of(resolved, sparsity, seed)
     with sole_user(folder):
         task.make_room(folder, job, rules, force=False)
-        return open_net(task.train(pruner, job, rules, folder, folder / "stages", Store(Path(data)), device=device))
+        return open_net(task.train(pruner, job, rules, folder, folder / "stages", _store(data), device=device))
 
 
 def score(
@@ -67,26 +75,68 @@ def score(
     normalisation: str | None = None,
     examples: int | None = None,
     out: str | Path | None = None,
-    data: str | Path = "data",
+    data: str | Path | None = None,
     device: str = "auto",
 ) -> Record:
     """Attack a net with AutoAttack *standard* and count the test images that survive.
 
     `net`: a net file, "robustbench:NAME", or a module whose state dict fits the architecture `arch`; a module also
     needs a `protocol`, and `normalisation` as "MEAN/STD" or "none" where it has no such layer of its own. `examples`:
-    only the first so many test images. `out`: a folder for the record and for the journal from which a killed run
-    resumes. Raises Refused, a PrunebenchError, for a net that cannot be scored.
+    only the first so many test images. `out`: a folder for the record, for the net file of a module, and for the
+    journal from which a killed run resumes. `data`: as `train` takes it. Raises Refused, a PrunebenchError, for a net
+    that cannot be scored, and PrunebenchError where `out` holds the record of another net.
     """
-    store = Store(Path(data))
-    if not isinstance(net, nn.Module):
-        return scoring.score(net, protocol, examples, out=out, store=store, device=device)
+    if isinstance(net, nn.Module):
+        return _score_module(net, protocol, arch, normalisation, examples, out, data, device)
+    if arch is not None or normalisation is not None:
+        raise PrunebenchError("A net file says itself how it was made; name arch and normalisation for a module alone.")
+    rules = None if protocol is None else _rules(protocol, to_train=False)
+    if out is None:
+        return scoring.score(net, rules, examples, store=_store(data), device=device)
+    with sole_user(Path(out)):
+        beside.make_room(Path(out), Path(net), str(net), force=False)
+        return scoring.score(net, rules, examples, out=out, store=_store(data), device=device)
+
+
+def _score_module(
+    net: nn.Module,
+    protocol: str | Protocol | None,
+    arch: str | None,
+    normalisation: str | None,
+    examples: int | None,
+    out: str | Path | None,
+    data: str | Path | None,
+    device: str,
+) -> Record:
+    """The score of a module, sealed as a net file in `out`, or in a folder for the while."""
     if protocol is None or arch is None:
         raise PrunebenchError("A module does not say how it was made; name its architecture and a protocol.")
     with TemporaryDirectory() as folder:
-        file = Path(folder) / "module.safetensors"
+        file, store = Path(folder) / "module.safetensors", _store(data)
         save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in net.state_dict().items()}, file)
-        sealed = ingest(file, arch, _rules(protocol), Path(folder), store, normalisation=normalisation)
-        return scoring.score(sealed.path, examples=examples, out=out, store=store, device=device)
+        rules = _rules(protocol, to_train=False)
+        place = Path(folder) / "net" if out is None else Path(out)
+        sealed = ingest(file, arch, rules, place, store, normalisation=normalisation)
+        return score(sealed.path, examples=examples, out=out, data=data, device=device)
+
+
+def verify(
+    claim: str | Path,
+    level: Level = "replay",
+    *,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    device: str = "auto",
+) -> Verdict:
+    """Check the claim in the file `claim` against a new measurement: `word`, `sentence`, `images`, `p`, `good`.
+
+    `level`: "replay" measures the stored adversarial images again, "quick" runs APGD on some images, drawn by `seed` or
+    anew each time, "full" all of AutoAttack on all of them, with a journal in `out`. `data`: as `train` takes it.
+    Raises PrunebenchError for a claim whose files are not those that it names, or that lacks what the level needs.
+    """
+    folder = None if out is None else Path(out)
+    return measured_again.verify(claim, level, store=_store(data), device=device, seed=seed, out=folder)
 
 
 def rank(records: str | Path) -> Ranking:
@@ -99,5 +149,9 @@ def rank(records: str | Path) -> Ranking:
     return look(records)
 
 
-def _rules(protocol: str | Protocol) -> Protocol:
-    return protocol if isinstance(protocol, Protocol) else rulebook.load(protocol)
+def _rules(protocol: str | Protocol, *, to_train: bool = True) -> Protocol:
+    return protocol if isinstance(protocol, Protocol) else rulebook.load(protocol, to_train=to_train)
+
+
+def _store(data: str | Path | None) -> Store:
+    return store_of(Path(os.environ.get("PRUNEBENCH_DATA", "data") if data is None else data))

@@ -258,7 +258,7 @@ def test_official_is_what_the_net_is(board):
 
 
 def test_rules_that_are_not_built_in_are_refused(board):
-    other = changed(name="others")
+    other = changed(RULES, name="others")
     told(board, protocol={"name": "others", "sha256": other.sha256}, rules=other.model_dump(mode="json"))
     with pytest.raises(PrunebenchError, match="which are no built-in rules today"):
         measured(board)
@@ -320,7 +320,7 @@ def test_a_draw_can_be_repeated_and_not_foreseen(tmp_path):
 
 def test_records_whose_images_are_not_here_are_counted(tmp_path):
     """By the rules, whatever the record says of its data."""
-    records = official(tmp_path, 2, data={"name": "cifar10"})
+    records = official(tmp_path, 2, schema=4, data={"name": "cifar10"})
     assert len(names(rescore.draw(records, tmp_path, 9, 0, [], STORE))) == 2
     records[tmp_path / "old"] = make(protocol={"sha256": "e" * 64})  # of rules that are built in no longer
     cifar = PROTOCOLS["cifar10-linf"]

@@ -41,7 +41,7 @@ def make(
     nonzero = PRUNABLE - math.ceil(Fraction(as_sparsity(sparsity)) * PRUNABLE)
     values: dict[str, Any] = {
         "protocol": {"name": DIGITS.name, "version": DIGITS.version, "sha256": DIGITS.sha256},
-        "rules": DIGITS,
+        "rules": DIGITS.model_dump(mode="json"),
         "job": {"pruner": pruner, "options": {}, "sparsity": sparsity, "seed": seed},
         "net": {
             "sha256": sha256_of(repr((pruner, sparsity, seed)).encode()),
@@ -82,12 +82,13 @@ def make(
     }
     for key, change in changes.items():
         values[key] = values[key] | change if isinstance(change, dict) else change
-    if "protocol" in changes and "schema" not in changes:  # rules that nobody has: from before records carried theirs
+    foreign = "protocol" in changes or "name" in changes.get("data", {})
+    if foreign and "schema" not in changes:  # rules that nobody has: from before records carried theirs
         values["schema"] = 4
     if values.get("schema") in (3, 4):
         old = {"rejected": "disagreements", "kernel_only": "unconfirmed"}
         values["score"] = {old.get(key, key): value for key, value in values["score"].items()}
-        values["rules"] = None
+        values.pop("rules")
     return Record.sealed(**values)
 
 

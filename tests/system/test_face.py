@@ -9,7 +9,7 @@ import pytest
 
 import prunebench
 from prunebench.bench.executor import Fast
-from tests.support.nets import STORE, changed, job, use_attacks
+from tests.support.nets import changed, job, use_attacks
 from tests.support.nets import quick_attacks as quick
 
 FEW = changed(test=16, shard=16)
@@ -33,7 +33,7 @@ def test_from_a_pruner_to_a_rank(tmp_path, monkeypatch):
     net = prunebench.train("random", FEW, tmp_path / "net", sparsity=0.9, device="cpu")
     assert net.header.job == job("random") and prunebench.load(tmp_path / "net" / "net.safetensors").id == net.id
     record = prunebench.score(tmp_path / "net" / "net.safetensors", out=tmp_path / "records", device="cpu")
-    assert record.score.n == 16 and record.rules == FEW
+    assert record.score.n == 16 and record.known_rules == FEW
     copied = tmp_path / "board" / "record.json"
     copied.parent.mkdir()
     for path in (tmp_path / "records").glob("record.*"):
@@ -53,4 +53,20 @@ def test_a_module_is_scored_like_the_file_that_it_came_from(nets, monkeypatch, t
     assert not other.official and other.job.pruner == "import"
     with pytest.raises(prunebench.PrunebenchError, match="name its architecture and a protocol"):
         prunebench.score(module, FEW)
-    assert STORE.info("digits").classes == 10
+    with pytest.raises(prunebench.PrunebenchError, match="name arch and normalisation for a module alone"):
+        prunebench.score(file, FEW, arch="digits-cnn")
+
+
+def test_a_module_leaves_its_net_and_nothing_is_overwritten(nets, monkeypatch, tmp_path):
+    use_attacks(monkeypatch, quick())
+    module = prunebench.load(nets["imp"]).module
+    record = prunebench.score(module, FEW, arch="digits-cnn", out=tmp_path, device="cpu")
+    assert prunebench.load(tmp_path / "net.safetensors").id == record.net
+    with pytest.raises(prunebench.PrunebenchError, match=r"nothing is overwritten; name another folder"):
+        prunebench.score(nets["dense"], FEW, out=tmp_path, device="cpu")
+
+
+def test_data_sets_lie_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("PRUNEBENCH_DATA", str(tmp_path / "mine"))
+    with pytest.raises(prunebench.PrunebenchError, match=str(tmp_path / "mine")):
+        prunebench.train("dense", "mnist-linf", tmp_path / "net")
