@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,25 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.support.here import Here
 
     monkeypatch.setattr(prunebench.bench.grid.run, "Pool", Here)
+
+
+@pytest.fixture
+def prunebench(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """The command, run in this process: exit code, standard output, standard error."""
+    from prunebench.bench.cli import main
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["prunebench", *map(str, arguments)])
+        code = 0
+        try:
+            main.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
@@ -30,19 +31,7 @@ def apgd_ce(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, gen
     """Auto-PGD on cross-entropy, 100 steps, one start."""
     if threat.norm == "Linf":
         return apgd.apgd_ce(model, images, labels, threat.radius, generator.initial_seed())
-    attack = APGDAttack(
-        model,
-        n_restarts=1,
-        n_iter=100,
-        eps=threat.radius,
-        norm=threat.norm,
-        eot_iter=1,
-        rho=0.75,
-        loss="ce",
-        seed=generator.initial_seed(),
-        device=images.device,
-        logger=_QUIET,
-    )
+    attack = APGDAttack(model, loss="ce", **_published(threat, images, generator.initial_seed()))
     return _contained(attack.perturb, images, labels)
 
 
@@ -58,22 +47,25 @@ def apgd_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, gene
     targets = min(9, classes - 1)
     if threat.norm == "Linf" and classes >= 4:
         return apgd.apgd_t(model, images, labels, threat.radius, targets, seed)
-    common = dict(
-        n_restarts=1,
-        n_iter=100,
-        eps=threat.radius,
-        norm=threat.norm,
-        eot_iter=1,
-        rho=0.75,
-        device=images.device,
-        logger=_QUIET,
-        seed=seed,
-    )
+    common = _published(threat, images, seed)
     if classes >= 4:
         attack = APGDAttack_targeted(model, n_target_classes=targets, **common)
     else:
         attack = APGDAttack(model, loss="dlr", **common)
     return _contained(attack.perturb, images, labels)
+
+
+def _published(threat: Threat, images: Tensor, seed: int) -> dict[str, Any]:
+    """What AutoAttack *standard* gives its authors' APGD."""
+    where = {"device": images.device, "logger": _QUIET, "seed": seed}
+    return where | {
+        "n_restarts": 1,
+        "n_iter": 100,
+        "eps": threat.radius,
+        "norm": threat.norm,
+        "eot_iter": 1,
+        "rho": 0.75,
+    }
 
 
 def fab_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,6 @@ from prunebench.bench.beside import net_path
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.claims import rescore
 from prunebench.bench.claims.verdict import Verdict
-from prunebench.bench.cli import main
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.bench.outcomes import outcomes_path, pack_outcomes
@@ -398,23 +397,6 @@ def test_where_nothing_says_what_changed_three_are_drawn(repository, tmp_path):
 
 
 # The command
-
-
-@pytest.fixture
-def prunebench(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["prunebench", *map(str, arguments)])
-        code = 0
-        try:
-            main.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 def test_a_board_that_was_measured_again_says_so(board, prunebench):

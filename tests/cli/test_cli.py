@@ -15,7 +15,7 @@ from importlib.metadata import version
 import pytest
 
 from prunebench.bench.checkpoint import Header, seal
-from prunebench.bench.cli import main, run
+from prunebench.bench.cli import run
 from prunebench.bench.datasets import DATASETS
 from prunebench.bench.facts import Stage
 from prunebench.bench.mask import keep_largest, masked
@@ -56,23 +56,6 @@ def _one_thread_and_no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("PRUNEBENCH_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def prunebench(monkeypatch, capsys):
-    """The command, run in this process: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["prunebench", *map(str, arguments)])
-        code = 0
-        try:
-            main.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture
