@@ -1,1 +1,1 @@
-"""A net under the referee: cascade of attacks, probes, flags, record."""
+"""Scoring a net: the referee, the cascade of attacks, probes, flags and the record."""

@@ -1,4 +1,4 @@
-"""Attack after attack on a shard of test images, through the journal; what was found on shards is joined."""
+"""The cascade: runs the attacks in order on each shard of test images, through the journal, and joins the results."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from prunebench.bench.score.progress import Progress
 from prunebench.bench.score.referee import Referee
 from prunebench.bench.seeds import derive
 
-Bits = dict[str, Tensor]  # by attack or eps: bool (n,), who is still standing
+Bits = dict[str, Tensor]  # by attack or eps: bool (n,), the images still standing
 
 
 @dataclass(frozen=True)
 class Found:
-    """What attacks found on some images.
+    """The results of the attacks on some images.
 
-    `standing`: after each ranked attack, bool (n,) on the CPU; `weak`, `curve`: after each weak attack, and at each
-    eps, alone. `rejected`: proposals of ranked attacks that moved an image and fooled nothing; `kernel_only`: those
-    that fooled the fast net alone. `passes`, `seconds`: what all attacks took. `images`: float32 (n, c, h, w), what
-    fooled the net where a ranked attack did, zero elsewhere; None when they were not asked for.
+    `standing`: after each ranked attack, bool (n,) on the CPU. `weak`, `curve`: after each weak attack alone, and at
+    each eps alone. `rejected`: proposals of ranked attacks that moved an image and fooled nothing. `kernel_only`:
+    proposals that fooled only the fast net. `passes`, `seconds`: the cost of all attacks. `images`: float32
+    (n, c, h, w), the adversarials of the ranked attacks, zero elsewhere; None when not requested.
     """
 
     standing: Bits
@@ -47,7 +47,7 @@ class Found:
 
 
 def facts_of(referee: Referee, net: Net, test: Split) -> list[object]:
-    """What a journal's entries rest on: net, images, rules, batch, machine, kernels, the code of the attacks."""
+    """The facts that journal entries depend on: net, images, rules, batch, machine, kernels, attack code."""
     where = [machine.env_key(referee.device), referee.fast.bits(net.header.shape), machine.attack_code()]
     return [net.id.sha256, test.sha256, referee.rules.sha256, referee.batch, *where]
 
@@ -65,11 +65,11 @@ def attack_shard(
     keep_images: bool = False,
     progress: Progress | None = None,
 ) -> Found:
-    """Run the protocol's suite on shard `number` of the images `test`, of which `clean`, bool (k,), are right.
+    """Run the protocol's suite on shard `number` of `test`; `clean`, bool (k,), marks its correctly classified images.
 
-    A pure function of its arguments: each image gets what it would get in any order of shards. `only`: these of the
-    ranked attacks, and neither weak attacks nor the curve. `seed`: by default the protocol's. `also`: more weak attacks
-    by name.
+    A pure function of its arguments: results do not depend on the order of shards. `only`: run just these ranked
+    attacks, without weak attacks or the curve. `seed`: by default the protocol's. `also`: additional weak attacks by
+    name.
     """
     rules, suite = referee.rules, suite_of(referee.rules)
     shard = referee.shards(len(test))[number]
@@ -108,7 +108,7 @@ def attack_shard(
 
 
 def joined(shards: Sequence[Found]) -> Found:
-    """What was found on `shards`, all of which ran the same attacks, as one."""
+    """Join the results of `shards`, which must all have run the same attacks."""
 
     def bits(of: Sequence[Bits]) -> Bits:
         return {name: torch.cat([shard[name] for shard in of]) for name in of[0]}
@@ -138,14 +138,14 @@ def attack_all(
     keep_images: bool = False,
     progress: Progress | None = None,
 ) -> Found:
-    """What `attack_shard` finds on the shards of `test`, joined; `clean`: bool (n,). The options are the same."""
+    """Run `attack_shard`, with the same options, on every shard of `test` and join the results; `clean`: bool (n,)."""
     each = partial(attack_shard, only=only, seed=seed, also=also, keep_images=keep_images, progress=progress)
     shards = enumerate(referee.shards(len(test)))
     return joined([each(referee, test, number, clean[shard], journal) for number, shard in shards])
 
 
 class _Line:
-    """The images of one shard, and what attacks in line have noted of them."""
+    """The images of one shard and the journal entries of the attacks run on them."""
 
     def __init__(
         self, referee: Referee, part: Split, shard: slice, journal: Journal, progress: Progress | None
@@ -162,7 +162,7 @@ class _Line:
         images: Tensor | None = None,
         threat: Threat | None = None,
     ) -> Tensor:
-        """Who of `standing`, bool (k,), still stands after an attack; what fooled the others goes into `images`."""
+        """The images of `standing`, bool (k,), that survive an attack; adversarials of the rest go to `images`."""
         label = name.replace(":", " ") if threat is None else f"{name} eps {threat.eps.replace('/', ':')}"
         listen = (
             None

@@ -1,4 +1,4 @@
-"""What training a net took, in a file beside it: nets themselves compare byte for byte."""
+"""The cost of training a net, stored beside it so that net files themselves can be compared byte for byte."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ LARGEST_TIMES = 2**20  # bytes
 
 
 class Effort(Hashed):
-    """What training a net took here: the seconds of its `stages` as its process told them, and what we measured.
+    """The cost of training a net here: the seconds of its `stages` as its process reported them, and our measurements.
 
-    `header`: the hash of the net's. `processor`: processor seconds of all that the pruner's process did, None where the
-    kernel does not tell. `allowed`: how many its passes may take (`bench.lab.budget`), None where that says nothing.
-    `sandbox`: whether it ran in one.
+    `header`: the hash of the net's header. `processor`: processor seconds of the pruner's whole process, None where the
+    kernel does not report them. `allowed`: the processor seconds that its passes may take (`bench.lab.budget`), None
+    where that is meaningless. `sandbox`: whether it ran in a sandbox.
     """
 
     header: Sha256
@@ -33,12 +33,12 @@ class Effort(Hashed):
 
 
 def save_effort(net: Path, header: Header, **values: object) -> None:
-    """Write what the training of `net` took beside it: nets themselves compare byte for byte."""
+    """Write the cost of training `net` beside the net file."""
     Effort.sealed(header=_of(header), **values).save(net.with_name(TIMES))
 
 
 def effort_of(net: Path, header: Header) -> Effort | None:
-    """What the training of `net` took, from beside it; None where nothing whole is there, or something of another."""
+    """The training cost stored beside `net`; None if it is missing, damaged or another net's."""
     try:
         effort = Effort.model_validate(
             json_of(read_outside(net.with_name(TIMES), "times of a training", LARGEST_TIMES))

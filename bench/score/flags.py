@@ -1,10 +1,10 @@
-"""Signs that a robustness number cannot be trusted: pure functions of what was measured, each with its threshold.
+"""Signs that a robustness number cannot be trusted: pure functions of the measurements, each with its threshold.
 
-A flag never changes a number; it is shown beside it. What the signs rest on: Athalye et al. 2018 (arXiv 1802.00420),
-Carlini et al. 2019 (arXiv 1902.06705), Pintor et al. 2022 (arXiv 2106.09947). The thresholds are ours, set between the
-victims of the tests and what dense nets and winning tickets of the digits show (Square up to 1.8 % of the images, a gap
-of up to 11 points). That of the kernels is one proposal in a thousand, below what an image on the edge of a decision
-does by chance: sparse nets of the digits had none, and of 50,000 gradients not one that pointed elsewhere.
+A flag never changes a number; it is shown beside it. Sources: Athalye et al. 2018 (arXiv 1802.00420), Carlini et al.
+2019 (arXiv 1902.06705), Pintor et al. 2022 (arXiv 2106.09947). The thresholds are ours. They lie between the tests'
+victims and what dense nets and winning tickets show on the digits: Square up to 1.8 % of the images, a gap of up to 11
+points. The kernel threshold is one proposal in a thousand, below what an image on the decision boundary does by chance.
+Sparse nets of the digits had no such proposal, and none of their 50,000 gradients pointed elsewhere.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ PROBABILITIES = 0.5
 TRANSFER = 0.005
 KERNELS = 0.001
 RANGE = 1.0
-KINKS = 0.01  # images whose gradient hangs on a ReLU that the last bit decides
+KINKS = 0.01  # share of images whose gradient depends on a ReLU that the last bit decides
 
 
 def black_box_wins(white_box: int, square: int, n: int) -> Flag:
-    """Of `white_box` images that all white-box attacks left standing, `square` stand after Square as well."""
+    """`white_box` images survive all white-box attacks; `square` of them also survive Square."""
     value = (white_box - square) / n
     return _flag(
         "black-box-wins",
@@ -42,7 +42,7 @@ def black_box_wins(white_box: int, square: int, n: int) -> Flag:
 
 
 def zero_gradients(cross_entropy: int, dlr: int, n: int) -> Flag:
-    """The input gradient of cross-entropy, or of the DLR loss, is zero or vanishes on that many images."""
+    """The number of images on which the input gradient of each loss is zero or vanishes."""
     return _flag(
         "zero-gradients",
         max(cross_entropy, dlr) / n,
@@ -53,9 +53,9 @@ def zero_gradients(cross_entropy: int, dlr: int, n: int) -> Flag:
 
 
 def eps_curve(curve: Sequence[Point], n: int, chance: float) -> Flag:
-    """The security curve rises somewhere, or its last point, where every image can be made grey, is above `chance`.
+    """The security curve rises somewhere, or its last point, where every image can be made grey, exceeds `chance`.
 
-    `chance`: the rate of the best constant answer, in [0, 1]. The value is the larger of the two excesses.
+    `chance`: the accuracy of the best constant answer, in [0, 1]. The value is the larger of the two excesses.
     """
     rises = [after.robust - before.robust for before, after in pairwise(curve)]
     rise, end = max([0, *rises]) / n, curve[-1].robust / n
@@ -69,7 +69,7 @@ def eps_curve(curve: Sequence[Point], n: int, chance: float) -> Flag:
 
 
 def weak_beats_strong(beaten: int, n: int) -> Flag:
-    """FGSM or PGD fooled the net on `beaten` images that it held under AutoAttack."""
+    """FGSM or PGD fooled the net on `beaten` images that survived AutoAttack."""
     return _flag(
         "weak-beats-strong",
         beaten / n,
@@ -80,7 +80,7 @@ def weak_beats_strong(beaten: int, n: int) -> Flag:
 
 
 def weak_strong_gap(pgd: int, robust: int, n: int) -> Flag:
-    """`pgd` images are right after PGD-20, `robust` after AutoAttack."""
+    """`pgd` images survive PGD-20, `robust` survive AutoAttack."""
     value = (pgd - robust) / n
     return _flag(
         "weak-strong-gap",
@@ -92,7 +92,7 @@ def weak_strong_gap(pgd: int, robust: int, n: int) -> Flag:
 
 
 def quantised_input(unmoved: int, n: int, nudge: float) -> Flag:
-    """No logit of `unmoved` images changed when all their pixels moved by up to `nudge`."""
+    """On `unmoved` images no logit changed when all pixels moved by up to `nudge`."""
     return _flag(
         "quantised-input",
         unmoved / n,
@@ -103,7 +103,7 @@ def quantised_input(unmoved: int, n: int, nudge: float) -> Flag:
 
 
 def softmax_output(probabilities: int, n: int) -> Flag:
-    """On that many images the outputs are probabilities: none below 0, and they sum to 1."""
+    """On `probabilities` images the outputs are probabilities: none is below 0, and they sum to 1."""
     return _flag(
         "softmax-output",
         probabilities / n,
@@ -113,9 +113,9 @@ def softmax_output(probabilities: int, n: int) -> Flag:
 
 
 def transfer(fooled: int | None, n: int) -> Flag:
-    """Adversarial images of the dense net fooled this one on `fooled` images that white-box attacks had left standing.
+    """Adversarials of the dense net fooled this net on `fooled` images that survived the white-box attacks.
 
-    None: no dense net was at hand.
+    None: no dense net was available.
     """
     if fooled is None:
         return _flag("transfer", None, TRANSFER, "No dense net was given whose adversarial images could be tried.")
@@ -129,11 +129,11 @@ def transfer(fooled: int | None, n: int) -> Flag:
 
 
 def kernel_disagrees(kernel_only: int, proposals: int, turned: int, n: int) -> Flag:
-    """The fast net that attacks see, on sparse kernels or folded, is not the net.
+    """The fast net that attacks see, with sparse kernels or folded norms, differs from the net.
 
-    Of `proposals` that attacks made, it called `kernel_only` adversarial and the net itself did not; on
-    `turned` of `n` images its input gradient points elsewhere than the net's. The value is the larger of the two
-    shares, each less what the last bits explain: one proposal, which lies where two logits are equal, and some kinks.
+    Of the attacks' `proposals`, `kernel_only` fool it but not the net itself. On `turned` of `n` images its input
+    gradient points elsewhere than the net's. The value is the larger of the two shares, each minus what the last bits
+    explain: one proposal, which lies where two logits are equal, and some kinks.
     """
     value = max(max(kernel_only - 1, 0) / max(proposals, 1), turned / n - KINKS, 0.0)
     return _flag(
@@ -147,10 +147,10 @@ def kernel_disagrees(kernel_only: int, proposals: int, turned: int, n: int) -> F
 
 
 def budget_overrun(processor: float | None, allowed: float | None) -> Flag:
-    """The training took `processor` seconds of the processor, and its passes may take `allowed` of them.
+    """Training took `processor` processor seconds; its passes may take `allowed`.
 
-    The value is how much longer it took, as a share; 0 within what is allowed, so that it does not depend on the clock.
-    None: not trained here, or on a card, where processor time says nothing.
+    The value is the excess as a share of `allowed`; 0 within the limit, so that it does not depend on the clock.
+    None: not trained here, or trained on a GPU, where processor time is meaningless.
     """
     if processor is None or allowed is None:
         return _flag("budget-overrun", None, 0.0, "What the training took was not measured.")
@@ -167,7 +167,7 @@ def budget_overrun(processor: float | None, allowed: float | None) -> Flag:
 
 
 def out_of_range(excess: float) -> Flag:
-    """`excess`: the net's largest number in units of what is sensible in float32, see `bench.wide.Sizes`."""
+    """`excess`: the net's largest number relative to float32's sensible range, see `bench.wide.Sizes`."""
     return _flag(
         "out-of-range",
         min(excess, sys.float_info.max),
@@ -179,7 +179,7 @@ def out_of_range(excess: float) -> Flag:
 
 
 def rounding(lost: int, n: int) -> Flag:
-    """On `lost` images float32 rounds the logits until the net has no answer; these images count as wrong."""
+    """On `lost` images float32 rounding leaves the net without an answer; these images count as wrong."""
     return _flag(
         "rounding",
         lost / n,
@@ -190,7 +190,7 @@ def rounding(lost: int, n: int) -> Flag:
 
 
 def constant(collapsed: Sequence[str], predicted: Sequence[int], labels: Sequence[int]) -> Flag:
-    """The net cannot see its images, for the reasons `collapsed`, or gives all of them one answer; how many reasons."""
+    """The net cannot see its images (reasons: `collapsed`) or gives all the same answer; the value counts reasons."""
     reasons = list(collapsed)
     if len(set(predicted)) == 1 and len(set(labels)) > 1:
         answer = "no class" if predicted[0] < 0 else f"class {predicted[0]}"

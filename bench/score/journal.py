@@ -1,4 +1,4 @@
-"""What a scoring has measured so far, a file per shard and attack, so that a killed one goes on where it was."""
+"""The measurements of a scoring so far, one file per shard and attack, so that a killed scoring can resume."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from prunebench.bench.schema import Natural
 
 
 class Entry(Hashed):
-    """One attack on one shard: a digit per image (1: still classified rightly), and what the attack took.
+    """One attack on one shard: a digit per image (1: still classified correctly), and the attack's cost.
 
-    Its own hash stands for all of it, the key of what it rests on included, so that no damaged entry is believed.
+    Its own hash covers every field, including the key of its facts, so that a damaged entry is never trusted.
 
-    `images`: the sha256 of a file beside it that holds what fooled the net; None when it was not kept.
+    `images`: the sha256 of the file beside it that holds the adversarials; None when they were not kept.
     """
 
     key: Sha256
@@ -47,10 +47,10 @@ class Entry(Hashed):
 
 @dataclass(frozen=True)
 class Finding:
-    """What a measurement found: who is standing, bool (images,); `rejected` proposals; the batch; the passes.
+    """One measurement: the images still `standing`, bool (images,); `rejected` proposals; the batch; the passes.
 
-    `kernel_only`: proposals that fooled the fast net alone. `images`: float32 (k, c, h, w), what fooled the net,
-    one for each image that fell, in their order.
+    `kernel_only`: proposals that fooled only the fast net. `images`: float32 (k, c, h, w), one adversarial per fooled
+    image, in order.
     """
 
     standing: Tensor
@@ -64,8 +64,8 @@ class Finding:
 class Journal:
     """Entries below `folder` (None: nothing is kept).
 
-    An entry counts only under the very same key: the `facts` (net, data, rules, machine, kernels), the shard, the
-    attack, its seed and who was still standing. So a resumed scoring ends in the bits of an uninterrupted one.
+    An entry is valid only for the same key: the `facts` (net, data, rules, machine, kernels), the shard, the attack,
+    its seed and the images still standing. A resumed scoring therefore gives the same bits as an uninterrupted one.
     """
 
     def __init__(self, folder: Path | None, facts: list[object]) -> None:
@@ -81,10 +81,10 @@ class Journal:
         *,
         keep_images: bool = False,
     ) -> tuple[Entry, Tensor | None]:
-        """The entry of `attack` on `shard`: the kept one, or what `measure` finds now.
+        """The entry of `attack` on `shard`: read from the journal, or measured now by `measure`.
 
-        `before`: bool (images,), who was standing. With `keep_images` the images of the finding are kept and returned
-        too; an entry that was kept without them is then measured anew.
+        `before`: bool (images,), the images standing. With `keep_images` the adversarials are stored and returned too;
+        an entry stored without them is measured again.
         """
         facts = [*self.facts, attack, shard.start, shard.stop, seed, _digits(before)]
         key = sha256_of(canonical_json(facts))
@@ -117,7 +117,7 @@ class Journal:
 
 
 def _read(path: Path, key: str, before: Tensor) -> Entry | None:
-    """The entry at `path` if it has this key and speaks of these images; anything else is measured anew."""
+    """The entry at `path` if its key and images match; otherwise None, and the attack is measured again."""
     try:
         entry = Entry.model_validate(json_of(read_outside(path, "an entry of a journal", LARGEST)))
     except (PrunebenchError, ValueError, ValidationError):
@@ -127,7 +127,7 @@ def _read(path: Path, key: str, before: Tensor) -> Entry | None:
 
 
 def _read_images(path: Path, entry: Entry, before: Tensor) -> Tensor | None:
-    """What fooled the net according to `entry`, if it lies there and is whole."""
+    """The adversarials of `entry`, if their file exists and is undamaged."""
     if entry.images is None:
         return None
     try:

@@ -1,7 +1,7 @@
-"""What the flags rest on beside the attacks' outcomes: small measurements of a net through its referee.
+"""Small measurements of a net through its referee, on which the flags rest beside the attacks' outcomes.
 
-They look at the net itself, never at sparse kernels, so that a flag about the net says nothing of these; `turned`
-compares the two. Only where a probe attacks, the attack sees what every attack sees.
+Probes use the net itself, never sparse kernels, so that a flag about the net says nothing about kernels; `turned`
+compares the two. When a probe runs an attack, that attack sees what every attack sees.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from prunebench.bench.protocol import Threat
 from prunebench.bench.score.referee import Referee
 from prunebench.bench.seeds import derive
 
-VANISHED = 1e-12  # the largest entry of a gradient below which it counts as none
-PROBE = usual_pgd(50)  # what is tried from another net, and to show what fools this one
+VANISHED = 1e-12  # a gradient whose largest entry is not above this counts as zero
+PROBE = usual_pgd(50)  # the attack for the transfer test and for the adversarials shown
 NUDGE = 1e-5
-ALIKE = 0.9  # the cosine of two gradients from which on they are taken to point the same way
-SHOWN, TRIED = 12, 48  # pairs that are kept, and images that are tried for them
+ALIKE = 0.9  # two gradients with at least this cosine count as pointing the same way
+SHOWN, TRIED = 12, 48  # pairs kept, and images attacked to find them
 
 
 def vanishing(referee: Referee, images: Tensor, labels: Tensor) -> tuple[int, int]:
-    """On how many images the input gradient of cross-entropy, and of the DLR loss, is zero or vanishes."""
+    """The number of images on which the input gradient is zero or vanishes: of cross-entropy, and of the DLR loss."""
     return _vanishing(referee, images, labels, _cross_entropy), _vanishing(referee, images, labels, _dlr)
 
 
 def _vanishing(referee: Referee, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> int:
     largest = _gradients(referee, referee.itself, images, labels, loss).abs().amax(1)
-    return int((~(largest > VANISHED)).sum())  # NaN is no direction either
+    return int((~(largest > VANISHED)).sum())  # NaN has no direction either
 
 
 def turned(referee: Referee, images: Tensor, labels: Tensor) -> int:
-    """On how many images the input gradient that attacks see, on kernels, points elsewhere than the net's own.
+    """The number of images on which the gradient that attacks see, through kernels, points elsewhere than the net's.
 
-    The gradient is that of the DLR loss, which does not saturate; where the net's own vanishes there is no direction.
+    Uses the input gradient of the DLR loss, which does not saturate; images where the net's own vanishes do not count.
     """
     if not referee.fast.differs(images.shape[1:]):
         return 0
@@ -68,9 +68,9 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """The margin over the spread of the logits (Croce & Hein 2020, arXiv 2003.01690, equation 6); 3 classes at least.
+    """The margin divided by the spread of the logits (Croce & Hein 2020, arXiv 2003.01690, equation 6).
 
-    With two classes, where the spread is the margin itself, the margin alone.
+    With two classes the spread is the margin itself, so the margin alone is returned.
     """
     ordered = logits.sort(dim=1, descending=True).values
     right = logits.gather(1, labels[:, None]).squeeze(1)
@@ -80,9 +80,9 @@ def _dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def unmoved(referee: Referee, images: Tensor, seed: int) -> int:
-    """How many images' logits stay the same, bit for bit, when all pixels move by up to NUDGE.
+    """The number of images whose logits are identical, bit for bit, after all pixels move by up to NUDGE.
 
-    The images are first moved at random inside the ball: pixels of data sets sit at round numbers.
+    The images are first moved at random inside the ball, because pixels of data sets have round values.
     """
     noise = torch.Generator().manual_seed(seed)
     radius = referee.rules.threat.radius if referee.rules.threat.norm == "Linf" else 0.1
@@ -92,12 +92,12 @@ def unmoved(referee: Referee, images: Tensor, seed: int) -> int:
 
 
 def probabilities(logits: Tensor) -> int:
-    """On how many images the outputs (n, classes) are none below 0 and sum to 1."""
+    """The number of images whose outputs (n, classes) are all at least 0 and sum to 1."""
     return int(((logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)).sum())
 
 
 def transferred(referee: Referee, parent: Referee, test: Split, standing: Tensor, seed: int) -> int:
-    """On how many of the images in `standing`, bool (n,), PGD-50 on `parent` fools the referee's net."""
+    """The number of images in `standing`, bool (n,), on which PGD-50 against `parent` fools the referee's net."""
 
     def on_parent(
         model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator
@@ -116,7 +116,7 @@ def transferred(referee: Referee, parent: Referee, test: Split, standing: Tensor
 
 
 def pairs(referee: Referee, test: Split, clean: Tensor, seed: int) -> Pairs:
-    """Up to SHOWN of the first test images that PGD-50 fools the net on, with what fools it."""
+    """Up to SHOWN of the first test images on which PGD-50 fools the net, with their adversarials."""
     index = clean.nonzero().squeeze(1)[:TRIED]
     part = test.take(index)
     if not len(index):
@@ -126,6 +126,6 @@ def pairs(referee: Referee, test: Split, clean: Tensor, seed: int) -> Pairs:
         referee.passes += found.passes
         fooled, lent = found.fooled, found.images
     predicted = referee.logits(lent).argmax(1) if len(index) else index
-    shown = (fooled & (predicted != part.labels)).nonzero().squeeze(1)[:SHOWN]  # not where two logits are equal
+    shown = (fooled & (predicted != part.labels)).nonzero().squeeze(1)[:SHOWN]  # excludes images with two equal logits
     eight_bits = [(images[shown] * 255).round().to(torch.uint8).numpy() for images in (as_float(part.images), lent)]
     return Pairs(index[shown].numpy(), part.labels[shown].numpy(), predicted[shown].numpy(), *eight_bits)

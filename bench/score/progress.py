@@ -1,4 +1,4 @@
-"""How far a scoring is, and what one will take: sample passes, from the prices of a suite."""
+"""The progress of a scoring and its expected cost, in sample passes, from the prices of a suite."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from prunebench.bench.data import Split
 from prunebench.bench.protocol import Protocol
 from prunebench.bench.score.curve import radii
 
-Report = Callable[[str, float, float], None]  # what is at work, how much is done, of how much (sample passes)
-Listen = Callable[[int], None]  # is told the sample passes of every forward
+Report = Callable[[str, float, float], None]  # current attack, sample passes done, sample passes in total
+Listen = Callable[[int], None]  # receives the sample passes of every forward
 
 
 def expected(rules: Protocol, test: Split, *, clean: float, robust: float) -> dict[str, float]:
-    """Sample passes, by attack, of scoring a net that is right on the shares `clean` and `robust` of the images `test`.
+    """Sample passes per attack for scoring a net with accuracies `clean` and `robust`, in [0, 1], on the images `test`.
 
-    Assumes that every image that falls does so in the first attack, which runs to its end.
+    Assumes that every fooled image is fooled by the first attack, which runs to its end.
     """
     images, shape, suite = len(test), shape_of(test), suite_of(rules)
     runs = dict.fromkeys(suite.ranked, images * robust) | dict.fromkeys(suite.weak, images * clean)
@@ -34,7 +34,7 @@ def shape_of(test: Split) -> Shape:
 
 
 class Progress:
-    """What is done of a scoring, and what remains if images keep falling as they did."""
+    """The work done in a scoring, and the work remaining if images are fooled at the same rates as so far."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Progress:
         also: Mapping[str, Listed],
         only: Sequence[str] | None = None,
     ) -> None:
-        """`images`: how many of `test` will be attacked; `also`, `only`: as `cascade.attack_shard` takes them."""
+        """`images`: the number of images of `test` to attack; `also`, `only`: as in `cascade.attack_shard`."""
         suite, shape = suite_of(rules), shape_of(test)
         self.images, self.report, self.ranked = images, report, suite.ranked
         self.done = self.current = self.estimate = 0.0
@@ -53,11 +53,11 @@ class Progress:
         self.price |= {name: listed.price(rules.threat, shape) for name, listed in also.items()}
         if only is not None:
             self.price = {name: self.price[name] for name in only}
-        self.seen = dict.fromkeys(self.price, (0, 0))  # attack -> images it reached, images that survived it
+        self.seen = dict.fromkeys(self.price, (0, 0))  # attack -> images attacked, images that survived
         self.runs = dict.fromkeys(self.price, 1) | {suite.curve: len(radii(rules.threat, math.prod(shape)))}
 
     def listener(self, attack: str, label: str, shard: int) -> Listen:
-        """What to call with the sample passes of every forward of `attack` on shard number `shard`."""
+        """The callback that receives the sample passes of every forward of `attack` on shard number `shard`."""
         self.estimate = self._left()
 
         def listen(passes: int) -> None:
@@ -68,13 +68,13 @@ class Progress:
         return listen
 
     def finished(self, attack: str, reached: int, survived: int) -> None:
-        """Note how many images of a shard an attack reached, and how many survived it."""
+        """Record how many images of a shard an attack reached, and how many survived it."""
         self.done, self.current = self.done + self.current, 0.0
         before = self.seen[attack]
         self.seen[attack] = (before[0] + reached, before[1] + survived)
 
     def _left(self) -> float:
-        """Sample passes still to come."""
+        """The sample passes remaining."""
         total, share = 0.0, 1.0
         for attack, price in self.price.items():
             reached, survived = self.seen[attack]

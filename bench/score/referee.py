@@ -1,4 +1,4 @@
-"""A net under measurement: what attacks see of it, and what we measure ourselves."""
+"""A net under measurement: the view that attacks get of it, and our own measurements."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from prunebench.bench.protocol import Protocol, Threat
 from prunebench.bench.seeds import derive
 from prunebench.bench.wide import Sizes, Wide, undecided, unheld
 
-NO_ANSWER = -1  # in the place of a class
-_BATCH = 256  # images, where the architecture says nothing
+NO_ANSWER = -1  # in place of a class
+_BATCH = 256  # images, for architectures without a batch size
 
 
 def batch_size(protocol: Protocol, arch: str, device: str) -> int:
-    """How many images are measured at once: a function of protocol, architecture and device kind alone."""
+    """The number of images measured at once; depends only on protocol, architecture and kind of device."""
     known = ARCHITECTURES.get(arch)
     return min(protocol.shard, known.batch.get(device, _BATCH) if known else _BATCH)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one attack came to, by our own measurement; everything lies on the CPU.
+    """The result of one attack by our own measurement; all tensors are on the CPU.
 
-    `fooled`: bool (n,), which images the net itself does not get right. `images`: float32 (n, c, h, w), what was
-    measured. `rejected`: proposals that moved an image and fooled nothing. `kernel_only`: proposals that the net gets
-    wrong as the attack saw it, on sparse kernels or folded, and the net itself does not; or images without finite
-    logits there, if these are more. `passes`: sample passes of all this, which `Referee.passes` leaves out.
+    `fooled`: bool (n,), the images that the net itself misclassifies. `images`: float32 (n, c, h, w), the images
+    measured. `rejected`: proposals that moved an image and fooled nothing. `kernel_only`: proposals that fool only the
+    fast net, with sparse kernels or folded norms; or the number of images without finite logits there, if larger.
+    `passes`: sample passes of the attack and its measurement, which `Referee.passes` excludes.
     """
 
     fooled: Tensor
@@ -48,13 +48,13 @@ class Measured:
 class Referee:
     """A net, frozen and in float32, whose outcomes are always measured on whole batches of one shape.
 
-    A result then does not depend on how the work was cut: the same shape gives the same bits in any order. Attacks see
-    the net through `fast`, on sparse kernels or with its norms folded, and `net` is what is measured: wrong kernels may
-    make an attack weaker, but what they call fooled is counted when it is not.
+    Results therefore do not depend on how the work is split: the same shape gives the same bits in any order. Attacks
+    query `fast`, which uses sparse kernels or folded norms, but outcomes are measured on `net`. Wrong kernels may
+    weaken an attack, but images that fool only the kernels are counted.
 
-    An image is right when its label's logit is strictly the largest in float32, and float32 holds the logits: they are
-    those of float64 but for an offset and the last bits. Attacks see a net in float64 when its numbers leave float32's
-    sensible range. A net without finite logits on any image in [0, 1] that is measured or asked about is refused.
+    An image is right when its label's logit is strictly the largest in float32 and float32 holds the logits: they equal
+    those of float64 except for an offset and the last bits. Attacks see a net in float64 when its numbers leave
+    float32's sensible range. A net is refused if its logits are not finite on any measured or queried image in [0, 1].
     """
 
     def __init__(self, module: nn.Module, rules: Protocol, batch: int, device: torch.device) -> None:
@@ -67,28 +67,28 @@ class Referee:
         self._silent: list[Tensor] = []  # images to which attacks got no finite logits
 
     def shards(self, count: int) -> list[slice]:
-        """The parts in which `count` images are attacked, by the protocol's shard size."""
+        """The slices of `count` images that are attacked together, by the protocol's shard size."""
         size = self.rules.shard
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
     def attacked(self, images: Tensor) -> Tensor:
-        """The net as attacks see it; counts sample passes (a forward that leads to a gradient is 3)."""
+        """The net as attacks see it; counts sample passes (a forward with a gradient counts as 3)."""
         passes = self._count(images)
         if self._listen is not None:
             self._listen(passes)
         logits = self.fast(images)
-        if not math.isfinite(float(logits.detach().sum())):  # a look at each costs several times as much
+        if not math.isfinite(float(logits.detach().sum())):  # checking each logit costs several times as much
             self._silent.append(self._answerless(images.detach(), logits.detach()))
         return logits
 
     def _answerless(self, images: Tensor, logits: Tensor) -> Tensor:
-        """Those of `images` (n, c, h, w) that are images and have logits that are not finite; no more than a batch."""
+        """The `images` (n, c, h, w) inside [0, 1] whose logits are not finite; at most one batch per attack."""
         real = ((images >= 0) & (images <= 1)).flatten(1).all(1)
         room = max(self.batch - sum(len(part) for part in self._silent), 0)
         return images[real & ~logits.isfinite().all(1)][:room].clone()
 
     def itself(self, images: Tensor) -> Tensor:
-        """The net itself, in batches of any shape and with gradients: for probes; counts passes as above."""
+        """The net itself for probes, in batches of any shape and with gradients; counts passes as `attacked` does."""
         self._count(images)
         logits: Tensor = self.net(images)
         return logits
@@ -100,7 +100,7 @@ class Referee:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (n, classes) of `images` (n, c, h, w), measured in padded batches; on the CPU."""
+        """Logits (n, classes), on the CPU, of `images` (n, c, h, w), measured in padded batches."""
         measured = []
         for part in images.split(self.batch):
             padded = torch.cat([part, part.new_zeros(self.batch - len(part), *part.shape[1:])])
@@ -109,15 +109,15 @@ class Referee:
         return torch.cat(measured)
 
     def steady_logits(self, images: Tensor) -> Tensor:
-        """Logits as above. Raises Refused when they are not finite, or not the same when they are measured again.
+        """Logits as from `logits`. Raises Refused when they are not finite or differ in a second measurement.
 
-        They have to be finite at two points of each image's ball as well. The sizes of the net's numbers are looked at,
-        too: attacks see a net whose sizes are too large in float64.
+        They must also be finite at two points of each image's ball. The sizes of the net's numbers are checked too: if
+        they are too large, attacks see the net in float64.
         """
         return self._steady(images)[0]
 
     def _steady(self, images: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The logits of `steady_logits`, and two points of the images' balls with theirs."""
+        """The logits of `steady_logits`, and two points of each image's ball with their logits."""
         self.sizes = self._looked(images.shape[1:])
         if self.sizes.excess > 1:
             self.fast = self.wide
@@ -137,10 +137,10 @@ class Referee:
         return first, beside
 
     def answers(self, images: Tensor) -> Tensor:
-        """The class that the net gives each of `images`, int64 (n,) on the CPU; NO_ANSWER where none is right.
+        """The predicted class of each of `images`, int64 (n,) on the CPU; NO_ANSWER where there is none.
 
-        That is so where two logits share the first place, and where float32 does not hold the logits of the image or of
-        one of two points of its ball. Raises Refused as `steady_logits` does.
+        There is none where two logits share first place, or where float32 does not hold the logits of the image or of
+        either of two points of its ball. Raises Refused as `steady_logits` does.
         """
         logits, beside = self._steady(images)
         held = self._held(images, logits)
@@ -149,7 +149,7 @@ class Referee:
         return torch.where(held & ~undecided(logits), logits.argmax(1), NO_ANSWER)
 
     def _points(self, shape: Sequence[int]) -> list[Tensor]:
-        """Two opposite corners of the ball, the same for every image, so that a result does not depend on the cut."""
+        """Two opposite corners of the ball, the same for every image, so that results do not depend on the split."""
         draw = torch.Generator().manual_seed(derive(self.rules.attack_seed, "corner"))
         corner = (2 * torch.rand((1, *shape), generator=draw) - 1).sign()
         radius = self.rules.threat.radius / (math.sqrt(math.prod(shape)) if self.rules.threat.norm == "L2" else 1.0)
@@ -157,7 +157,7 @@ class Referee:
 
     @torch.no_grad()
     def _held(self, images: Tensor, logits: Tensor) -> Tensor:
-        """Whether float32 holds the `logits` (n, classes) that it gives for `images`: bool (n,) on the CPU."""
+        """Whether float32 holds the `logits` (n, classes) it gives for `images`: bool (n,) on the CPU."""
         found = [torch.zeros(0, dtype=torch.bool)]
         for start in range(0, len(images), self.batch):
             part, narrow = images[start : start + self.batch], logits[start : start + self.batch]
@@ -174,13 +174,13 @@ class Referee:
         threat: Threat | None = None,
         listen: Callable[[int], None] | None = None,
     ) -> Measured:
-        """Which images `attack` gets misclassified, by our own measurement.
+        """The images that `attack` gets misclassified, by our own measurement.
 
-        A proposal is brought into the ball of `threat` (the protocol's by default) and into [0, 1] and measured on the
-        plain net; one that is not finite counts as the image itself. An attack that never asked for logits, as a
-        replay, was not misled by them, and nothing of it counts as `kernel_only`. `listen` is
-        told the sample passes of every forward that the attack asks for. Raises Refused when the plain net has
-        no finite logits for a proposal, or for an image that the attack asked about and the fast net had none for.
+        Proposals are projected into the ball of `threat` (by default the protocol's) and [0, 1], then measured on the
+        plain net; a proposal that is not finite is replaced by its image. An attack that never queries logits, such as
+        a replay, cannot be misled by them, so its `kernel_only` count excludes proposals. `listen` receives the sample
+        passes of every forward that the attack requests. Raises Refused when the plain net has no finite logits for a
+        proposal, or for a queried image on which the fast net had none either.
         """
         threat = threat or self.rules.threat
         clean, before = images.to(self.device), self.passes
@@ -206,9 +206,9 @@ class Referee:
     def _proposals(
         self, attack: Attack, clean: Tensor, labels: Tensor, threat: Threat, seed: int
     ) -> tuple[Tensor, int]:
-        """What `attack` proposes, and to how many images the fast net had no finite logits while it did.
+        """The proposals of `attack`, and the number of queried images without finite logits from the fast net.
 
-        Where there were any, kernels alone overflowed (else the net is refused); the attack then sees the net itself.
+        If there are any, only the kernels overflowed (otherwise the net is refused), so the attack reruns on the net.
         """
         proposals = self._asked(attack, clean, labels, threat, seed)
         if not self._silent:
@@ -221,7 +221,7 @@ class Referee:
             self.fast = kernels
 
     def _asked(self, attack: Attack, clean: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
-        """What `attack` proposes; what it asked about and got no finite logits for is measured on the net itself."""
+        """The proposals of `attack`; queried images without finite logits are measured again on the net itself."""
         generator = torch.Generator(self.device).manual_seed(seed)
         lent = clean.clone(), labels.to(self.device, copy=True)  # an attack may write into what it is given
         self._silent = []
@@ -232,7 +232,7 @@ class Referee:
         return proposals
 
     def _looked(self, shape: Sequence[int]) -> Sizes:
-        """The sizes of the net's numbers on images of this shape that are the same for every test set and cut."""
+        """The sizes of the net's numbers on fixed images of this shape, the same for every test set and split."""
         draw = torch.Generator().manual_seed(derive(self.rules.attack_seed, "sizes"))
         noise = torch.rand((29, *shape), generator=draw)
         flat = torch.tensor([0.0, 0.5, 1.0]).view(-1, *[1] * len(shape)).expand(-1, *shape)
@@ -241,7 +241,7 @@ class Referee:
 
     @torch.no_grad()
     def _mistaken(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Which images the net gets wrong as attacks see it, bool (n,); none where they see the net itself."""
+        """The images that the fast net gets wrong, bool (n,); none where attacks see the net itself."""
         if not self.fast.differs(images.shape[1:]):
             return torch.zeros(len(images), dtype=torch.bool)
         self.passes += len(images)
@@ -249,7 +249,7 @@ class Referee:
 
 
 def _finite(logits: Tensor, what: str) -> None:
-    """Raise Refused where `logits` (n, classes), measured on so many images that are `what`, are not all finite."""
+    """Raise Refused if `logits` (n, classes) are not all finite; `what` describes the images, for the message."""
     bad = int((~logits.isfinite().all(1)).sum())
     if bad:
         raise Refused(
@@ -261,7 +261,7 @@ def _finite(logits: Tensor, what: str) -> None:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """TF32 off while we measure; put back as it was."""
+    """Turn TF32 off during measurements and restore the settings afterwards."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:

@@ -1,4 +1,4 @@
-"""What a scoring leaves: a record, and the files that belong beside it."""
+"""The output of a scoring: a record and the files beside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prunebench.bench.record import Record, Refusal
 
 @dataclass(frozen=True)
 class Scored:
-    """A record and the bytes of the files that belong beside it."""
+    """A record and the contents of the files beside it."""
 
     record: Record
     outcomes: bytes
@@ -27,7 +27,7 @@ class Scored:
     pairs: bytes
 
     def save(self, folder: Path) -> None:
-        """Write all of it; the record, which names the others, last."""
+        """Write all files; the record comes last because it names the others."""
         path = folder / RECORD
         write_bytes(outcomes_path(path), self.outcomes)
         write_bytes(pairs_path(path), self.pairs)
@@ -39,7 +39,7 @@ class Scored:
 
 
 def refusal_of(path: Path, net: Net | None, refused: Refused, device: torch.device) -> Refusal:
-    """The refusal as a record; whose net it was is told when the header could be read."""
+    """The refusal as a record; it names the protocol and job if the net's header could be read."""
     rules = net and net.header.protocol
     refusal: Refusal = Refusal.sealed(
         refused=refused.check,

@@ -1,4 +1,4 @@
-"""Scoring: a net file in, outcomes and a record out. No pruner's code is run and no attack is believed."""
+"""Scoring: a net file in, outcomes and a record out. No pruner code runs, and no attack's own claim is trusted."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def score(
     keep_proposals: bool = False,
     mirror: str | None = None,
 ) -> Record:
-    """Attack the net in the file `net` with AutoAttack *standard* and count what survives.
+    """Attack the net in the file `net` with AutoAttack *standard* and count the test images that survive.
 
-    `protocol`: by default the one that the net was made for; another one must be asked for by name. `examples`: only
-    the first so many test images. `out`: a folder for record, outcomes and the journal from which a killed run goes on.
-    `parent`: the dense net whose adversarial images are tried as well, for a flag. `also`: more weak attacks, such as
-    "torchattacks:CW". `keep_proposals`: keep what fooled the net, so that a claim can be replayed. `net` may be
-    "robustbench:NAME", a dense net of RobustBench's zoo, for which `protocol` must be named (`mirror`: see
-    `interop.robustbench.open_zoo`). Raises Refused, and leaves the reason in `out`, for a net that cannot be scored.
+    `protocol`: by default the protocol the net was made for; any other must be named. `examples`: use only this many
+    test images, from the start. `out`: a folder for the record, the outcomes and the journal from which a killed run
+    resumes. `parent`: a dense net whose adversarials are also tried, for a flag. `also`: additional weak attacks, such
+    as "torchattacks:CW". `keep_proposals`: keep the adversarials, so that a claim can be replayed. `net` may be
+    "robustbench:NAME", a dense net of RobustBench's zoo, for which `protocol` is required (`mirror`: see
+    `interop.robustbench.open_zoo`). Raises Refused, and writes the reason to `out`, for a net that cannot be scored.
     """
     path, folder = Path(net), None if out is None else Path(out)
     peers = {name: peer(name) for name in also}
@@ -95,9 +95,9 @@ def score_shard(
     report: Report | None = None,
     keep_proposals: bool = False,
 ) -> None:
-    """Run the attacks of a scoring on shard `number` alone, and leave in the journal in `out` what they found.
+    """Run the attacks of a scoring on shard `number` alone, and write the results to the journal in `out`.
 
-    `score` with the same arguments finds it there, and makes a record without attacking that shard again. Raises
+    `score` with the same arguments reads them there and makes a record without attacking that shard again. Raises
     Refused for a net that cannot be scored on these images.
     """
     path, opened = Path(net), open_net(Path(net))
@@ -107,7 +107,7 @@ def score_shard(
 
 
 def _made_for(net: Net, path: Path) -> Protocol:
-    """The protocol in the net's header; refused when it goes by a built-in name and has other rules."""
+    """The protocol in the net's header; refused if it has a built-in name but different rules."""
     rules = net.header.protocol
     try:
         known = load(rules.name)
@@ -123,7 +123,7 @@ def _made_for(net: Net, path: Path) -> Protocol:
 
 
 def _test_images(net: Net, path: Path, rules: Protocol, examples: int | None, store: Store) -> tuple[Split, bool]:
-    """The test images, and whether they are all that the protocol wants; refused when the net takes other ones."""
+    """The test images, and whether they are the protocol's full set; refused if they do not fit the net."""
     header, info = net.header, store.info(rules.data)
     if (header.classes, header.shape) != (info.classes, info.shape):
         raise Refused(
@@ -138,7 +138,7 @@ def _test_images(net: Net, path: Path, rules: Protocol, examples: int | None, st
 
 
 class _Scoring:
-    """One net on its way to a record."""
+    """The scoring of one net."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class _Scoring:
         self.report, self.also, self.suite = report, also, suite_of(rules)
 
     def __call__(self, parent: Net | None, *, whole: bool, keep_proposals: bool) -> Scored:
-        """Measure everything and write it down; `whole`: these are all the images that the protocol wants."""
+        """Measure everything and make the record; `whole`: the test images are the protocol's full set."""
         test, referee, rules = self.test, self.referee, self.rules
         with exact_float32():
             predicted = referee.answers(as_float(test.images))
@@ -198,7 +198,7 @@ class _Scoring:
         return Scored(record, outcomes, proposals, pairs)
 
     def shard(self, number: int, *, keep_images: bool) -> None:
-        """Run all attacks on one shard, for the journal."""
+        """Run all attacks on one shard and journal the results."""
         part = self.test.take(shard := self.referee.shards(len(self.test))[number])
         with exact_float32():
             clean = self.referee.answers(as_float(part.images)) == part.labels
@@ -241,7 +241,7 @@ class _Scoring:
         )
 
     def _proposals(self, fooled: Tensor, found: Found) -> bytes:
-        """What fooled the net on the images in `fooled`, bool (n,), for a replay."""
+        """The packed adversarials of the images in `fooled`, bool (n,), for a replay."""
         assert found.images is not None  # they were asked for
         radius = self.rules.threat.radius
         index = fooled.nonzero().squeeze(1)
@@ -283,7 +283,7 @@ class _Scoring:
                 train_passes=sum(stage.passes for stage in stages),
                 train_seconds=None if effort is None else sum(effort.stages),
                 processor_seconds=None if effort is None else effort.processor,
-                score_passes=self.referee.passes + found.passes,  # as if nothing had been kept
+                score_passes=self.referee.passes + found.passes,  # as if nothing came from the journal
                 score_seconds=found.seconds,
                 device=str(machine.env(self.device)["device"]),
             ),
