@@ -1,1 +1,1 @@
-"""The attacks of the referee, and the suite that decides their order and prices."""
+"""The referee's attacks, and the suite that sets their order and prices."""

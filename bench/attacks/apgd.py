@@ -1,7 +1,7 @@
-"""APGD in Linf: gradient ascent with momentum, whose steps are halved where they no longer help.
+"""APGD in Linf: gradient ascent with momentum, with steps halved when they stop helping.
 
-Croce & Hein 2020, arXiv 2003.01690. The published attack's arithmetic, operation for operation, without its copies; the
-gradients of its two losses in the logits are written out.
+Croce & Hein 2020, arXiv 2003.01690. Reproduces the published attack's arithmetic operation for operation, without its
+copies; the gradients of its two losses with respect to the logits are written out.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from torch import Tensor
 from prunebench.bench.attacks.base import Model, pulled
 
 STEPS = 100
-MOMENTUM = 0.75  # what is taken of the step; the rest is the step before
-_FIRST_CHECK, _SOONER, _SHORTEST = 22, 3, 6  # steps to the first check; each is that much sooner than the one before it
-_RISES = 0.75  # where the loss rose in no larger share of the steps, they are halved
+MOMENTUM = 0.75  # weight of the new step; the rest is the previous step
+_FIRST_CHECK, _SOONER, _SHORTEST = 22, 3, 6  # steps to the first check; decrease per check; minimum
+_RISES = 0.75  # steps are halved if the loss rose in at most this share of them
 
-Loss = Callable[[Tensor], tuple[Tensor, Tensor]]  # logits (n, classes) to losses (n,) and their gradients
+Loss = Callable[[Tensor], tuple[Tensor, Tensor]]  # maps logits (n, classes) to losses (n,) and their gradients
 
 
 @torch.no_grad()
 def apgd_ce(model: Model, images: Tensor, labels: Tensor, eps: float, seed: int) -> Tensor:
-    """Proposals no further than `eps` from `images` in Linf, by cross-entropy; what still stands comes back."""
+    """Proposals within Linf distance `eps` of `images`, by cross-entropy; images that survive come back unchanged."""
     standing = model(images).argmax(1) == labels
     return _proposals(model, images, labels, standing, eps, seed, [lambda left: _cross_entropy(labels[left])])
 
 
 @torch.no_grad()
 def apgd_t(model: Model, images: Tensor, labels: Tensor, eps: float, targets: int, seed: int) -> Tensor:
-    """The same by the targeted DLR loss, towards one after the other of the `targets` likeliest wrong classes."""
+    """As `apgd_ce`, with the targeted DLR loss, towards each of the `targets` likeliest wrong classes in turn."""
     ranked = model(images).sort(dim=1).indices.flip(1)
     standing = ranked[:, 0] == labels
     losses = [lambda left, k=k: _dlr(labels[left], ranked[left, k]) for k in range(1, targets + 1)]
@@ -46,7 +46,7 @@ def _proposals(
     seed: int,
     losses: Sequence[Callable[[Tensor], Loss]],
 ) -> Tensor:
-    """Climb one loss after the other with the images that still stand."""
+    """Climb each loss in turn with the images still standing."""
     generator = torch.Generator().manual_seed(seed)
     proposals = images.clone()
     for loss in losses:
@@ -60,7 +60,7 @@ def _proposals(
 def _climbed(
     model: Model, images: Tensor, labels: Tensor, eps: float, loss: Loss, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Which images were fooled on the way, bool (n,), and the last points that did it."""
+    """The images fooled on the way, bool (n,), and the last adversarial of each."""
     noise = 2 * torch.rand(images.shape, generator=generator).to(images.device) - 1
     noise /= noise.flatten(1).abs().amax(1).view(-1, 1, 1, 1) + 1e-12
     low, high = (images - eps).clamp_(0.0, 1.0), (images + eps).clamp_(0.0, 1.0)
@@ -108,7 +108,7 @@ def _climbed(
 
 
 def _put(target: Tensor, source: Tensor, rows: Tensor) -> None:
-    """Copy those rows of `source`."""
+    """Copy the `rows`, bool (n,), of `source` to `target`."""
     index = rows.nonzero().squeeze(1)
     if len(index):
         target.index_copy_(0, index, source.index_select(0, index))

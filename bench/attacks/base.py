@@ -1,8 +1,8 @@
-"""What all attacks share: each is a function `attack(model, images, labels, threat, *, generator) -> proposals`.
+"""The interface of all attacks: a function `attack(model, images, labels, threat, *, generator) -> proposals`.
 
 `images`: float32 (n, c, h, w) in [0, 1]. `labels`: int64 (n,). `model` maps images to logits (n, classes). Proposals
-have the shape of the images; an image that an attack gives up on comes back unchanged. An attack only proposes: nothing
-it says about success enters a number.
+have the shape of the images; an image that an attack gives up on comes back unchanged. An attack only proposes: what
+it reports about success never enters a score.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from prunebench.bench.protocol import Threat
 
 Model = Callable[[Tensor], Tensor]  # images (n, c, h, w) to logits (n, classes)
 
-_VALUES = {"cpu": 2**18, "cuda": 2**20}  # a million bytes stay in a processor's cache; a card wants more to do
+_VALUES = {"cpu": 2**18, "cuda": 2**20}  # 1 MB fits in a CPU's cache; a GPU needs more work at once
 
 
 class Attack(Interface):
-    """What every attack looks like."""
+    """The signature of every attack."""
 
     def __call__(
         self, model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator
@@ -30,7 +30,7 @@ class Attack(Interface):
 
 
 def within(proposals: Tensor, images: Tensor, threat: Threat) -> Tensor:
-    """`proposals` projected to the ball of `threat` around `images` and to [0, 1]; what lies inside is not touched.
+    """Project `proposals` to the ball of `threat` around `images` and to [0, 1]; points inside stay unchanged.
 
     The radius is eps * (1 + 1e-6): in float32 `x + eps` itself leaves the exact ball for 7.5 % of the pixels.
     """
@@ -45,15 +45,15 @@ def within(proposals: Tensor, images: Tensor, threat: Threat) -> Tensor:
 
 
 def at_once(images: Tensor) -> int:
-    """How many points of the shape of `images` (n, c, h, w) an attack works on at a time where it may choose."""
+    """The number of points shaped like one of `images` (n, c, h, w) that an attack free to choose processes at once."""
     return max(32, _VALUES.get(images.device.type, 2**18) // math.prod(images.shape[1:]) // 32 * 32)
 
 
 def pulled(logits: Tensor, at: Tensor, slopes: Tensor) -> Tensor:
-    """The gradient at `at` of the logits (n, classes), weighted by `slopes` of the same shape; of the shape of `at`.
+    """The gradient at `at`, in its shape, of the logits (n, classes) weighted by `slopes` of the same shape.
 
-    `torch.autograd.grad` with the slopes as its third argument is the same to the bit, and imports an algebra system
-    when it is first called, which takes as long as all attacks on a small net.
+    `torch.autograd.grad` with the slopes as its third argument gives the same bits, but imports an algebra system at
+    its first call, which takes as long as all attacks on a small net.
     """
     with torch.enable_grad():
         weighted = (logits * slopes).sum()

@@ -1,9 +1,9 @@
-"""Targeted FAB: to the decision boundary by linear steps, and along it towards the image.
+"""Targeted FAB: linear steps to the decision boundary, then along it towards the image.
 
 Croce & Hein 2020, arXiv 1907.02044.
 
-The published attack takes one target after the other. It draws nothing at random and its images never meet, so here an
-image has a row for each target, and rows of all targets run in one batch.
+The published attack handles one target at a time. It uses no random numbers and treats images independently, so here
+each image has one row per target, and the rows of all targets run in one batch.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from prunebench.bench.attacks.base import Model, at_once, pulled
 
 STEPS = 100
 OVERSHOOT = 1.05  # of a step to the linear boundary, eta in the paper
-BACKWARD = 0.9  # what is left of the perturbation after a step back from the other side, beta
+BACKWARD = 0.9  # share of the perturbation kept after crossing the boundary, beta
 LARGEST_PULL = 0.1  # the largest weight of the step that starts at the image, alpha_max
 
 
 @torch.no_grad()
 def fab_t(model: Model, images: Tensor, labels: Tensor, norm: str, eps: float, targets: int) -> Tensor:
-    """Proposals no further than `eps` from `images`, in `norm` ("Linf" or "L2").
+    """Proposals within distance `eps` of `images`, in `norm` ("Linf" or "L2").
 
-    Each image goes to the `targets` likeliest wrong classes; where several reach it, the likeliest one's is taken.
+    Tries the `targets` likeliest wrong classes for each image; if several succeed, the likeliest class counts.
     """
     proposals = images.clone()
     ranked = model(images).sort(dim=1).indices.flip(1)
@@ -46,7 +46,7 @@ def fab_t(model: Model, images: Tensor, labels: Tensor, norm: str, eps: float, t
 
 
 def _nearest(model: Model, images: Tensor, labels: Tensor, targets: Tensor, norm: str) -> tuple[Tensor, Tensor]:
-    """The nearest misclassified point found for each image, and how far it is; infinitely far where there is none."""
+    """The nearest misclassified point found for each image, and its distance; infinity where there is none."""
     count = len(images)
     origin = images.flatten(1)
     rows = torch.arange(count, device=images.device)
@@ -79,21 +79,21 @@ def _nearest(model: Model, images: Tensor, labels: Tensor, targets: Tensor, norm
 
 
 def projected(points: Tensor, normals: Tensor, gaps: Tensor, norm: str) -> Tensor:
-    """The shortest offsets, in `norm`, that bring `points` (n, d) onto hyperplanes and leave them in [0, 1].
+    """The shortest offsets, in `norm`, that move `points` (n, d) onto hyperplanes and keep them in [0, 1].
 
-    `normals`: (n, d); `gaps`: (n,) the normal's product with the point, minus what it is on the hyperplane. A
-    hyperplane that misses the cube gets the point of the cube that is nearest to it.
+    `normals`: (n, d); `gaps`: (n,), the normal's product with the point, minus its value on the hyperplane. If a
+    hyperplane misses the cube, the point moves to the point of the cube nearest to it.
 
     Every pixel moves against the gap: by the same length in Linf, in proportion to its normal in L2, and no further
-    than to the end of its range. How much of the gap that closes is concave and piecewise linear in the length, so that
-    Newton's method from below meets the solution in finitely many steps (Cominetti, Mascarenhas & Silva 2014).
+    than the end of its range. The closed part of the gap is concave and piecewise linear in the length, so Newton's
+    method from below reaches the solution in finitely many steps (Cominetti, Mascarenhas & Silva 2014).
     """
-    # Masks as numbers: on a CPU `torch.where` takes as long as forty sums.
+    # Masks are numbers because `torch.where` takes as long as forty sums on a CPU.
     away = normals.sign() * torch.where(gaps >= 0, -1.0, 1.0).to(points.dtype).unsqueeze(1)
     room = away.clamp_min(0) - away * points
     pace, goal = normals.abs(), gaps.abs()
     linf = norm == "Linf"
-    slope, end = (pace, room) if linf else (pace * pace, room / pace)  # of a pixel, and when it is through its room
+    slope, end = (pace, room) if linf else (pace * pace, room / pace)  # per pixel: rate of closing, time to its limit
     moving, time = torch.empty_like(points), torch.zeros_like(goal)
     enough = goal * (1 - 2 * torch.finfo(goal.dtype).eps)
     while True:

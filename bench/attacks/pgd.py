@@ -1,4 +1,4 @@
-"""PGD and FGSM: the training's attack, and what papers usually claim robustness by."""
+"""PGD and FGSM: the attack used in training, and the ones that papers usually report."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def pgd(
 ) -> Tensor:
     """Projected gradient ascent on `loss(logits, labels)` from a random start (Madry et al. 2018, arXiv 1706.06083).
 
-    Every gradient is taken at the clipped image, never through the clipping: where pixels sit at 0 and 1 it would
-    vanish. `start` replaces the uniform random start. The perturbation stays float32 whatever `autocast` does to the
+    Every gradient is computed at the clipped image, never through the clipping, where it would vanish for pixels at 0
+    and 1. `start` replaces the uniform random start. The perturbation stays float32 whatever `autocast` does to the
     net.
     """
     radius = threat.radius
@@ -60,7 +60,7 @@ def fgsm(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, genera
 
 
 def usual_pgd(steps: int) -> Attack:
-    """PGD on cross-entropy as papers report it: a random start, that many steps of 2.5 eps / steps."""
+    """PGD on cross-entropy as papers report it: a random start and `steps` steps of size 2.5 eps / steps."""
 
     def attack(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
         step_size = 2.5 * threat.radius / steps

@@ -2,10 +2,10 @@
 
 Andriushchenko, Croce, Flammarion & Hein 2020, arXiv 1912.00049.
 
-The published attack asks the net about one square after the other, the same square for every image at once. Which
-squares these are depends on nothing that the net says, so here they are all drawn beforehand, and two things follow. An
-image needs no answer about a square that it had since it last changed: the answer was no. And an image that has not
-changed for long is asked about several squares at once, of which the first that helps counts.
+The published attack queries the net with one square at a time, the same square for every image. The squares do not
+depend on the net's answers, so here they are all drawn in advance. This saves queries in two ways. An image skips any
+square already tried since its last change, because that square did not help. An image that has not changed for long
+tries several squares at once, and the first that helps counts.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch import Tensor
 from prunebench.bench.attacks.base import Model, at_once
 
 QUERIES = 5000
-_FIRST = 0.8  # share of the image that the first squares cover; halved after each of these queries
+_FIRST = 0.8  # share of the image that the first squares cover; halved after each query in _HALVED
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-_AHEAD = 128  # squares that an image looks ahead for those that it needs to ask about
-_PATIENCE = 4  # so many queries without success for each square that is asked about beside the next one
+_AHEAD = 128  # how many squares an image looks ahead for those it must query
+_PATIENCE = 4  # failed queries for each additional square tried at once
 
 
 @dataclass(frozen=True)
 class Squares:
     """The squares of a run, in order. Sizes and corners: int64 (queries,); `signs`: (queries, channels), -1, 0 or 1.
 
-    `before`: int64 (queries,), the last query before each one with the same square; -2 where there was none.
+    `before`: int64 (queries,), the previous query with the same square; -2 where there is none.
     """
 
     size: Tensor
@@ -41,7 +41,7 @@ class Squares:
 
     @classmethod
     def drawn(cls, shape: tuple[int, int, int], queries: int, generator: torch.Generator) -> Squares:
-        """As the published attack draws them for images of `shape` (channels, height, width)."""
+        """Draw squares as the published attack does, for images of `shape` (channels, height, width)."""
         channels, height, width = shape
         share = torch.tensor(
             [_FIRST / 2 ** sum(query > halved for halved in _HALVED) for query in range(queries)], dtype=torch.float64
@@ -58,7 +58,7 @@ class Squares:
         return cls(size, top, left, signs, torch.tensor(before))
 
     def masks(self, which: Tensor, height: int, width: int) -> Tensor:
-        """What squares number `which` add, in units of their height: float32 (n, channels, height, width)."""
+        """The perturbations of squares `which`, in units of their height: float32 (n, channels, height, width)."""
         inside = []
         for corner, side in ((self.top[which], height), (self.left[which], width)):
             offset = torch.arange(side, device=which.device) - corner.unsqueeze(1)
@@ -73,13 +73,13 @@ class Squares:
 
 @cache
 def price(shape: tuple[int, int, int]) -> int:
-    """Forwards that an image of `shape` takes which no square moves: one for each square that there is, and three."""
+    """The forwards for an image of `shape` that no square changes: one per distinct square, plus three."""
     return 3 + int((Squares.drawn(shape, QUERIES, torch.Generator().manual_seed(0)).before == -2).sum())
 
 
 @torch.no_grad()
 def square(model: Model, images: Tensor, labels: Tensor, eps: float, seed: int) -> Tensor:
-    """Proposals no further than `eps` from `images` in Linf, after QUERIES squares; what still stands comes back."""
+    """Proposals within Linf distance `eps` of `images`, after QUERIES squares; survivors come back unchanged."""
     proposals = images.clone()
     standing = (model(images).argmax(1) == labels).nonzero().squeeze(1)
     if len(standing):
@@ -90,7 +90,7 @@ def square(model: Model, images: Tensor, labels: Tensor, eps: float, seed: int) 
 
 
 def _searched(model: Model, images: Tensor, labels: Tensor, eps: float, seed: int) -> Tensor:
-    """The points of the smallest margin that the search finds."""
+    """The points with the smallest margins that the search finds."""
     generator = torch.Generator().manual_seed(seed)
     count, channels, height, width = images.shape
     stripes = (2 * torch.rand(count, channels, 1, width, generator=generator) - 1).sign().to(images.device)
@@ -98,7 +98,7 @@ def _searched(model: Model, images: Tensor, labels: Tensor, eps: float, seed: in
     low, high = images - eps, images + eps
     best = (images + eps * stripes).clamp_(0.0, 1.0)
     margin = _margin(model, best, labels)
-    # Of each image: the query that is next, and the last one that helped.
+    # Per image: the next query, and the last query that helped.
     following, helped = torch.zeros_like(labels), torch.full_like(labels, -1)
     ahead = torch.arange(_AHEAD, device=images.device)
     while len(active := ((margin > 0) & (following < QUERIES)).nonzero().squeeze(1)):
@@ -108,7 +108,7 @@ def _searched(model: Model, images: Tensor, labels: Tensor, eps: float, seed: in
         several = 1 + (following[active] - helped[active]) // _PATIENCE
         several = several.clamp_max(max(1, at_once(images) // len(active))).unsqueeze(1)
         rank = unknown.cumsum(1)
-        row, column = (unknown & (rank <= several)).nonzero(as_tuple=True)  # what is asked now, image after image
+        row, column = (unknown & (rank <= several)).nonzero(as_tuple=True)  # queries of this round, image by image
         settled = torch.where(rank[:, -1:] > several, (rank < several).sum(1, keepdim=True) + 1, _AHEAD)
         following[active] += settled.squeeze(1)
         if not len(row):
@@ -119,7 +119,7 @@ def _searched(model: Model, images: Tensor, labels: Tensor, eps: float, seed: in
         points = torch.minimum(torch.maximum(points, low[asked]), high[asked]).clamp_(0.0, 1.0)
         margins = _margin(model, points, labels[asked])
         better = (margins < margin[asked]).nonzero().squeeze(1)
-        better = better[row[better].diff(prepend=row.new_full((1,), -1)) > 0]  # the first of each image
+        better = better[row[better].diff(prepend=row.new_full((1,), -1)) > 0]  # the first per image
         changed = asked[better]
         best[changed], margin[changed] = points[better], margins[better]
         helped[changed], following[changed] = which[better], which[better] + 1
@@ -127,6 +127,6 @@ def _searched(model: Model, images: Tensor, labels: Tensor, eps: float, seed: in
 
 
 def _margin(model: Model, points: Tensor, labels: Tensor) -> Tensor:
-    """How far the label's logit lies above the others; negative where the net is fooled."""
+    """The label's logit minus the largest other logit; negative where the net is fooled."""
     logits, label = model(points), labels.unsqueeze(1)
     return (logits.gather(1, label) - logits.scatter(1, label, -math.inf).amax(1, keepdim=True)).squeeze(1)

@@ -1,7 +1,7 @@
-"""AutoAttack *standard* (Croce & Hein 2020, arXiv 2003.01690), and the weak attacks that are shown beside it.
+"""AutoAttack *standard* (Croce & Hein 2020, arXiv 2003.01690), and the weak attacks shown beside it.
 
-In Linf all four attacks are our own (`attacks.apgd`, `attacks.fab`, `attacks.square`), which find the same points as
-the authors' code in less time; in L2 FAB-T is, and the others run as the authors publish them (`pyautoattack`).
+In Linf all four attacks are our own code (`attacks.apgd`, `attacks.fab`, `attacks.square`), which finds the same points
+as the authors' code in less time. In L2 only FAB-T is ours; the others are the authors' own code (`pyautoattack`).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def apgd_ce(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, gen
 def apgd_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
     """Targeted Auto-PGD on the DLR loss, 100 steps for each of the 9 likeliest wrong classes.
 
-    The targeted DLR loss takes four logits. With three classes the untargeted DLR loss runs instead; with two, where CE
-    already orders the points as the margin does, CE from another start.
+    The targeted DLR loss needs four logits. With three classes the untargeted DLR loss runs instead. With two, where CE
+    already orders the points as the margin does, CE runs from another start.
     """
     classes, seed = _classes(model, images), generator.initial_seed()
     if classes == 2:
@@ -56,7 +56,7 @@ def apgd_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, gene
 
 
 def _published(threat: Threat, images: Tensor, seed: int) -> dict[str, Any]:
-    """What AutoAttack *standard* gives its authors' APGD."""
+    """The arguments that AutoAttack *standard* passes to its authors' APGD."""
     where = {"device": images.device, "logger": _QUIET, "seed": seed}
     return where | {
         "n_restarts": 1,
@@ -97,13 +97,13 @@ def _classes(model: Model, images: Tensor) -> int:
 
 
 def _contained(perturb: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
-    """Run an attack that seeds the global random state, and put that state back."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # the attacks seed every card
+    """Run an attack that seeds the global random state, then restore that state."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # the attacks seed every GPU
         return perturb(images, labels).detach()
 
 
 def _ran(classes: int) -> tuple[str, ...]:
-    """What each of the four really runs on `classes` classes, in words for the record."""
+    """The variant of each of the four attacks that runs on `classes` classes, in words for the record."""
     targets = min(9, classes - 1)
     second = {
         2: "apgd-t: cross-entropy from a second start, for 2 classes have no DLR loss",
@@ -116,7 +116,7 @@ def _queries(threat: Threat, shape: Shape) -> int:
     return squares.price(shape) if threat.norm == "Linf" else squares.QUERIES
 
 
-# A price is what an image that survives costs, in sample passes: forwards + 2 * backwards.
+# A price is the cost of an image that survives, in sample passes: forwards + 2 * backwards.
 STANDARD = Suite(
     name="standard",
     ranked={

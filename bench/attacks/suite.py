@@ -1,4 +1,4 @@
-"""A suite: which attacks run, in which order, at what price, and what each is for."""
+"""A suite: the attacks, their order and prices, and the purpose of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Shape = tuple[int, int, int]  # of an image: (c, h, w)
 
 @dataclass(frozen=True)
 class Listed:
-    """An attack with its price: the sample passes of an image that survives it, or a function that tells them."""
+    """An attack with its price: the sample passes of an image that survives it, or a function that returns them."""
 
     attack: Attack
     passes: int | Callable[[Threat, Shape], int]
@@ -25,12 +25,12 @@ class Listed:
 
 @dataclass(frozen=True)
 class Suite:
-    """What `attacks` in a protocol names.
+    """The attacks that `attacks` in a protocol selects.
 
-    `ranked`: the attacks that decide the number, each on the survivors of those before it. `weak`: each alone, on all
-    images that are right when clean. `curve`: the weak attack that makes the security curve. `black_box`: the ranked
-    attack that sees logits alone, after all that follow gradients. `quick`: the ranked attacks of a quick verification.
-    `ran`: what each ranked attack runs on so many classes, in words for the record.
+    `ranked`: the attacks that decide the score, each run on the survivors of the previous ones. `weak`: attacks run
+    alone, on all images classified correctly when clean. `curve`: the weak attack for the security curve. `black_box`:
+    the ranked attack that sees only logits, after all that use gradients. `quick`: the ranked attacks of a quick
+    verification. `ran`: the variant of each ranked attack for a number of classes, in words for the record.
     """
 
     name: str
@@ -48,5 +48,5 @@ class Suite:
         return names[names.index(self.black_box) - 1]
 
     def prices(self, threat: Threat, shape: Shape) -> dict[str, int]:
-        """Sample passes, by attack, of an image of this shape that survives."""
+        """Sample passes per attack of an image of this shape that survives."""
         return {name: listed.price(threat, shape) for name, listed in (dict(self.ranked) | dict(self.weak)).items()}

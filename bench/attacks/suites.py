@@ -1,4 +1,4 @@
-"""The suites by the names that protocols give them."""
+"""The suites, by the names used in protocols."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ SUITES: dict[str, Suite] = {STANDARD.name: STANDARD}
 
 
 def suite_of(rules: Protocol) -> Suite:
-    """The suite that `rules` ask for."""
+    """The suite that `rules` select."""
     return SUITES[rules.attacks]

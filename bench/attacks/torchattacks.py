@@ -1,4 +1,4 @@
-"""Attacks of torchattacks as weak attacks of ours: they propose, and the referee projects and measures as ever."""
+"""Attacks from torchattacks as weak attacks: they propose, and the referee projects and measures as usual."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from prunebench.bench.errors import PrunebenchError, unknown
 from prunebench.bench.protocol import Threat
 
 PREFIX = "torchattacks:"
-PRICE = 151  # sample passes, for the progress shown: nobody knows, so that of PGD-50
+PRICE = 151  # sample passes, for the progress display; the true price is unknown, so PGD-50's
 
 
 def peer(name: str) -> Listed:
     """The attack "torchattacks:NAME" (NAME as the package spells it: CW, MIFGSM, DeepFool) with the threat's eps.
 
-    All other parameters are the package's defaults. An attack without an eps, such as CW, is brought into the ball by
-    the referee, like any proposal. Raises PrunebenchError for another name and where torchattacks is not installed.
+    All other parameters are the package's defaults. Without an eps, as in CW, the referee projects proposals into the
+    ball, as always. Raises PrunebenchError for an unknown name, or when torchattacks is not installed.
     """
     if not name.startswith(PREFIX):
         raise PrunebenchError(f"{name!r} is not an attack; write {PREFIX}NAME, for example {PREFIX}CW.")
@@ -52,7 +52,7 @@ def peer(name: str) -> Listed:
 
 
 class _Net(nn.Module):
-    """A function as torchattacks wants its nets: a module with a parameter that tells the device."""
+    """A function wrapped as torchattacks expects nets: a module with a parameter that shows the device."""
 
     def __init__(self, model: Model, images: Tensor) -> None:
         super().__init__()

@@ -178,9 +178,9 @@ class Referee:
 
         Proposals are projected into the ball of `threat` (by default the protocol's) and [0, 1], then measured on the
         plain net; a proposal that is not finite is replaced by its image. An attack that never queries logits, such as
-        a replay, cannot be misled by them, so its `kernel_only` count excludes proposals. `listen` receives the sample
-        passes of every forward that the attack requests. Raises Refused when the plain net has no finite logits for a
-        proposal, or for a queried image on which the fast net had none either.
+        a replay, cannot be misled by them, so none of its proposals counts as `kernel_only`. `listen` receives the
+        sample passes of every forward that the attack requests. Raises Refused when the plain net has no finite logits
+        for a proposal, or for a queried image on which the fast net had none either.
         """
         threat = threat or self.rules.threat
         clean, before = images.to(self.device), self.passes
