@@ -1,1 +1,1 @@
-"""Numbers that somebody claims, measured again."""
+"""Claims of robustness, measured again."""

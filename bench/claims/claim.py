@@ -1,4 +1,4 @@
-"""Claims: a published robustness number with the files that it can be checked against, as CLAIM.toml beside them."""
+"""Claims: a published robustness number in a CLAIM.toml, beside the files needed to check it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prunebench.bench.protocol import PROTOCOLS, Protocol, load
 from prunebench.bench.schema import Count, Natural, Strict, explain, read_toml
 
 NAME, SUFFIX = "CLAIM.toml", ".claim.toml"
-LARGEST = 2**28  # bytes of a file that a claim names
+LARGEST = 2**28  # bytes per file that a claim names
 
 
 def _inside(text: str) -> str:
@@ -37,7 +37,7 @@ Inside = Annotated[str, AfterValidator(_inside)]
 
 
 class Asset(Strict):
-    """A file below the folder of the claim."""
+    """A file below the claim's folder."""
 
     path: Inside
     sha256: Sha256
@@ -77,7 +77,7 @@ Plain = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_plai
 
 
 class About(Strict):
-    """What the author says of the net, for readers; nothing of it is checked."""
+    """The author's unchecked description of the net, for readers."""
 
     pruner: Plain | None = None
     sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -87,9 +87,9 @@ class About(Strict):
 
 
 class Claim(Strict):
-    """That so many of the first `n` test images survive AutoAttack by these rules: `robust`, or `at_least` a share.
+    """The claim that of the first `n` test images `robust`, or `at_least` a share, survive AutoAttack by these rules.
 
-    `data`: the sha256 over those images. `outcomes` say which are robust, `proposals` hold what fools the others.
+    `data`: the sha256 of those images. `outcomes` show which are robust; `proposals` hold adversarials of the others.
     """
 
     schema_: Literal[1, 2] = Field(1, alias="schema")
@@ -117,24 +117,24 @@ class Claim(Strict):
 
     @property
     def least(self) -> int:
-        """The fewest images that are `at_least` so many per cent of `n`; 0 where no share is claimed."""
+        """The fewest images that reach the share `at_least` of `n`; 0 where no share is claimed."""
         return 0 if self.at_least is None else ceil(Fraction(self.at_least.removesuffix(" %")) / 100 * self.n)
 
     @property
     def needed(self) -> int:
-        """How many images must be robust for the claim to be true."""
+        """The number of images that must be robust for the claim to be true."""
         return self.least if self.robust is None else self.robust
 
     @property
     def explained(self) -> str:
-        """What the share means in images, as a sentence with a space before it; empty where none is claimed."""
+        """The share as a number of images, in a sentence after a space; empty where no share is claimed."""
         if self.at_least is None:
             return ""
         return f" At least {self.at_least} of {self.n} images are {self.least}."
 
     @property
     def sha256(self) -> str:
-        """The hash of all that is claimed."""
+        """The hash of the whole claim."""
         return sha256_of(canonical_json(self.model_dump(mode="json", by_alias=True)))
 
 
@@ -163,10 +163,10 @@ def find(place: Path) -> list[Path]:
 
 
 def sound(path: Path, asset: Asset, what: str) -> Path:
-    """Where the file `asset` of the claim at `path` lies, after its hash was checked.
+    """The path of the file `asset` of the claim at `path`, after checking its hash.
 
-    Raises Refused when it is not a file below the claim's folder (links are followed first), too large, or another
-    file than the claim speaks of.
+    Raises Refused when it is not a file below the claim's folder (links are followed first), is too large, or is not
+    the file that the claim names.
     """
     where = _locate(path, asset.path, what)
     found = digest_outside(where, what, LARGEST, way_out="restore the file", complain=Refused)
@@ -194,7 +194,7 @@ def _locate(path: Path, name: str, what: str) -> Path:
 
 
 def rules_of(path: Path, claim: Claim) -> Protocol:
-    """The rules that the claim at `path` was made under. Raises PrunebenchError when they are others today."""
+    """The rules under which the claim at `path` was made. Raises PrunebenchError when they have changed since."""
     name = claim.protocol.name
     rules = PROTOCOLS[name] if name in PROTOCOLS else load(_locate(path, _own(path, name), "its rules"), to_train=False)
     if rules.sha256 != claim.protocol.sha256:
@@ -221,9 +221,9 @@ def _own(path: Path, name: str) -> str:
 
 
 def outcomes_of(path: Path, claim: Claim) -> dict[str, np.ndarray] | None:
-    """The stored outcomes of the claim at `path`, None where it is a mere count.
+    """The stored outcomes of the claim at `path`, None where it claims only a count.
 
-    Raises PrunebenchError for outcomes of other images or with another count than the claim's.
+    Raises PrunebenchError for outcomes whose images or count differ from the claim's.
     """
     if claim.outcomes is None:
         return None

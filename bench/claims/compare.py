@@ -12,12 +12,12 @@ from prunebench.bench.outcomes import recount, standing
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.stats import mcnemar
 
-ALPHA = 0.05  # two nets differ when McNemar's p lies below it
+ALPHA = 0.05  # two nets differ when McNemar's p is below this
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How two nets, A and B, differ in one outcome: `a` and `b` images of `n` are right, `only_a` under A alone."""
+    """The difference of nets A and B in one outcome: `a` and `b` of `n` images are right, `only_a` only under A."""
 
     what: str
     n: int
@@ -29,12 +29,12 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether chance is no likely reason."""
+        """Whether the difference is unlikely to be chance."""
         return self.p < ALPHA
 
     @property
     def sentence(self) -> str:
-        """What can be said of the two."""
+        """The conclusion about the two nets."""
         counts = (
             f"{self.a} against {self.b} of {self.n} images, {self.only_a} right under A alone, {self.only_b} under B "
             f"alone, exact McNemar p = {self.p:.2g}"
@@ -45,10 +45,10 @@ class Difference:
 
 
 def compare(first: str | Path, second: str | Path) -> tuple[Difference, Difference]:
-    """The differences in robust and in clean accuracy of the nets of two records with outcomes beside them.
+    """The differences in robust and clean accuracy between the nets of two records with outcomes beside them.
 
-    Says something of these two nets alone: two seeds of one method may differ as well. Raises PrunebenchError for what
-    is no record, and for records of other rules, images or attacks.
+    The result concerns only these two nets: two seeds of one method may differ as well. Raises PrunebenchError for
+    files that are not records, and for records that differ in rules, images or attacks.
     """
     paths = [Path(first), Path(second)]
     records = [_scored(path) for path in paths]

@@ -1,4 +1,4 @@
-"""Making a claim of a score: CLAIM.toml, and copies of what it can be checked against."""
+"""Making a claim from a score: CLAIM.toml and copies of the files needed to check it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from prunebench.bench.protocol import Protocol
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.schema import Strict, explain
 
-FILES = ("net.safetensors", "outcomes.npz", "proposals.npz", "protocol.toml", NAME)  # of a claim that is made here
+FILES = ("net.safetensors", "outcomes.npz", "proposals.npz", "protocol.toml", NAME)  # of a claim made here
 
 
 def make(record: Path, net: Path, out: Path, *, at_least: str | None = None, force: bool = False) -> Path:
-    """Write a claim of the score in the file `record` below `out`, and copy there what it can be checked against.
+    """Write a claim of the score in the file `record` below `out`, with copies of the files needed to check it.
 
-    `net`: the net file that was scored. `at_least`: claim that share alone, as "60 %", in place of the count. `force`:
-    write even where another claim or another net lies. Returns the path of the claim. Raises PrunebenchError when
+    `net`: the net file that was scored. `at_least`: claim only this share, such as "60 %", instead of the count.
+    `force`: replace another claim or net in `out`. Returns the path of the claim. Raises PrunebenchError when
     record, net, outcomes and proposals do not belong together, when fewer images than `at_least` are robust, and when
     `out` holds another claim or another net.
     """
@@ -60,7 +60,7 @@ def make(record: Path, net: Path, out: Path, *, at_least: str | None = None, for
 
 
 def _about(record: Record) -> About:
-    """What a record tells of its net."""
+    """The description of the net that its record gives."""
     version = record.env.get("prunebench")
     label, share = record.job.label, round(record.net.sparsity, 6)
     return About(
@@ -71,9 +71,9 @@ def _about(record: Record) -> About:
 
 
 def _put(out: Path, files: dict[str, bytes], *, force: bool) -> None:
-    """Write the files of a claim below `out`, the claim last; with `force` in place of another claim's.
+    """Write the files of a claim below `out`, the claim last; with `force`, replace another claim's files.
 
-    Raises PrunebenchError when a file of another claim or net lies there: beside a new one it would be taken for its.
+    Raises PrunebenchError when `out` holds a file of another claim or net, which would pass for the new claim's.
     """
     others = [name for name in FILES if _is_other(out / name, files.get(name))]
     if others and not force:
@@ -83,7 +83,7 @@ def _put(out: Path, files: dict[str, bytes], *, force: bool) -> None:
         )
     try:
         if others:
-            (out / NAME).unlink(missing_ok=True)  # while its files change there is no claim
+            (out / NAME).unlink(missing_ok=True)  # no claim exists while its files change
         for name in others:
             if name not in files:
                 (out / name).unlink(missing_ok=True)
@@ -94,7 +94,7 @@ def _put(out: Path, files: dict[str, bytes], *, force: bool) -> None:
 
 
 def _is_other(path: Path, data: bytes | None) -> bool:
-    """Whether something lies at `path` that is not a regular file of these bytes."""
+    """Whether `path` exists but is not a regular file with these bytes."""
     if not path.exists() and not path.is_symlink():
         return False
     if data is None or path.is_symlink() or not path.is_file() or path.stat().st_size != len(data):
@@ -107,7 +107,7 @@ def _toml_of(values: Strict) -> bytes:
 
 
 def _rules(record: Record, net: Path) -> Protocol:
-    """The rules that a record was made under: its own, built-in ones, or those in the header of the net."""
+    """The rules under which a record was made: its own, built-in ones, or those in the net's header."""
     if record.known_rules is not None:
         return record.known_rules
     from prunebench.bench.checkpoint import open_net
@@ -122,7 +122,7 @@ def _rules(record: Record, net: Path) -> Protocol:
 
 
 def _copy(path: Path, sha256: str, what: str, name: str) -> tuple[str, bytes]:
-    """What is to be written under `name`: the bytes of the file `path`, which is `what` and must have that hash."""
+    """`name` and the bytes to write under it, from the file `path`, which is `what` and must have this hash."""
     return name, read_known(
         path, sha256, what, LARGEST, missing="check the path", other="name the file that was scored"
     )

@@ -1,4 +1,4 @@
-"""Claims as test items: `pytest claims/ --claim-level quick` fails when a published number no longer stands."""
+"""Claims as test items: `pytest claims/ --claim-level quick` fails when a published number no longer holds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-# This module is loaded in every run of pytest where prunebench is installed, so it imports nothing else of prunebench
-# until there is a claim.
+# Every pytest run loads this module where prunebench is installed, so it imports the rest of prunebench only once a
+# claim is found.
 NAME, SUFFIX = "CLAIM.toml", ".claim.toml"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of claims."""
+    """Add the options for claims."""
     group = parser.getgroup("prunebench", "claims of robust accuracy (CLAIM.toml, *.claim.toml)")
     group.addoption(
         "--claim-level",
@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    """Collect a claim where there is one."""
+    """Collect the file if it is a claim."""
     if file_path.name == NAME or file_path.name.endswith(SUFFIX):
         return ClaimFile.from_parent(parent, path=file_path)
     return None
@@ -39,19 +39,19 @@ class ClaimFile(pytest.File):
     """A file with a claim."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        """The one item: the claim at the level that is asked for."""
+        """The single item: the claim at the requested level."""
         yield ClaimItem.from_parent(self, name=self.config.getoption("--claim-level"))
 
 
 class Fallen(Exception):
-    """A claim that does not stand."""
+    """A claim that does not hold."""
 
 
 class ClaimItem(pytest.Item):
     """A claim: passes when it holds or is reproduced."""
 
     def runtest(self) -> None:
-        """Verify the claim. Raises Fallen, with one sentence, when it does not stand."""
+        """Verify the claim. Raises Fallen, with one sentence, when it does not hold."""
         from prunebench.bench.claims.verify import verify
         from prunebench.bench.data import Store
         from prunebench.bench.errors import PrunebenchError
@@ -65,11 +65,11 @@ class ClaimItem(pytest.Item):
             raise Fallen(found.line)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The sentence alone, or pytest's own report of an error of ours."""
+        """The sentence alone, or pytest's own report of a bug in prunebench."""
         if isinstance(excinfo.value, Fallen):
             return str(excinfo.value)
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        """How the item is called in reports."""
+        """The location and name of the item in reports."""
         return self.path, None, f"claim {self.path.name}, {self.name}"

@@ -1,8 +1,7 @@
-"""Records measured again from their nets: which ones are drawn, and whether one says what its net does.
+"""Scoring records' nets again: the draw of records, and the check that each record matches its net.
 
-A record's hashes protect it against accidents, not against its author. So some are drawn after they were handed in, and
-the whole score is made again on this machine. Another processor changes a few images, which `claims.verdict`
-knows.
+A record's hashes protect it against accidents, not against its author. So some records are drawn after submission and
+scored again in full on this machine. Another processor changes a few images, which `claims.verdict` allows for.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ from prunebench.bench.score.progress import Report
 from prunebench.bench.score.scoring import score
 from prunebench.bench.seeds import order
 
-MARGIN = 0.02  # of the images: fewer that differ, or so much in the value of a flag, refute nothing
-FEW = 3  # records are drawn where nothing says which ones are new
+MARGIN = 0.02  # share of images: differences up to this, or flags within it of their thresholds, refute nothing
+FEW = 3  # records drawn when it is unknown which are new
 NET = "net.safetensors"
-PATIENCE = 60.0  # seconds for one call of git
+PATIENCE = 60.0  # seconds per call of git
 
 
 def fresh() -> int:
-    """A seed for a draw that nobody could know before, from the operating system."""
+    """An unpredictable seed for a draw, from the operating system."""
     return secrets.randbits(48)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The records to be measured again, by path; `told`: how they were drawn, in a sentence."""
+    """The paths of the records to measure again; `told`: a sentence on how they were drawn."""
 
     paths: tuple[Path, ...]
     told: str
@@ -56,9 +55,9 @@ def draw(
 ) -> Draw:
     """Draw at most `count` of the official `records`, whose paths are below `folder`.
 
-    `since`: git commits, of which the first that is here and not the one checked out is compared with: only what was
-    added or changed since is drawn. FEW of all are, when there is no such commit or nothing changed. Left out are
-    records of data sets that are not on this machine.
+    `since`: git commits; only records added or changed since the first that exists here and is not checked out are
+    drawn. At most FEW of all records are drawn when there is no such commit or nothing changed. Records whose data
+    sets are not on this machine are left out.
     """
     official = [path for path in sorted(records) if records[path].official and records[path].built_in]
     here = [path for path in official if store.present(PROTOCOLS[records[path].protocol.name].data)]
@@ -77,7 +76,7 @@ def draw(
 
 
 def _changed(folder: Path, since: Sequence[str]) -> tuple[str | None, set[Path]]:
-    """The commit that is compared with (None: there is none), and the files below `folder` that changed since."""
+    """The commit compared with (None: there is none), and the files below `folder` that changed since."""
     try:
         head = _git(folder, "rev-parse", "HEAD").strip()
     except PrunebenchError:
@@ -122,7 +121,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 class Nets:
-    """Where the nets of records are: beside them, or anywhere below `folder`, known by their sha256."""
+    """Finds the nets of records: beside them, or anywhere below `folder` by their sha256."""
 
     def __init__(self, folder: Path | None) -> None:
         if folder is not None and not folder.is_dir():
@@ -131,7 +130,7 @@ class Nets:
         self._known: dict[str, Path] = {}
 
     def of(self, path: Path, record: Record) -> Path:
-        """The net of the record at `path`. Raises PrunebenchError, which names it, when it is nowhere."""
+        """The net of the record at `path`. Raises PrunebenchError, which names the net, when it is not found."""
         beside = net_path(path)
         if beside.exists():
             return beside
@@ -147,7 +146,7 @@ class Nets:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The regular files below `folder` that can be nets; links are not followed."""
+    """The regular files below `folder` that may be nets; links are not followed."""
     for path in sorted(folder.rglob("*.safetensors")):
         found = path.lstat()
         if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST_NET:
@@ -157,11 +156,11 @@ def _files(folder: Path) -> Iterator[Path]:
 def rescore(
     path: Path, record: Record, net: Path, store: Store, *, device: str = "auto", report: Report | None = None
 ) -> tuple[Verdict, Record]:
-    """Score the net in the file `net` anew, by the built-in rules, and compare with the record at `path`.
+    """Score the net in the file `net` again, by the built-in rules, and compare with the record at `path`.
 
-    Returns the verdict, which "holds", is "refuted" or "undecided", and the new record. What does not depend on the
-    machine must be equal: net, layers, job, rules, images, cost. Images may differ as far as the attack's noise goes,
-    in either direction. Raises Refused when the net gets no score.
+    Returns the verdict ("holds", "refuted" or "undecided") and the new record. Facts that do not depend on the machine
+    must be equal: net, layers, job, rules, images, cost. Outcomes of images may differ in either direction within the
+    attack's noise. Raises Refused when the net cannot be scored.
     """
     claimed = recount(path, record)
     if not record.built_in:
@@ -170,7 +169,7 @@ def rescore(
             f"{record.protocol.sha256[:12]}..., which are no built-in rules today; score the net under today's."
         )
     with tempfile.TemporaryDirectory(prefix="prunebench-rescore-") as scratch:
-        copy = Path(scratch, NET)  # alone: nothing that lies beside the net is read
+        copy = Path(scratch, NET)  # alone, so that no file beside the net is read
         _copy(net, copy)
         again = score(copy, PROTOCOLS[record.protocol.name], out=scratch, store=store, device=device, report=report)
         measured = recount(copy.with_name(RECORD), again)
@@ -188,9 +187,9 @@ def _copy(net: Path, copy: Path) -> None:
 
 
 def _unequal(record: Record, again: Record) -> str | None:
-    """What the record says otherwise than the net does, of all that is the same on every machine."""
+    """The first difference between record and net in facts that are the same on every machine."""
     passes = [[(stage.name, stage.passes) for stage in one.cost.stages] for one in (record, again)]
-    weak = [sorted(again.score.weak.keys() & one.score.weak.keys()) for one in (record, again)]  # there may be more
+    weak = [sorted(again.score.weak.keys() & one.score.weak.keys()) for one in (record, again)]  # either may have more
     for what, said, found in (
         ("the net's sha256", record.net.sha256, again.net.sha256),
         ("the sparsity, layer by layer", record.net, again.net),
@@ -215,14 +214,14 @@ def _unequal(record: Record, again: Record) -> str | None:
 
 
 def _flagged(record: Record, again: Record) -> str | None:
-    """A flag that is up here by more than noise and not in the record."""
+    """A flag that is missing in the record, has another threshold there, or is up here alone by more than noise."""
     theirs = {flag.name: flag for flag in record.score.flags}
     for flag in again.score.flags:
         said = theirs.get(flag.name)
         if said is None:
             return f"the flag {flag.name} is missing in the record"
         if flag.value is None:
-            continue  # it needs what a net alone does not show: how it was trained, or the dense net
+            continue  # needs more than the net: how it was trained, or the dense net
         if said.threshold != flag.threshold:
             return (
                 f"the flag {flag.name} has the threshold {said.threshold:g} in the record and {flag.threshold:g} here"
@@ -238,7 +237,7 @@ def _clearly_up(flag: Flag) -> bool:
 
 
 def _compared(claimed: Mapping[str, np.ndarray], measured: Mapping[str, np.ndarray]) -> Verdict:
-    """The verdict on the outcomes: the labels, who stands in the end, and who does after each attack."""
+    """The verdict on the outcomes: the labels, and the images standing after each attack and at the end."""
     if not np.array_equal(claimed["labels"], measured["labels"]):
         return Verdict("refuted", "the outcomes are of other images than the test images here")
     same = claimed["predicted"] == measured["predicted"]
@@ -262,10 +261,10 @@ def _compared(claimed: Mapping[str, np.ndarray], measured: Mapping[str, np.ndarr
 
 
 def _both_ways(claimed: np.ndarray, measured: np.ndarray) -> Verdict:
-    """The verdict on who stands, bool (n,) both: a claim may state too little, a record may not.
+    """The verdict on the images standing, bool (n,) both: a claim may understate, a record may not.
 
-    Where hardly an image stands, each of those that do hangs on a last bit, and `whole` holds them against few. So
-    nothing is refuted by less than MARGIN of all images.
+    Where hardly any image survives, each survivor depends on a last bit, and `whole` compares changes with only a few
+    images. So differences of up to MARGIN of all images refute nothing.
     """
     verdict, reverse, n = whole(claimed, measured), whole(measured, claimed), len(claimed)
     if "refuted" not in (verdict.word, reverse.word):

@@ -1,7 +1,7 @@
-"""What a new measurement says of a claimed number: it holds, it is refuted, or the images are too few to tell.
+"""Verdicts of a new measurement on a claimed number: it holds, it is refuted, or there are too few images to tell.
 
-A claim speaks of fixed images, so how they were sampled does not enter; what does is the attack's own noise. Only an
-overstatement counts against a claim: one that states too little holds.
+A claim is about fixed images, so sampling error does not matter; only the attack's own noise does. Only an
+overstatement counts against a claim; an understated claim holds.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from prunebench.bench.errors import some
 from prunebench.bench.stats import noise, noise_gap, sampled_noise
 
-REFUTED, DOUBTED = 1e-3, 1e-2  # a claim is refuted at p below the one, undecided below the other
-# The chance that an image which is robust in one run of AutoAttack is fooled in another that draws other random numbers
-# (another seed, batch shape or kind of device). From docs/claims/attack-noise.md: the noisiest net's rate, rounded up,
-# which is above the upper 99 % bound of all nets together.
+REFUTED, DOUBTED = 1e-3, 1e-2  # a claim is refuted at p below REFUTED, undecided below DOUBTED
+# The chance that an image robust in one run of AutoAttack is fooled in a run with other random numbers (another seed,
+# batch shape or kind of device). From docs/claims/attack-noise.md: the noisiest net's rate, rounded up, which is above
+# the upper 99 % bound of all nets together.
 NOISE = 0.018
-POINTS = 5  # per cent of the images; a measurement that could not refute an overstatement of so much decides nothing
+POINTS = 5  # per cent of images; a measurement that could not refute an overstatement this large decides nothing
 
 _REPLAY = "A replay cannot show that more images fall; levels quick and full look for these."
 
@@ -28,7 +28,7 @@ Word = Literal["reproduced", "not reproduced", "holds", "refuted", "undecided", 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A word, the sentence that gives the numbers behind it, the images that speak against the claim, the p-value."""
+    """A word, a sentence with the numbers behind it, the images that count against the claim, and the p-value."""
 
     word: Word
     sentence: str
@@ -42,7 +42,7 @@ class Verdict:
 
     @property
     def good(self) -> bool:
-        """Whether the claim stands."""
+        """Whether the claim holds or is reproduced."""
         return self.word in ("reproduced", "holds")
 
 
@@ -50,10 +50,10 @@ Labels = tuple[np.ndarray, np.ndarray]
 
 
 def whole(claimed: np.ndarray, measured: np.ndarray, labels: Labels | None = None) -> Verdict:
-    """The verdict when all images were measured again and the claim says which of them are robust: bool (n,) both.
+    """The verdict when all images were measured again and the claim says which are robust: bool (n,) both.
 
-    Three tests at a third of the level each; the harshest counts. Images claimed robust and now fooled are held
-    against the attack's noise, and so is the count, and so are the clean `labels` int (n,), as claimed and as now.
+    Three tests run at a third of the level each; the harshest counts. They compare the attack's noise with the images
+    claimed robust and now fooled, with the count, and with the clean `labels`, int (n,), as claimed and as now.
     """
     n, fallen, risen = len(claimed), claimed & ~measured, measured & ~claimed
     b, c, robust, found = int(fallen.sum()), int(risen.sum()), int(claimed.sum()), int(measured.sum())
@@ -73,7 +73,7 @@ def whole(claimed: np.ndarray, measured: np.ndarray, labels: Labels | None = Non
 
 
 def counted(claimed: int, measured: int, n: int) -> Verdict:
-    """The verdict when all `n` images were measured again and the claim is a mere count of those that are robust."""
+    """The verdict when all `n` images were measured again and the claim is only a count of robust images."""
     p = noise_gap(claimed - measured, claimed, NOISE)
     told = f"{measured} of {n} are robust, {claimed} are claimed"
     reach = noise_gap(min(claimed, _points(n)), claimed, NOISE)
@@ -84,8 +84,8 @@ def sampled(claimed: np.ndarray, index: np.ndarray, stands: np.ndarray, labels: 
     """The verdict when a sample of the images claimed robust was measured with weaker attacks.
 
     `claimed`: bool (n,); `index`: int (k,), the sample; `stands`: bool (k,); `labels`: the clean labels of all images,
-    int (n,), as claimed and as now. What a weaker attack does not fool is no evidence, so the newly fooled images are
-    held against the attack's noise, and so are the labels; each at half the level, and the harsher verdict counts.
+    int (n,), as claimed and as now. Survival of a weaker attack is no evidence, so only the newly fooled images and the
+    labels are compared with the attack's noise, each at half the level; the harsher verdict counts.
     """
     fallen = np.zeros(len(claimed), bool)
     fallen[index] = claimed[index] & ~stands
@@ -103,7 +103,7 @@ def sampled(claimed: np.ndarray, index: np.ndarray, stands: np.ndarray, labels: 
 
 
 def sampled_count(claimed: int, n: int, sample: int, standing: int) -> Verdict:
-    """The verdict when of a random `sample` `standing` images survive, and the claim is a mere count of all `n`."""
+    """The verdict when `standing` images of a random `sample` survive, and the claim is only a count of all `n`."""
 
     def p(found: int) -> float:
         return sampled_noise(max(0, found), sample, claimed, n, NOISE)
@@ -116,12 +116,12 @@ def sampled_count(claimed: int, n: int, sample: int, standing: int) -> Verdict:
 def replayed(
     claimed: np.ndarray | int, index: np.ndarray, stands: np.ndarray, labels: Labels | None, *, at_least: bool = False
 ) -> Verdict:
-    """The verdict when stored adversarial images were measured again: does the net still do what was recorded?
+    """The verdict when stored adversarials were measured again: does the net still behave as recorded?
 
-    `claimed`: bool (n,), or a count, which `at_least` so many may exceed; `index`: int (k,), the images that have a
-    stored one; `stands`: bool (n,), right when clean and not fooled by the stored image; `labels`: the clean labels
-    int (n,), as claimed and as now. A replay cannot expose an inflated claim: its author would not store the image
-    that disproves it.
+    `claimed`: bool (n,), or a count, which `at_least` allows to be exceeded; `index`: int (k,), the images with a
+    stored adversarial; `stands`: bool (n,), right when clean and not fooled by the adversarial; `labels`: the clean
+    labels, int (n,), as claimed and as now. A replay cannot expose an inflated claim: its author would not store the
+    image that disproves it.
     """
     n, found = len(stands), int(stands.sum())
     if isinstance(claimed, (int, np.integer)):
@@ -162,8 +162,8 @@ def _harshest(
 ) -> Verdict:
     """The verdict of several tests, each at its share of the level (Bonferroni); `tests`: their p-values.
 
-    The clean `labels` are one more test. `fallen`: bool (n,), which images are claimed robust and are now fooled.
-    `foreign`: the p-value of those the other way round. They are no overstatement, but when both are beyond noise, the
+    The clean `labels` add one more test. `fallen`: bool (n,), the images claimed robust and now fooled. `foreign`: the
+    p-value of the images claimed fooled and now robust. They are no overstatement, but when both are beyond noise, the
     outcomes are another net's.
     """
     other = np.zeros(len(fallen), bool) if labels is None else labels[0] != labels[1]
@@ -180,9 +180,9 @@ def _harshest(
 def _decide(
     told: str, p: float, reach: float, overstated: float, images: tuple[int, ...] = (), *, exhaustive: bool = False
 ) -> Verdict:
-    """The verdict of a test with value `p`, which would give `reach` if the claim overstated by POINTS.
+    """The verdict of a test with p-value `p`, which would be `reach` if the claim overstated by POINTS.
 
-    `overstated`: by how many images the claim seems to; `exhaustive`: all were measured, and in full.
+    `overstated`: the apparent overstatement in images; `exhaustive`: all images were measured with all attacks.
     """
     which = f" Images {some(images)}." if images else ""
     if p < REFUTED:
@@ -198,7 +198,7 @@ def _decide(
 
 
 def _points(n: int) -> int:
-    """The fewest images of `n` that are POINTS per cent of them."""
+    """The fewest images that are at least POINTS per cent of `n`."""
     return -(-POINTS * n // 100)
 
 

@@ -32,7 +32,7 @@ from prunebench.bench.seeds import order
 
 Level = Literal["replay", "quick", "full"]
 
-SHARE, FEWEST = 10, 200  # quick attacks one image in SHARE, and at least FEWEST where so many are claimed robust
+SHARE, FEWEST = 10, 200  # quick attacks one image in SHARE, but at least FEWEST if that many are claimed robust
 
 
 def verify(
@@ -47,12 +47,11 @@ def verify(
 ) -> Verdict:
     """Check the claim in the file `claim` against a new measurement.
 
-    `replay` measures the stored adversarial images again; `quick` runs APGD-CE and APGD-T on some of the images, drawn
-    by `seed`, or by a new one each time, for a forger who knew the images would spare them; `full` runs all of
-    AutoAttack on all of them, and keeps a journal in `out`, from which a killed run resumes. Raises PrunebenchError,
-    before anything is measured, for a claim that breaks its format, whose net or other files are not those that it
-    names, or that lacks what the level needs; and afterwards, when nothing was found against it by attacks that saw
-    another net, because the sparse kernels here are wrong.
+    `replay` measures the stored adversarials again. `quick` runs APGD-CE and APGD-T on images drawn by `seed`, by
+    default a new one each time, so that no forger can predict them. `full` runs all of AutoAttack on all images and
+    keeps a journal in `out`, from which a killed run resumes. Raises PrunebenchError before measuring for a claim that
+    breaks its format, whose net or other files are not those it names, or that lacks what the level needs. Raises it
+    afterwards when no evidence was found but wrong sparse kernels here showed the attacks another net.
     """
     path = Path(claim)
     check = _prepare(path, store or Store(Path("data")))
@@ -70,7 +69,7 @@ def verify(
 
 @dataclass(frozen=True)
 class _Check:
-    """A claim whose files are the ones that it names: what is claimed, the opened net, the images."""
+    """A claim whose files match those it names, with its opened net and images."""
 
     path: Path
     claim: Claim
@@ -81,7 +80,7 @@ class _Check:
 
     @property
     def claimed(self) -> np.ndarray | None:
-        """Which images are claimed to stand, bool (n,); None when only a count is."""
+        """The images claimed to be standing, bool (n,); None when only a count is claimed."""
         return None if self.outcomes is None else standing(self.outcomes)
 
     def labels(self, predicted: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
@@ -123,7 +122,7 @@ def _prepare(path: Path, store: Store) -> _Check:
 
 
 def _replay(check: _Check, device: torch.device) -> Verdict:
-    """Measure the stored adversarial images as if an attack had just proposed them."""
+    """Measure the stored adversarials as if an attack had just proposed them."""
     claim, referee = check.claim, check.referee(device)
     if claim.proposals is None:
         raise PrunebenchError(
@@ -151,7 +150,7 @@ def _replay(check: _Check, device: torch.device) -> Verdict:
 
 
 def _quick(check: _Check, device: torch.device, seed: int, report: Report | None) -> Verdict:
-    """Attack a random part of the images; what is claimed to be fooled anyway is left out."""
+    """Attack a random part of the images, leaving out those already claimed to be fooled."""
     n, referee, claimed = check.claim.n, check.referee(device), check.claimed
     predicted = referee.answers(as_float(check.test.images))
     shuffled = [i for i in order(n, "claim", check.claim.sha256, seed) if claimed is None or claimed[i]]
@@ -171,7 +170,7 @@ def _quick(check: _Check, device: torch.device, seed: int, report: Report | None
 
 
 def _full(check: _Check, device: torch.device, out: Path | None, report: Report | None) -> Verdict:
-    """Run all of AutoAttack on all of the images, with the seeds of the protocol."""
+    """Run all of AutoAttack on all images, with the protocol's seeds."""
     claim, referee, test = check.claim, check.referee(device), check.test
     journal = Journal(None if out is None else out / "journal", facts_of(referee, check.net, test))
     predicted = referee.answers(as_float(test.images))
@@ -195,13 +194,13 @@ def _attacked(
     only: Sequence[str],
     seed: int | None = None,
 ) -> Found:
-    """What those of the ranked attacks that are in `only` find on the images `test`, of which `clean` are right."""
+    """Run the ranked attacks in `only` on the images `test`, of which `clean` are right."""
     progress = None if report is None else Progress(referee.rules, test, len(test), report, {}, only)
     return attack_all(referee, test, clean, journal, only=only, seed=seed, progress=progress)
 
 
 def _believed(said: Verdict, referee: Referee, test: Split, clean: Tensor, found: Found) -> Verdict:
-    """`said`; raises PrunebenchError when no image speaks against a claim and the attacks saw another net."""
+    """Return `said`; raise PrunebenchError if no image counts against the claim and the attacks saw another net."""
     proposed = sum(int(bits.sum()) for bits in (clean, *list(found.standing.values())[:-1]))
     turned = probes.turned(referee, as_float(test.images), test.labels)
     flag = flags.kernel_disagrees(found.kernel_only, proposed, turned, len(test))

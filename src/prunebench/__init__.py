@@ -1,6 +1,6 @@
 """prunebench: train sparse networks under one budget, score them with AutoAttack, and compare them with intervals.
 
-This is the whole public face. Each name is imported when it is first used, so that `import prunebench` is quick.
+This is the whole public API. Each name is imported on first use, so that `import prunebench` is quick.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker would take every name for one of ours
+if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept every name
 
     def __getattr__(name: str) -> Any:
-        """What `name` is, imported now."""
+        """The object called `name`, imported now."""
         for home, names in _HOMES.items():
             if name in names:
                 return getattr(import_module(f"{__name__}.{home}"), name)

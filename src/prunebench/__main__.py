@@ -1,4 +1,4 @@
-"""`python -m prunebench` is the command `prunebench`."""
+"""`python -m prunebench` runs the command `prunebench`."""
 
 from prunebench.bench.cli.main import main
 

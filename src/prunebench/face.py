@@ -1,4 +1,4 @@
-"""What `import prunebench` offers where one call does what a verb of the command line does."""
+"""The functions of `import prunebench` that each do the work of one command-line verb."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load(path: str | Path) -> Net:
     """The net in the file `path`: `module` (float32, on the CPU, in eval mode, frozen), `header`, `id`.
 
     Its images are float32 (n, c, h, w) in [0, 1], its logits (n, classes). Raises Refused, a PrunebenchError, for a
-    file that is damaged, altered or no net.
+    file that is damaged, altered or not a net.
     """
     return open_net(path)
 
@@ -51,12 +51,12 @@ def train(
     data: str | Path | None = None,
     device: str = "auto",
 ) -> Net:
-    """Train and prune a net by `protocol` in a process of its own, leave it in the folder `out`, and open it.
+    """Train and prune a net by `protocol` in its own process, save it in the folder `out`, and open it.
 
     `pruner`: "NAME[:option=value,...]", "module:Class" or "file.py:Class". `protocol`: a name, a TOML file or a
     Protocol. `sparsity`: in [0, 1), None for a pruner that does not prune. `data`: the folder of data sets, by default
-    $PRUNEBENCH_DATA or `data`. A run that was cut off resumes; a finished net is kept. Results depend on the number of
-    torch's threads, which is 1 on the command line. Raises PrunebenchError for a pruner that breaks a rule or its
+    $PRUNEBENCH_DATA or `data`. An interrupted run resumes; a finished net is kept. Results depend on torch's number of
+    threads, which is 1 on the command line. Raises PrunebenchError for a pruner that breaks a rule or its
     budget, and for another net in `out`.
     """
     rules, folder = _rules(protocol), Path(out)
@@ -81,10 +81,10 @@ def score(
     """Attack a net with AutoAttack *standard* and count the test images that survive.
 
     `net`: a net file, "robustbench:NAME", or a module whose state dict fits the architecture `arch`; a module also
-    needs a `protocol`, and `normalisation` as "MEAN/STD" or "none" where it has no such layer of its own. `examples`:
-    only the first so many test images. `out`: a folder for the record, for the net file of a module, and for the
-    journal from which a killed run resumes. `data`: as `train` takes it. Raises Refused, a PrunebenchError, for a net
-    that cannot be scored, and PrunebenchError where `out` holds the record of another net.
+    needs a `protocol`, and `normalisation` as "MEAN/STD" or "none" if it has no such layer of its own. `examples`: use
+    only this many test images, from the start. `out`: a folder for the record, a module's net file, and the journal
+    from which a killed run resumes. `data`: as in `train`. Raises Refused, a PrunebenchError, for a net that cannot be
+    scored, and PrunebenchError when `out` holds the record of another net.
     """
     if isinstance(net, nn.Module):
         return _score_module(net, protocol, arch, normalisation, examples, out, data, device)
@@ -108,7 +108,7 @@ def _score_module(
     data: str | Path | None,
     device: str,
 ) -> Record:
-    """The score of a module, sealed as a net file in `out`, or in a folder for the while."""
+    """The score of a module, sealed as a net file in `out` or in a temporary folder."""
     if protocol is None or arch is None:
         raise PrunebenchError("A module does not say how it was made; name its architecture and a protocol.")
     with TemporaryDirectory() as folder:
@@ -131,16 +131,16 @@ def verify(
 ) -> Verdict:
     """Check the claim in the file `claim` against a new measurement: `word`, `sentence`, `images`, `p`, `good`.
 
-    `level`: "replay" measures the stored adversarial images again, "quick" runs APGD on some images, drawn by `seed` or
-    anew each time, "full" all of AutoAttack on all of them, with a journal in `out`. `data`: as `train` takes it.
-    Raises PrunebenchError for a claim whose files are not those that it names, or that lacks what the level needs.
+    `level`: "replay" measures the stored adversarials again, "quick" runs APGD on images drawn by `seed` or anew each
+    time, "full" runs all of AutoAttack on all images, with a journal in `out`. `data`: as in `train`. Raises
+    PrunebenchError for a claim whose files are not those it names, or that lacks what the level needs.
     """
     folder = None if out is None else Path(out)
     return measured_again.verify(claim, level, store=_store(data), device=device, seed=seed, out=folder)
 
 
 def rank(records: str | Path) -> Ranking:
-    """The places, intervals and origins of the records below the folder `records`; nothing is written.
+    """The ranks, intervals and origins of the records below the folder `records`; nothing is written.
 
     Raises PrunebenchError for records that cannot be read or compared.
     """
