@@ -1,1 +1,1 @@
-"""The command line: one family of verbs a module."""
+"""The command line: one module per family of verbs."""

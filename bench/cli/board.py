@@ -1,4 +1,4 @@
-"""The verbs of the leaderboard: rank records, sign them, and make web pages of them."""
+"""The leaderboard verbs: rank records, sign them, and render them as web pages."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def site(
 
 
 def _records_in(folder: Path) -> Path:
-    """The folder of records that `folder` is, or has when it is the folder of a run."""
+    """The folder of records: `folder` itself, or its subfolder if it is a run folder."""
     return folder / "records" if (folder / "records").is_dir() else folder
 
 
@@ -111,9 +111,9 @@ def _remeasured(
     *,
     quiet: bool,
 ) -> list[Entry]:
-    """Score some official records again; what the ledger is to say of those that hold.
+    """Score some official records again; return the ledger entries of those that are confirmed.
 
-    Raises PrunebenchError when one does not hold, after all of them were looked at.
+    Raises PrunebenchError if any record is not confirmed, after all have been checked.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The verbs of claims: make one, and measure it again."""
+"""The claim verbs: make a claim, and verify claims."""
 
 from __future__ import annotations
 

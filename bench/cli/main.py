@@ -1,4 +1,4 @@
-"""The command `prunebench`: its verbs, and how a user's mistake ends."""
+"""The command `prunebench`: its verbs, and how it reports a user's mistake."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from prunebench.bench.cli import board, claims, pruners, run, score
 from prunebench.bench.errors import PrunebenchError
 
-# In the order of --help. torch takes seconds to import, so what needs it is imported by the verbs that need it.
+# In the order of --help. Importing torch takes seconds, so only the verbs that need it import it.
 VERBS: dict[str, Callable[..., None]] = {
     "run": run.run,
     "plan": run.plan,
@@ -48,7 +48,7 @@ def main() -> None:
     except PrunebenchError as error:
         print(f"prunebench: {error}", file=sys.stderr)
         sys.exit(1)
-    except OSError as error:  # a path that the file system does not take, such as one of a thousand letters
+    except OSError as error:  # a path that the file system rejects, such as one of a thousand letters
         if error.filename is None:
             raise
         reason = PrunebenchError(f"Cannot use {error.filename} ({error.strerror}); name another path.")

@@ -1,4 +1,4 @@
-"""What several verbs take on the command line, and what it means."""
+"""Command-line options that several verbs share, and how they are parsed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def store_of(data: Path) -> Store:
-    """The data sets in the folder `data`, and what was made of them in the user's cache."""
+    """The data sets in the folder `data`, with their decoded copies in the user's cache."""
     from prunebench.bench.data import Store
 
     home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
@@ -33,6 +33,6 @@ def store_of(data: Path) -> Store:
 
 
 def sparsity_of(text: str | float) -> float:
-    """The sparsity that `text` names, checked as it will be stored: so many nines are a float of 1."""
+    """Parse a sparsity, and check it again as a float: 0.999... with enough nines rounds to 1."""
     value = float(as_sparsity(text))
     return float(as_sparsity(value))

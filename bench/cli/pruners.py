@@ -1,4 +1,4 @@
-"""The verbs for who writes a pruner: begin one, check it, and see what there is to work with."""
+"""The verbs for authors of pruners: create one, check it, and list what is available."""
 
 from __future__ import annotations
 

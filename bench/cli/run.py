@@ -44,7 +44,7 @@ Sandbox = Annotated[
 
 
 class Engines(StrEnum):
-    """What can take the steps of a grid."""
+    """What can run the steps of a grid."""
 
     local = "local"
     ray = "ray"
@@ -95,7 +95,7 @@ def run(
     if sandbox:
         walls.require()
     store = store_of(data)
-    store.testing(rules.data, examples or rules.test)  # before any training: is the data there, and enough of it?
+    store.testing(rules.data, examples or rules.test)  # before any training: is there enough data?
     with show.Watch(quiet=quiet) as watch:
         watch.line(f"{len(grid)} jobs of {rules.name}, {workers}, in {out}")
         here = engine is Engines.local and machine.device_named(device).type == "cpu"
@@ -221,7 +221,7 @@ def train(
 def _engine(
     engine: Engines, jobs: int | None, threads: int, device: str, out: Path, address: str | None, gpus: float | None
 ) -> Engine:
-    """What takes the steps of a grid. Raises PrunebenchError for options that do not belong to it."""
+    """The engine that runs the steps of a grid. Raises PrunebenchError for options of another engine."""
     from prunebench.bench import machine
     from prunebench.bench.grid import ray as cluster
     from prunebench.bench.grid.local import Pool
@@ -236,7 +236,7 @@ def _engine(
 
 
 def rules_of(spec: str, epochs: int | None) -> Protocol:
-    """The protocol, or one that differs in the length of its trainings and says so in its name."""
+    """The protocol, or a copy with another number of `epochs`, which its name states."""
     rules = load(spec)
     if epochs is None or epochs == rules.training.epochs:
         return rules
@@ -248,7 +248,7 @@ def rules_of(spec: str, epochs: int | None) -> Protocol:
 def _grid(
     spec: str, epochs: int | None, pruner: list[str] | None, sparsity: list[str] | None, seed: list[int] | None
 ) -> tuple[Protocol, list[tuple[str, Job]]]:
-    """The rules, and the jobs that are asked for: by default every pruner, and the protocol's sparsities and seeds."""
+    """The rules and the requested jobs: by default every pruner, and the protocol's sparsities and seeds."""
     from prunebench.bench.player import host
 
     host.host().start()  # it imports torch while this process does
@@ -262,7 +262,7 @@ def _grid(
 
 
 def _publish(made: list[Task], records: Path) -> None:
-    """Rank the records of a run and write their board; the ledger learns of `made`, trained and scored here."""
+    """Rank the records of a run and write their board; enter `made`, trained and scored here, in the ledger."""
     from prunebench.bench.record import Record, load_record
     from prunebench.leaderboard import check, provenance
     from prunebench.leaderboard.render.terminal import terminal

@@ -1,4 +1,4 @@
-"""A pruner of one's own to begin with: a folder with the method, its test and its registration."""
+"""A template for a new pruner: a folder with the method, its test and its registration."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ _FILES = {"$module.py": _METHOD, "test_$module.py": _TEST, "pyproject.toml": _PR
 def new(name: str, out: Path, *, taken: Container[str] = ()) -> list[Path]:
     """Write the folder `out`/`name` and return its files, the pruner first; all of them or none.
 
-    `taken`: the names of the pruners that there are. Raises PrunebenchError for a name that is no plain word, that
-    belongs to a module or a pruner already, and for a folder that exists.
+    `taken`: the names of existing pruners. Raises PrunebenchError for a name that is not a plain word, or that a module
+    or pruner already has, and for a folder that exists.
     """
     registered = name.replace("_", "-")
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) or name.endswith("_") or keyword.iskeyword(name):
@@ -155,7 +155,7 @@ def new(name: str, out: Path, *, taken: Container[str] = ()) -> list[Path]:
 
 
 def spec(method: Path) -> str:
-    """How the pruner that `new` wrote to the file `method` is named on the command line."""
+    """The command-line name of the pruner that `new` wrote to the file `method`."""
     return f"{method}:{_class(method.stem)}"
 
 

@@ -1,4 +1,4 @@
-"""The verbs about one net: score it, bring it in from elsewhere, look into it, compare two."""
+"""The verbs for single nets: score, import and inspect one, or compare two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long work and its results on a terminal: bars with an ETA where somebody watches, plain lines elsewhere."""
+"""Progress and results on the command line: bars with an ETA on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from prunebench.bench.grid.plan import Forecast
     from prunebench.bench.record import Record
 
-PLAIN_EVERY = 15.0  # seconds between two plain lines about the same job
+PLAIN_EVERY = 15.0  # seconds between plain lines about the same job
 
 
 class Watch:
-    """Shows jobs at work: `report(job, what, done, of)` as it goes on, `line` for what is worth a line of its own.
+    """Shows running jobs: `report(job, what, done, of)` for progress, `line` for a separate line.
 
-    Bars are drawn on standard error, so that standard output holds results alone. What the program logs, such as what a
-    net runs dense and why, is a line, each sentence once. Nothing but `line` shows when `quiet`.
+    Bars are drawn on standard error, so that standard output holds results alone. Each distinct log message, such as
+    what a net runs dense and why, is printed once, as a line. With `quiet`, only `line` prints.
     """
 
     def __init__(self, *, quiet: bool) -> None:
@@ -42,7 +42,7 @@ class Watch:
             columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
             self.bars = Progress(*columns, console=self.console, transient=True)
         self.tasks: dict[str, TaskID] = {}
-        self.began: dict[str, tuple[str, float, float]] = {}  # job -> what, when it began, when it was last shown
+        self.began: dict[str, tuple[str, float, float]] = {}  # job -> activity, start time, time last shown
 
     def __enter__(self) -> Watch:
         logging.getLogger("prunebench").addHandler(self.log)
@@ -77,25 +77,25 @@ class Watch:
         self.began[job] = (kind, began, shown)
 
     def finish(self, job: str, text: str) -> None:
-        """Take the job's bar away and leave a line."""
+        """Replace the job's bar with a line."""
         if self.bars is not None and job in self.tasks:
             self.bars.remove_task(self.tasks.pop(job))
         self.line(f"{job}: {text}")
 
     def line(self, text: str) -> None:
-        """One plain line."""
+        """Print one plain line."""
         self.console.print(text, markup=False, highlight=False)
 
 
 class _Lines(logging.Handler):
-    """Hands on what is logged, each sentence once."""
+    """Passes on log messages, each distinct one once."""
 
     def __init__(self, line: Callable[[str], None]) -> None:
         super().__init__()
         self.line, self.said = line, set[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand on one message."""
+        """Pass on one message."""
         text = record.getMessage()
         if text not in self.said:
             self.said.add(text)
@@ -109,7 +109,7 @@ def _duration(seconds: float) -> str:
 
 
 def out(*tables: Table | str) -> None:
-    """Print results to standard output: tables as wide as the terminal or 80 columns, lines as they are."""
+    """Print results to standard output: tables as wide as the terminal or 80 columns, lines unchanged."""
     console = Console(width=None if sys.stdout.isatty() else 80, markup=False, highlight=False)
     for table in tables:
         if isinstance(table, str):
@@ -124,14 +124,14 @@ def as_json(values: object) -> None:
 
 
 def written(word: str, files: Sequence[Path]) -> str:
-    """A line that names files as they are seen from here."""
+    """A line that names files relative to the working folder if they are inside it."""
     here = Path.cwd()
     names = (path.relative_to(here) if path.is_relative_to(here) else path for path in files)
     return f"{word}: {', '.join(printable(str(name)) for name in names)}"
 
 
 def table(*columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()) -> Table:
-    """A plain table, without a head when its columns have no names; columns in `right` are aligned to the right."""
+    """A plain table, without a header if its columns have no names; columns in `right` are right-aligned."""
     result = Table(show_header=any(columns), box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         result.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -141,7 +141,7 @@ def table(*columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...]
 
 
 def net_tables(net: Net, name: str) -> list[Table | str]:
-    """What a net file says of itself and what was counted in it."""
+    """The header of a net file and the weights counted in it, as tables."""
     header, job = net.header, net.header.job
     about = [
         ("architecture", f"{header.arch}, {header.classes} classes, images {header.shape}"),
@@ -169,7 +169,7 @@ def warn(sentences: Sequence[str]) -> None:
 
 
 def forecast_table(found: Forecast) -> list[Table | str]:
-    """What a grid will take, for people."""
+    """The cost forecast of a grid, for people."""
     columns = ("Pruner", "Sparsity", "Jobs", "M passes", "M to score", "Training", "Scoring", "MB")
     rows = [
         (
@@ -204,7 +204,7 @@ def forecast_table(found: Forecast) -> list[Table | str]:
 
 
 def score_table(record: Record) -> list[Table | str]:
-    """What a record says, for people."""
+    """The contents of a record, for people."""
     from prunebench.bench.stats import wilson
 
     score = record.score

@@ -1,1 +1,1 @@
-"""What every pruner is checked for before its numbers count."""
+"""The checks that every pruner must pass before its results count."""

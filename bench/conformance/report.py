@@ -8,7 +8,7 @@ from typing import Any
 
 from prunebench.bench.errors import cut, printable
 
-# What each check asks for, and how to mend a pruner that does not hold it.
+# What each check requires, and how to fix a pruner that fails it.
 CHECKS = {
     "options": "Write a frozen dataclass, every field annotated bool, int, float or str with a default of that type.",
     "runs": "Let it end without an error on the tiny task; the error stands above.",
@@ -25,7 +25,7 @@ CHECKS = {
 
 @dataclass(frozen=True)
 class Check:
-    """One rule: `holds` is None where it could not be asked, `found` says what was seen, `mend` what to do."""
+    """One rule: `holds` is None if it could not be checked, `found` says what was seen, `mend` how to fix it."""
 
     name: str
     holds: bool | None
@@ -33,13 +33,13 @@ class Check:
 
     @property
     def mend(self) -> str:
-        """How to make it hold."""
+        """How to fix a failure."""
         return CHECKS[self.name]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the suite found out about one pruner; printed, a line a check and a second one where it fails."""
+    """The findings of the suite on one pruner; printed with one line per check, and a second line per failure."""
 
     pruner: str
     checks: tuple[Check, ...]
@@ -71,5 +71,5 @@ class Report:
 
 
 def _line(text: str) -> str:
-    """`text`, which may come from anybody's code, as one printable line of bounded length."""
+    """`text`, which may come from third-party code, as one printable line of bounded length."""
     return cut(printable(text), 400)

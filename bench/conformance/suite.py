@@ -1,12 +1,12 @@
-"""The conformance suite: the rules of a pruner, checked on a task of seconds.
+"""The conformance suite: checks the rules for pruners on a task that takes seconds.
 
     from prunebench.bench.conformance.suite import check
     report = check("my_module:MyPruner")  # or a registered name, or "path/to/file.py:MyPruner"
     assert report.holds, report
 
-What is watched is what one process of Python can see, while the pruner's module is first imported and while it works.
-Work that a pruner does in another process or another thread is not counted, and a file that compiled code opens by
-itself is seen in the working and the temporary folder alone.
+The suite observes what one Python process can see, while the pruner's module is first imported and while it runs.
+Work that a pruner does in another process or thread is not counted. A file that compiled code opens itself is seen
+only in the working folder and the temporary folder.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ TASK = Protocol(
     shard=64,
     training=Training(objective="pgd", steps=2, step_size="0.1", epochs=4, batch=64, lr=0.1, validate_every=100),
 )
-LOST = 0.1  # share of the weights that shuffling may leave at zero
-WORLDS = (86_028_121, 86_028_157, 86_028_159)  # global seeds, apart from any that a pruner may set
-SLACK = 1.05  # work over the price paid for it; a forward of a net is a little more than its multiplications
+LOST = 0.1  # share of the kept weights that may be zero after shuffling
+WORLDS = (86_028_121, 86_028_157, 86_028_159)  # global seeds that no pruner is likely to set
+SLACK = 1.05  # allowed ratio of work to price paid; a forward is a little more than its multiplications
 
 
 def check(pruner: str, task: Protocol = TASK) -> Report:
     """Run the pruner that `pruner` names, with its options, through every check.
 
-    `pruner`: as on the command line. `task`: a protocol on the digits. Raises PrunebenchError when there is no such
-    pruner, or when it cannot be imported.
+    `pruner`: as on the command line. `task`: a protocol on the digits. Raises PrunebenchError if there is no such
+    pruner, or if it cannot be imported.
     """
-    machine.env(torch.device("cpu"))  # asks git once, in a process of its own
+    machine.env(torch.device("cpu"))  # calls git once, in a separate process
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place).resolve()
         loading = Seen(folder / "import")
@@ -120,7 +120,7 @@ def _options(chosen: Chosen) -> Found:
     return _said(faults, f"frozen, typed, unknown ones refused: {names or 'it has none'}")
 
 
-# What can be said of a run
+# Findings on a run
 
 
 def _runs(run: Run) -> Found:
@@ -132,7 +132,7 @@ def _runs(run: Run) -> Found:
 
 
 def _whole(run: Run) -> bool:
-    """Whether there are weights to count, whatever else is wrong with them."""
+    """Whether the weights can be counted, whatever else is wrong with them."""
     shapes, state = run.lab.shapes, run.state
     return isinstance(state, dict) and all(
         isinstance(state.get(name), torch.Tensor) and tuple(state[name].shape) == shape
@@ -154,7 +154,7 @@ def _loads(run: Run, chosen: Chosen, path: Path) -> Found:
         source=chosen.source,
         stages=(),
         train_sha256=run.lab.train_sha256,
-        job=run.lab.job.model_copy(update={"sparsity": 0.0}),  # counted apart
+        job=run.lab.job.model_copy(update={"sparsity": 0.0}),  # checked separately
     )
     try:
         seal(path, run.state, header, passes_granted=0)
@@ -210,7 +210,7 @@ def _deterministic(first: Run, second: Run) -> Found:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two tensors are the same bytes, NaN and all."""
+    """Whether two tensors have the same bytes, including NaN."""
     if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
         return False
     same_kind = (one.dtype, one.shape) == (other.dtype, other.shape)
@@ -218,7 +218,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _other(pruner: Pruner) -> Pruner | None:
-    """The same pruner with its option `shuffle` turned over; None when it has no such option."""
+    """The same pruner with its option `shuffle` inverted; None if it has no such option."""
     if type(getattr(pruner, "shuffle", None)) is not bool:
         return None
     return dataclasses.replace(pruner, shuffle=not pruner.shuffle)  # type: ignore[type-var, attr-defined]
@@ -235,7 +235,7 @@ def _shuffle(first: Run, third: Run | None, names: list[str], chosen: Chosen) ->
     plain, moved = _counts(one.state, names), _counts(other.state, names)
     told = f"without {', '.join(map(str, plain.values()))}; with {', '.join(map(str, moved.values()))}"
     lost = sum(plain.values()) - sum(moved.values())
-    # Fewer may be left: a weight that a shuffled mask keeps may be zero and have no gradient (IWI's remainder).
+    # Fewer may be nonzero: a weight kept by a shuffled mask may be zero and have no gradient (IWI's remainder).
     if any(moved[name] > plain[name] for name in names) or lost > LOST * sum(plain.values()):
         return False, f"layers keep other numbers of weights with shuffle than without: {told}"
     if chosen.prunes and all(torch.equal(first.state[name] != 0, third.state[name] != 0) for name in names):

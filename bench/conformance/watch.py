@@ -1,4 +1,4 @@
-"""What a pruner does while it is at work: what it computes, and the files, data and randomness that it uses."""
+"""Watches a running pruner: what it computes, and which files, data and randomness it uses."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _BEYOND = {
 }
 _DATA = tuple(mark for known in DATASETS.values() for mark in known.marks)
 
-_watching: list[Seen] = []  # the run under watch; an audit hook cannot be taken out again, so it looks here
+_watching: list[Seen] = []  # the watched runs; an audit hook cannot be removed, so it looks here
 _hooked: list[bool] = []
 
 
 @dataclass
 class Seen:
-    """What was noticed while a pruner was at work in `folder`."""
+    """What was noticed while a pruner ran in `folder`."""
 
     folder: Path
     outside: list[str] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Seen:
 
 @dataclass
 class Run:
-    """One run: the weights (None: it ended in `error`), what it cost, and what was seen."""
+    """One run: its weights (None if it ended in `error`), its cost, and what was seen."""
 
     state: Any
     error: Exception | None
@@ -63,26 +63,26 @@ class Run:
 
 
 def run(chosen: Chosen, task: Protocol, folder: Path, world: int) -> Run:
-    """Let the pruner work, with its stages in `folder` and the global generators in a state that `world` names."""
+    """Run the pruner, with its stages in `folder` and the global generators seeded with `world`."""
     sparsity = task.sparsities[0] if chosen.prunes else 0.0
     job = Job(pruner=chosen.name, options=chosen.options, sparsity=sparsity, seed=0)
     work = Work()
     backend = Trusted(folder / "stages", work=work)
     lab = WatchedLab(job, task, Store(Path("data")), backend, resolve=lambda spec: parse(spec).pruner).watched(work)
-    executor.lacking()  # starts a compiler where there are no kernels yet: before anybody is watched
+    executor.lacking()  # may start a compiler, so it runs before the watch begins
     seen = Seen(folder)
     state, error = None, None
     with generators(world, seen), _elsewhere(folder, seen), watched(seen):
         try:
             with lab.work:
                 state = chosen.pruner(job, lab)
-        except Exception as fault:  # noqa: BLE001  a pruner may be anybody's code; its fault is a finding
+        except Exception as fault:  # noqa: BLE001  a pruner may be third-party code; its error is a finding
             error = fault
     return Run(state, error, lab, seen)
 
 
 class Work(TorchDispatchMode):
-    """Counts the multiplications of what a pruner computes itself, in forwards of the net (`price` for an image)."""
+    """Counts the multiplications of a pruner's own work, in forwards of the net (`price` per image)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,11 +90,11 @@ class Work(TorchDispatchMode):
 
     @property
     def passes(self) -> float:
-        """Sample passes of work, the lab's own trainings left out."""
+        """Sample passes of work, excluding the lab's own trainings."""
         return self.flops / self.price
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Let `func` work and count it."""
+        """Run `func` and count its work."""
         result = func(*args, **(kwargs or {}))
         if not self.trusted and (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=result)
@@ -103,7 +103,7 @@ class Work(TorchDispatchMode):
 
 @dataclass(frozen=True, kw_only=True)
 class Trusted(Computed):
-    """Tells the lab's own trainings, which are charged rightly, from the work of the pruner."""
+    """Separates the lab's own trainings, which are charged correctly, from the pruner's work."""
 
     work: Work
 
@@ -119,13 +119,13 @@ class Trusted(Computed):
 
 
 class WatchedLab(Lab):
-    """A lab that knows what it granted, and how much work was done in it."""
+    """A lab that records the budget it granted and the work done in it."""
 
     work: Work
     granted: int
 
     def watched(self, work: Work) -> WatchedLab:
-        """This lab, ready to count in `work`."""
+        """This lab, set up to count work in `work`."""
         self.work, self.granted = work, self.meter.granted
         with self.work, torch.no_grad():
             self.model().eval()(as_float(self.train.images[:1]))
@@ -135,7 +135,7 @@ class WatchedLab(Lab):
 
 @contextmanager
 def generators(world: int, seen: Seen) -> Iterator[None]:
-    """Give the global generators the seed `world`, note which were used, and put them back as they were."""
+    """Seed the global generators with `world`, note which were used, and restore their states."""
     readers: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         "torch": (torch.get_rng_state, torch.set_rng_state),
         "numpy": (lambda: np.random.get_state(legacy=False), np.random.set_state),  # noqa: NPY002  the global one is meant
@@ -156,7 +156,7 @@ def generators(world: int, seen: Seen) -> Iterator[None]:
 
 
 def _plain(state: Any) -> Any:
-    """A generator's state as something that `repr` shows in full."""
+    """A generator's state in a form that `repr` shows in full."""
     if isinstance(state, torch.Tensor | np.ndarray):
         return state.tolist()
     return {key: _plain(value) for key, value in state.items()} if isinstance(state, dict) else state
@@ -164,11 +164,11 @@ def _plain(state: Any) -> Any:
 
 @contextmanager
 def _elsewhere(folder: Path, seen: Seen) -> Iterator[None]:
-    """Work in an empty folder that is also the one for temporary files, and note what was left there."""
+    """Run in an empty folder, also used for temporary files, and note the files left there."""
     here, temporary, bytecode = Path.cwd(), tempfile.tempdir, sys.dont_write_bytecode
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)
-        tempfile.tempdir, sys.dont_write_bytecode = place, True  # an import on the way must not write either
+        tempfile.tempdir, sys.dont_write_bytecode = place, True  # imports must not write bytecode either
         try:
             yield
         finally:
@@ -180,7 +180,7 @@ def _elsewhere(folder: Path, seen: Seen) -> Iterator[None]:
 
 @contextmanager
 def watched(seen: Seen) -> Iterator[None]:
-    """Note every file that this process opens for writing, every data set that it reads, every process it starts."""
+    """Note every file that this process opens for writing, data set that it reads and process that it starts."""
     if not _hooked:
         sys.addaudithook(_hook)
         _hooked.append(True)
@@ -198,12 +198,12 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
     if event in _BEYOND:
         seen.outside.append(_BEYOND[event])
         return
-    # Of two paths, of a renaming or a link, the first is where something goes missing, the second where it appears.
+    # A rename or link has two paths: the first may lose a file, the second gains one.
     paths = args[:2] if event in ("os.rename", "os.link", "os.symlink") else args[:1]
     for path in paths:
         if not isinstance(path, str | bytes | os.PathLike):
-            continue  # a file that is open already
-        place = os.path.abspath(os.fsdecode(path))  # noqa: PTH100  resolve() would look at the disk
+            continue  # a file that is already open
+        place = os.path.abspath(os.fsdecode(path))  # noqa: PTH100  resolve() would access the disk
         if event == "open" and not _writes(*args[1:3]):
             if any(part in place for part in _DATA):
                 seen.data.append(f"opened the data set file {os.path.basename(place)}")  # noqa: PTH119
@@ -214,6 +214,6 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
 
 
 def _writes(mode: object, flags: object) -> bool:
-    """Whether a file is opened for more than reading, by the arguments of the audit event."""
+    """Whether a file is opened for more than reading, judged by the arguments of the audit event."""
     by_mode = isinstance(mode, str) and any(letter in mode for letter in "wax+")
     return by_mode or (not isinstance(mode, str) and isinstance(flags, int) and bool(flags & _WRITES))

@@ -1,1 +1,1 @@
-"""Many jobs: their order, the processes that do them, and what they will take."""
+"""Grids of jobs: scheduling, worker processes and cost forecasts."""

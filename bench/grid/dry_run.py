@@ -1,4 +1,4 @@
-"""Jobs gone through with trainings stubbed out: which stages a pruner asks for, and what each would take."""
+"""Dry runs of jobs, with training stubbed out: which stages a pruner requests and what each would cost."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.score.progress import expected
 from prunebench.pruners import parse
 
-STEPS = 4  # of a search that are really run; the last three are timed
-RECORD_BYTES = 100_000  # about: a record, its outcomes and pairs, twice, and the journal
+STEPS = 4  # of a search that are actually run; the last three are timed
+RECORD_BYTES = 100_000  # approximate: two copies of a record, its outcomes and pairs, plus the journal
 
 
 @dataclass(frozen=True)
 class Shares:
-    """The assumed shares of test images that are right, `clean`, and right after every attack, `robust`."""
+    """Assumed shares of test images that are right: without attack (`clean`) and under every attack (`robust`)."""
 
     clean: float
     robust: float
@@ -47,9 +47,9 @@ class Shares:
 
 @dataclass(frozen=True)
 class Line:
-    """What `jobs` jobs of a pruner at one sparsity take: sample passes charged, one worker's seconds, bytes kept.
+    """Cost of `jobs` jobs of a pruner at one sparsity: sample passes charged, seconds of one worker, bytes stored.
 
-    Seconds and bytes of a stage that several pruners share count for the first of them.
+    The seconds and bytes of a stage that several pruners share are counted for the first of them.
     """
 
     pruner: str
@@ -73,10 +73,10 @@ def rehearse(
     shares: Shares,
     seconds: float,
 ) -> tuple[float, list[Line]]:
-    """Run the pruners of `jobs` (each with its spec) with trainings stubbed out.
+    """Run the pruners of `jobs` (each with its spec) with training stubbed out.
 
-    Each kind of work is timed for about `seconds`. Returns when this began, by `time.time()`, and a line for each job.
-    Raises PrunebenchError where a job would fail.
+    Each kind of work is timed for about `seconds`. Returns the start time, by `time.time()`, and one line per job.
+    Raises PrunebenchError if a job would fail.
     """
     began = time.time()
     torch.set_num_threads(threads)
@@ -85,7 +85,7 @@ def rehearse(
     passes = expected(protocol, test, clean=shares.clean, robust=shares.robust)
     dry = Dry(seconds)
     lab = Lab(jobs[0][1], protocol, store, dry, device=where, resolve=lambda spec: parse(spec).pruner)
-    paces: dict[int, dict[str, float]] = {}  # of attacks, by density
+    paces: dict[int, dict[str, float]] = {}  # of attacks, by density class
     lines = []
     for spec, job in jobs:
         before = len(dry.stages)
@@ -113,9 +113,9 @@ def rehearse(
 
 
 class Dry:
-    """A backend that trains nothing: it returns what training starts from, and notes what training would take.
+    """A backend that trains nothing: it returns the starting weights and notes what training would cost.
 
-    `trainings`: seconds of a start and of a sample pass, by kind of work. `stages`: seconds and bytes, by key.
+    `trainings`: seconds per start and per sample pass, by kind of work. `stages`: seconds and bytes, by key.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -124,7 +124,7 @@ class Dry:
         self.stages: dict[str, tuple[float, int]] = {}
 
     def train(self, asked: Fit) -> Trained:
-        """What the training begins with, a little moved."""
+        """Return the starting weights, slightly perturbed."""
         plan = asked.plan
         state = _moved(masked(asked.model().state_dict(), asked.masks or {}), asked.key)
         kind = (plan.recipe.objective, asked.masks is None, _alike(asked.density))
@@ -137,7 +137,7 @@ class Dry:
         return Trained(state, state, rows, [0.0] * len(rows))
 
     def loop(self, asked: Loop) -> tuple[State, float]:
-        """What a few steps make of the start; they tell what all of them take."""
+        """Run the first few steps; estimate the time of all steps from them."""
         state = {name: tensor.to(asked.device) for name, tensor in asked.start.items()}
         times = []
         for index in range(min(asked.steps, STEPS)):
@@ -151,16 +151,16 @@ class Dry:
         return {name: tensor.cpu() for name, tensor in state.items()}, 0.0
 
     def calibrate(self, asked: Calibration) -> State:
-        """Statistics of one batch: so few forwards that they are not timed."""
+        """Calibrate on one batch; its few forwards are not timed."""
         return calibrate(replace(asked, batches=1))
 
 
 def pruned(lab: Lab, spec: str, job: Job) -> tuple[nn.Module, Meter]:
-    """The net that the pruner `spec` makes in a dry `lab`, and its charges. Raises PrunebenchError where it fails."""
+    """The net that pruner `spec` makes in a dry `lab`, and its charges. Raises PrunebenchError if the pruner fails."""
     lab.job, lab.meter = job, Meter(lab.meter.granted)
     try:
         return lab.model(parse(spec).pruner(job, lab)), lab.meter
-    except Exception as error:  # a pruner may be anybody's code
+    except Exception as error:  # a pruner may be third-party code
         at = traceback.extract_tb(error.__traceback__)[-1]
         fault = f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
         why = error if isinstance(error, PrunebenchError) else fault
@@ -168,9 +168,9 @@ def pruned(lab: Lab, spec: str, job: Job) -> tuple[nn.Module, Meter]:
 
 
 def validation_passes(plan: Plan, images: int) -> int:
-    """Sample passes of all validations of the training by `plan`, on at most that many images."""
+    """Sample passes of all validations in the training by `plan`, each on at most `images` images."""
     every = plan.validate_every
-    times = -(-plan.last // every) - plan.start // every  # there is one after the last epoch
+    times = -(-plan.last // every) - plan.start // every  # the last epoch is always validated
     return times * min(VALIDATED, images) * (3 * plan.recipe.steps + 2)
 
 
@@ -179,11 +179,11 @@ def _bytes(state: State) -> int:
 
 
 def _moved(state: State, key: str) -> State:
-    """`state` with all numbers a little larger, by a share that `key` decides: other trainings leave other weights."""
+    """`state` with every number slightly larger, by a factor derived from `key`: each training gets its own weights."""
     factor = 1 + 1e-3 * int(key[:8], 16) / 2**32
     return {name: tensor * factor if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def _alike(density: float) -> int:
-    """The same number for densities that differ by less than about a fifth."""
-    return round(4 * math.log2(max(density, 1e-6)))  # a pruner may leave nothing
+    """A number shared by densities that differ by less than about a fifth."""
+    return round(4 * math.log2(max(density, 1e-6)))  # a pruner may remove every weight

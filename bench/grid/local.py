@@ -1,4 +1,4 @@
-"""Engines: who takes the steps of a grid and has them done. Here, processes of one machine; `bench.grid.ray`: Ray."""
+"""Engines run the steps of a grid: here in processes on one machine, in `bench.grid.ray` on Ray."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 if TYPE_CHECKING:
     from prunebench.bench.lab.train import Report
 
-News = tuple[str, str, float, float]  # the name of a step, what is at work in it, how much is done, of how much
+News = tuple[str, str, float, float]  # step name, current activity, amount done, total
 
 
 class Work(Protocol):
-    """A step in a form that another process can take: its name, and what to call with where to tell of progress."""
+    """A step that can be sent to another process: a name, and a call that takes a progress callback."""
 
     @property
     def name(self) -> str:
-        """Unlike that of any other step at work."""
+        """Unique among the running steps."""
 
     def __call__(self, report: Report) -> Any:
-        """Do it; what is returned, too, can go from process to process."""
+        """Run the step; the result, too, can be sent between processes."""
 
 
 class Engine(Protocol):
-    """Has steps done side by side, while it is entered; when it is left with an error, what is at work is stopped."""
+    """A context manager that runs steps in parallel; leaving it with an error stops the running steps."""
 
     def __enter__(self) -> Self: ...
 
@@ -44,22 +44,22 @@ class Engine(Protocol):
     ) -> None: ...
 
     def room(self, running: int) -> bool:
-        """Whether one more step may be submitted while `running` have not ended."""
+        """Whether one more step may be submitted while `running` steps are unfinished."""
 
     def submit(self, step: Work) -> Future[Any]:
-        """Have `step` done; the future holds what it returned, or what happened to the process that was at it."""
+        """Run `step`; the future holds its result, or the error that ended its process."""
 
     def news(self) -> Iterator[News]:
-        """What the steps have told since the last call, without waiting for more."""
+        """Progress reported since the last call, without waiting for more."""
 
     def why(self, error: BaseException) -> str:
-        """What it means, as a sentence, that a future holds `error`, and the way out."""
+        """A sentence that explains why a future holds `error`, and what to do."""
 
 
 class Pool:
-    """`workers` processes of this machine, which die with this one; where one dies, another takes its place.
+    """`workers` processes on this machine, which die with this one; a process that dies is replaced.
 
-    Each is an executor of its own, because what happens to a process of an executor happens to all that it has.
+    Each has its own executor, because the death of one process breaks its whole executor.
     """
 
     def __init__(self, workers: int = 1) -> None:
@@ -79,7 +79,7 @@ class Pool:
             ProcessPoolExecutor, 1, mp_context=spawn, initializer=_begin, initargs=(self._news, logged)
         )
         self._workers = [self._worker() for _ in range(self.workers)]
-        self._last: list[Future[Any] | None] = [None] * self.workers  # the step that each was given last
+        self._last: list[Future[Any] | None] = [None] * self.workers  # the last step given to each worker
         return self
 
     def __exit__(
@@ -94,15 +94,15 @@ class Pool:
             process.kill()
 
     def room(self, running: int) -> bool:
-        """As long as a process is idle: what comes next is decided as late as can be."""
+        """Whether a process is idle: the next step is chosen as late as possible."""
         return running < self.workers
 
     def submit(self, step: Work) -> Future[Any]:
-        """Have `step` done by the first idle process, which has begun if any has; there is room for it."""
+        """Run `step` in the first idle process, which has started if any has. Requires room for the step."""
         number = next(n for n, last in enumerate(self._last) if last is None or last.done())
         try:
             future = self._workers[number].submit(_do, step)
-        except BrokenProcessPool:  # it died, in the step before or since then
+        except BrokenProcessPool:  # it died during or after its last step
             self._workers[number].shutdown()
             self._workers[number] = self._worker()
             future = self._workers[number].submit(_do, step)
@@ -110,7 +110,7 @@ class Pool:
         return future
 
     def news(self) -> Iterator[News]:
-        """What the processes have told."""
+        """Progress reported by the processes."""
         while True:
             try:
                 yield self._news.get_nowait()
@@ -118,14 +118,14 @@ class Pool:
                 return
 
     def why(self, error: BaseException) -> str:
-        """A process died, or what it was to take or to return could not be handed over."""
+        """A process died, or a step or its result could not be sent between processes."""
         if isinstance(error, BrokenProcessPool):
             return "Its worker process died, perhaps for want of memory; run again, with fewer --jobs."
         return f"{type(error).__name__}: {error}"
 
 
 def seldom(tell: Callable[[str, float, float], None], seconds: float = 0.25) -> Report:
-    """`tell`, but no more often than every so many seconds."""
+    """`tell`, called at most once every `seconds`."""
     last = -seconds
 
     def report(what: str, done: float, total: float) -> None:
@@ -138,10 +138,10 @@ def seldom(tell: Callable[[str, float, float], None], seconds: float = 0.25) -> 
 
 
 class _Here(logging.Handler):
-    """Takes what a worker logged to the loggers of this process."""
+    """Passes log records from a worker to the loggers of this process."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log it here, unless it says why nets run dense: that holds for all jobs, and a run says it itself."""
+        """Log the record here, unless it says why nets run dense: true of all jobs, and logged by the run."""
         if record.name != "prunebench.executor":
             logging.getLogger(record.name).handle(record)
 
@@ -150,11 +150,11 @@ _news: Any = None  # in a worker: the queue to the process that started the grid
 
 
 def _begin(news: Any, logged: Any) -> None:
-    """In a worker: know whom to tell, and die with them, so that nobody writes after a new run has begun."""
+    """In a worker: connect to the parent, and die with it, so that no worker writes after a new run has begun."""
     global _news
     _news = news
     logging.getLogger("prunebench").addHandler(QueueHandler(logged))
-    news.cancel_join_thread()  # what nobody will read must not hold up the end; what was logged is read until then
+    news.cancel_join_thread()  # unread news must not delay the exit; log records are read until then
     parent = multiprocessing.parent_process()
     if parent is not None:
         sentinel = parent.sentinel
@@ -167,5 +167,5 @@ def _begin(news: Any, logged: Any) -> None:
 
 
 def _do(step: Work) -> Any:
-    """In a worker: do `step`."""
+    """In a worker: run `step`."""
     return step(seldom(lambda *told: _news.put((step.name, *told))))

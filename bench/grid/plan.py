@@ -1,4 +1,4 @@
-"""What a grid will take, before it runs: sample passes, time on this device and on more of them, disk."""
+"""Forecast what a grid will cost: sample passes, time on this device and on several like it, and disk space."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from prunebench.bench.data import Store
 from prunebench.bench.grid.dry_run import Line, Shares, rehearse
 from prunebench.bench.protocol import Job, Protocol
 
-SUMS = tuple(field.name for field in fields(Line))[2:]  # the columns of a line that add up
+SUMS = tuple(field.name for field in fields(Line))[2:]  # the columns of a line that can be summed
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """The plan of a grid. `spans`: seconds from beginning to end, by the number of devices."""
+    """The forecast for a grid. `spans`: seconds from start to end, by number of devices."""
 
     lines: tuple[Line, ...]
     spans: dict[int, float]
@@ -28,11 +28,11 @@ class Forecast:
 
     @property
     def total(self) -> Line:
-        """All lines together."""
+        """The sum of all lines."""
         return Line("all", 0.0, *(sum(getattr(line, column) for line in self.lines) for column in SUMS))
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON."""
+        """The forecast as a JSON value."""
         return {
             "lines": [vars(line) for line in self.lines],
             "workers": self.workers,
@@ -56,12 +56,11 @@ def plan(
     seconds: float = 0.5,
     began: float | None = None,
 ) -> Forecast:
-    """Go through the jobs of the first seed without training, time how fast this device is, and add up.
+    """Dry-run the jobs of the first seed, time this device, and add up the costs.
 
-    `workers`: jobs side by side on a device; as many processes are timed at once, since they slow one another down.
-    Jobs of other seeds are taken to cost the same. `seconds`: for each kind of work that is timed. `began`: when the
-    command began, by `time.time()`; a run takes as long until its workers begin. Raises PrunebenchError where a job
-    would fail.
+    `workers`: parallel jobs per device; as many processes are timed at once, since they slow one another down. Jobs of
+    other seeds are assumed to cost the same. `seconds`: time spent timing each kind of work. `began`: when the command
+    began, by `time.time()`; a run needs as long until its workers start. Raises PrunebenchError if a job would fail.
     """
     began = time.time() if began is None else began
     seeds = {job.seed for _, job in grid}
@@ -83,9 +82,9 @@ def plan(
 
 
 def makespan(jobs: Sequence[Line], workers: int, shards: int) -> float:
-    """Seconds in which `workers` train all `jobs` and attack each net in so many `shards`, about.
+    """Approximate seconds for `workers` to train all `jobs` and attack each net in `shards` shards.
 
-    Workers share all work evenly, but a net is trained by one of them, and attacked after its training.
+    Workers share all work evenly, but each net is trained by one worker, and attacked after its training.
     """
     ends = [0.0] * workers
     for job in jobs:

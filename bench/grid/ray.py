@@ -1,8 +1,8 @@
-"""Ray as an engine: the machines of a cluster, or this one, take the steps of a grid as tasks of Ray.
+"""Ray as an engine: the steps of a grid run as Ray tasks, on a cluster or on this machine.
 
-The nodes share what a run reads and writes: the folder in which it was started, the run folder, data and pruners lie
-under the same paths everywhere. Everything that is decided lies in those files, written aside and renamed, so that a
-lost node costs what it was at, and two that do the same thing write the same bytes.
+The nodes share what a run reads and writes: its working folder, the run folder, data and pruners have the same paths
+on every node. All results are in those files, written aside and renamed. A lost node therefore costs only its current
+step, and two nodes that run the same step write the same bytes.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import write_bytes
 from prunebench.bench.grid.local import News, Work, seldom
 
-SHARE = 0.25  # of a GPU, for a job, where nothing else is asked for
-RETRIES = 3  # of a step whose process or node was lost
-LOST = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError")  # what Ray tries again
-DESK = ".nodes"  # the folder of the run folder by which nodes know it, and where they leave how far they are
+SHARE = 0.25  # of a GPU per job, by default
+RETRIES = 3  # of a step after its process or node was lost
+LOST = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError")  # errors that Ray retries
+DESK = ".nodes"  # in the run folder: the token by which nodes recognise it, and their progress files
 TOKEN = "token"
-OFTEN = 1.0  # seconds between two words of a step, and between two looks at them
+OFTEN = 1.0  # seconds between progress reports of a step, and between reads of them
 
 
 class Ray:
-    """The tasks of a grid on Ray: on the cluster at `address`, or on this machine, `jobs` side by side, without one.
+    """Runs steps on the Ray cluster at `address` or, without an address, on this machine, `jobs` in parallel.
 
-    A step takes `threads` CPUs and the share `gpus` of a GPU: by default SHARE on the device cuda, on auto where the
-    cluster has a GPU, else none. `folder` is the run folder. Raises PrunebenchError for what cannot be asked of Ray.
+    A step takes `threads` CPUs and `gpus` GPUs, which may be a share of one. The default is SHARE on the device cuda,
+    and on auto if the cluster has a GPU; else none. `folder` is the run folder. Raises PrunebenchError for options that
+    Ray cannot honour.
     """
 
     def __init__(
@@ -82,12 +83,12 @@ class Ray:
 
     def _init(self) -> None:
         options: dict[str, Any] = {"address": self.address}
-        if self.address is None:  # the steps hand on files, so little memory for objects is enough
+        if self.address is None:  # steps exchange files, so a small object store is enough
             cpus = None if self.jobs is None else self.jobs * self.threads
             options = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "object_store_memory": 2**27}
         try:
             self._ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as error:  # a node that is slow to come up raises nothing more special
+        except Exception as error:  # a node that is slow to start raises nothing more specific
             raise PrunebenchError(
                 f"Cannot use Ray at {self.address or 'this machine'} ({str(error).partition(chr(10))[0]}); start it "
                 "with `ray start --head`, or leave --address out."
@@ -103,7 +104,7 @@ class Ray:
                 "(--threads, --gpus-per-job), or start a node that has them."
             )
         self._token, self._looked, self._seen = uuid.uuid4().hex, 0.0, dict[str, News]()
-        shutil.rmtree(self.desk, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(self.desk, ignore_errors=True)  # left by a killed run
         write_bytes(self.desk / TOKEN, self._token.encode())
         self._do = self._ray.remote(
             num_cpus=self.threads, num_gpus=self.gpus, max_retries=RETRIES, retry_exceptions=False
@@ -121,7 +122,7 @@ class Ray:
         shutil.rmtree(self.desk, ignore_errors=True)
 
     def _fitting(self) -> int:
-        """How many steps the nodes that are alive can take side by side."""
+        """How many steps the live nodes can run in parallel."""
         found = 0
         for node in self._ray.nodes():
             has = node["Resources"] if node["Alive"] else {}
@@ -133,31 +134,31 @@ class Ray:
         return found
 
     def room(self, running: int) -> bool:
-        """As many steps again as are at work wait in line: no node is idle, and one that is added finds work."""
+        """Allow one queued step per running step: no node is idle, and an added node finds work."""
         return running < max(2 * self._fitting(), 1)
 
     def submit(self, step: Work) -> Future[Any]:
-        """Have `step` done by a node that has room for it, and by another one if that is lost."""
+        """Run `step` on a node that has room for it; if that node is lost, on another."""
         task = self._do.remote(step, os.fspath(Path.cwd()), os.fspath(self.desk), self._token)
         future: Future[Any] = task.future()
         self._steps[future] = task
         return future
 
     def news(self) -> Iterator[News]:
-        """What the steps have told; it lies in files, at which nobody looks more than once a second."""
+        """Progress reported by the steps, in files that are read at most once per second."""
         if time.monotonic() - self._looked < OFTEN:
             return
         self._looked = time.monotonic()
-        with suppress(OSError):  # nothing is given up for progress
+        with suppress(OSError):  # a failed progress report must not stop the run
             for path in self.desk.glob("*.json"):
-                with suppress(OSError, ValueError):  # the step ended just now
+                with suppress(OSError, ValueError):  # the step has just ended
                     name, what, done, of = json.loads(path.read_bytes())
                     if self._seen.get(name) != (told := (name, what, done, of)):
                         self._seen[name] = told
                         yield told
 
     def why(self, error: BaseException) -> str:
-        """An error of ours as it is; that the step was lost again and again; or what Ray could not do."""
+        """The sentence of a PrunebenchError; else that the step was lost repeatedly, or why Ray could not run it."""
         cause = getattr(error, "cause", None) or error
         if isinstance(cause, PrunebenchError):
             return str(cause)
@@ -173,7 +174,7 @@ class Ray:
 
 
 def _do(step: Work, home: str, desk: str, token: str) -> Any:
-    """On a node: do `step`, where the one who submitted it stands."""
+    """On a node: run `step`, in the working folder of the process that submitted it."""
     try:
         os.chdir(home)
         found = (Path(desk) / TOKEN).read_text()
@@ -187,8 +188,8 @@ def _do(step: Work, home: str, desk: str, token: str) -> Any:
     left = Path(desk) / f"{step.name}.json"
     aside = left.with_suffix(".aside")
 
-    def tell(*told: str | float) -> None:  # whole for who reads it, but not made sure of on the disk: no `write_bytes`
-        with suppress(OSError):  # a disk that cannot take it fails the job when that has something to keep
+    def tell(*told: str | float) -> None:  # atomic for readers, but not flushed to disk: no `write_bytes`
+        with suppress(OSError):  # if the disk is full, the job fails when it saves a result
             aside.write_text(json.dumps([step.name, *told]))
             aside.replace(left)
 
@@ -200,7 +201,7 @@ def _do(step: Work, home: str, desk: str, token: str) -> Any:
 
 
 def _ray() -> Any:
-    """Ray, which sends no statistics to anybody from here. Raises PrunebenchError when it is not installed."""
+    """Import Ray, with its usage statistics turned off. Raises PrunebenchError if it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         return importlib.import_module("ray")

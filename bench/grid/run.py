@@ -1,4 +1,4 @@
-"""A grid of jobs: train, score, publish the record; every step is skipped when its result is there and whole."""
+"""Run a grid of jobs: train, score, publish; a step is skipped if its result exists and is complete."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from prunebench.bench.player.host import resolve
 from prunebench.bench.protocol import Job, Protocol, as_sparsity
 from prunebench.bench.spec import source_of
 
-Watcher = Callable[[str, str, float, float], None]  # a job, what is at work, how much is done, of how much
+Watcher = Callable[[str, str, float, float], None]  # job, current activity, amount done, total
 
 
 class Pruner(Interface):
-    """What a job needs to know of a pruner: its name, the options that differ from its defaults, whether it prunes."""
+    """What a job must know about a pruner: its name, its non-default options, and whether it prunes."""
 
     @property
     def name(self) -> str: ...
@@ -35,7 +35,7 @@ class Pruner(Interface):
 
 
 def job_of(chosen: Pruner, sparsity: float | None, seed: int) -> Job:
-    """The job of one pruner. Raises PrunebenchError when the pruner cannot be asked for that sparsity."""
+    """The job of one pruner. Raises PrunebenchError if that sparsity cannot be requested of the pruner."""
     if not chosen.prunes:
         if sparsity:
             raise PrunebenchError(
@@ -48,7 +48,7 @@ def job_of(chosen: Pruner, sparsity: float | None, seed: int) -> Job:
 
 
 def grid(specs: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int]) -> list[tuple[str, Job]]:
-    """Every pruner at every sparsity (at 0 if it does not prune) under every seed, seeds outermost, no job twice."""
+    """Every pruner at every sparsity (0 if it does not prune) for every seed, seeds outermost, without duplicates."""
     chosen = [(one.spec, one) for one in resolve(list(specs))]
     jobs: dict[str, tuple[str, Job]] = {}
     for seed in seeds:
@@ -77,10 +77,10 @@ def run(
 ) -> list[Ended]:
     """Train and score `jobs` on `engine` (one process by default), and publish their records below `out/records`.
 
-    `keep_proposals`: keep what fooled each net, so that a claim can be replayed. `tensorboard`, `sandbox`: as for
-    `task.train`. What is done already is kept, so a run that was killed goes on where it was. A job that fails is
+    `keep_proposals`: keep the images that fooled each net, so that a claim can be replayed. `tensorboard`, `sandbox`:
+    as for `task.train`. Finished steps are kept, so a killed run resumes where it stopped. A job that fails is
     reported once and does not stop the others. `report` and `ended` are called in this process. Raises PrunebenchError
-    when another run is at work in `out`.
+    if another run is using `out`.
     """
     with sole_user(out):
         order = order_of(
@@ -96,7 +96,7 @@ def run(
             sandbox=sandbox,
         )
         results = []
-        with engine or Pool() as engine:  # inside the lock: nobody works on after it was let go
+        with engine or Pool() as engine:  # inside the lock: no worker outlives it
             for result in _work_through(order, engine, report):
                 _publish(result, out / "records")
                 results.append(result)
@@ -118,7 +118,7 @@ def order_of(
     tensorboard: bool = False,
     sandbox: bool = False,
 ) -> Order:
-    """The order in which the steps of `jobs` are taken, below `out`; a dense net is the parent of those of its seed."""
+    """The order in which the steps of `jobs` run, below `out`; a dense net is the parent of the nets of its seed."""
     folders = {job.name: out / "jobs" / job_id(protocol, spec, job) for spec, job in jobs}
     dense = {job.seed: job.name for _, job in jobs if job.pruner == "dense" and not job.options}
     tasks = []
@@ -146,30 +146,30 @@ def order_of(
 
 
 def job_id(protocol: Protocol, spec: str, job: Job) -> str:
-    """The folder of a job: readable, and a hash of the rules, the job and the source of the pruner."""
+    """The folder name of a job: its name and a hash of the rules, the job and the source of the pruner."""
     facts = [protocol.sha256, job.model_dump(mode="json"), source_of(spec)]
     return f"{job.name}-{sha256_of(canonical_json(facts))[:12]}"
 
 
 class Order:
-    """Which step comes next: what ends a job before what begins one, so that records come early.
+    """Chooses the next step: finishing a job goes before starting one, so that records appear early.
 
-    A net is attacked, shard by shard, as soon as it has been trained. Its record is written when that is over and its
-    parent has been trained too.
+    A net is attacked, shard by shard, as soon as it has been trained. Its record is written once all shards are
+    attacked and its parent has been trained.
     """
 
     def __init__(self, tasks: Iterable[Task], shards: int) -> None:
-        """`shards`: in how many parts each net is attacked."""
+        """`shards`: the number of shards on which each net is attacked."""
         self.shards = shards
         self.untrained = deque(tasks)
         self.attacks = deque[Step]()
-        self.left: dict[Path, int] = {}  # of the nets that have no record yet: shards whose attacks have not ended
-        self.settled: set[Path | None] = {None}  # parents that are there, or will not come
+        self.left: dict[Path, int] = {}  # unfinished shards of each net without a record
+        self.settled: set[Path | None] = {None}  # parents that have been trained or have failed
         self.trained = list[Task]()
         self.over = set[Path]()
 
     def next(self) -> Step | None:
-        """The step to take now; None when all that is left waits for steps at work."""
+        """The step to run now; None if all remaining steps depend on running ones."""
         for task in self.trained:
             if not self.left[task.folder] and task.parent in self.settled:
                 self.trained.remove(task)
@@ -179,7 +179,7 @@ class Order:
         return Step(self.untrained.popleft(), "train") if self.untrained else None
 
     def came(self, step: Step, ended: Ended | None) -> Ended | None:
-        """Note that `step` came out with `ended`; returns it the first time that a step ended its task."""
+        """Note that `step` returned `ended`; return it the first time that a step ends its task."""
         task = step.task
         if step.what == "train":
             self.settled.add(task.folder)
@@ -199,9 +199,9 @@ class Order:
 
 
 def _work_through(order: Order, engine: Engine, report: Watcher | None) -> Iterator[Ended]:
-    """Have `engine` take all the steps of `order`, and yield each task as it ends."""
+    """Run all steps of `order` on `engine`, and yield each task as it ends."""
     running: dict[Future[Ended | None], Step] = {}
-    shares: dict[str, float] = {}  # of the steps that attack, by name: how much of it is done
+    shares: dict[str, float] = {}  # share done of each attack step, by name
     while True:
         while engine.room(len(running)) and (step := order.next()) is not None:
             running[engine.submit(step)] = step
@@ -222,10 +222,10 @@ def _work_through(order: Order, engine: Engine, report: Watcher | None) -> Itera
 def _pass_on(
     news: Iterable[News], running: dict[str, Step], order: Order, shares: dict[str, float], report: Watcher
 ) -> None:
-    """Tell how far each job is; where a net is attacked in many parts, how far they are together."""
+    """Report the progress of each job; for a net attacked in several shards, their combined progress."""
     for name, what, done, of in news:
         if (step := running.get(name)) is None:
-            continue  # it has ended meanwhile
+            continue  # it has ended in the meantime
         job = step.task.job.name
         if step.what != "attack" or order.shards == 1:
             report(job, what, done, of)
@@ -237,7 +237,7 @@ def _pass_on(
 
 
 def _publish(result: Ended, records: Path) -> None:
-    """Copy the record, the net and the files beside it (or the refusal) to where the leaderboard reads them."""
+    """Copy the record, the net and the files beside it (or the refusal) to the folder that the leaderboard reads."""
     task, refused = result.task, result.how == "refused"
     source = task.folder / (REFUSAL if refused else RECORD)
     if result.how != "failed" and source.exists():

@@ -1,4 +1,4 @@
-"""One job of a grid and its steps, each of which any process may take: train, attack a shard, write the record.
+"""One job of a grid and its steps, which any process may run: train, attack a shard, write the record.
 
 The pruner itself runs in another process (`bench.player.process`). Here its weights are sealed, attacked and recorded.
 """
@@ -36,9 +36,9 @@ NET = "net.safetensors"
 
 @dataclass(frozen=True)
 class Task:
-    """One job of a grid, in a form that another process can take: the pruner by its spec, the job, where, on what.
+    """One job of a grid, in a form that can be sent to another process: pruner spec, job, folders and device.
 
-    `parent`: the folder of the dense net under the same seed, if that is in the grid; its adversarial images are tried
+    `parent`: the folder of the dense net with the same seed, if that is in the grid; its adversarial images are tried
     on this net.
     """
 
@@ -58,13 +58,13 @@ class Task:
 
     @property
     def dense(self) -> Path | None:
-        """The parent's net, if there is one."""
+        """The net of the parent, if it exists."""
         return self.parent / NET if self.parent is not None and (self.parent / NET).exists() else None
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a task ended: `how` is "done", "kept" (it had been done before), "refused" or "failed", `why` a sentence."""
+    """How a task ended: `how` is "done", "kept" (done before), "refused" or "failed"; `why` is a sentence."""
 
     task: Task
     how: str
@@ -73,9 +73,9 @@ class Ended:
 
 @dataclass(frozen=True)
 class Step:
-    """What one process does at a time: train the net of a task, attack it on one shard, or write its record.
+    """A unit of work for one process: train the net of a task, attack it on one shard, or write its record.
 
-    What has been done is found in the task's folder and kept, so a step may be taken again, or by two at once.
+    Results found in the task's folder are kept, so a step may be repeated, or run by two processes at once.
     """
 
     task: Task
@@ -84,11 +84,11 @@ class Step:
 
     @property
     def name(self) -> str:
-        """Unlike that of any other step of a grid."""
+        """Unique among the steps of a grid."""
         return f"{self.task.job.name} {self.what} {self.shard}"
 
     def __call__(self, report: Report) -> Ended | None:
-        """Take the step; None unless the task has come to its end. An error ends this task and no other."""
+        """Run the step; returns None unless the task has ended. An error ends only this task."""
         task = self.task
         torch.set_num_threads(task.threads)
         try:
@@ -99,7 +99,7 @@ class Step:
             return self._failed(str(fault), fault.trace)
         except PrunebenchError as error:
             return Ended(task, "failed", str(error))
-        except Exception as error:  # noqa: BLE001  one job's fault must not stop the others
+        except Exception as error:  # noqa: BLE001  an error in one job must not stop the others
             return self._failed(f"{type(error).__name__}: {error}", traceback.format_exc())
 
     def _failed(self, sentence: str, trace: str) -> Ended:
@@ -124,7 +124,7 @@ class Step:
                 tensorboard=task.tensorboard,
                 sandboxed=task.sandbox,
             )
-        except Refused as refused:  # by the checks of the net file: there is no net to refuse a score
+        except Refused as refused:  # by the checks of the net file: without a net there is no score to refuse
             return Ended(task, "failed", str(refused))
         return None
 
@@ -143,7 +143,7 @@ class Step:
                 keep_proposals=task.keep_proposals,
             )
         except Refused:
-            return None  # it will be refused when its record is to be written, for all of its images
+            return None  # the record step will refuse it, for all of its images
         return None
 
     def _record(self, report: Report) -> Ended:
@@ -175,12 +175,12 @@ def train(
     tensorboard: bool = False,
     sandboxed: bool = False,
 ) -> Path:
-    """Have the net of `job` trained in another process, seal it into `folder`, and return its path.
+    """Train the net of `job` in another process, seal it into `folder`, and return its path.
 
-    A net that is there, whole, with its effort beside it, is kept. `tensorboard`: put the course of its trainings into
-    event files below `folder/tensorboard`. `sandboxed`: the pruner's process can write to `folder` alone, where its
-    stages go too, and has neither network nor test images. Raises PrunebenchError for whatever the pruner, its budget
-    or the checks of the net file object to, and Fault for an error of the pruner's own.
+    A complete net with its effort beside it is kept. `tensorboard`: write training curves to event files below
+    `folder/tensorboard`. `sandboxed`: the pruner's process can write only to `folder`, which then also holds its
+    stages, and has neither network nor test images. Raises PrunebenchError if the pruner, its budget or the checks of
+    the net file object, and Fault for an error in the pruner's own code.
     """
     path, source = folder / NET, source_of(spec)
     if _made_for(path, job, protocol, source, store):
@@ -189,7 +189,7 @@ def train(
     where = machine.device_named(device)
     images, _ = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
     info, threads = store.info(protocol.data), torch.get_num_threads()
-    executor.lacking()  # compiles the kernels where there are none yet: a sandbox could not keep them
+    executor.lacking()  # compiles missing kernels: a sandbox could not save them
     folder.mkdir(parents=True, exist_ok=True)
     try:
         play = Play(spec, job, protocol, store, folder, stages, str(where), threads, tensorboard)
@@ -206,7 +206,7 @@ def train(
             stages=tuple(s.model_copy(update={"seconds": None}) for s in charged),
         )
         bound = None
-        if seconds is not None and where.type == "cpu":  # what a card does takes no time of the processor
+        if seconds is not None and where.type == "cpu":  # GPU work takes no processor time
             bound = allowed(sum(stage.passes for stage in charged), price(protocol, store, threads))
         told = tuple(stage.seconds or 0.0 for stage in charged)
         save_effort(path, header, stages=told, processor=seconds, allowed=bound, sandbox=sandboxed)
@@ -219,9 +219,9 @@ def train(
 
 
 def make_room(folder: Path, job: Job, protocol: Protocol, *, force: bool) -> None:
-    """Raise PrunebenchError when the net in `folder` is not one of `job` under `protocol`; `force`: delete it.
+    """Raise PrunebenchError if `folder` holds a net of another job or protocol; with `force`, delete that net instead.
 
-    With a net goes what was measured of it: its record, outcomes, images and journal.
+    Everything measured on the net is deleted with it: its record, outcomes, images and journal.
     """
     path = folder / NET
     if not path.exists():
@@ -243,7 +243,7 @@ def make_room(folder: Path, job: Job, protocol: Protocol, *, force: bool) -> Non
 
 
 def _sandboxed(play: Play, report: Report | None) -> tuple[object, float | None]:
-    """Ask a process that ends with this request, and sees and changes only what its training needs."""
+    """Ask a process that serves this request alone, and can see and change only what its training needs."""
     covered = sandbox.hidden(play.store)
     prefix = sandbox.command(play.folder, covered, cards=play.device != "cpu")
     lent = sandbox.lend(play.store, play.protocol, play.folder)
@@ -251,7 +251,7 @@ def _sandboxed(play: Play, report: Report | None) -> tuple[object, float | None]
 
 
 def _made_for(path: Path, job: Job, protocol: Protocol, source: str, store: Store) -> bool:
-    """Whether the net at `path` is whole and the one that would be trained now: same job, rules, pruner and images."""
+    """Whether the net at `path` is complete and was trained with the same job, rules, pruner and images."""
     try:
         header = open_net(path).header
     except Refused:
@@ -263,7 +263,7 @@ def _made_for(path: Path, job: Job, protocol: Protocol, source: str, store: Stor
 
 
 def _scored(task: Task) -> bool:
-    """Whether the folder holds this net, and outcomes and record of it over the images that are asked for now."""
+    """Whether the folder holds this net, with its outcomes and its record on the requested images."""
     path, rules = task.folder / NET, task.protocol
     if not _made_for(path, task.job, rules, source_of(task.spec), task.store):
         return False

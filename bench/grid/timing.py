@@ -1,4 +1,4 @@
-"""How fast this device trains and attacks: the code of a run itself, timed on a few images."""
+"""How fast this device trains and attacks, from timing the code of a run on a few images."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from prunebench.bench.mask import Masks
 from prunebench.bench.protocol import Protocol, Threat
 from prunebench.bench.score.referee import Referee, batch_size, exact_float32
 
-EPOCHS = 4  # of a timed training: the first one warms up
-CALLS = 8  # forwards of a timed attack, at least
-SMALL = 16  # images, at least
-NOWHERE = "1/1000000"  # an eps at which no image falls, so that an attack works on all of them to its end
+EPOCHS = 4  # of a timed training; the first is a warm-up
+CALLS = 8  # minimum forwards of a timed attack
+SMALL = 16  # minimum images
+NOWHERE = "1/1000000"  # an eps so small that no image is fooled, so that an attack works on all images to the end
 
 
 def training_pace(
     plan: Plan, model: Callable[[], nn.Module], masks: Masks | None, train: Split, seconds: float
 ) -> tuple[float, float]:
-    """Seconds that the training by `plan` takes once (to compile, above all), and those of each sample pass.
+    """Seconds of fixed cost of the training by `plan` (mostly compilation), and seconds per sample pass.
 
     A short training of `model()` under `masks` is timed for about `seconds`, on the first images of `train`.
     """
@@ -43,8 +43,8 @@ def training_pace(
         return max(0.0, first - epoch), epoch * EPOCHS / trial.passes(images)
 
     batch = min(recipe.batch, len(train))
-    least = batch if train.images.device.type == "cuda" else min(SMALL, batch)  # a card wants whole batches
-    _, each = timed(least)  # the first training of a process is slower than all others
+    least = batch if train.images.device.type == "cuda" else min(SMALL, batch)  # a GPU needs whole batches
+    _, each = timed(least)  # the first training in a process is the slowest
     fits = int(seconds / EPOCHS / each / OBJECTIVES[recipe.objective].passes(recipe.steps))
     return timed(min(len(train), max(least, fits // batch * batch or fits)))
 
@@ -52,15 +52,15 @@ def training_pace(
 def attack_paces(
     net: nn.Module, rules: Protocol, test: Split, robust: float, device: torch.device, seconds: float
 ) -> dict[str, float]:
-    """Seconds of a sample pass, by ranked attack; under "pgd" those of every weak attack.
+    """Seconds per sample pass, by ranked attack; "pgd" is for every weak attack.
 
-    Each is timed for about `seconds` on the share `robust` of a shard of `test`, which is what most attacks work on.
+    Each is timed for about `seconds` on the share `robust` of a shard of `test`, on which most attacks work.
     """
     referee = Referee(net, rules, batch_size(rules, rules.model, device.type), device)
     shard = as_float(test.take(referee.shards(len(test))[0]).images)
     images = shard[: max(SMALL, round(robust * len(shard)))]
     with exact_float32():
-        referee.logits(images)  # warms up
+        referee.logits(images)  # warm-up
         began = time.perf_counter()
         referee.logits(images)
         if CALLS * (time.perf_counter() - began) > seconds:
@@ -71,12 +71,12 @@ def attack_paces(
 
 
 def attack_pace(referee: Referee, attack: Attack, images: torch.Tensor, seconds: float) -> float:
-    """Seconds of a sample pass of `attack` on `images`, float32 (n, c, h, w), of which none falls.
+    """Seconds per sample pass of `attack` on `images`, float32 (n, c, h, w), none of which is fooled.
 
-    The attack is stopped after `seconds` and CALLS forwards, if it does not end sooner.
+    The attack is stopped after `seconds` and CALLS forwards, if it does not end earlier.
     """
-    labels = referee.logits(images).argmax(1)  # the net's own answers, so that it has something to lose
-    calls: list[tuple[float, int]] = []  # when each forward began, and its sample passes
+    labels = referee.logits(images).argmax(1)  # the net's own predictions, so that every image starts out correct
+    calls: list[tuple[float, int]] = []  # start time and sample passes of each forward
 
     def listen(passes: int) -> None:
         calls.append((time.perf_counter(), passes))
@@ -91,4 +91,4 @@ def attack_pace(referee: Referee, attack: Attack, images: torch.Tensor, seconds:
 
 
 class _EnoughError(Exception):
-    """The attack has been timed for long enough."""
+    """Raised when the attack has been timed for long enough."""

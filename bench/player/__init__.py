@@ -1,1 +1,1 @@
-"""A pruner's own process, and how the referee starts, asks and measures it."""
+"""The process that runs a pruner, and how the referee starts, queries and measures it."""

@@ -1,7 +1,7 @@
-"""What goes between the referee's processes and a pruner's: requests one way, tensors and text the other.
+"""Messages between the referee's processes and a pruner's: requests one way, tensors and text the other.
 
-Requests are pickled, since they come from us. What comes back is read as safetensors and JSON alone: it may come from
-anybody's code, and nothing in it is believed but the weights themselves.
+Requests are pickled, since the referee writes them. Replies are parsed only as safetensors and JSON: they may come
+from third-party code, and nothing in them is trusted but the weights themselves.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:  # this module imports no torch, so that a pruner's process st
     from prunebench.bench.mask import State
 
 NAME = "handover.safetensors"
-LARGEST = 2**31  # bytes; the largest net of the table takes 60 MB
+LARGEST = 2**31  # bytes; the largest net in the table is 60 MB
 
 
 @dataclass(frozen=True)
 class Describe:
-    """Tell what pruners these are: `specs` as on the command line."""
+    """Describe these pruners: `specs` as on the command line."""
 
     specs: tuple[str, ...]
 
@@ -49,20 +49,20 @@ class Play:
 
 
 class Described(Strict):
-    """What a pruner says of itself: the options that differ from its defaults, and whether it prunes at all."""
+    """A pruner's description of itself: its non-default options, and whether it prunes at all."""
 
     options: dict[str, bool | int | float | str]
     prunes: bool
 
 
 class Charged(Strict):
-    """The stages of a training with their prices and seconds, as the pruner's process told them."""
+    """The stages of a training with their prices and seconds, as the pruner's process reported them."""
 
     stages: tuple[Stage, ...] = Field(strict=False)
 
 
 def leave(folder: Path, state: Any, stages: list[Stage]) -> None:
-    """Write weights and stages for the referee. Raises PrunebenchError when `state` is no dict of tensors."""
+    """Write weights and stages for the referee. Raises PrunebenchError if `state` is not a dict of tensors."""
     from torch import Tensor
 
     from prunebench.bench.checkpoint import pack

@@ -1,4 +1,4 @@
-"""The referee's side of a pruner's process: starts it, asks it, hears it, measures it, and never runs its code."""
+"""The referee's side of a pruner's process: starts, queries, reads and measures it, but never runs its code."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from prunebench.bench.schema import explain
 from prunebench.bench.spec import read, source_of
 
 Report = Callable[[str, float, float], None]
-GONE = -signal.SIGKILL  # the exit code of a process that cannot tell one
-LONGEST = 2**20  # bytes of one piece of news; a pruner that says more at once is not listened to
+GONE = -signal.SIGKILL  # the exit code assumed for a process that reports none
+LONGEST = 2**20  # bytes per message; a longer one from a pruner is dropped
 
 
 class Fault(PrunebenchError):
-    """A pruner's own error: one sentence, and its traceback in `trace`."""
+    """An error in a pruner's own code: one sentence, and its traceback in `trace`."""
 
     def __init__(self, sentence: str, trace: str) -> None:
         super().__init__(sentence)
@@ -42,7 +42,7 @@ class Fault(PrunebenchError):
 
 @dataclass(frozen=True)
 class Resolved:
-    """A pruner as the referee knows it: its `name` and `source`'s sha256 from text and file, the rest as it told."""
+    """A pruner as the referee knows it: `name` from its spec, `source` (sha256) of its file, the rest as reported."""
 
     spec: str
     name: str
@@ -52,7 +52,7 @@ class Resolved:
 
 
 class Host:
-    """A process for pruners that is kept warm: each request is answered in a fork of its own.
+    """A process for pruners that is kept warm and answers each request in its own fork.
 
     `prefix`: the command to start it with, such as a sandbox.
     """
@@ -64,13 +64,13 @@ class Host:
         self._lock = threading.Lock()  # one request at a time
 
     def start(self) -> None:
-        """Start the process unless it is there; what it needs is imported while the caller goes on."""
+        """Start the process unless it is running; it does its imports while the caller continues."""
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
         self._news, news = os.pipe()
         os.set_blocking(self._news, False)
-        # numpy's threads are started by its import; a fork must be of a process with one thread.
+        # Importing numpy starts threads, but a process must have a single thread to fork safely.
         env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
         try:
             self._process = subprocess.Popen(
@@ -88,7 +88,7 @@ class Host:
             os.close(news)
 
     def close(self) -> None:
-        """End the process, and whatever it is at."""
+        """End the process, and whatever it is doing."""
         if self._process is not None:
             assert self._process.stdin is not None and self._process.stdout is not None
             with suppress(OSError):
@@ -101,10 +101,10 @@ class Host:
             self._news = -1
 
     def ask(self, request: Describe | Play, report: Report | None = None) -> tuple[Any, float | None]:
-        """What the request is answered with, as JSON, and the processor seconds that answering took, all its processes.
+        """Return the answer to the request, as JSON, and the processor seconds of all processes that worked on it.
 
-        The kernel counts the seconds; None where it does not tell. Raises PrunebenchError for an error that the process
-        tells, Fault for one of the pruner's own, and PrunebenchError when the process died.
+        The kernel counts the seconds; None if it does not report them. Raises PrunebenchError for an error that the
+        process reports, Fault for an error in the pruner's own code, and PrunebenchError if the process died.
         """
         with self._lock:
             try:
@@ -112,7 +112,7 @@ class Host:
             except PrunebenchError:
                 raise
             except BaseException:
-                self.close()  # whatever the process is at, nobody will hear of it
+                self.close()  # whatever the process is doing, nobody will read the result
                 raise
 
     def _ask(self, request: Describe | Play, report: Report | None) -> tuple[Any, float | None]:
@@ -125,7 +125,7 @@ class Host:
             process.stdin.write(len(data).to_bytes(8, "big") + data)
             process.stdin.flush()
         except OSError:
-            pass  # it is gone, which the end of its output tells as well
+            pass  # it is gone, as the end of its output shows below
         heard = _Heard(number, report)
         code = None
         while code is None:
@@ -138,21 +138,21 @@ class Host:
         while heard.take(self._news):
             pass
         after = _spent(process.pid)
-        if self.prefix or code == GONE:  # a process of one request, or of no more
+        if self.prefix or code == GONE:  # a process for one request only, or a dead one
             self.close()
         spent = None if before is None or after is None else after - before
         return heard.answer(code), spent
 
 
 class _Heard:
-    """What a pruner's process has said so far; none of it is more than text."""
+    """The messages from a pruner's process so far, all treated as mere text."""
 
     def __init__(self, number: str, report: Report | None) -> None:
         self.number, self.report, self.rest = number, report, b""
         self.last: tuple[str, Any] | None = None
 
     def take(self, news: int) -> bool:
-        """Take what there is; whether there was anything."""
+        """Read the available bytes; returns whether there were any."""
         try:
             data = os.read(news, 2**16)
         except BlockingIOError:
@@ -167,7 +167,7 @@ class _Heard:
         return bool(data)
 
     def _hear(self, line: bytes) -> tuple[str, float, float] | None:
-        """Take one piece of news, and return progress; what is no news of this request is nothing."""
+        """Process one message and return its progress, if any; ignore a message that is not about this request."""
         with suppress(ValueError, TypeError, LookupError, RecursionError):
             number, kind, said = json.loads(line)
             if number != self.number:
@@ -183,7 +183,7 @@ class _Heard:
         return None
 
     def answer(self, code: int) -> Any:
-        """The answer, if the process came to one."""
+        """The answer, if the process gave one; raises its error otherwise."""
         if self.last is None:
             how = f"was killed by signal {-code}" if code < 0 else "ended without a result"
             raise PrunebenchError(
@@ -199,9 +199,9 @@ class _Heard:
 
 
 def _spent(pid: int) -> float | None:
-    """Processor seconds of what the process for pruners forked and has ended; None where there is no /proc.
+    """Processor seconds of the ended children of the process for pruners; None if there is no /proc.
 
-    `pid` is that process, or the command that it was started with, whose only child leads to it.
+    `pid` is that process, or the command that started it, whose only child leads to it.
     """
     try:
         while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
@@ -214,16 +214,16 @@ def _spent(pid: int) -> float | None:
 
 @cache
 def host() -> Host:
-    """The one of this process, without a sandbox."""
+    """The shared Host of this process, without a sandbox."""
     made = Host()
     atexit.register(made.close)
     return made
 
 
 def resolve(specs: Sequence[str]) -> list[Resolved]:
-    """What pruners `specs` name; their code runs in another process.
+    """Resolve the pruners that `specs` name; their code runs in another process.
 
-    Raises PrunebenchError for an unknown name or option, and for a value that is not of the option's type.
+    Raises PrunebenchError for an unknown name or option, and for a value of the wrong type.
     """
     told, _ = host().ask(Describe(tuple(specs)))
     try:

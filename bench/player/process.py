@@ -1,7 +1,7 @@
 """The process in which a pruner's code runs. It trains and hands over tensors; it scores, seals and records nothing.
 
-`python -m prunebench.bench.player.process NEWS` imports what every pruner needs once, and then forks for each request
-that it reads: a pruner's code runs in the fork alone, which ends with it. What the fork says goes to the file
+`python -m prunebench.bench.player.process NEWS` imports once what every pruner needs, then forks for each request that
+it reads. A pruner's code runs only in the fork, which ends with it. The fork writes its messages to the file
 descriptor NEWS.
 """
 
@@ -35,19 +35,19 @@ from prunebench.bench.spec import place_of, registered
 from prunebench.bench.spec import read as read_spec
 from prunebench.pruners import parse
 
-Tell = Callable[[str, Any], None]  # a kind of news, and what is said
-PATIENCE = 0.02  # seconds between two looks at whether the referee is still there
-SUBREAPER, DEATH_SIGNAL = 36, 1  # prctl: orphans come to us; die with the parent
+Tell = Callable[[str, Any], None]  # the kind of a message, and its content
+PATIENCE = 0.02  # seconds between checks that the referee is still alive
+SUBREAPER, DEATH_SIGNAL = 36, 1  # prctl: adopt orphans; die with the parent
 
 
 def describe(request: Describe) -> list[dict[str, Any]]:
-    """What each pruner says of itself."""
+    """Each pruner's description of itself."""
     found = [parse(spec) for spec in request.specs]
     return [{"options": chosen.options, "prunes": chosen.prunes} for chosen in found]
 
 
 def play(request: Play, tell: Tell) -> None:
-    """Let the pruner train, and leave its weights in the folder of the request."""
+    """Let the pruner train, and write its weights to the folder of the request."""
     torch.set_num_threads(request.threads)
     lab = Lab(
         request.job,
@@ -65,9 +65,9 @@ def play(request: Play, tell: Tell) -> None:
 
 
 def _prepare(request: Describe | Play) -> None:
-    """Import what the request needs, once for all the forks to come; nothing is computed, which could start threads.
+    """Import what the request needs, once for all later forks; compute nothing, as that could start threads.
 
-    What is wrong with the request is told by the fork.
+    The fork reports any error in the request.
     """
     if not isinstance(request, Play):
         return
@@ -79,7 +79,7 @@ def _prepare(request: Describe | Play) -> None:
 
 
 def _answer(request: Describe | Play, tell: Tell) -> None:
-    """Do what is asked for; a fault of the pruner is told with its line."""
+    """Answer the request; report an error in the pruner with its line number."""
     try:
         if isinstance(request, Describe):
             tell("answer", describe(request))
@@ -88,12 +88,12 @@ def _answer(request: Describe | Play, tell: Tell) -> None:
             tell("answer", None)
     except PrunebenchError as error:
         tell("error", str(error))
-    except BaseException as error:  # noqa: BLE001  a pruner may be anybody's code, and may call sys.exit
+    except BaseException as error:  # noqa: BLE001  a pruner may be third-party code, and may call sys.exit
         tell("fault", [f"{type(error).__name__}: {error}{_line(request, error)}", traceback.format_exc()])
 
 
 def _line(request: Describe | Play, error: BaseException) -> str:
-    """Where in the pruner's file it went wrong, as " (FILE, line N)"; nothing when it went wrong elsewhere."""
+    """Where in the pruner's file the error occurred, as " (FILE, line N)"; empty if it occurred elsewhere."""
     with suppress(PrunebenchError, KeyError):
         if isinstance(request, Play):
             file = place_of(read_spec(request.spec).head, registered())[0]
@@ -103,19 +103,19 @@ def _line(request: Describe | Play, error: BaseException) -> str:
 
 
 class _News(logging.Handler):
-    """Tells what is logged."""
+    """Forwards log records to the referee."""
 
     def __init__(self, tell: Tell) -> None:
         super().__init__()
         self.tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tell one message."""
+        """Forward one record."""
         self.tell("log", [record.name, record.levelno, record.getMessage()])
 
 
 def _fork(number: str, request: Describe | Play, news: int, control: int) -> None:
-    """In the fork: answer the request, and end; standard output belongs to the referee, so prints go elsewhere."""
+    """In the fork: answer the request, then end; prints go elsewhere, as standard output belongs to the referee."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _prctl(DEATH_SIGNAL, signal.SIGKILL)
     os.close(control)
@@ -133,10 +133,10 @@ def _fork(number: str, request: Describe | Play, news: int, control: int) -> Non
 
 
 def serve(news: int) -> None:
-    """Answer requests from standard input, each in a fork, until it ends; what a fork leaves running is killed.
+    """Answer requests from standard input, each in a fork, until the input ends; kill what a fork leaves running.
 
-    A request is its length in eight bytes and its text. When the fork and all that it started have ended, its exit
-    status is written to what was standard output.
+    A request is its length in eight bytes, then its text. When the fork and all processes that it started have ended,
+    its exit status is written to the original standard output.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _prctl(SUBREAPER, 1)
@@ -161,7 +161,7 @@ def _request() -> tuple[str, Describe | Play] | None:
     if len(head) < 8:
         return None
     here, sys.path[:], number, request = pickle.loads(_read(int.from_bytes(head, "big")))  # noqa: S301  from the referee
-    os.chdir(here)  # where its relative paths begin
+    os.chdir(here)  # the base of its relative paths
     return number, request
 
 
@@ -173,13 +173,13 @@ def _read(size: int) -> bytes:
 
 
 def _ended(child: int) -> int:
-    """The exit code of `child` once nothing of it is left; kills it when the referee is no longer there."""
+    """The exit code of `child`, once all its processes have ended; kills it if the referee is gone."""
     code = None
     while code is None:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             code = os.waitstatus_to_exitcode(status)
-        elif select.select([0], [], [], PATIENCE)[0]:  # nothing is sent now but the end
+        elif select.select([0], [], [], PATIENCE)[0]:  # only the end of the input can arrive now
             os.kill(child, signal.SIGKILL)
     while left := _children():
         for pid in left:
@@ -191,14 +191,14 @@ def _ended(child: int) -> int:
 
 
 def _children() -> list[int]:
-    """The processes that this one is the parent of, orphans that came to it included."""
+    """The child processes of this one, including adopted orphans."""
     with suppress(OSError):
         return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
     return []
 
 
 def _prctl(option: int, value: int) -> None:
-    """Ask the kernel, where it is Linux's; elsewhere orphans live on and nobody is told of a parent's death."""
+    """Call prctl on Linux; elsewhere orphans survive, and no process learns of its parent's death."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 

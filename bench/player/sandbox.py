@@ -1,4 +1,4 @@
-"""A pruner's process without network, test images, or a place to write but its own folder: bubblewrap, where it is.
+"""A sandbox for a pruner's process, if bubblewrap is installed: no network, no test images, one writable folder.
 
 https://github.com/containers/bubblewrap makes new namespaces of the Linux kernel for one command and its children.
 """
@@ -29,23 +29,23 @@ LENT = "lent.safetensors"
 
 @dataclass(frozen=True)
 class Lent(Store):
-    """Training and validation images in the file `root`, and no others."""
+    """A store of training and validation images only, in the file `root`."""
 
     about: Info | None = None
 
     def info(self, name: str) -> Info:
-        """What a net must know of the data set."""
+        """What a net must know about the data set."""
         assert self.about is not None
         return self.about
 
     def training(self, name: str, *, validation: int, train: int | None = None) -> tuple[Split, Split]:
-        """The images that were lent."""
+        """The training and validation images that were lent."""
         with safe_open(self.root, "pt") as file:
             parts = [Split(file.get_tensor(f"{part}.images"), file.get_tensor(f"{part}.labels")) for part in _PARTS]
         return parts[0], parts[1]
 
     def testing(self, name: str, count: int | None = None) -> Split:
-        """Raises PrunebenchError: test images are not lent."""
+        """Raise PrunebenchError: test images are not lent."""
         raise PrunebenchError("The test images are not here: a pruner in a sandbox learns from training images alone.")
 
 
@@ -53,7 +53,7 @@ _PARTS = ("train", "validation")
 
 
 def lend(store: Store, protocol: Protocol, folder: Path) -> Lent:
-    """Put the images that a pruner may learn from into a file in `folder`."""
+    """Write the images that a pruner may learn from to a file in `folder`."""
     splits = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
     tensors: dict[str, Tensor] = {}
     for part, split in zip(_PARTS, splits, strict=True):
@@ -64,9 +64,9 @@ def lend(store: Store, protocol: Protocol, folder: Path) -> Lent:
 
 
 def command(folder: Path, hidden: Iterable[Path], *, cards: bool) -> list[str]:
-    """What to write before a command so that it can change `folder` alone, sees nothing in `hidden`, and nobody.
+    """A prefix for a command: it can then write only to `folder`, and sees neither `hidden` nor other processes.
 
-    `cards`: it may use the devices of this machine, GPUs among them. Raises PrunebenchError where there is no sandbox.
+    `cards`: it may use the devices of this machine, including GPUs. Raises PrunebenchError if there is no sandbox.
     """
     require()
     covers: list[str] = []
@@ -104,20 +104,20 @@ def command(folder: Path, hidden: Iterable[Path], *, cards: bool) -> list[str]:
 
 
 def hidden(store: Store) -> list[Path]:
-    """Where test images lie: the folders of data sets, of their decoded arrays, and the digits of scikit-learn."""
+    """Where test images are stored: the folders of data sets and decoded arrays, and scikit-learn's digits file."""
     places = [store.root, *([store.cache] if store.cache is not None else [])]
     places.append(digits_file())
     return [place for place in places if place.exists()]
 
 
 def require() -> None:
-    """Raise PrunebenchError where there is no sandbox."""
+    """Raise PrunebenchError if there is no sandbox."""
     if (why := lacking()) is not None:
         raise PrunebenchError(f"There is no sandbox here: {why} Install bubblewrap, or leave --sandbox out.")
 
 
 def lacking() -> str | None:
-    """Why there is no sandbox on this machine, as a sentence; None where there is one."""
+    """Why there is no sandbox on this machine, as a sentence; None if there is one."""
     if shutil.which(PROGRAM) is None:
         return f"the program {PROGRAM} is not on the path."
     tried = subprocess.run(
