@@ -39,7 +39,7 @@ def sign(record: Path, key: Path) -> Path:
 def signer(record: Path, allowed: Path) -> str | None:
     """Who signed the record in the file `record`, by their name in the file `allowed`; None when nobody did.
 
-    Any name in that file is accepted. Raises PrunebenchError for a signature of other bytes or by nobody in `allowed`,
+    The name is as in that file. Raises PrunebenchError for a signature of other bytes or by nobody in `allowed`,
     and when OpenSSH is not installed to verify it.
     """
     path = signature_path(record)

@@ -44,7 +44,7 @@ class Wide:
         self.scale = 1.0
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (n, classes) in float64 of `images`, float32 (n, c, h, w). Raises Refused if float64 fails."""
+        """Logits (n, classes) in float64 of `images`, float32 (n, c, h, w). Raises Refused if it cannot run."""
         try:
             found: Tensor = self.net(images.double())
         except RuntimeError as error:  # a zoo's net; prunebench's own run in any dtype
