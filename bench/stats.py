@@ -216,7 +216,7 @@ def sampled_noise(standing: int, sample: int, robust: int, n: int, rate: float) 
         raise ValueError(f"{standing} of {sample} and {robust} of {n} are not counts of one sample")
     share = robust / n
     mean, spread = sample * share, math.sqrt(sample * share * (1 - share) * (n - sample) / max(1, n - 1))
-    least, most = int(mean - 10 * spread) - 30, int(mean + 10 * spread) + 30  # beyond lies less than 1e-20
+    least, most = int(mean - 10 * spread) - 30, int(mean + 10 * spread) + 30  # the tails beyond are below 1e-20
     drawn = np.arange(max(0, sample - (n - robust), least), min(sample, robust, most) + 1)
     ways = _log_choose(robust, drawn) + _log_choose(n - robust, sample - drawn) - _log_choose(n, sample)
     return min(1.0, float((np.exp(ways) * _or_more(drawn - standing, drawn, rate)).sum()))

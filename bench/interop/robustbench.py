@@ -22,9 +22,9 @@ from prunebench.bench.models import prunable
 from prunebench.bench.protocol import Job, Protocol
 
 PREFIX = "robustbench:"
-LARGEST = 4 * 2**30  # bytes; the zoo's largest net takes some 2 GB
+LARGEST = 4 * 2**30  # bytes; the zoo's largest net takes about 2 GB
 _DATA, _NORMS = ("cifar10", "cifar100"), ("Linf", "L2")
-# What a file that is no checkpoint, or a hostile one, can raise while it is read without running any code.
+# Errors that a hostile file, or one that is not a checkpoint, can raise while it is read without running code.
 _UNREADABLE = (
     UnpicklingError,
     OSError,
