@@ -1,4 +1,4 @@
-"""The adversarial images that a scoring keeps: all of them, to replay a claim, and a dozen, to be looked at."""
+"""The adversarial images that a scoring keeps: all of them to replay a claim, and a dozen for display."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ import numpy as np
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.outcomes import LARGEST_ARRAYS, load_arrays
 
-STEPS = 127  # of an int8 offset to the edge of the ball
+STEPS = 127  # int8 steps from an image to the edge of the ball
 
 
 @dataclass(frozen=True)
 class Proposals:
-    """One adversarial image for each of the test images in `index`: int64 (k,) and float32 (k, c, h, w) in [0, 1]."""
+    """One adversarial image per test image in `index`: int64 (k,) and float32 (k, c, h, w) in [0, 1]."""
 
     index: np.ndarray
     images: np.ndarray
 
 
 def rounded(adversarial: np.ndarray, originals: np.ndarray, radius: float) -> np.ndarray:
-    """`adversarial` with every offset cut toward the original to a multiple of radius / 127: still inside the ball."""
+    """`adversarial` with every offset truncated to a multiple of radius / 127, so it stays inside the ball."""
     return originals + _offsets(adversarial, originals, radius).astype(np.float32) * np.float32(radius / STEPS)
 
 
 def _offsets(adversarial: np.ndarray, originals: np.ndarray, radius: float) -> np.ndarray:
-    # Twice: what was rounded already must come out as it is, though a float32 sum may fall just short of its step.
+    # Rounding must be idempotent, although a float32 sum may be just short of its step: so rint first, then trunc.
     steps = (adversarial.astype(np.float64) - originals) * (STEPS / radius)
     near = np.rint(steps)
     return np.where(np.abs(steps - near) < 1e-3, near, np.trunc(steps)).clip(-STEPS, STEPS).astype(np.int8)
 
 
 def pack(proposals: Proposals, originals: np.ndarray, radius: float, whole: np.ndarray) -> bytes:
-    """The bytes of a proposals file; `originals`: the images that the proposals belong to, in their order.
+    """The bytes of a proposals file; `originals`: the clean images of the proposals, in the same order.
 
-    `whole`: bool (k,), which to keep as float32 because they no longer fool once they are rounded; of the others the
-    offsets are kept as int8 multiples of radius / 127.
+    `whole`: bool (k,), the images to keep as float32 because rounding would make them harmless. The others are
+    stored as int8 offsets in multiples of radius / 127.
     """
     offsets = _offsets(proposals.images[~whole], originals[~whole], radius)
     return _packed(
@@ -50,9 +50,9 @@ def pack(proposals: Proposals, originals: np.ndarray, radius: float, whole: np.n
 
 
 def load(path: Path, sha256: str, images: np.ndarray, radius: float) -> Proposals:
-    """The proposals in the file `path`, for the test images `images`, float32 (n, c, h, w), in order of their index.
+    """The proposals in the file `path` for the test images `images`, float32 (n, c, h, w), sorted by index.
 
-    Raises PrunebenchError for a file that is not the one with that sha256 or does not fit the images.
+    Raises PrunebenchError when the file has another sha256 or does not fit the images.
     """
     arrays = load_arrays(path, sha256, "the proposals that are named by their sha256", LARGEST_ARRAYS)
     shape, n = images.shape[1:], len(images)
@@ -76,10 +76,10 @@ def load(path: Path, sha256: str, images: np.ndarray, radius: float) -> Proposal
 
 @dataclass(frozen=True)
 class Pairs:
-    """A few test images and what fools the net in their place, rounded to 8 bits to be looked at.
+    """A few test images and their adversarial versions, rounded to 8 bits for display.
 
-    `index`, `labels`, `predicted` (the label given to the adversarial image): int64 (k,); `originals`, `adversarial`:
-    uint8 (k, c, h, w).
+    `index`, `labels`, `predicted` (the net's label for the adversarial image): int64 (k,). `originals`,
+    `adversarial`: uint8 (k, c, h, w).
     """
 
     index: np.ndarray
@@ -95,7 +95,7 @@ def pack_pairs(pairs: Pairs) -> bytes:
 
 
 def load_pairs(path: Path, sha256: str) -> Pairs:
-    """The pairs in the file `path`. Raises PrunebenchError for any other file than the one with that sha256."""
+    """The pairs in the file `path`. Raises PrunebenchError when the file has another sha256."""
     arrays = load_arrays(path, sha256, "the pairs that are named by their sha256")
     shapes = {name: array.shape for name, array in arrays.items()}
     kinds = {name: array.dtype for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""The files that lie beside a record: which they are, how a net gets there, and what must not stay there."""
+"""The files beside a record: their names, how a net is copied there, and which stale files to remove."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from prunebench.bench.record import LARGEST_NET, Record, load_record
 
 RECORD, REFUSAL, JOURNAL = "record.json", "refusal.json", "journal"
 
-_OWNER = "net"  # a file of the journal: the sha256 of the net that it speaks of
+_OWNER = "net"  # a file in the journal that holds the sha256 of the net it describes
 
 
 def net_path(record: Path) -> Path:
-    """Where the net lies whose score the record at `record` is, so that it can be measured again."""
+    """The path of the net that the record at `record` scores, kept so that it can be measured again."""
     return record.with_suffix(".net.safetensors")
 
 
 def signature_path(record: Path) -> Path:
-    """Where the signature of the record at `record` lies, if somebody signed it."""
+    """The path of the signature of the record at `record`, if it is signed."""
     return record.with_name(f"{record.name}.sig")
 
 
 def beside(record: Path) -> tuple[Path, ...]:
-    """Where everything lies that belongs to the record at `record`, whether it is there or not."""
+    """The paths of all files that belong to the record at `record`, whether they exist or not."""
     return tuple(of(record) for of in (outcomes_path, proposals_path, pairs_path, net_path, signature_path))
 
 
 def publish(source: Path, net: Path | None, target: Path) -> None:
-    """Copy the record at `source`, and all that belongs to it, to `target`; what belonged to another one goes.
+    """Copy the record at `source` and its files to `target`, and remove the files of any other record there.
 
-    `net`: the net that was scored, linked where the file system can, copied otherwise; None for a refusal. A signature
-    stays as long as the record is the same bytes. The record, which names the others, is written last.
+    `net`: the scored net, hard-linked where the file system can, else copied; None for a refusal. A signature is kept
+    only if the record's bytes are unchanged. The record is written last, because it names the other files.
     """
     data = source.read_bytes()
     for of in (outcomes_path, proposals_path, pairs_path):
@@ -53,7 +53,7 @@ def publish(source: Path, net: Path | None, target: Path) -> None:
 
 
 def _link_or_copy(source: Path, aside: Path) -> None:
-    """Nets are replaced and never changed in place, so a link stays what it was when the job is trained anew."""
+    """Nets are replaced, never changed in place, so a link keeps its content when the job is retrained."""
     try:
         aside.unlink()
         os.link(source, aside)
@@ -62,11 +62,11 @@ def _link_or_copy(source: Path, aside: Path) -> None:
 
 
 def make_room(folder: Path, net: Path, name: str, *, force: bool) -> None:
-    """Prepare `folder` for the record of the net in the file `net`: what is there of this net stays, also its journal.
+    """Prepare `folder` for the record of the net in the file `net`; results and journal of the same net are kept.
 
-    `name`: how the command names the net, for one that is no file. Raises PrunebenchError, and leaves everything, when
-    a record there is of another net; with `force` it is removed with all that belongs to it instead. A journal whose
-    net is unknown is removed, for it only saves time; a refusal is replaced by what comes out now.
+    `name`: the command's name for a net that is not a file. Raises PrunebenchError, and changes nothing, when a record
+    there is of another net; `force` removes that record and its files instead. A journal of an unknown net is removed,
+    for it only saves time. A refusal is overwritten by the new result.
     """
     sha256, record, journal = digest_of(net), folder / RECORD, folder / JOURNAL
     whose = _whose(record, name, sha256)
@@ -79,14 +79,14 @@ def make_room(folder: Path, net: Path, name: str, *, force: bool) -> None:
         clear(folder)
     owner, mine = journal / _OWNER, sha256 or name
     if journal.exists() and not record.exists():
-        at_home = folder.resolve() == net.parent.resolve()  # `run` and the functions leave no owner in a net's folder
+        at_home = folder.resolve() == net.parent.resolve()  # `run` and the functions write no owner file
         if (owner.read_text(errors="replace") != mine) if owner.is_file() else not at_home:
             shutil.rmtree(journal)
     write_bytes(owner, mine.encode())
 
 
 def _whose(path: Path, name: str, sha256: str | None) -> str | None:
-    """What the record at `path` is, if it is not of this net; None if it is, or if there is none."""
+    """What the record at `path` is, if not one of this net; None if it is, or if there is no record."""
     if not path.exists() and not path.is_symlink():
         return None
     try:
@@ -95,19 +95,19 @@ def _whose(path: Path, name: str, sha256: str | None) -> str | None:
         return "not a whole record"
     if not isinstance(found, Record):
         return "a refusal under the name of a record"
-    same = found.job.pruner == name if sha256 is None else found.net.sha256 == sha256  # the job tells a net of the zoo
+    same = found.job.pruner == name if sha256 is None else found.net.sha256 == sha256  # the job names a zoo's net
     return None if same else f"the record of another net (sha256 {found.net.sha256[:12]}...)"
 
 
 def clear(folder: Path) -> None:
-    """Remove all that was measured of a net in `folder`: record and refusal, what belongs to them, and the journal."""
+    """Remove all results in `folder`: record and refusal, the files that belong to them, and the journal."""
     for path in (folder / RECORD, folder / REFUSAL, *beside(folder / RECORD), signature_path(folder / REFUSAL)):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder / JOURNAL, ignore_errors=True)
 
 
 def digest_of(net: Path) -> str | None:
-    """The sha256 of a net file; None for what is none, be it missing, too large or no regular file."""
+    """The sha256 of a net file; None if it is missing, too large or not a regular file."""
     try:
         return digest_outside(net, "a net file", LARGEST_NET)
     except PrunebenchError:
@@ -115,11 +115,11 @@ def digest_of(net: Path) -> str | None:
 
 
 def forget_others(net: Path) -> None:
-    """Delete what lies beside the net file `net` and was measured of another net."""
+    """Delete results beside the net file `net` that were measured on another net."""
     try:
         scored = load_record(net.with_name(RECORD))
     except PrunebenchError:
-        return  # none is there, or none that anybody would believe
+        return  # there is no record, or only an invalid one
     of = scored.net.sha256 if isinstance(scored, Record) else scored.net
     if of != digest_of(net):
         clear(net.parent)

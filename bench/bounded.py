@@ -1,4 +1,4 @@
-"""What others wrote, parsed within bounds of time and memory that hold before the parser begins: JSON, TOML, npz.
+"""Parsers for untrusted JSON, TOML and npz; bounds on time and memory are checked before parsing starts.
 
 Every function raises ValueError with a reason that completes a sentence: "it nests deeper than 32".
 """
@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-DEPTH = 32  # levels of nesting; the deepest file of ours has 6
+DEPTH = 32  # levels of nesting; prunebench's deepest file has 6
 VALUES = 200_000  # in a JSON or TOML file
-DIGITS = 1000  # of a number
-PARTS = 16  # of a dotted key
-MEMBERS = 10_000  # of a zip archive: one per tensor of a checkpoint
-# Strings and comments, also those that never end: what is left has the brackets, the numbers and the dots.
+DIGITS = 1000  # per number
+PARTS = 16  # per dotted key
+MEMBERS = 10_000  # per zip archive: one per tensor of a checkpoint
+# Strings and comments, even unterminated ones; removing them leaves the brackets, numbers and dots.
 _JSON_TEXT = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _TOML_TEXT = re.compile(
     r"""
@@ -41,7 +41,7 @@ _BRACKETS = re.compile(r"[\[{]|[\]}]")
 _NUMBER = re.compile(rf"(?<![0-9_.eE+-])[0-9_.eE+-]{{{DIGITS + 1}}}")
 _DOTTED = re.compile(rf"(?:\.[^.=\[\]{{}},\n]*+){{{PARTS}}}")
 _VERSIONS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-# What numpy and zipfile raise on a file that is damaged, encrypted, compressed in an odd way or made to mislead.
+# Errors that numpy and zipfile raise on a file that is damaged, encrypted, oddly compressed or malicious.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -60,7 +60,7 @@ _UNREADABLE = (
 
 
 def json_of(data: bytes) -> Any:
-    """The value of a JSON text in UTF-8, in which no key may stand twice."""
+    """The value of a JSON text in UTF-8 without duplicate keys."""
     text = data.decode()
     _refuse_explosive(_JSON_TEXT.sub("_", text))
     try:
@@ -83,7 +83,7 @@ def toml_of(data: bytes) -> dict[str, Any]:
 
 
 def _refuse_explosive(bare: str) -> None:
-    """Raise ValueError where a parser would take time or memory out of proportion; `bare`: without its strings."""
+    """Raise ValueError if parsing would take excessive time or memory; `bare`: the text without its strings."""
     values = sum(bare.count(sign) for sign in (",", "=", ":", "[", "{"))
     if values > VALUES:
         raise ValueError(f"it holds more than {VALUES} values")
@@ -104,8 +104,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def unzipped_size(data: bytes) -> int:
-    """How many bytes the members of the zip archive `data` say that they take, without unpacking any."""
-    if data.count(b"PK\x01\x02") > MEMBERS:  # the head of an entry in its directory
+    """The total unpacked size in bytes that the zip archive `data` declares, without unpacking it."""
+    if data.count(b"PK\x01\x02") > MEMBERS:  # the signature of a directory entry
         raise ValueError(f"it has more than {MEMBERS} members")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as members:
@@ -115,9 +115,9 @@ def unzipped_size(data: bytes) -> int:
 
 
 def arrays_of(data: bytes, largest: int) -> dict[str, np.ndarray]:
-    """The arrays of the npz file `data`, which take at most `largest` bytes; nothing is ever unpickled.
+    """The arrays of the npz file `data`, at most `largest` bytes in all; nothing is ever unpickled.
 
-    What an archive says of its members and a head of its array is checked before memory is set aside for it.
+    The sizes that the archive and each array header declare are checked before memory is allocated.
     """
     if unzipped_size(data) > largest:
         raise ValueError(f"it unpacks to more than {largest} bytes")
@@ -129,7 +129,7 @@ def arrays_of(data: bytes, largest: int) -> dict[str, np.ndarray]:
 
 
 def _array(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """One array, its size known to be that of the member, so that a head alone cannot ask for terabytes."""
+    """One array, its declared size checked against its member's, so that a header cannot ask for terabytes."""
     with members.open(member) as file:
         version = npy.read_magic(file)
         if version not in _VERSIONS:

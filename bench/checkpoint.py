@@ -1,4 +1,4 @@
-"""Nets as files: kept weights, bit masks and a header in safetensors; verified when written and when opened."""
+"""Nets as files: kept weights, bit masks and a header in safetensors, verified on writing and on opening."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from prunebench.bench.record import LARGEST_NET
 from prunebench.bench.schema import Strict, explain
 
 LARGEST_HEAD = 2**22  # bytes of a header: a thousand tensors and the curve of ten thousand epochs
-_KEY = "prunebench"  # the only metadata key: safetensors writes several in no fixed order
+_KEY = "prunebench"  # the only metadata key, because safetensors writes several in no fixed order
 
 Side = Annotated[int, Field(ge=1, le=1024)]  # keeps a hostile header from asking for terabytes
 
 
 class Header(Strict):
-    """What a net says of itself: its architecture, the rules and the job that it was made for, what it cost."""
+    """What a net file says about itself: its architecture, its protocol and job, and its training cost."""
 
     format: Literal[1] = 1
     arch: str
@@ -60,20 +60,20 @@ class Net:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """What was counted, layer by layer."""
+        """The weights counted in each layer."""
         return self.id.layers
 
 
 def pack(tensors: Mapping[str, Tensor], about: Any) -> bytes:
-    """`tensors` and the JSON value `about` as a safetensors file whose content is under a hash."""
+    """`tensors` and the JSON value `about` as a safetensors file that holds a hash of both."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return save(plain, metadata={_KEY: canonical_json({"about": about, "content": _content(plain, about)}).decode()})
 
 
 def unpack(data: bytes, name: str) -> tuple[dict[str, Tensor], Any]:
-    """The tensors and the value that `pack` was given; `name` stands for the file in an error.
+    """The tensors and the value that `pack` was given; `name` names the file in errors.
 
-    Raises Refused (check "format") for anything else: foreign, truncated or altered bytes.
+    Raises Refused (check "format") for foreign, truncated or altered bytes.
     """
     try:
         length = int.from_bytes(data[:8], "little")
@@ -86,7 +86,7 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, Tensor], Any]:
         about, content = both["about"], both["content"]
         whole = canonical_json(both).decode() == text and _content(tensors, about) == content
     except (SafetensorError, ValueError, RecursionError, OverflowError) as error:
-        # Asked only now: one sound file in 32 begins with the byte of a pickle, in the length of its header.
+        # Checked only now: in one valid file in 32, the header length starts with the first byte of a pickle.
         if data[:1] == b"\x80" or data[:2] == b"PK":
             raise Refused(
                 "format", f"{name} is a pickle or a zip archive, which is never read; give a file that `train` wrote."
@@ -116,7 +116,7 @@ def seal(path: Path, state: State, header: Header, *, passes_granted: int) -> No
     """Write `state` to `path` as a net file, or refuse it.
 
     `state` has the keys and shapes of the architecture's state dict. Raises Refused, naming the check and the numbers,
-    for wrong keys or shapes, values that are not finite, more weights than the asked sparsity leaves, and a spend above
+    for wrong keys or shapes, non-finite values, more weights than the job's sparsity allows, and a cost above
     `passes_granted` sample passes.
     """
     spent = sum(stage.passes for stage in header.stages)
@@ -142,10 +142,9 @@ def seal(path: Path, state: State, header: Header, *, passes_granted: int) -> No
 
 
 def open_net(path: str | Path) -> Net:
-    """The net in the file `path`, loaded strictly into our own architecture of that name, its weights counted.
+    """The net in the file `path`, loaded strictly into prunebench's architecture of that name, with weights counted.
 
-    Raises Refused, naming the check, for a file that cannot be read, is not whole, or does not hold what its header
-    says.
+    Raises Refused, naming the check, if the file is unreadable, is incomplete, or does not match its header.
     """
     data = read_outside(Path(path), "a net file of prunebench", LARGEST_NET, complain=Refused)
     return _restore(data, str(path))
@@ -181,7 +180,7 @@ def _restore(data: bytes, name: str) -> Net:
 
 
 def _template(header: Header, name: str) -> tuple[State, list[str]]:
-    """The state dict that the header's architecture has, without memory behind it, and its prunable names."""
+    """The state dict of the header's architecture on the meta device, and the names of its prunable tensors."""
     if header.arch not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise Refused("arch", f"{name} names the architecture {header.arch!r}, not one of {known}.")

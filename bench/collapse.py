@@ -1,4 +1,4 @@
-"""Nets that cannot see their images: an empty layer, no path of kept weights, the same logits for every image."""
+"""Detects nets that ignore their input: an empty layer, no path of kept weights, equal logits for every image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHOWN = 5  # layers in a sentence
 
 
 def collapse(net: Net) -> list[str]:
-    """What the weights that are zero alone say against `net`, in sentences; none of a net that can see its images."""
+    """Sentences on what the zero weights alone prove against `net`; none if its logits can depend on its images."""
     empty = [layer.name for layer in net.layers if layer.nonzero == 0]
     if empty and net.id.nonzero == 0:
         return [f"No weight is left: 0 of {net.id.prunable} are kept, and the net cannot see its images."]
@@ -30,7 +30,7 @@ def collapse(net: Net) -> list[str]:
 
 
 def warnings(net: Net) -> list[str]:
-    """What `collapse` says, and what images that are no data show: equal logits, or numbers of no sensible size."""
+    """The sentences of `collapse`, plus what synthetic images show: equal logits, or values of no sensible size."""
     found, images = collapse(net), _images(net.header.shape)
     wide = Wide(net.module)
     with torch.no_grad():
@@ -44,9 +44,9 @@ def warnings(net: Net) -> list[str]:
 
 @torch.no_grad()
 def connected(module: nn.Module, shape: Sequence[int]) -> bool:
-    """Whether a path of weights that are not zero leads from an image of this shape (c, h, w) to a logit.
+    """Whether a path of nonzero weights leads from an image of this shape (c, h, w) to a logit.
 
-    Every kept weight passes on the same positive share, and so nothing cancels; biases and statistics are left out.
+    Every kept weight becomes the same positive share, so nothing cancels. Biases and statistics are ignored.
     """
     paths = copy.deepcopy(module).double().eval()
     for layer in paths.modules():

@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors in memory, with train, validation and test fixed by index, decoded once."""
+"""Data sets as uint8 tensors in memory, decoded once, with train, validation and test splits fixed by index."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Split:
         return Split(self.images[index], self.labels[index])
 
     def to(self, device: torch.device) -> Split:
-        """The same images in the memory of `device`."""
+        """The same images on `device`."""
         return Split(self.images.to(device), self.labels.to(device))
 
     @cached_property
@@ -59,9 +59,9 @@ def as_float(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
-_LARGEST = 2**40  # bytes of decoded images, which are mapped and not read
+_LARGEST = 2**40  # bytes of decoded images, which are memory-mapped rather than read
 
-# What a file that is cut short or is no data set at all can raise, in torchvision and in what it reads with.
+# Errors that torchvision and its readers can raise on a truncated file or one that is not a data set.
 _UNREADABLE = (
     OSError,
     RuntimeError,
@@ -79,13 +79,13 @@ _FOLDER = "Or name a folder below the data root with train/ and test/ inside: fo
 
 @dataclass(frozen=True)
 class Store:
-    """Where data sets lie (`root`) and where their decoded arrays are kept (`cache`, None for nowhere)."""
+    """The folder of the data sets (`root`) and of their decoded arrays (`cache`, None for no cache)."""
 
     root: Path
     cache: Path | None = None
 
     def info(self, name: str) -> Info:
-        """What a net must know of the data set `name`; for `folder:PATH` this decodes the images once."""
+        """What a net must know about the data set `name`; for `folder:PATH` this decodes the images once."""
         if name in DATASETS:
             return DATASETS[name].info
         if not name.startswith("folder:"):
@@ -95,10 +95,10 @@ class Store:
         return Info(int(train.labels.max()) + 1, (channels, height, width), (0.5,) * channels, (0.25,) * channels)
 
     def training(self, name: str, *, validation: int, train: int | None = None) -> tuple[Split, Split]:
-        """The training images and, cut from their published split, `validation` images to measure progress on.
+        """The training images, and `validation` images held out of their published split to measure progress.
 
-        Both are taken in an order fixed by the name of the data set, so that any first part is a random sample:
-        first the validation images, then the training images (`train` of them, None for all).
+        The data set's name fixes the order, so that any prefix is a random sample. The validation images come first,
+        then the training images (`train` of them, None for all).
         """
         whole = self._arrays(name, True)
         last = len(whole) if train is None else validation + train
@@ -117,7 +117,7 @@ class Store:
         return whole.take(slice(0, count))
 
     def present(self, name: str) -> bool:
-        """Whether the files of a data set of the table are here, as they are or zipped."""
+        """Whether the files of a data set in the table are present, unpacked or zipped."""
         files = DATASETS[name].files if name in DATASETS else ()
         return all((self.root / file).exists() or (self.root / f"{file}.gz").exists() for file in files)
 
@@ -127,7 +127,7 @@ class Store:
             if cut is None:
                 return _ordered(Split(*self._published(name, train)), name, train)
             whole = _ordered(Split(*self._published(name, True)), name, None)
-            index = torch.arange(len(whole))  # copies: a slice would share its memory, and so the other split
+            index = torch.arange(len(whole))  # copies: a slice would keep the other split in memory
             return whole.take(index[cut:] if train else index[:cut])
         if not name.startswith("folder:"):
             raise unknown("data set", name, DATASETS, _FOLDER)
@@ -202,12 +202,12 @@ class Store:
         return self._decoded(f"folder-{half}", train, files, lambda: read_folder(folder / half))
 
     def _decoded(self, name: str, train: bool, files: list[Path], read: Callable[[], Arrays]) -> tuple[Tensor, Tensor]:
-        """What `read` returns as tensors, from the cache while `files` are the same by path, size and time."""
+        """What `read` returns, as tensors, from the cache while path, size and time of `files` are unchanged."""
         if self.cache is None:
             return _tensors(*read())
         facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         kept = self.cache / f"{name}-{'train' if train else 'test'}-{sha256_of(canonical_json(facts))[:16]}.safetensors"
-        damaged = suppress(PrunebenchError, SafetensorError, OSError)  # what is not whole is decoded anew
+        damaged = suppress(PrunebenchError, SafetensorError, OSError)  # a damaged cache is decoded again
         with damaged, open_outside(kept, "decoded images", _LARGEST), safe_open(kept, "pt") as opened:
             split = Split(opened.get_tensor("images"), opened.get_tensor("labels"))
             if (opened.metadata() or {}).get("sha256") == split.sha256:

@@ -1,4 +1,4 @@
-"""The data sets of the benchmark: a row each, with the function that reads it."""
+"""The data sets of the benchmark: one table row each, with the function that reads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (n, channels, height, wid
 
 @dataclass(frozen=True)
 class Info:
-    """What a net must know of its data: number of classes, image shape (c, h, w), and pixel statistics in [0, 1]."""
+    """What a net must know about its data: number of classes, image shape (c, h, w), pixel statistics in [0, 1]."""
 
     classes: int
     shape: tuple[int, int, int]
@@ -28,9 +28,9 @@ class Info:
 class DataSet:
     """A published data set.
 
-    `files`: below the data root, none for one that comes with a package. `read(root, train, download)`: one of its
-    halves. `marks`: by these parts of its path an opened file is known as one of this data set. `cut`: it is published
-    in one piece, of which so many images are the test split, the first ones in its order.
+    `files`: paths below the data root, none for a data set that ships with a package. `read(root, train, download)`:
+    its training or test half. `marks`: path parts that identify an opened file as part of this data set. `cut`: for a
+    data set published in one piece, how many images are the test split, the first in its order.
     """
 
     info: Info
@@ -41,15 +41,15 @@ class DataSet:
 
 
 def _digits(root: Path, train: bool, download: bool) -> Arrays:
-    """The 8x8 digits that ship with scikit-learn: 1,297 to train on and 500 to test on, 17 grey levels."""
+    """The 8x8 digits that ship with scikit-learn: 1,297 training and 500 test images, 17 grey levels."""
     table = np.loadtxt(digits_file(), delimiter=",")
     return np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8), table[:, -1]
 
 
 def digits_file() -> Path:
-    """Where scikit-learn keeps its digits, a row of 64 pixels and a label each; its own reader takes seconds to import.
+    """The path of scikit-learn's digits, one row of 64 pixels and a label each.
 
-    Raises PrunebenchError where they are not.
+    Its own reader takes seconds to import. Raises PrunebenchError when the file is missing.
     """
     package = find_spec("sklearn")
     for folder in (package.submodule_search_locations or []) if package is not None else []:
@@ -119,9 +119,9 @@ DATASETS: dict[str, DataSet] = {
 
 
 def read_folder(folder: Path) -> Arrays:
-    """The images below `folder`, a folder a class in the order of their names.
+    """The images below `folder`, one folder per class, in the order of the folders' names.
 
-    Raises PrunebenchError when a file is no image, or images differ in size.
+    Raises PrunebenchError when a file is not an image, or images differ in size.
     """
     from torchvision.datasets import ImageFolder
 

@@ -1,40 +1,40 @@
-"""What prunebench says when it cannot do what was asked."""
+"""Errors for the user, and helpers that keep their text short and printable."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-LONGEST = 2000  # letters of an error
+LONGEST = 2000  # characters of an error
 
 
 def printable(text: str) -> str:
-    """`text` on one line, whatever file it came from: what could steer a terminal is written as its escape."""
+    """`text` on one line, safe to print: characters that could control a terminal are escaped."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
     )
 
 
 def cut(text: str, longest: int) -> str:
-    """`text`, with three dots in place of what comes after `longest` letters."""
+    """`text`, with three dots in place of everything after `longest` characters."""
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def some(things: Sequence[object], most: int = 10) -> str:
-    """The first few of `things`, and how many more there are."""
+    """The first few of `things`, and the number of the rest."""
     shown = ", ".join(map(str, things[:most]))
     return f"{shown} and {len(things) - most} more" if len(things) > most else shown
 
 
 def reason(error: BaseException) -> str:
-    """Why a library gave up: the first line of what it says, or else the name of its error."""
+    """Why a library failed: the first line of its message, or else the name of its error."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 class PrunebenchError(Exception):
-    """A mistake the user can mend: one sentence with the value, the rule and the way out.
+    """A mistake that the user can fix: one sentence with the value, the rule and the remedy.
 
-    As text it is printable and of bounded length, though it may quote what others wrote.
+    Its text is printable and of bounded length, even where it quotes untrusted input.
     """
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class PrunebenchError(Exception):
 
 
 class Refused(PrunebenchError):
-    """The referee does not score this net; `check` names the rule that it broke."""
+    """The referee refuses to score this net; `check` names the rule that it broke."""
 
     def __init__(self, check: str, sentence: str) -> None:
         super().__init__(sentence)

@@ -1,4 +1,4 @@
-"""What records are made of: which rules, net and images; counts, flags, costs."""
+"""The parts of a record: ids of protocol, net and data; counts, flags, costs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Seconds = Annotated[float, Field(ge=0, le=1e10)]
 
 
 class ProtocolId(Strict):
-    """Which rules: the name for people, the sha256 for certain."""
+    """Which rules: a name for people, the sha256 for certainty."""
 
     name: str
     version: int
@@ -41,7 +41,7 @@ class Layer(Strict):
 
 
 class NetId(Strict):
-    """Which weights: sha256 of the file, and what was counted in it."""
+    """Which weights: the sha256 of the file, and the counts taken from it."""
 
     sha256: Sha256
     arch: str
@@ -66,17 +66,17 @@ class NetId(Strict):
 
 
 class Point(Strict):
-    """A point of a security curve: how many images stay right against perturbations of `eps` in the threat's norm."""
+    """A point of a security curve: how many images survive perturbations of `eps` in the threat's norm."""
 
     eps: Exact
     robust: Natural
 
 
 class Flag(Strict):
-    """A sign that a robustness number cannot be trusted; it stands beside the number and never changes it.
+    """A sign that a robustness number cannot be trusted; it is shown beside the number and never changes it.
 
-    `value` is what was measured, None when it was not; the flag is up when it lies above `threshold`. `sentence` says
-    what the two mean.
+    `value` is the measurement, None if not measured; the flag is up when it exceeds `threshold`. `sentence` explains
+    the two.
     """
 
     name: str
@@ -91,16 +91,15 @@ class Flag(Strict):
 
 
 class Score(Strict):
-    """Counts out of `n` images: `clean` ones classified rightly, `survived[attack]` still right after that attack.
+    """Counts out of `n` images: `clean`, correct before any attack; `survived[attack]`, still correct after it.
 
-    Attacks run one after the other on what survived the ones before, so `robust` is the last count. `ran` says what
-    was run where an attack had to be adapted to the number of classes. `rejected` counts proposals that an attack
-    handed over as adversarial and that the plain net, measured again inside the ball, still classified rightly;
-    `kernel_only` those that the net misclassifies as attacks see it, on sparse kernels or folded, and the plain net
-    does not.
+    Each attack runs on the survivors of the previous ones, so `robust` is the last count. `ran` names what ran where
+    an attack had to be adapted to the number of classes. `rejected` counts proposals that an attack returned as
+    adversarial but the plain net, measured again inside the ball, still classified correctly. `kernel_only` counts
+    those that only the net as attacks see it, on sparse kernels or folded, misclassifies; the plain net does not.
 
-    Beside AutoAttack, and never part of it: `weak[attack]` counts the images that are right after one weak attack on
-    all of them, as a paper's usual claim does; `curve` is the security curve, eps growing; `flags` are doubts.
+    Beside AutoAttack, and never part of it: `weak[attack]` counts images still correct after one weak attack on all
+    of them, as papers usually report. `curve` is the security curve, by growing eps; `flags` are doubts.
     """
 
     n: Count
@@ -118,7 +117,7 @@ class Score(Strict):
 
     @property
     def proposed(self) -> int:
-        """How many proposals the attacks made: one for each image that they were shown, those that still stood."""
+        """How many proposals the attacks made: one per image they were given, that is, per survivor so far."""
         return self.clean + sum([*self.survived.values()][:-1])
 
     @model_validator(mode="after")
@@ -147,7 +146,7 @@ class Score(Strict):
 
 
 class DataId(Strict):
-    """Which images: sha256 over the arrays of the test split, and over those that the net was trained on."""
+    """Which images: the sha256 of the test split's arrays, and of those that the net was trained on."""
 
     name: str
     sha256: Sha256
@@ -163,10 +162,10 @@ class Stage(Strict):
 
 
 class Cost(Strict):
-    """What training and scoring took; passes are sample passes (forward 1, backward 2).
+    """The cost of training and scoring; passes are sample passes (forward 1, backward 2).
 
-    Passes and seconds of the stages are what the pruner's process told; `processor_seconds` is what the kernel counted
-    for that process and all that it started (None: unknown, or absent in records before schema 4).
+    The stages' passes and seconds are reported by the pruner's process. `processor_seconds` is the kernel's count for
+    that process and all its children (None: unknown, or absent in records before schema 4).
     """
 
     stages: tuple[Stage, ...] = Field(strict=False)

@@ -1,4 +1,4 @@
-"""Files: those of others read within bounds, ours never half-written, never shared by two writers."""
+"""Bounded reads of untrusted files, atomic writes and folder locks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-Complaint = Callable[[str, str], PrunebenchError]  # what to raise, of a check ("file" or "format") and a sentence
+Complaint = Callable[[str, str], PrunebenchError]  # makes an error of a check ("file" or "format") and a sentence
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -39,7 +39,7 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_FLAGS = ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")  # an open that never waits for another process
+_FLAGS = ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")  # open without waiting for another process
 _CHUNK = 2**20  # bytes
 
 
@@ -52,16 +52,16 @@ def plainly(check: str, sentence: str) -> PrunebenchError:
 def open_outside(
     path: Path, what: str, largest: int, *, way_out: str = "check the path", complain: Complaint = plainly
 ) -> Iterator[BinaryIO]:
-    """The regular file at `path`, which is to be `what` and to take at most `largest` bytes, open for reading.
+    """The regular file at `path`, described as `what` and of at most `largest` bytes, open for reading.
 
-    Links are followed. What they lead to is judged after it was opened, so it cannot be exchanged in between.
-    Raises what `complain` makes of a sentence for anything but a regular file (check "file"), for one that is too
-    large ("format"), and for one that cannot be read ("file"); `way_out` ends that sentence.
+    Links are followed. The target is checked after it is opened, so it cannot be swapped in between. Raises the error
+    that `complain` makes if the target is not a regular file (check "file"), is too large ("format"), or cannot be
+    read ("file"); `way_out` ends its sentence.
     """
     try:
         flags = os.O_RDONLY | functools.reduce(operator.or_, (getattr(os, name, 0) for name in _FLAGS))
         handle = os.open(path, flags)
-    except (OSError, ValueError) as error:  # ValueError: a path with a null byte, or half a letter
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte or a lone surrogate
         reason = getattr(error, "strerror", None) or error
         raise complain("file", f"Cannot read {path}, {what} ({reason}); {way_out}.") from None
     try:
@@ -80,7 +80,7 @@ def open_outside(
 def read_outside(
     path: Path, what: str, largest: int, *, way_out: str = "check the path", complain: Complaint = plainly
 ) -> bytes:
-    """The bytes of a file that others wrote: see `open_outside`, whose rules also hold for what grows or lies."""
+    """The bytes of an untrusted file under the rules of `open_outside`, even if it grows or misreports its size."""
     with open_outside(path, what, largest, way_out=way_out, complain=complain) as file:
         try:
             parts = [file.read(os.fstat(file.fileno()).st_size) or b""]
@@ -96,7 +96,7 @@ def read_outside(
 def digest_outside(
     path: Path, what: str, largest: int, *, way_out: str = "check the path", complain: Complaint = plainly
 ) -> str:
-    """The sha256 of a file that others wrote, in little memory: see `open_outside`."""
+    """The sha256 of an untrusted file, using little memory: see `open_outside`."""
     digest, size = hashlib.sha256(), 0
     with open_outside(path, what, largest, way_out=way_out, complain=complain) as file:
         try:
@@ -114,10 +114,10 @@ def _too_large(path: Path, what: str, largest: int, way_out: str) -> str:
 
 
 def read_known(path: Path, sha256: str, what: str, largest: int, *, missing: str, other: str) -> bytes:
-    """The bytes of the file `path`, which is `what`, takes at most `largest` bytes and has this sha256.
+    """The bytes of the file `path`, described as `what`, of at most `largest` bytes and with this sha256.
 
-    `missing`, `other`: the way out when the file cannot be read or is too large, and when it is another one. Raises
-    PrunebenchError in these cases.
+    Raises PrunebenchError with the remedy `missing` if the file is unreadable or too large, and with `other` if its
+    sha256 differs.
     """
     data = read_outside(path, what, largest, way_out=missing)
     if sha256_of(data) != sha256:
@@ -128,8 +128,8 @@ def read_known(path: Path, sha256: str, what: str, largest: int, *, missing: str
 def write_aside(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new file next to `path`, then rename it into place.
 
-    A reader sees the old file or the whole new one. When `write` fails, the old file stays and the new one is
-    removed. Raises PrunebenchError when the disk cannot take the file.
+    A reader sees either the old file or the complete new one. If `write` fails, the old file is kept and the new one
+    removed. Raises PrunebenchError when the file cannot be written to disk.
     """
     aside: Path | None = None
     try:
@@ -153,7 +153,7 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all."""
+    """Write `data` to `path` atomically."""
     write_aside(path, lambda aside: _fill(aside, data))
 
 
@@ -162,15 +162,15 @@ def _fill(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON to `path`, whole or not at all."""
+    """Write `value` as indented JSON to `path` atomically."""
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` fill a new folder next to `folder`, then rename it into place; what was in `folder` is removed.
+    """Let `fill` fill a new folder next to `folder`, then rename it into place; the old content is removed.
 
-    When `fill` fails, the old folder stays and the new one is removed. Raises PrunebenchError when the disk cannot
-    take the files.
+    If `fill` fails, the old folder is kept and the new one removed. Raises PrunebenchError when the files cannot be
+    written to disk.
     """
     folder = folder.resolve()
     aside = old = None
@@ -199,9 +199,9 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 @contextmanager
 def sole_user(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold `folder` against other prunebench processes; the lock goes with the process, killed or not.
+    """Lock `folder` against other prunebench processes; the lock ends with the process, even if it is killed.
 
-    `wait`: queue up behind the holder instead of refusing. Raises PrunebenchError when the folder is taken.
+    `wait`: wait for the holder instead of refusing. Raises PrunebenchError when the folder is locked.
     """
     lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
     try:

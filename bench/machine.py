@@ -1,4 +1,4 @@
-"""Facts about the machine and the code that a result came from."""
+"""Facts about the machine and the code that produced a result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = ("torch", "torchvision", "pyautoattack", "numpy", "scikit-learn", "pr
 
 
 def device_named(name: str) -> torch.device:
-    """The device `name`, where "auto" means a CUDA card if there is one. Raises PrunebenchError when it is not here."""
+    """The device `name`, where "auto" prefers a CUDA card. Raises PrunebenchError when it is not available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", name):
@@ -34,7 +34,7 @@ def device_named(name: str) -> torch.device:
 
 @cache
 def cpu() -> str:
-    """The processor's name; with the same one, the same versions and threads, results are the same bytes."""
+    """The processor's name; with equal processor, versions and threads, results are identical bytes."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -52,7 +52,7 @@ def package(name: str) -> str | None:
 
 @cache
 def commit() -> str | None:
-    """The git commit of this source tree, with "+" when it holds changes; None outside a checkout."""
+    """The git commit of this source tree, with "+" if it has uncommitted changes; None outside a checkout."""
     try:
         git = ["git", "-C", str(HERE)]
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
@@ -65,7 +65,7 @@ def commit() -> str | None:
 
 
 def env(device: torch.device) -> dict[str, str | int | None]:
-    """What a record says of where it was made."""
+    """What a record says about the machine that it was made on."""
     facts: dict[str, str | int | None] = {name: package(name) for name in PACKAGES}
     facts |= {
         "python": platform.python_version(),
@@ -78,23 +78,23 @@ def env(device: torch.device) -> dict[str, str | int | None]:
 
 
 def hash_of(files: Iterable[Path]) -> str:
-    """The hash of what stands in `files`, one after the other."""
+    """The hash of the contents of `files`, in order."""
     return sha256_of(b"\0".join(file.read_bytes() for file in files))
 
 
 @cache
 def training_code() -> str:
-    """The hash of the code that decides what a training does, given its inputs: all that the lab imports."""
+    """The hash of the code that decides a training's result, given its inputs: everything that the lab imports."""
     return sources.code(["prunebench.bench.lab.lab"], HERE)
 
 
 @cache
 def attack_code() -> str:
-    """What decides what an attack finds, given a net: a hash of the code of ours, and pyautoattack's version."""
+    """What decides an attack's result, given a net: a hash of prunebench's code, and pyautoattack's version."""
     return f"{sources.code(['prunebench.bench.score.cascade'], HERE)} pyautoattack {package('pyautoattack')}"
 
 
 def env_key(device: torch.device) -> str:
-    """What must be equal for two trainings to be the same bytes."""
+    """What must be equal for two trainings to produce the same bytes."""
     facts = env(device)
     return " ".join(str(facts[name]) for name in ("torch", "cpu", "threads", "device"))

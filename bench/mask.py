@@ -1,4 +1,4 @@
-"""Masks: which weights are kept, counted exactly, ties resolved, positions shuffled.
+"""Masks: which weights are kept, with exact counts, resolved ties and shuffled positions.
 
 A mask is a bool tensor of a weight's shape, True where the weight is kept; masks are keyed by the weight's name.
 """
@@ -21,15 +21,15 @@ Masks = dict[str, Tensor]
 
 
 def keep_count(prunable: int, sparsity: Decimal | float) -> int:
-    """How many of `prunable` weights may stay: prunable - ceil(sparsity * prunable), exact in decimals."""
+    """How many of `prunable` weights may be kept: prunable - ceil(sparsity * prunable), in exact decimals."""
     return prunable - math.ceil(as_sparsity(sparsity) * prunable)
 
 
 def keep_largest(scores: Mapping[str, Tensor], keep: int, among: Masks | None = None) -> Masks:
     """The masks of the `keep` largest scores over all tensors together.
 
-    Exactly `keep`: of equal scores those that come first are kept. `among`: masks to choose within, so that the result
-    is nested in them. Raises ValueError for NaN scores and when there are not `keep` weights to choose from.
+    Keeps exactly `keep`: among equal scores, the first ones. `among`: masks to choose within, so that the result is
+    nested in them. Raises ValueError for NaN scores and if there are fewer than `keep` weights to choose from.
     """
     flat = torch.cat([score.detach().reshape(-1) for score in scores.values()])
     if flat.isnan().any():
@@ -46,14 +46,14 @@ def keep_largest(scores: Mapping[str, Tensor], keep: int, among: Masks | None = 
 
 
 def keep_largest_by_layer(scores: Mapping[str, Tensor], keeps: Mapping[str, int]) -> Masks:
-    """The masks of the `keeps[name]` largest scores inside each tensor; exact and with ties as in `keep_largest`."""
+    """The masks of the `keeps[name]` largest scores in each tensor; exact, with ties resolved as in `keep_largest`."""
     return {name: keep_largest({name: score}, keeps[name])[name] for name, score in scores.items()}
 
 
 def apportion(keep: int, sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
-    """`keep` divided over layers in proportion to `shares`, none above its size, the total exact.
+    """`keep` divided among layers in proportion to `shares`, none above its size, with an exact total.
 
-    Layers that would overflow are filled and the rest is divided again; what rounding leaves goes to the largest
+    Layers that would overflow are filled and the rest is divided again. Units left by rounding go to the largest
     remainders (Hare's method).
     """
     counts, free = [0] * len(sizes), list(range(len(sizes)))
@@ -95,7 +95,7 @@ def draw(shapes: Mapping[str, Sequence[int]], keeps: Mapping[str, int], generato
 
 
 def shuffled(masks: Masks, generator: torch.Generator) -> Masks:
-    """The same number of kept weights in every layer, at random places: what layer densities alone are worth."""
+    """The same number of kept weights per layer, at random places: a control that isolates layer densities."""
     shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
     return draw(shapes, {name: int(mask.sum()) for name, mask in masks.items()}, generator)
 
@@ -118,12 +118,12 @@ def rescaled(state: State, masks: Masks) -> State:
 
 
 def nonzero(state: State, names: Sequence[str]) -> Masks:
-    """The masks that `state` has now: True where a weight is not zero."""
+    """The current masks of `state`: True where a weight is not zero."""
     return {name: state[name] != 0 for name in names}
 
 
 def distribution(weights: Iterable[Tensor]) -> dict[str, float]:
-    """How a net's weights are spread: the share of |w| below 0.001 and 0.01, and Hoyer's sparsity of all of them.
+    """How a net's weights are distributed: the share of |w| below 0.001 and 0.01, and Hoyer's sparsity of all weights.
 
     Hoyer 2004, JMLR 5, p. 1460: (sqrt(n) - L1 / L2) / (sqrt(n) - 1), 0 for equal weights and 1 for a single one. Zeros
     count as weights. Six decimals.
@@ -144,7 +144,7 @@ def enforce(model: nn.Module, masks: Masks) -> None:
 
 
 class _TopK(torch.autograd.Function):
-    """The mask of the `keep` largest |scores|, as floats; its gradient goes straight through to the scores."""
+    """The mask of the `keep` largest |scores|, as floats; its gradient passes straight through to the scores."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, keep: int) -> Tensor:
@@ -160,22 +160,22 @@ class _TopK(torch.autograd.Function):
 def straight_through(weight: Tensor, scores: Tensor, keep: int) -> Tensor:
     """`weight` times the mask of its `keep` largest |scores|.
 
-    The gradient of the scores is (dL/dW_eff * W) * sign(s), for pruned entries too: Ramanujan et al. 2020 (arXiv
-    1911.13299), as HYDRA (arXiv 2002.10509) uses it.
+    The gradient of the scores is (dL/dW_eff * W) * sign(s), also for pruned entries: Ramanujan et al. 2020 (arXiv
+    1911.13299), as used in HYDRA (arXiv 2002.10509).
     """
     masked_weight: Tensor = weight * _TopK.apply(scores, keep)
     return masked_weight
 
 
 class _Scored(nn.Module):
-    """A parametrisation: the weight as seen through the mask of its largest scores."""
+    """A parametrisation: the weight under the mask of its largest scores."""
 
     def __init__(self, scores: Tensor, keep: int) -> None:
         super().__init__()
         self.scores, self.keep = nn.Parameter(scores.clone()), keep
 
     def forward(self, weight: Tensor) -> Tensor:
-        """`weight`: of the shape of the scores."""
+        """`weight`: same shape as the scores."""
         return straight_through(weight, self.scores, self.keep)
 
 
@@ -184,7 +184,7 @@ _WEIGHT = ".parametrizations.weight.original"
 
 
 def attach_scores(model: nn.Module, scores: Masks, keeps: Mapping[str, int]) -> None:
-    """Let `model` see its weights through the masks of the largest scores, and train the scores alone."""
+    """Make `model` use its weights under the masks of the largest scores, and train only the scores."""
     model.requires_grad_(False)
     for name, score in scores.items():
         module = model.get_submodule(name.removesuffix(".weight"))
@@ -192,7 +192,7 @@ def attach_scores(model: nn.Module, scores: Masks, keeps: Mapping[str, int]) -> 
 
 
 def split_scores(state: State) -> tuple[State, State]:
-    """The scores by the names of their weights, and the plain state dict, of a net with scores attached."""
+    """The scores, keyed by their weights' names, and the plain state dict of a net with scores attached."""
     scores = {name.replace(_SCORES, ".weight"): tensor for name, tensor in state.items() if name.endswith(_SCORES)}
     plain = {name.replace(_WEIGHT, ".weight"): tensor for name, tensor in state.items() if not name.endswith(_SCORES)}
     return scores, plain
@@ -207,6 +207,6 @@ def scaled_scores(weights: State) -> State:
 
 
 def uniform(shapes: Mapping[str, Sequence[int]], keep: int) -> dict[str, int]:
-    """How many weights each layer keeps under one density for all, `keep` in all."""
+    """How many weights each layer keeps at one common density, `keep` in all."""
     sizes = [math.prod(shape) for shape in shapes.values()]
     return dict(zip(shapes, apportion(keep, sizes, [float(size) for size in sizes]), strict=True))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunebench.bench.datasets import Info
 from prunebench.bench.errors import PrunebenchError, unknown
 
-# torchvision takes seconds to import, so the nets that are made of it import it.
+# torchvision takes seconds to import, so only the nets built from it import it.
 
 
 class Normalise(nn.Module):
@@ -99,9 +99,9 @@ def _vgg16_bn(classes: int, shape: tuple[int, int, int]) -> nn.Module:
 class Architecture:
     """A net of the benchmark: `net(classes, shape)` makes the part behind the normalisation.
 
-    `shape`: (channels, height, width) that it is meant for; `least`: pixels a side below which pooling leaves nothing.
-    `batch`: images measured at once by kind of device, where that is not the usual number. `names`: (pattern,
-    replacement) that make others' names of its tensors ours.
+    `shape`: its intended (channels, height, width); `least`: pixels per side below which pooling leaves nothing.
+    `batch`: images measured at once per kind of device, where that is not the default. `names`: (pattern, replacement)
+    pairs that translate foreign tensor names to prunebench's.
     """
 
     net: Callable[[int, tuple[int, int, int]], nn.Module]
@@ -125,7 +125,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 MODELS = {name: architecture.net for name, architecture in ARCHITECTURES.items()}
-LARGEST = 2**26  # parameters; the largest net of our protocols has 15 million
+LARGEST = 2**26  # parameters; the largest net of the built-in protocols has 15 million
 
 
 def build(
@@ -138,9 +138,9 @@ def build(
 ) -> nn.Module:
     """A fresh net in float32 whose weights depend on `seed` alone.
 
-    `shape`: (channels, height, width), by default that of the data the architecture is meant for. `info` gives classes,
-    shape and pixel statistics at once. The global random state is left as it was. Raises PrunebenchError for an
-    unknown `arch`, for images that it cannot take, and for more parameters than LARGEST.
+    `shape`: (channels, height, width), by default that of the architecture's intended data. `info` gives classes,
+    shape and pixel statistics at once. The global random state is unchanged. Raises PrunebenchError for an unknown
+    `arch`, for images of an unsupported shape, and for more parameters than LARGEST.
     """
     if arch not in ARCHITECTURES:
         raise unknown("model", arch, ARCHITECTURES)
@@ -161,20 +161,20 @@ def build(
             f"{LARGEST}; choose another model or smaller images."
         )
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's alone; torch.manual_seed would seed every card
+        torch.default_generator.manual_seed(seed)  # only the CPU's; torch.manual_seed would seed every card
         body = known.net(info.classes, info.shape)
     return nn.Sequential(Normalise(info.mean, info.std), body)
 
 
 @cache
 def size(arch: str, classes: int, shape: tuple[int, int, int]) -> int:
-    """How many parameters a net has, counted without memory for them."""
+    """The number of parameters of a net, counted without allocating them."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return sum(parameter.numel() for parameter in ARCHITECTURES[arch].net(classes, shape).parameters())
 
 
 def prunable(model: nn.Module) -> dict[str, Tensor]:
-    """The weight of every convolution and linear layer by its name in the state dict, first and last layer included."""
+    """Every convolution and linear weight, first and last layer included, by its name in the state dict."""
     return {
         f"{name}.weight" if name else "weight": module.weight
         for name, module in model.named_modules()

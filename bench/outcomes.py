@@ -1,4 +1,4 @@
-"""What lies beside a record: raw outcomes image by image, adversarial images, pairs for the site; and their counts."""
+"""The arrays beside a record: raw outcomes per image, adversarial images, pairs for the site; and their counts."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _LABEL = np.dtype("<i2")
 
 
 def outcomes_path(record: Path) -> Path:
-    """Where the raw outcomes of the record at `record` lie."""
+    """The path of the raw outcomes of the record at `record`."""
     return record.with_suffix(".outcomes.npz")
 
 
 def proposals_path(record: Path) -> Path:
-    """Where the adversarial images of the record at `record` lie, if they were kept."""
+    """The path of the adversarial images of the record at `record`, if they were kept."""
     return record.with_suffix(".proposals.npz")
 
 
 def pairs_path(record: Path) -> Path:
-    """Where a dozen original and adversarial images lie that the site shows of the record at `record`, if any."""
+    """The path of the dozen image pairs that the site shows for the record at `record`, if any."""
     return record.with_suffix(".pairs.npz")
 
 
@@ -39,10 +39,10 @@ def pack_outcomes(
     weak: Mapping[str, np.ndarray],
     curve: Mapping[str, np.ndarray],
 ) -> bytes:
-    """The bytes of an outcomes file: true labels, predicted labels, and per attack who is still right after it.
+    """The bytes of an outcomes file: true labels, predicted labels, and per attack the images that survive it.
 
-    `labels`, `predicted`: int64, shape (n,). `survived`: bool, shape (n,), in the order the attacks ran. `weak`, by
-    attack, and `curve`, by eps: the same, each attack alone on all images.
+    `labels`, `predicted`: int64, shape (n,). `survived`: bool, shape (n,), in the order that the attacks ran. `weak`,
+    by attack, and `curve`, by eps: the same, but each attack runs alone on all images.
     """
     arrays: dict[str, np.ndarray] = {"labels": labels.astype(_LABEL), "predicted": predicted.astype(_LABEL)}
     arrays |= {"clean": labels == predicted}
@@ -56,7 +56,8 @@ def pack_outcomes(
 def recount(path: Path, record: Record) -> dict[str, np.ndarray]:
     """Check the counts of `record`, loaded from `path`, against its raw outcomes, which are returned by name.
 
-    Raises PrunebenchError when the outcomes are missing, are others than the record names, or count differently.
+    Raises PrunebenchError when the outcomes are missing, are not those that the record names, or do not add up to its
+    counts.
     """
     raw, score = outcomes_path(path), record.score
     arrays = load_arrays(raw, record.outcomes, f"the outcomes of {path}")
@@ -86,9 +87,9 @@ def recount(path: Path, record: Record) -> dict[str, np.ndarray]:
 
 
 def complete(path: Path, record: Record) -> None:
-    """Check that all that `record`, loaded from `path`, names lies beside it: outcomes, proposals and pairs.
+    """Check that all files that `record`, loaded from `path`, names are beside it: outcomes, proposals and pairs.
 
-    Raises PrunebenchError as `recount` does, and when proposals or pairs are missing or are others.
+    Raises PrunebenchError as `recount` does, and when proposals or pairs are missing or have another sha256.
     """
     recount(path, record)
     for beside, sha256, what in (
@@ -101,15 +102,15 @@ def complete(path: Path, record: Record) -> None:
 
 
 def standing(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Which images of an outcomes file are right when clean and after every attack of AutoAttack: bool, shape (n,)."""
+    """Which images of an outcomes file are correct when clean and survive all of AutoAttack: bool, shape (n,)."""
     survived = [bits for name, bits in arrays.items() if name.startswith("survived/")]
     return np.logical_and.reduce([arrays["labels"] == arrays["predicted"], *survived])
 
 
 def load_arrays(path: Path, sha256: str, what: str, largest: int = LARGEST) -> dict[str, np.ndarray]:
-    """The arrays in the file `path`, which is `what`, has this sha256 and takes at most `largest` bytes unpacked.
+    """The arrays in the file `path`, described as `what`, with this sha256 and at most `largest` bytes unpacked.
 
-    Raises PrunebenchError for a file that is missing, another one, too large or damaged; nothing is ever unpickled.
+    Raises PrunebenchError if the file is missing, too large, damaged or has another sha256. Nothing is ever unpickled.
     """
     data = read_known(path, sha256, what, largest, missing="restore the file", other="restore the file or score again")
     try:

@@ -1,4 +1,4 @@
-"""The rules of a benchmark: what is attacked, how nets are trained, what they may cost."""
+"""The rules of a benchmark: the threat, the training and the budget."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from prunebench.bench.errors import PrunebenchError, unknown
 from prunebench.bench.files import canonical_json, sha256_of
 from prunebench.bench.schema import Count, Exact, Natural, Share, Strict, exact, explain, read_toml
 
-SMALLEST = Fraction(1, 10**6)  # below it, float32 pixels near 1 do not move
-EPOCHS = 10_000  # of all units of a budget together; the longest protocol of ours has 80
+SMALLEST = Fraction(1, 10**6)  # below it, float32 pixels near 1 do not change
+EPOCHS = 10_000  # in all units of a budget together; the longest built-in protocol has 80
 
 
 def as_sparsity(value: str | float | Decimal) -> Decimal:
-    """The exact decimal in [0, 1) that `value` shows when it is printed. Raises PrunebenchError outside that range."""
+    """The exact decimal in [0, 1) that `value` prints as. Raises PrunebenchError outside that range."""
     try:
-        sparsity = Decimal(str(value)).normalize() + 0  # rounds to 28 digits, so the range is checked after it
+        sparsity = Decimal(str(value)).normalize() + 0  # rounds to 28 digits, so check the range afterwards
     except ArithmeticError:
         sparsity = Decimal("NaN")
     if not (sparsity.is_finite() and 0 <= sparsity < 1):
@@ -33,15 +33,15 @@ def as_sparsity(value: str | float | Decimal) -> Decimal:
 
 Objective = Literal["pgd", "trades", "fgsm-rs"]  # losses and prices: bench/lab/objectives.py
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
-Size = Annotated[float, Field(ge=0, le=1e6)]  # of a rate or a weight; beyond it float32 trains nothing
+Size = Annotated[float, Field(ge=0, le=1e6)]  # of a rate or a weight; above it, float32 training fails
 Images = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class Threat(Strict):
-    """What the adversary may do: move an image of [0, 1] pixels by at most `eps` in `norm`."""
+    """What the adversary may do: change an image of [0, 1] pixels by at most `eps` in `norm`."""
 
     norm: Literal["Linf", "L2"]
-    eps: Annotated[Exact, Field(max_length=24)]  # points of its curve are multiples, with longer names
+    eps: Annotated[Exact, Field(max_length=24)]  # curve points are multiples, with longer names
 
     @model_validator(mode="after")
     def _check(self) -> Threat:
@@ -59,7 +59,7 @@ class Threat(Strict):
 
 
 class Training(Strict):
-    """The adversarial training that every pruner shares; `epochs` of it are one unit of budget."""
+    """The adversarial training that all pruners share; `epochs` epochs of it are one unit of budget."""
 
     objective: Objective
     steps: Annotated[int, Field(ge=1, le=1000)] = 10
@@ -77,12 +77,12 @@ class Training(Strict):
 
     @property
     def one_step(self) -> bool:
-        """Whether the loss's attack is one step of a size of its own, for which `steps` and `step_size` do not hold."""
+        """Whether the loss's attack is one step of its own size, to which `steps` and `step_size` do not apply."""
         return self.objective == "fgsm-rs"
 
 
 class Protocol(Strict):
-    """Everything that must be equal for two records to be compared; its sha256 stands for all of it."""
+    """Everything that must be equal for two records to be comparable, identified by its sha256."""
 
     name: Name
     version: Count = 1
@@ -127,12 +127,12 @@ class Protocol(Strict):
 
     @property
     def official(self) -> bool:
-        """Whether these are the built-in rules of that name, to the letter."""
+        """Whether these are exactly the built-in rules of that name."""
         return PROTOCOLS.get(self.name) == self
 
 
 class Job(Strict):
-    """What is asked of a pruner: its name, the options that differ from its defaults, a sparsity, a seed."""
+    """What a pruner is asked to do: its name, its non-default options, a sparsity, a seed."""
 
     pruner: str
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
@@ -147,10 +147,10 @@ class Job(Strict):
 
     @property
     def name(self) -> str:
-        """The job as a file name: letters, digits, `.`, `=`, `_` and `-` alone."""
+        """The job as a file name, made of letters, digits, `.`, `=`, `_` and `-` only."""
         plain = self.label.replace(":", "-").replace(",", "-")
         safe = re.sub(r"[^A-Za-z0-9.=_-]+", "-", plain).strip("-.")
-        if safe != plain or len(safe) > 150:  # two labels must not share a name, and file systems limit its length
+        if safe != plain or len(safe) > 150:  # labels must not share a name, and file systems limit its length
             safe = f"{safe[:150]}-{sha256_of(self.label.encode(errors='backslashreplace'))[:8]}"
         return f"{safe}-s{as_sparsity(self.sparsity)}-seed{self.seed}"
 
@@ -205,8 +205,8 @@ PROTOCOLS: dict[str, Protocol] = {
 def load(spec: str | Path, *, to_train: bool = True) -> Protocol:
     """The built-in protocol of that name, or the one that a TOML file describes (`*.toml`).
 
-    Raises PrunebenchError for an unknown name and for a file whose keys or values break the rules; if nets are
-    `to_train` by it, also where the training's attack would not reach `eps`.
+    Raises PrunebenchError for an unknown name and for a file with invalid keys or values. With `to_train` (nets will
+    be trained by it), also when the training's attack could not reach `eps`.
     """
     text = str(spec)
     if text in PROTOCOLS:
@@ -224,10 +224,10 @@ def load(spec: str | Path, *, to_train: bool = True) -> Protocol:
 
 
 def from_values(values: dict[str, Any], source: str, *, to_train: bool = True) -> Protocol:
-    """The protocol with these values; `source` says in an error where they came from.
+    """The protocol with these values; errors name `source` as their origin.
 
-    Raises PrunebenchError when they break the rules; if nets are `to_train` by them, also where the training's attack
-    would not reach `eps`.
+    Raises PrunebenchError for invalid values. With `to_train` (nets will be trained by them), also when the training's
+    attack could not reach `eps`.
     """
     if "base" in values:
         base = str(values["base"])
@@ -245,10 +245,10 @@ def from_values(values: dict[str, Any], source: str, *, to_train: bool = True) -
 
 
 def _refuse_short_attack(protocol: Protocol, source: str) -> None:
-    """Raise PrunebenchError when the training's attack cannot come as far as the adversary may.
+    """Raise PrunebenchError when the training's attack cannot move an image as far as the adversary may.
 
-    Asked where somebody trains by rules, such as a large `eps` over the steps of a `base`. No rule of `Protocol`
-    itself: a net that was trained so still opens, is scored for what it is, and its claims are verified.
+    Checked only before training, where for example a large `eps` meets the steps of a `base`. `Protocol` itself does
+    not enforce it: nets trained that way can still be opened and scored, and their claims verified.
     """
     how, eps = protocol.training, protocol.threat.eps
     if not how.one_step and how.steps * exact(how.step_size) < exact(eps):

@@ -14,46 +14,46 @@ from prunebench.bench.files import canonical_json, read_outside, sha256_of, writ
 from prunebench.bench.protocol import PROTOCOLS, Job, Protocol
 from prunebench.bench.schema import Strict, explain
 
-# Schema 4 counts `processor_seconds`. Schema 5 carries the rules, and calls `rejected` and `kernel_only` what was
-# called `disagreements` and `unconfirmed`. What was scored before stays readable under its own hash.
+# Schema 4 added `processor_seconds`. Schema 5 added the rules and renamed `disagreements` to `rejected` and
+# `unconfirmed` to `kernel_only`. Older records remain readable under their own hash.
 Schema = Literal[3, 4, 5]
 SCHEMA: Schema = 5
 _RENAMED = {"disagreements": "rejected", "unconfirmed": "kernel_only"}  # in schema 5
-LARGEST = 8 * 2**20  # bytes; no record or outcomes file of ours comes near
+LARGEST = 8 * 2**20  # bytes; our records and outcomes files are far smaller
 LARGEST_NET = 2**28  # bytes of a net file; the largest net of the table takes 60 MB
 
 
 class Hashed(Strict):
-    """A file that carries the sha256 of all the rest of it."""
+    """A file that contains the sha256 of the rest of its content."""
 
     sha256: Sha256
 
     @classmethod
     def sealed(cls, **values: Any) -> Any:
-        """The object with these values and the hash that belongs to them."""
+        """The object with these values and their hash."""
         draft = cls(**values, sha256="0" * 64)
         return draft.model_copy(update={"sha256": draft.own_sha256})
 
     @property
     def own_sha256(self) -> str:
-        """The hash of everything but the hash."""
+        """The hash of everything except the hash itself."""
         return sha256_of(canonical_json(self.model_dump(mode="json", by_alias=True, exclude={"sha256"})))
 
     def save(self, path: Path) -> None:
-        """Write as JSON, whole or not at all."""
+        """Write as JSON, atomically."""
         write_json(path, self.model_dump(mode="json", by_alias=True))
 
 
 class Record(Hashed):
     """The result file of one net under one protocol.
 
-    `rules`: what was asked of it, in full, so that nobody needs the TOML that it was made by. `outcomes`, `proposals`
-    and `pairs` (None: not kept) are the sha256 of files beside it.
+    `rules`: the protocol in full, so that nobody needs its TOML file. `outcomes`, `proposals` and `pairs` (None: not
+    kept) are the sha256 of files beside it.
     """
 
     schema_: Schema = Field(SCHEMA, alias="schema")
     protocol: ProtocolId
-    rules: dict[str, Any] | None = None  # as they were then; None before schema 5
+    rules: dict[str, Any] | None = None  # as they were at the time; None before schema 5
     job: Job
     net: NetId
     score: Score
@@ -68,7 +68,7 @@ class Record(Hashed):
 
     @property
     def known_rules(self) -> Protocol | None:
-        """The rules in full, in the record or built in; None where they are not, or not rules as they are today."""
+        """The full rules, from the record or built in; None if neither has them or today's schema rejects them."""
         known = next((rules for rules in PROTOCOLS.values() if rules.sha256 == self.protocol.sha256), None)
         if known is not None or self.rules is None:
             return known
@@ -80,7 +80,7 @@ class Record(Hashed):
 
     @property
     def built_in(self) -> bool:
-        """Whether the rules are built in today; a board of others is not official, whatever they say."""
+        """Whether the rules are built in today; otherwise a board is not official, whatever its records say."""
         rules = PROTOCOLS.get(self.protocol.name)
         return rules is not None and rules.sha256 == self.protocol.sha256
 
@@ -105,7 +105,7 @@ class Record(Hashed):
         return self
 
     def _fits(self, rules: dict[str, Any]) -> None:
-        """Raise ValueError unless these are the rules that the record names, and its score can be by them."""
+        """Raise ValueError unless the record names these rules and its score is consistent with them."""
         sha256 = sha256_of(canonical_json(rules))
         named = (self.protocol.name, self.protocol.version, self.protocol.sha256)
         if (rules.get("name"), rules.get("version"), sha256) != named:
@@ -130,7 +130,7 @@ class Record(Hashed):
 
 
 class Refusal(Hashed):
-    """The result file of a net that the referee does not score: which check, and why in one sentence."""
+    """The result file of a net that the referee refuses to score: the check, and the reason in one sentence."""
 
     schema_: Schema = Field(SCHEMA, alias="schema")
     refused: str
@@ -145,7 +145,7 @@ class Refusal(Hashed):
 def load_record(path: Path) -> Record | Refusal:
     """The record or refusal in the file `path`.
 
-    Raises PrunebenchError when the file is not one, or when its hash says that it was edited.
+    Raises PrunebenchError when the file is neither, or when its hash shows that it was edited.
     """
     values = _read_json(path)
     kind = Refusal if "refused" in values else Record
@@ -162,7 +162,7 @@ def load_record(path: Path) -> Record | Refusal:
 
 
 def load_all(folder: str | Path) -> dict[Path, Record | Refusal]:
-    """Every record and refusal below `folder`, by path, in order of their paths. Raises as `load_record` does."""
+    """Every record and refusal below `folder`, keyed and sorted by path. Raises as `load_record` does."""
     folder = Path(folder)
     if not folder.is_dir():
         raise PrunebenchError(f"There is no folder {folder}; name one that holds records (*.json).")
@@ -170,7 +170,7 @@ def load_all(folder: str | Path) -> dict[Path, Record | Refusal]:
 
 
 def load_records(folder: str | Path) -> list[Record]:
-    """The records below `folder` in order of their paths, refusals left out. Raises as `load_record` does."""
+    """The records below `folder`, sorted by path, without refusals. Raises as `load_record` does."""
     return [record for record in load_all(folder).values() if isinstance(record, Record)]
 
 

@@ -1,4 +1,4 @@
-"""Values from outside: strict models, exact numbers, TOML files, and what is wrong with them in a sentence."""
+"""External values: strict models, exact numbers, TOML files, and one-sentence explanations of what is wrong."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import read_outside
 
 LARGEST_TOML = 2**16  # bytes of a protocol or a claim
-LONGEST_EXACT = 64  # letters of an exact number; it stands in names of files
+LONGEST_EXACT = 64  # characters of an exact number, which is used in file names
 
 
 class Strict(BaseModel):
-    """A frozen set of values: unknown keys are refused and numbers are numbers."""
+    """A frozen set of values that refuses unknown keys and does not convert types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def exact(text: str) -> Fraction:
-    """The number that `text` names exactly: "0.3" or "8/255". Raises ValueError for anything else or more letters."""
+    """The exact number in `text`: "0.3" or "8/255". Raises ValueError for other or longer text."""
     if len(text) > LONGEST_EXACT:
         raise ValueError(f"{text[:8]}... has {len(text)} letters, and {LONGEST_EXACT} are enough for an exact number")
     if not re.fullmatch(r"\d+(\.\d+)?|\d+/\d+", text):
@@ -48,19 +48,19 @@ Natural = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The values in the TOML file `path`, a `what`.
+    """The values in the TOML file `path`, described as `what`.
 
-    Raises PrunebenchError when it is no regular file, too large, or not TOML, and when parsing it would explode.
+    Raises PrunebenchError if it is not a regular file, too large, not TOML, or too costly to parse.
     """
     data = read_outside(path, f"a {what} of prunebench", LARGEST_TOML)
     try:
         return toml_of(data)
-    except ValueError as error:  # of TOML, of UTF-8, or of what a parser should not be given
+    except ValueError as error:  # invalid TOML or UTF-8, or too costly to parse
         raise PrunebenchError(f"The {what} {path} is not valid TOML ({error}); mend the file.") from None
 
 
 def explain(error: ValidationError) -> str:
-    """The first broken rule of `error` as a sentence: key, value, rule, way out."""
+    """The first broken rule of `error` as a sentence: key, value, rule, remedy."""
     first = error.errors()[0]
     key = _cut(".".join(str(part) for part in first["loc"])) or "the whole"
     if first["type"] == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""One root seed, many named streams: no randomness depends on what ran before it."""
+"""One root seed, many named streams: no random number depends on what ran before."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 def derive(root: int, *names: str | int) -> int:
     """The seed of the stream `names` under `root`, an int in [0, 2**63).
 
-    Streams of different names are independent: the seed is taken from the SHA-256 of the root and the names.
+    Streams with different names are independent: the seed comes from the SHA-256 of the root and the names.
     """
     text = "/".join(str(part) for part in (root, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
@@ -18,7 +18,7 @@ def derive(root: int, *names: str | int) -> int:
 def order(count: int, *names: str | int) -> Sequence[int]:
     """The indices 0..count-1 in an order fixed for ever by `names`: sorted by the SHA-256 of name and index.
 
-    Needs no generator of any library, so that a data split is the same on every machine and in every version.
+    Uses no library's generator, so a data split is the same on every machine and in every version.
     """
     prefix = "/".join(str(part) for part in names)
     return sorted(range(count), key=lambda index: hashlib.sha256(f"{prefix}/{index}".encode()).digest())

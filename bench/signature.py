@@ -13,18 +13,18 @@ from prunebench.bench.errors import PrunebenchError, printable
 from prunebench.bench.files import read_outside, write_bytes
 from prunebench.bench.record import LARGEST, load_record
 
-NAMESPACE = "prunebench"  # a signature for something else, such as a commit, does not sign a record
-ALLOWED = "allowed_signers"  # the file of OpenSSH that says which key is whose; see ssh-keygen(1)
-LARGEST_SIGNATURE = 2**16  # bytes; one by a 16,384-bit RSA key takes 6,000
+NAMESPACE = "prunebench"  # a signature for another purpose, such as a commit, is not valid for a record
+ALLOWED = "allowed_signers"  # OpenSSH's file that maps people to keys; see ssh-keygen(1)
+LARGEST_SIGNATURE = 2**16  # bytes; a 16,384-bit RSA key makes one of 6,000
 LARGEST_ALLOWED = 2**20
 PATIENCE = 60.0  # seconds for one call of ssh-keygen
 PASSPHRASE = 600.0  # seconds to type one
 
 
 def sign(record: Path, key: Path) -> Path:
-    """Sign the record in the file `record` with the private key in `key`, and return the signature beside it.
+    """Sign the record in the file `record` with the private key in `key`, and return the path of the signature.
 
-    Raises PrunebenchError when the file is no record, when OpenSSH is not installed, and when it cannot use the key.
+    Raises PrunebenchError when the file is not a record, OpenSSH is not installed, or it cannot use the key.
     """
     load_record(record)
     data = read_outside(record, "a record", LARGEST)
@@ -37,10 +37,10 @@ def sign(record: Path, key: Path) -> Path:
 
 
 def signer(record: Path, allowed: Path) -> str | None:
-    """Who signed the record in the file `record`, as the file `allowed` calls them; None when nobody did.
+    """Who signed the record in the file `record`, by their name in the file `allowed`; None when nobody did.
 
-    The name is whatever stands in that file. Raises PrunebenchError for a signature that is not of these bytes, or by
-    nobody whom `allowed` names, and when it cannot be verified because OpenSSH is not installed.
+    The name is as in that file. Raises PrunebenchError for a signature of other bytes or by nobody in `allowed`,
+    and when OpenSSH is not installed to verify it.
     """
     path = signature_path(record)
     if not path.exists() and not path.is_symlink():
@@ -53,7 +53,7 @@ def signer(record: Path, allowed: Path) -> str | None:
         )
     names = read_outside(allowed, "a list of signers", LARGEST_ALLOWED, way_out="restore it")
     data = read_outside(record, "a record", LARGEST)
-    with tempfile.TemporaryDirectory(prefix="prunebench-") as scratch:  # what was read is what is verified
+    with tempfile.TemporaryDirectory(prefix="prunebench-") as scratch:  # verify the very bytes that were read
         of, by = Path(scratch, "signature"), Path(scratch, "allowed")
         of.write_bytes(signature)
         by.write_bytes(names)
@@ -86,6 +86,6 @@ def _call(options: Sequence[str], data: bytes, patience: float = PATIENCE) -> su
 
 
 def _said(done: subprocess.CompletedProcess[bytes]) -> str:
-    """The last line of what ssh-keygen complained about."""
+    """The last line of ssh-keygen's error output."""
     lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
     return printable(lines[-1].strip().rstrip("."))[:200] if lines else f"exit code {done.returncode}"

@@ -1,4 +1,4 @@
-"""Which source files a module rests on, found by its imports, so that a change of any of them is seen in a hash."""
+"""The source files that a module depends on, found by its imports, so that a change in any of them changes a hash."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ _BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 
 
 def closure(modules: Iterable[str], root: Path) -> list[Path]:
-    """The files below `root`, a package, that the `modules` of it import, directly or through others, in order.
+    """The files below the package `root` that its `modules` import, directly or through others, in order.
 
-    `modules`: dotted names such as "prunebench.bench.seeds". Imports inside functions count as well, those for types
-    alone do not. Of a package on the way its C++ sources belong to it. Raises OSError and SyntaxError for
-    files that cannot be read.
+    `modules`: dotted names such as "prunebench.bench.seeds". Imports inside functions count; imports only for types do
+    not. A package's C++ sources are included with it. Raises OSError and SyntaxError for files that cannot be read.
     """
     found: set[Path] = set()
     waiting = [path for name in modules for path in _files(name, root)]
@@ -37,9 +36,9 @@ def code(modules: Iterable[str], root: Path) -> str:
 
 
 def _files(name: str, root: Path) -> list[Path]:
-    """The file of a dotted name and those of the packages around it; nothing for a name outside `root`.
+    """The file of a dotted name and those of its parent packages; empty for a name outside `root`.
 
-    The last part of a name may be something inside a module.
+    The last part of a name may be an attribute of a module.
     """
     parts = name.split(".")
     if parts[0] != root.name:
@@ -68,7 +67,7 @@ def _imports(path: Path, root: Path) -> Iterator[str]:
 
 
 def _statements(path: Path) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The import statements of a file, also those inside functions, classes and branches."""
+    """The import statements of a file, including those inside functions, classes and branches."""
     waiting: list[ast.AST] = [ast.parse(path.read_bytes())]
     while waiting:
         node = waiting.pop()
@@ -76,5 +75,5 @@ def _statements(path: Path) -> Iterator[ast.Import | ast.ImportFrom]:
             yield node
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             continue
-        for block in _BLOCKS:  # expressions hold no statements, and most of a file is expressions
+        for block in _BLOCKS:  # skip expressions: they hold no statements and make up most of a file
             waiting += getattr(node, block, ())

@@ -1,4 +1,4 @@
-"""How a pruner is named, and where its source lies: read from text and files alone, so that no pruner is imported."""
+"""A pruner's name and source file, read from text and files only, so that no pruner is imported."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ GROUP = "prunebench.pruners"
 
 @dataclass(frozen=True)
 class Spec:
-    """A pruner as somebody wrote it: `head` names a class, `options` are what stands behind it, as text."""
+    """A pruner as the user wrote it: `head` names a class, `options` are the options after it, as text."""
 
     head: str
     options: tuple[tuple[str, str], ...]
 
     @property
     def label(self) -> str:
-        """The name in records: a file is named by its stem, so that no path of somebody's machine gets into one."""
+        """The name in records; a file is named by its stem, so that records contain no paths of anyone's machine."""
         path, _, cls = self.head.rpartition(":")
         return f"{Path(path).stem}.{cls}" if path.endswith(".py") else self.head.replace(":", ".")
 
 
 def read(spec: str) -> Spec:
-    """The parts of `spec`: `NAME`, `package.module:Class` or `path/file.py:Class`, then `:option=value,...` if wanted.
+    """The parts of `spec`: `NAME`, `package.module:Class` or `path/file.py:Class`, optionally `:option=value,...`.
 
-    Raises PrunebenchError where head and options cannot be told apart.
+    Raises PrunebenchError when head and options cannot be told apart.
     """
     head, options = spec, ""
     if "=" in spec:
@@ -44,15 +44,15 @@ def read(spec: str) -> Spec:
 
 
 def registered() -> Mapping[str, EntryPoint]:
-    """The entry point of every pruner that is installed, by its name."""
+    """The entry point of every installed pruner, by name."""
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def source_of(spec: str) -> str:
-    """The sha256 of the file that a pruner is written in, and of those of the pruners that its options name.
+    """The sha256 of a pruner's source file, and of those of the pruners that its options name.
 
-    A mended pruner is another pruner, and so is a pruner that runs a mended one (IWI's ticket). Defaults are read from
-    the class in the file. Raises PrunebenchError when a file cannot be found or read.
+    An edited pruner is a different pruner, and so is a pruner that runs an edited one (IWI's ticket). Defaults are
+    read from the class in the file. Raises PrunebenchError when a file cannot be found or read.
     """
     asked, points = read(spec), registered()
     file, cls = place_of(asked.head, points)
@@ -63,7 +63,7 @@ def source_of(spec: str) -> str:
 
 
 def place_of(head: str, points: Mapping[str, EntryPoint]) -> tuple[Path, str]:
-    """The source file and the class that `head` names. Raises PrunebenchError when there is no such file."""
+    """The source file and class that `head` names. Raises PrunebenchError when there is no such file."""
     text = points[head].value if head in points else head
     path, _, cls = text.rpartition(":")
     file = Path(path) if path.endswith(".py") else _file_of(path)
@@ -73,7 +73,7 @@ def place_of(head: str, points: Mapping[str, EntryPoint]) -> tuple[Path, str]:
 
 
 def _file_of(module: str) -> Path | None:
-    """The file of the module `a.b.c`, found as an import would find it, package by package, with nothing imported."""
+    """The file of the module `a.b.c`, found package by package as an import would, but without importing."""
     where, origin, parts = None, None, module.split(".")
     for number in range(len(parts)):
         name = ".".join(parts[: number + 1])
@@ -89,7 +89,7 @@ def _text_defaults(source: bytes, cls: str) -> dict[str, str]:
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}  # it cannot be imported either, and that error says why
+        return {}  # importing it fails too, and that error says why
     bodies = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls]
     return {
         line.target.id: line.value.value

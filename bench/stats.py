@@ -1,4 +1,4 @@
-"""Intervals and comparisons; every function is pure and takes counts or rates, never text."""
+"""Intervals and comparisons as pure functions of counts or rates, never text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import special  # scipy.stats takes a second to import
 
 
 def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of a rate seen as `count` of `n`, by Wilson's score (1927, JASA 22, p. 209).
+    """Wilson's score interval of a rate observed as `count` of `n` (1927, JASA 22, p. 209).
 
     Returns two rates in [0, 1]. Raises ValueError unless 0 <= count <= n and n > 0.
     """
@@ -27,14 +27,14 @@ def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
 
 
 def logit_interval(counts: Sequence[int], n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of a mean rate over seeds, each `counts` of the same `n` images, from the spread between the seeds.
+    """The interval of a mean rate over seeds (`counts` of the same `n` images), from the spread between seeds.
 
-    A t-interval on the log-odds of the mean, carried back to rates: logit(m) +- t * se / (m (1 - m)), with se the
-    standard error of the mean over seeds, so that it stays in [0, 1] and always holds the mean. It is the interval
-    "xlogit" for a share seen in clusters of R's `survey::svyciprop` and of SUDAAN. Unlike the mean of the seeds'
-    empirical logits it is centred on the mean rate, which the board shows. As in the empirical logit (Cox 1970,
-    Analysis of Binary Data, section 3.2), half an image is added on either side, so that 0 and n have one, too. Seeds
-    that agree by chance do not show less spread than rounding to 1/n has by itself, 1 / (n sqrt(12)).
+    A t-interval on the log-odds of the mean, transformed back to rates: logit(m) +- t * se / (m (1 - m)), with se the
+    standard error of the mean over seeds. It stays in [0, 1] and always contains the mean. It is the interval "xlogit"
+    of R's `survey::svyciprop` and of SUDAAN, for a proportion observed in clusters. Unlike the mean of the seeds'
+    empirical logits, it is centred on the mean rate, which the board shows. As in the empirical logit (Cox 1970,
+    Analysis of Binary Data, section 3.2), half an image is added on either side, so that 0 and n have an interval too.
+    The spread is never below that of rounding to 1/n alone, 1 / (n sqrt(12)), even if seeds agree by chance.
 
     Returns two rates in [0, 1]. Raises ValueError with fewer than two seeds, or unless 0 <= count <= n and n > 0.
     """
@@ -52,8 +52,8 @@ def logit_interval(counts: Sequence[int], n: int, confidence: float = 0.95) -> t
 class SeedTest:
     """Two rows compared seed by seed: a t-test of their differences in rate.
 
-    `gap`: the mean difference, `sd`: the standard deviation of the differences, `low`, `high`: the interval of the
-    gap, in [-1, 1]; `p`: two-sided. With one common seed there is a gap alone, with none nothing is known, and p = 1.
+    `gap`: the mean difference; `sd`: the standard deviation of the differences; `low`, `high`: the interval of the
+    gap, in [-1, 1]; `p`: two-sided. One common seed gives only a gap, and none gives nothing; then p = 1.
     """
 
     seeds: int
@@ -67,9 +67,9 @@ class SeedTest:
 def by_seed(differences: Sequence[int], n: int, confidence: float = 0.95) -> SeedTest:
     """The t-test paired by seed: `differences` of two rows' counts of the same `n` images, one per common seed.
 
-    Nets of one seed share initialisation and batches, so seeds are blocks and only differences inside a block count
-    (Student 1908, Biometrika 6, p. 1). Equal counts at all seeds have p = 1; a difference that is the same at all
-    seeds has the least spread that rounding to 1/n leaves, 1 / (n sqrt(12)), and never p = 0.
+    Nets of one seed share initialisation and batches, so seeds are blocks and only differences within a block count
+    (Student 1908, Biometrika 6, p. 1). Equal counts at all seeds give p = 1. A difference that is the same at all
+    seeds gets the spread of rounding to 1/n, 1 / (n sqrt(12)), so that p is never 0.
     """
     seeds = len(differences)
     if seeds == 0:
@@ -85,21 +85,21 @@ def by_seed(differences: Sequence[int], n: int, confidence: float = 0.95) -> See
 
 
 def _spread(counts: Sequence[int], n: int) -> float:
-    """The standard deviation of `counts` / `n`, exact before the root, and no less than rounding to 1/n has."""
+    """The standard deviation of `counts` / `n`, exact before the root, and at least that of rounding to 1/n."""
     return max(statistics.stdev(counts) / n, 1 / (n * math.sqrt(12)))
 
 
 def _student(confidence: float, df: int) -> float:
-    """How many standard errors of a t-distribution with `df` degrees of freedom lie within `confidence`."""
+    """The half-width, in standard errors, of a t-interval with `df` degrees of freedom at `confidence`."""
     return float(special.stdtrit(df, (1 + confidence) / 2))
 
 
 def power(gap: float, sd: float, seeds: int, tests: int, alpha: float = 0.05) -> float:
     """The probability that the t-test paired by seed finds a true difference of `gap` and its sign.
 
-    `sd`: of the differences between seeds, above 0, in the unit of `gap`. The test is the first step of Holm over
-    `tests` contrasts, at the level `alpha` / `tests`: the worst case. From the noncentral t-distribution (Cohen 1988,
-    Statistical Power Analysis, chapter 2). 0 with fewer than two seeds.
+    `sd`: the standard deviation of the differences between seeds, above 0, in the unit of `gap`. The test is Holm's
+    first step over `tests` contrasts, at level `alpha` / `tests`: the worst case. Uses the noncentral t-distribution
+    (Cohen 1988, Statistical Power Analysis, chapter 2). 0 with fewer than two seeds.
     """
     if seeds < 2:
         return 0.0
@@ -108,9 +108,9 @@ def power(gap: float, sd: float, seeds: int, tests: int, alpha: float = 0.05) ->
 
 
 def drawn(count: int, draws: int, seed: int) -> np.ndarray:
-    """How often each of `count` things is drawn when `count` are drawn with replacement: float32, (draws, count).
+    """How often each of `count` items occurs in `count` draws with replacement: float32, (draws, count).
 
-    Made of the raw output of the generator PCG64, which numpy promises never to change.
+    Uses only the raw output of the generator PCG64, which numpy promises never to change.
     """
     stream, found = np.random.PCG64(seed), np.empty((draws, count), np.float32)
     at_once = max(1, 2**20 // count)
@@ -125,13 +125,13 @@ def drawn(count: int, draws: int, seed: int) -> np.ndarray:
 def bootstrap(
     differences: np.ndarray, seeds: np.ndarray, images: np.ndarray, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """The interval of the mean of `differences` when both seeds and images are drawn anew with replacement.
+    """The interval of the mean of `differences` when both seeds and images are resampled with replacement.
 
     `differences`: 1 where only the first of two rows has the image right, -1 where only the second, else 0, shape
-    (seeds, images). `seeds`, `images`: how often each draw has each of them, from `drawn`; both rows get the same. The
-    pigeonhole bootstrap (Owen 2007, Annals of Applied Statistics 1, p. 386) with percentiles. With ten seeds or more
-    it errs to the wide side, for the noise of single outcomes is drawn twice, with three to the narrow one. All sums
-    are of whole numbers below 2**24, so that it is the same on every machine.
+    (seeds, images). `seeds`, `images`: how often each draw contains each of them, from `drawn`; both rows share them.
+    The pigeonhole bootstrap (Owen 2007, Annals of Applied Statistics 1, p. 386) with percentiles. With ten or more
+    seeds it is somewhat too wide, because the noise of single outcomes is drawn twice; with three, too narrow. All
+    sums are of whole numbers below 2**24, so the result is the same on every machine.
     """
     sums = (images @ differences.astype(np.float32).T * seeds).sum(axis=1, dtype=np.float64)
     low, high = np.quantile(sums / differences.size, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -139,7 +139,7 @@ def bootstrap(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted for being looked at together (Holm 1979, Scand. J. Statist. 6, p. 65), in their order."""
+    """The p-values adjusted for multiple testing (Holm 1979, Scand. J. Statist. 6, p. 65), in the order given."""
     adjusted, running = [1.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         running = max(running, (len(p_values) - rank) * p_values[index])
@@ -148,10 +148,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mcnemar(b: int, c: int) -> float:
-    """The exact two-sided p-value that two nets are right equally often on the same images.
+    """The exact two-sided p-value that two nets are correct equally often on the same images.
 
-    `b`, `c`: how many images the one and the other alone gets right; under the null hypothesis each of the b + c is a
-    fair coin (McNemar 1947, Psychometrika 12, p. 153, with the binomial distribution instead of chi-squared).
+    `b`, `c`: how many images only the first and only the second net gets right. Under the null hypothesis each of the
+    b + c is a fair coin (McNemar 1947, Psychometrika 12, p. 153, with the binomial distribution, not chi-squared).
     """
     return min(1.0, 2 * paired(max(b, c), min(b, c)))
 
@@ -159,7 +159,7 @@ def mcnemar(b: int, c: int) -> float:
 def paired(b: int, c: int) -> float:
     """The exact one-sided p-value of `b` or more of b + c discordant pairs, each a fair coin: the sign test.
 
-    Raises ValueError below 0.
+    Raises ValueError for negative counts.
     """
     if b < 0 or c < 0:
         raise ValueError(f"{b} and {c} are not counts")
@@ -182,7 +182,7 @@ def _log_choose(n: int, k: np.ndarray | int) -> np.ndarray:
 def noise(count: int, n: int, rate: float) -> float:
     """The probability that an attack's own noise changes `count` or more of `n` images, each with probability `rate`.
 
-    A negative count, as where more is found than was claimed, has probability 1. Raises ValueError when count > n.
+    A negative count, when more is found than was claimed, has probability 1. Raises ValueError when count > n.
     """
     if count > n:
         raise ValueError(f"{count} of {n} images is not possible")
@@ -193,12 +193,12 @@ def noise(count: int, n: int, rate: float) -> float:
 def noise_gap(gap: int, n: int, rate: float) -> float:
     """The probability that noise alone makes a second count of `n` robust images smaller by `gap` or more.
 
-    Either of the two runs loses each image with probability `rate`, independently, so the gap is the difference of two
+    Each of the two runs loses each image with probability `rate`, independently, so the gap is the difference of two
     binomial counts. Raises ValueError when gap > n.
     """
     if gap > n:
         raise ValueError(f"a gap of {gap} of {n} images is not possible")
-    most = min(n, int(n * rate + 10 * math.sqrt(n * rate)) + 30)  # beyond lies less than 1e-20
+    most = min(n, int(n * rate + 10 * math.sqrt(n * rate)) + 30)  # the tail beyond is below 1e-20
     lost = np.arange(most + 1)
     chance = np.exp(_log_choose(n, lost) + special.xlogy(lost, rate) + special.xlog1py(n - lost, -rate))
     or_more = np.append(chance[::-1].cumsum()[::-1], 0.0)
@@ -206,17 +206,17 @@ def noise_gap(gap: int, n: int, rate: float) -> float:
 
 
 def sampled_noise(standing: int, sample: int, robust: int, n: int, rate: float) -> float:
-    """The probability that `standing` or fewer of a random `sample` stand when `robust` of all `n` images are robust.
+    """The probability that `standing` or fewer of a random `sample` survive when `robust` of all `n` images are robust.
 
-    How many of the sample are robust is hypergeometric; the attack's noise then fools each of these with probability
-    `rate`. For the whole (sample = n) this is `noise(robust - standing, robust, rate)`. Raises ValueError for counts
-    that are not within each other.
+    The number of robust images in the sample is hypergeometric; the attack's noise then fools each with probability
+    `rate`. For the whole set (sample = n) this is `noise(robust - standing, robust, rate)`. Raises ValueError for
+    inconsistent counts.
     """
     if not (0 <= standing <= sample <= n and 0 <= robust <= n):
         raise ValueError(f"{standing} of {sample} and {robust} of {n} are not counts of one sample")
     share = robust / n
     mean, spread = sample * share, math.sqrt(sample * share * (1 - share) * (n - sample) / max(1, n - 1))
-    least, most = int(mean - 10 * spread) - 30, int(mean + 10 * spread) + 30  # beyond lies less than 1e-20
+    least, most = int(mean - 10 * spread) - 30, int(mean + 10 * spread) + 30  # the tails beyond are below 1e-20
     drawn = np.arange(max(0, sample - (n - robust), least), min(sample, robust, most) + 1)
     ways = _log_choose(robust, drawn) + _log_choose(n - robust, sample - drawn) - _log_choose(n, sample)
     return min(1.0, float((np.exp(ways) * _or_more(drawn - standing, drawn, rate)).sum()))

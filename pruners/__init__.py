@@ -1,4 +1,4 @@
-"""Pruners: one method a file. Here is the registry: which there are, and how one is named with its options."""
+"""Pruners, one method per file, and their registry: which exist, and how to name one with its options."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if not __name__.startswith("prunebench."):
 
 
 class _Registry(Mapping[str, type]):
-    """Name -> class for every entry point of the group; a class is imported when it is asked for, not before."""
+    """Name -> class for every entry point of the group; a class is imported only when it is requested."""
 
     @cached_property
     def _points(self) -> Mapping[str, EntryPoint]:
@@ -55,7 +55,7 @@ PRUNERS: Mapping[str, type] = _Registry()
 
 @dataclass(frozen=True)
 class Chosen:
-    """A pruner as somebody named it: its `name`, the `options` that differ from its defaults, its `source`'s sha256."""
+    """A pruner as the user chose it: its `name`, its non-default `options`, and the sha256 of its `source`."""
 
     name: str
     options: dict[str, bool | int | float | str]
@@ -64,15 +64,15 @@ class Chosen:
 
     @property
     def prunes(self) -> bool:
-        """Whether it prunes at all; one that does not is run at sparsity 0 alone."""
+        """Whether it prunes at all; a pruner that does not is run only at sparsity 0."""
         return getattr(type(self.pruner), "prunes", True)
 
 
 def parse(spec: str) -> Chosen:
     """The pruner that `spec` names, ready to be called.
 
-    `spec` is `NAME`, `package.module:Class` or `path/file.py:Class`, each with `:option=value,...` behind it if wanted.
-    Raises PrunebenchError for an unknown name or option, and for a value that is not of the option's type.
+    `spec` is `NAME`, `package.module:Class` or `path/file.py:Class`, each optionally followed by `:option=value,...`.
+    Raises PrunebenchError for an unknown name or option, and for a value of the wrong type.
     """
     asked = named.read(spec)
     head = asked.head
@@ -130,7 +130,7 @@ def _module(path: str) -> ModuleType:
             raise PrunebenchError(f"There is no file {path}; name a pruner as path/to/file.py:Class.")
         name = f"prunebench_file_{sha256_of(str(file.resolve()).encode())[:16]}"
         spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None and spec.loader is not None  # both are there for every *.py file
+        assert spec is not None and spec.loader is not None  # both exist for every *.py file
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look their module up by name
         spec.loader.exec_module(module)

@@ -24,8 +24,8 @@ from prunebench.bench.mask import (
 )
 from prunebench.bench.protocol import Job
 
-# Sample passes of one image in one step, beside the attack: the teacher's product (vjp: forward 1, backward 2; jvp:
-# forward 1, jvp 2), the student's, and the backward through the student's.
+# Sample passes per image and step, besides the attack: the teacher's product (vjp: forward 1, backward 2; jvp: forward
+# 1, jvp 2), the student's, and the backward pass through the student's.
 PRODUCTS = 6 + 6 + 12
 
 
@@ -34,9 +34,9 @@ def kernel_product(
 ) -> tuple[Tensor, Tensor]:
     """K v for the mixed tangent kernel K = J(images) J(adversarial)^T at `parameters`, without building K.
 
-    `images`, `adversarial`: (n, c, h, w); `v`: (n, classes), taken for one vector of n * classes. J(x) is the Jacobian
-    of all logits at x with respect to all `parameters`. One vjp at the adversarial images, one jvp at the clean ones.
-    Returns the logits at the adversarial images and K v, both (n, classes).
+    `images`, `adversarial`: (n, c, h, w); `v`: (n, classes), read as one vector of n * classes. J(x) is the Jacobian
+    of all logits at x with respect to all `parameters`. Takes one vjp at the adversarial images and one jvp at the
+    clean ones. Returns the logits at the adversarial images and K v, both (n, classes).
     """
 
     def logits(values: State, at: Tensor) -> Tensor:
@@ -55,22 +55,22 @@ class AWT:
 
     Shi et al. 2022, *Finding Dynamics Preserving Adversarial Winning Tickets*, AISTATS, arXiv 2202.06488. Verified (the
     abstract): neural-tangent-kernel theory gives a trainable sparse net at initialisation whose adversarial training
-    follows the dense one's. Full text and code were not available to us: this is a re-implementation after the paper,
-    and what follows is our derivation. With the inner maximiser held fixed, df(x)/dt = -(1/N) sum_j K(x, x~_j) grad l_j
-    with the mixed kernel K(x, x~) = J(x) J(x~)^T, so a student that agrees with the dense teacher in logits and in K
+    follows the dense one's. We had access to neither full text nor code: this is a re-implementation after the paper,
+    and the rest is our derivation. With the inner maximiser held fixed, df(x)/dt = -(1/N) sum_j K(x, x~_j) grad l_j
+    with the mixed kernel K(x, x~) = J(x) J(x~)^T. A student that matches the dense teacher in logits and in K thus
     follows the same dynamics. We minimise mean (f_s - f_t)^2 + weight * E_v |(K_s - K_t) v|^2 / E_v |K_t v|^2 with v ~
-    N(0, I): the expectation of |(K_s - K_t) v|^2 is the squared Frobenius norm of the difference, and the raw kernel
-    term would be some 1e7 times the other. Variant "weights" trains the student's weights, theta0 under the mask of
-    each layer's largest to begin with, and derives the mask again every `every` steps until `settle` of the search is
-    done, as Neural Tangent Transfer does (Liu and Zenke 2020, arXiv 2006.08228; every 100 of its many more steps). Our
-    reading: the gradient goes straight through the mask and pruned weights grow from zero, so that a weight which
-    enters is as small as the one which leaves; entering at its initial value it would undo the search. Variant "mask"
-    keeps theta0 and trains scores as in HYDRA. Layers have Erdos-Renyi-Kernel densities. The start is not rescaled: the
-    largest weights hold most of a layer's norm, and dividing by the square root of the density takes the kernel
-    distance to the dense net, before any search, from .24 to 59 (digits, 90 %). Batch norm's statistics are those of
-    the dense net on `batches` batches, frozen in the search and shared. The search never sees a label but through x~.
+    N(0, I). The expectation of |(K_s - K_t) v|^2 is the squared Frobenius norm of the difference; the raw kernel term
+    would be about 1e7 times the other. Variant "weights" trains the student's weights, initially theta0 under the mask
+    of each layer's largest. It updates the mask every `every` steps until the share `settle` of the search is done, as
+    in Neural Tangent Transfer (Liu and Zenke 2020, arXiv 2006.08228; every 100 of its many more steps). Our reading:
+    the gradient passes straight through the mask and pruned weights grow from zero, so a weight enters as small as the
+    weight that it replaces; entering at its initial value would undo the search. Variant "mask" keeps theta0 and
+    trains scores as in HYDRA. Layers have Erdos-Renyi-Kernel densities. The start is not rescaled: the largest weights
+    hold most of a layer's norm, and dividing by the square root of the density raises the kernel distance to the dense
+    net, before any search, from .24 to 59 (digits, 90 %). Batch norm's statistics are those of the dense net on
+    `batches` batches, frozen in the search and shared. The search sees labels only through x~.
 
-    `search`: share of the budget. `batch`: images a step. `lr`: of Adam. `weight`: of the kernel term.
+    `search`: share of the budget. `batch`: images per step. `lr`: Adam's learning rate. `weight`: of the kernel term.
     `shuffle`: permute the kept positions inside each layer after the search.
     """
 
@@ -95,7 +95,7 @@ class AWT:
             raise ValueError(f"lr = {self.lr} must be above 0 and weight = {self.weight} at least 0")
 
     def __call__(self, job: Job, lab: Lab) -> State:
-        """Calibrate the dense net, search its sparse double, train that under its mask."""
+        """Calibrate the dense net, search for its sparse student, train the student under its mask."""
         dense = lab.calibrated("calibrate", lab.initial(), batches=self.batches)
         weights = {name: dense[name].abs() for name in lab.shapes}
         masks = keep_largest_by_layer(weights, erk(lab.shapes, lab.keep))
@@ -106,9 +106,9 @@ class AWT:
         return lab.fit("train", student, epochs=lab.left, masks=masks).weights
 
     def find(self, lab: Lab, dense: State, masks: Masks, *, fixed: bool = False) -> tuple[State, Masks]:
-        """The student that the search makes of `dense` under `masks` to begin with, and its masks.
+        """The student that the search derives from `dense`, starting from `masks`, and its masks.
 
-        `fixed`: keep these masks, for a comparison ("weights" only).
+        `fixed`: keep the initial masks, for a comparison ("weights" only).
         """
         keeps = {name: int(mask.sum()) for name, mask in masks.items()}
         base = {name: dense[name].to(lab.device) for name in masks}
@@ -119,7 +119,7 @@ class AWT:
         steps = max(1, int(self.search * lab.meter.granted / price))
 
         def seen(values: State, now: State) -> State:
-            """The student's parameters: the weights that `values` (weights or scores) give under the masks."""
+            """The student's parameters: the masked weights that `values` (weights or scores) define."""
             if self.variant == "mask":
                 return {name: straight_through(base[name], values[name], keeps[name]) for name in keeps}
             return {name: _under(values[name], now[f"mask/{name}"]) for name in keeps}
@@ -151,18 +151,18 @@ class AWT:
         return masked(dense | values, masks), masks
 
     def _due(self, done: int, steps: int) -> bool:
-        """Whether the mask is derived again after `done` of `steps` steps."""
+        """Whether the mask is updated after `done` of `steps` steps."""
         return self.variant == "weights" and done % self.every == 0 and done <= self.settle * steps
 
     def _update(self, now: State, values: State, loss: Tensor, *, refresh: bool, keeps: Mapping[str, int]) -> State:
-        """One step of Adam on `values` with the gradient clipped to norm 1, then the masks anew if they are due."""
+        """One Adam step on `values` with the gradient clipped to norm 1, then new masks if `refresh`."""
         gradients = list(torch.autograd.grad(loss, list(values.values())))
         parameters: list[Tensor] = [nn.Parameter(value.detach()) for value in values.values()]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         nn.utils.clip_grad_norm_(parameters, 1.0)
         first, second = ({name: now[f"{moment}/{name}"].clone() for name in values} for moment in ("first", "second"))
-        with torch.no_grad():  # the function: the class torch.optim.Adam imports torch's compiler, which takes seconds
+        with torch.no_grad():  # not the class torch.optim.Adam: it imports torch's compiler, which takes seconds
             adam(
                 parameters,
                 gradients,
@@ -188,5 +188,5 @@ class AWT:
 
 
 def _under(weight: Tensor, mask: Tensor) -> Tensor:
-    """The weight under its mask, with the gradient of the masked weight handed to all of it."""
+    """The masked weight; its gradient passes to every weight, pruned or not."""
     return weight + torch.where(mask, 0.0, -weight).detach()

@@ -1,4 +1,4 @@
-"""What every method is held against: no pruning, random pruning, and one cut by magnitude."""
+"""The baselines for every method: no pruning, random pruning, and one cut by magnitude."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunebench.bench.protocol import Job
 class Dense:
     """The whole budget in one adversarial training of the dense net: what pruning has to be compared with.
 
-    `shuffle`: nothing to permute in a mask of all ones; accepted so that a whole grid can be shuffled.
+    `shuffle` has no effect, because the mask is all ones; it is accepted so that a whole grid can be shuffled.
     """
 
     shuffle: bool = False
@@ -30,7 +30,7 @@ class Random:
     """A random mask at initialisation with Erdos-Renyi-Kernel layer densities, then the whole budget in training.
 
     Densities: Evci et al. 2020, arXiv 1911.11134. The kept weights are divided by the square root of their layer's
-    density, since otherwise the signal of a very sparse net dies out. `shuffle` draws the positions once more.
+    density, since otherwise the signal of a very sparse net dies out. `shuffle` draws the positions again.
     """
 
     shuffle: bool = False
@@ -47,8 +47,8 @@ class Random:
 class Magnitude:
     """Dense adversarial training, one global cut of the smallest weights, fine-tuning under the mask.
 
-    `dense`: the share of the budget that goes into the dense training, in (0, 1). `lr`: the peak learning rate of the
-    fine-tuning as a multiple of the protocol's. `shuffle`: permute the kept positions inside each layer after the cut.
+    `dense`: the share of the budget for dense training, in (0, 1). `lr`: the peak learning rate of the fine-tuning as
+    a multiple of the protocol's. `shuffle`: permute the kept positions within each layer after the cut.
     """
 
     dense: float = 0.5

@@ -1,4 +1,4 @@
-"""HYDRA: which weights to keep is itself learned adversarially."""
+"""HYDRA: the choice of weights to keep is itself learned adversarially."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from prunebench.bench.protocol import Job
 class HYDRA:
     """Dense adversarial training, a search for the mask by learned scores, fine-tuning under the mask.
 
-    Sehwag et al. 2020, arXiv 2002.10509, and its published code. Every convolution and linear layer has a score for
-    each weight; the mask is the top of |score| inside the layer, at one density for all layers; in the search the
-    weights are frozen and the scores alone are trained, through the mask, on the adversarial loss. Verified in the
-    original: scaled initialisation (so the search starts from magnitude pruning in each layer), straight-through
-    gradient, three stages. Our decisions where the original goes astray: exact counts by largest remainders (its
-    rounding up keeps one weight too many), eps as the protocol has it (not .031), no extra data, no weight decay on the
-    scores, batch norm's affine part frozen in the search (its statistics follow the pruned net), the mask fixed once
-    after the search, and no checkpoint picked on test images. Seen in papers with 100, 20 and 100 epochs; here the
-    budget is shared alike.
+    Sehwag et al. 2020, arXiv 2002.10509, and its published code. Every weight of a convolution or linear layer has a
+    score; the mask keeps the largest |score| in each layer, at one density for all layers. In the search the weights
+    are frozen and only the scores are trained, through the mask, on the adversarial loss. Verified in the original:
+    scaled initialisation (so the search starts from magnitude pruning in each layer), straight-through gradient, three
+    stages. Where the original goes wrong, we use exact counts by largest remainders (its rounding up keeps one weight
+    too many), the protocol's eps (not .031), no extra data, and no weight decay on the scores. There we also freeze
+    batch norm's affine part in the search (its statistics follow the pruned net), fix the mask once after the search,
+    and select no checkpoint on test images. Papers use 100, 20 and 100 epochs; here the budget is divided similarly.
 
-    `dense`, `search`: shares of the budget, the rest fine-tunes. `search_lr`, `lr`: peak learning rates of search and
-    fine-tuning as multiples of the protocol's. `loss`: "pgd" or "trades" in all stages. `shuffle`: permute the kept
-    positions inside each layer after the search.
+    `dense`, `search`: shares of the budget; the rest is for fine-tuning. `search_lr`, `lr`: peak learning rates of
+    search and fine-tuning as multiples of the protocol's. `loss`: "pgd" or "trades" in all stages. `shuffle`: permute
+    the kept positions within each layer after the search.
     """
 
     dense: float = 0.5

@@ -14,13 +14,12 @@ class IMP:
     """Train, cut the globally smallest weights, rewind weights and batch norm to epoch `rewind`, repeat.
 
     Frankle & Carbin 2019 (arXiv 1803.03635) and Frankle et al. 2020 (arXiv 1912.05671) for the ticket and the
-    rewinding; Li et al. 2020 (arXiv 2003.05733) for adversarial training in each round. Every one of the `rounds` cuts
-    multiplies the density by the same factor. Our reading: the trainings of the search share the part `search` of the
-    budget equally and the last training, whose weights are the result, takes the rest, since all pruners have one
-    budget and short last trainings lose to longer ones. The cut ranks the averaged weights; the rewind takes the raw
-    ones, from which training goes on at epoch `rewind` of its schedule. With `rounds=1, rewind=0` this is the one-shot
-    ticket.
-    `shuffle`: permute the kept positions inside each layer before the last training.
+    rewinding; Li et al. 2020 (arXiv 2003.05733) for adversarial training in each round. Each of the `rounds` cuts
+    multiplies the density by the same factor. Our reading: the search trainings divide the share `search` of the
+    budget equally. The last training, whose weights are the result, gets the rest, since all pruners have the same
+    budget and short last trainings lose to longer ones. The cut ranks the averaged weights. The rewind restores the
+    raw weights, and training resumes at epoch `rewind` of its schedule. With `rounds=1, rewind=0` this is the one-shot
+    ticket. `shuffle`: permute the kept positions within each layer before the last training.
     """
 
     rounds: int = 4
@@ -36,7 +35,7 @@ class IMP:
             )
 
     def __call__(self, job: Job, lab: Lab) -> State:
-        """Search the ticket, then train it."""
+        """Find the ticket, then train it."""
         epochs = max(1, int((self.search * lab.epochs - self.rewind) / self.rounds))
         early = lab.initial()
         if self.rewind:
@@ -57,6 +56,6 @@ class IMP:
         ).weights
 
     def _keep(self, cut: int, lab: Lab) -> int:
-        """How many weights stay after `cut` of the rounds: the density falls by the same factor each time."""
+        """How many weights remain after round `cut`: the density falls by the same factor each round."""
         density = (lab.keep / lab.prunable) ** (cut / self.rounds)
         return max(lab.keep, round(density * lab.prunable))

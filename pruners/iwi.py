@@ -1,4 +1,4 @@
-"""Inverse weights inheritance: a small robust net lends its weights to a large one."""
+"""Inverse weights inheritance: a large net inherits the weights of a small robust one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import State, keep_largest, masked, shuffled
 from prunebench.bench.protocol import Job
 
-SMALL = 1e-3  # of a weight's initial value: the remainder "small"
+SMALL = 1e-3  # times a weight's initial value: the remainder "small"
 
 
 def inherit(small: State, initial: State, names: list[str], remainder: str) -> State:
-    """The large net W = m * w_s + (1 - m) * r, where m marks the weights that the small net has.
+    """The large net W = m * w_s + (1 - m) * r, where m marks the small net's weights.
 
     `remainder`: r = "zero", "init" (theta0) or "small" (a thousandth of theta0). Batch norm and biases are inherited.
     """
@@ -32,7 +32,7 @@ def _check(ticket_share: float, large_share: float, remainder: str, *rates: floa
 
 
 def _large(lab: Lab, ticket: str, sparsity: float, epochs: tuple[int, int], remainder: str, lr: float) -> State:
-    """Ticket, inheritance, and the training of all weights, in `epochs` for the ticket and for the large net."""
+    """Ticket, inheritance, and training of all weights; `epochs`: for the ticket and for the large net."""
     small = lab.run(ticket, name="ticket", sparsity=sparsity, epochs=epochs[0])
     start = inherit(small, lab.initial(), list(lab.shapes), remainder)
     return lab.fit("large", start, epochs=epochs[1], lr=lr * lab.protocol.training.lr).weights
@@ -44,17 +44,17 @@ class IWI:
 
     Wang et al. 2020, arXiv 2009.05423; Liao et al. 2022, Machine Learning 111, doi 10.1007/s10994-021-06049-9. Verified
     in abstract and taxonomy: an iterative, global, unstructured magnitude ticket trained by PGD, and a large net that
-    inherits from the small one. The full text was not available to us: this is a re-implementation after the paper, and
-    the last step (global magnitude to the asked sparsity, fine-tuning) is ours, since the method's own result is dense
-    (`iwi-dense`) and could not be compared with the others.
+    inherits from the small one. The full text was not available to us: this is a re-implementation after the paper. We
+    added the last step (global magnitude pruning to the job's sparsity, fine-tuning), since the method's own result is
+    dense (`iwi-dense`) and could not be compared with the others.
 
-    `ticket`: the pruner of the small net, "imp" or, as a control, "random" (any name of the registry, without options).
-    `share`, `large`: shares of the budget for the ticket and for the large net; the rest fine-tunes. `remainder`: what
-    fills the weights that the ticket lacks, "zero" (default), "init" or "small". `lr`: peak learning rate of the large
-    net as a multiple of the protocol's; it is low because the thousands of weights that begin at zero all move in their
-    first steps, and at 0.5 they undo the ticket for good (digits, .95 and .98: near one class). `tune`: the same of the
-    fine-tuning. Both were chosen on validation images under seeds that no board uses. `shuffle`: permute the kept
-    positions inside each layer after the last cut.
+    `ticket`: the pruner of the small net, "imp" or, as a control, "random" (any name in the registry, without options).
+    `share`, `large`: shares of the budget for the ticket and for the large net; the rest is for fine-tuning.
+    `remainder`: the values of the weights that the ticket lacks, "zero" (default), "init" or "small". `lr`: peak
+    learning rate of the large net as a multiple of the protocol's. It is low because thousands of weights start at zero
+    and all move in their first steps; at 0.5 they undo the ticket for good (digits, .95 and .98: near one class).
+    `tune`: the same for fine-tuning. Both were chosen on validation images under seeds that no board uses. `shuffle`:
+    permute the kept positions within each layer after the last cut.
     """
 
     ticket: str = "imp"
@@ -90,9 +90,9 @@ class IWI:
 class IWIDense:
     """The method's own, dense result: a ticket, and a large net that inherits its weights and trains all of them.
 
-    Papers as for `iwi`. Compare with `dense` at the same budget; otherwise the extra training is the effect.
-    `sparsity`: of the ticket, in (0, 1). `share`: of the budget, for the ticket; `ticket`, `remainder`, `lr` as in
-    `iwi`. `shuffle`: the result has no mask to permute; accepted so that a whole grid can be shuffled.
+    Papers as for `iwi`. Compare with `dense` at the same budget; otherwise the extra training explains the difference.
+    `sparsity`: of the ticket, in (0, 1). `share`: the ticket's share of the budget; `ticket`, `remainder`, `lr` as in
+    `iwi`. `shuffle` has no mask to permute; it is accepted so that a whole grid can be shuffled.
     """
 
     ticket: str = "imp"

@@ -1,4 +1,4 @@
-"""What the optional packages need in order to work: robustbench asks for an `autoattack` that no index has."""
+"""A stand-in for the package `autoattack`, which robustbench imports but no package index provides."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from prunebench.bench.errors import PrunebenchError
 
 
 def provide_autoattack() -> None:
-    """Let `import autoattack` find pyautoattack, with the names and keywords that robustbench 1.1.1 uses.
+    """Make `import autoattack` find pyautoattack, with the names and keywords that robustbench 1.1.1 uses.
 
-    Call it before `import robustbench`; a second call changes nothing. pyautoattack is the same attacks by the same
-    authors, renamed: `attacks_to_run` is its `attacks`, `bs` its `batch_size`, and it returns labels unasked.
-    Raises PrunebenchError when pyautoattack is missing, and when another `autoattack` could be imported, because
-    then nobody could say which of the two measured.
+    Call it before `import robustbench`; a second call changes nothing. pyautoattack has the same attacks by the same
+    authors under new names: `attacks_to_run` is its `attacks`, `bs` its `batch_size`, and it always returns labels.
+    Raises PrunebenchError when pyautoattack is missing, and when another `autoattack` can be imported, because then
+    nobody could tell which of the two made a measurement.
     """
     if getattr(sys.modules.get("autoattack"), "provided_by", None) == __name__:
         return
@@ -71,9 +71,9 @@ def provide_autoattack() -> None:
             *,
             batch_size: int | None = None,
         ) -> Any:
-            """Adversarial images, and what the model takes them for if `return_labels`.
+            """Adversarial images, and the model's labels for them if `return_labels`.
 
-            `batch_size` is how pyautoattack calls itself; it then expects both.
+            pyautoattack passes `batch_size` when it calls itself, and then expects both.
             """
             both = super().run_standard_evaluation(images, labels, batch_size=batch_size or bs, state_path=state_path)
             return both if return_labels or batch_size else both[0]

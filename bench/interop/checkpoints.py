@@ -1,4 +1,4 @@
-"""Checkpoints that were trained elsewhere: read without running their code, matched by name, sealed as net files."""
+"""Checkpoints trained elsewhere: read without running their code, matched by name, sealed as net files."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ NET = "net.safetensors"
 
 @dataclass(frozen=True)
 class Imported:
-    """A sealed checkpoint: where it lies, and for every tensor of it whose it is: (theirs, ours, how).
+    """A sealed checkpoint: its path, and how each of its tensors was matched: (their name, our name, how).
 
-    `warnings`: what speaks against the net before anybody attacks it, a sentence each.
+    `warnings`: reasons to doubt the net even before an attack, one sentence each.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Imported:
     warnings: list[str]
 
     def as_json(self) -> dict[str, Any]:
-        """What happened as a JSON value."""
+        """The import as a JSON value."""
         names = [dict(zip(("theirs", "ours", "how"), match, strict=True)) for match in self.matches]
         facts = {"net": str(self.path), "sha256": self.net.id.sha256, "sparsity": self.net.sparsity}
         return facts | {"matches": names, "warnings": self.warnings}
@@ -60,13 +60,13 @@ def ingest(
 ) -> Imported:
     """Seal the checkpoint `file` of the architecture `arch` as a net file in `out`, to be scored by `rules`.
 
-    A weight is taken as it is, as weight times mask (`weight_orig` and `weight_mask`, or `mask`), or under the mask of
-    its scores (`popup_scores`, as HYDRA saves them): binary scores are the mask, others keep in each layer the largest
-    |score| that `sparsity` leaves. `sparsity` is what the net is held to, by default what is counted.
+    A weight is read unchanged, as weight times mask (`weight_orig` and `weight_mask`, or `mask`), or under the mask of
+    its scores (`popup_scores`, as HYDRA saves them). Binary scores are the mask; with others each layer keeps the
+    largest |score|, as many as `sparsity` allows. The net must reach `sparsity`, by default the counted value.
 
-    The header says that nobody trained under the rules here: the job's pruner is "import", no stage was paid for, and
-    the rules go by the name of `rules` with "-import" behind it, so they are not the official ones. Raises Refused,
-    with the names, for tensors that are missing, foreign, or of another shape.
+    The header states that the net was not trained under the rules here: the job's pruner is "import", no stage was
+    charged, and the rules are named after `rules` plus "-import", so they are not official. Raises Refused, with the
+    names, for tensors that are missing, foreign, or of another shape.
     """
     if label is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", label):
         raise PrunebenchError(f"The label {label!r} is no plain name; write up to 64 letters, digits and . _ + -.")
@@ -102,7 +102,7 @@ def ingest(
 def _completed(
     state: State, ours: State, info: Info, normalisation: str | None, file: str
 ) -> tuple[State, list[tuple[str, str, str]]]:
-    """`state` with what a checkpoint need not have: pixel statistics, and batch norm's counters."""
+    """`state` plus what a checkpoint may omit: pixel statistics, and batch norm's counters."""
     told = []
     given = {} if normalisation is None else _normalisation(normalisation, info.shape[0])
     if given and (MEAN in state or STD in state):

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint under our names, with its masks or scores applied."""
+"""A checkpoint's tensors under prunebench's names, with its masks or scores applied."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prunebench.bench.models import ARCHITECTURES
 
 MEAN, STD = "0.mean", "0.std"
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
-_ROLES = (  # the ending of a name, what stands in its place, and what the tensor is
+_ROLES = (  # a name's ending, its replacement, and the tensor's role
     ("_orig", "", "value"),
     ("_mask", "", "mask"),
     (".mask", ".weight", "mask"),
@@ -26,8 +26,8 @@ _ROLES = (  # the ending of a name, what stands in its place, and what the tenso
 def matched(
     theirs: Mapping[str, Tensor], ours: State, names: list[str], arch: str, sparsity: float | None, file: str
 ) -> tuple[State, list[tuple[str, str, str]]]:
-    """Their values under our names, masks applied, and what became of what."""
-    parts: dict[str, dict[str, str]] = {}  # the name without its role -> role -> theirs
+    """Their values under our names with masks applied, and how each tensor was matched."""
+    parts: dict[str, dict[str, str]] = {}  # the name without its role -> role -> their name
     for name in theirs:
         base, role = _role(name)
         if role in parts.setdefault(base, {}):
@@ -72,7 +72,7 @@ def matched(
 
 
 def _role(name: str) -> tuple[str, str]:
-    """The tensor that `name` is about, without the prefixes of wrappers, and whether it is value, mask or scores."""
+    """The tensor that `name` refers to, without wrapper prefixes, and its role: value, mask or scores."""
     while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
         name = name.removeprefix(prefix)
     for ending, base, role in _ROLES:
@@ -82,7 +82,7 @@ def _role(name: str) -> tuple[str, str]:
 
 
 def _renamings(arch: str) -> list[Callable[[str], str]]:
-    """Ways in which others name the tensors of `arch`; ours is the net behind the normalisation, at "1."."""
+    """Renamings from others' names for the tensors of `arch`; in ours, the net after the normalisation is "1."."""
 
     def other(name: str) -> str:
         for pattern, word in ARCHITECTURES[arch].names:
@@ -93,21 +93,21 @@ def _renamings(arch: str) -> list[Callable[[str], str]]:
 
 
 def _statistics(name: str, ours: State) -> str:
-    """The place of `name`, which may be the mean or the deviation of a normalisation under another name."""
+    """Our name for `name`, which may be a normalisation's mean or deviation under another name."""
     if name not in ours and (found := re.fullmatch(r"(?:1\.)?(?:\w+\.)?(mean|mu|std|sigma)", name)):
         return MEAN if found[1] in ("mean", "mu") else STD
     return name
 
 
 def _fits(tensor: Tensor, wanted: Tensor, place: str) -> bool:
-    """Whether the shapes agree; those of pixel statistics may have a batch dimension or none at all."""
+    """Whether the shapes agree; pixel statistics may have a batch dimension or no dimensions at all."""
     if place in (MEAN, STD):
         return tensor.numel() == wanted.numel() and tensor.dim() <= 4
     return tensor.shape == wanted.shape
 
 
 def _mask(tensor: Tensor, role: str, sparsity: float | None, name: str, file: str) -> tuple[Tensor, str]:
-    """The mask that `tensor` is or, being scores, leads to."""
+    """The mask that `tensor` is, or that its scores define."""
     scores = tensor.detach().float()
     if ((scores == 0) | (scores == 1)).all():
         return scores == 1, "weight x mask"

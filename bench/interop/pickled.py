@@ -1,7 +1,7 @@
-"""What a pickle would build, followed without building it, so that none is read that grows out of proportion.
+"""Traces what a pickle would build without building it, to refuse pickles that expand out of proportion.
 
-torch reads tensors and plain containers alone and runs no other code, but a dozen bytes a level make a tuple of a
-tuple twice over, and as a key of a dict it is hashed leaf by leaf: forty levels take hours.
+torch reads only tensors and plain containers and runs no other code. But a dozen bytes per level suffice for a tuple
+that holds the next tuple twice. As a dict key it is hashed leaf by leaf: forty levels take hours.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import pickletools
 import zipfile
 from collections.abc import Iterator
 
-LEAVES = 10_000  # of a nest of tuples; those of a tensor have twenty
-STEPS = 500_000  # of all pickles in a file; a tensor takes sixty
-_STREAMS = 5  # pickles that torch's old format puts one after the other, before the values
+LEAVES = 10_000  # per nest of tuples; a tensor's have twenty
+STEPS = 500_000  # for all pickles in a file; a tensor takes sixty
+_STREAMS = 5  # consecutive pickles in torch's old format, before the values
 _TUPLES = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "BUILD"})
 _MARK = 0  # in place of the leaves of an object
 
 
 def refuse_explosive(data: bytes) -> None:
-    """Raise ValueError when the pickles in `data`, a file of torch.save, nest too much or take too many steps.
+    """Raise ValueError when the pickles in `data`, a torch.save file, nest too deeply or take too many steps.
 
-    What is no pickle at all is left to torch, which refuses it.
+    Data that is not a pickle is left to torch, which refuses it.
     """
     left = STEPS
     for stream in _streams(data):
@@ -43,7 +43,7 @@ def _streams(data: bytes) -> Iterator[io.BytesIO]:
 
 
 def _followed(stream: io.BytesIO, most: int) -> int:
-    """Follow one pickle with the leaves of each object in its place; returns how many steps it took."""
+    """Trace one pickle, with leaf counts in place of objects, and return the number of steps."""
     stack: list[int] = []
     memo: dict[object, int] = {}
     steps = 0
@@ -76,5 +76,5 @@ def _followed(stream: io.BytesIO, most: int) -> int:
 def _steps(stream: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, object, int | None]]:
     try:
         yield from pickletools.genops(stream)
-    except (ValueError, UnicodeError, OverflowError):  # no pickle from here on
+    except (ValueError, UnicodeError, OverflowError):  # the rest is not a pickle
         return

@@ -1,4 +1,4 @@
-"""The tensors in a checkpoint that was trained elsewhere, read without running any code in it."""
+"""The tensors in a checkpoint trained elsewhere, read without running any code in it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _NESTED = ("state_dict", "model_state_dict", "model", "net")
 
 
 def tensors_of(data: bytes, file: Path) -> dict[str, Tensor]:
-    """The tensors by name in a safetensors file, or in what torch.save wrote of tensors alone."""
-    pickled = data[:2] == b"PK" or (data[:1] == b"\x80" and data[2:8] != b"\0" * 6)  # a header is not so long
+    """The tensors by name in a safetensors file, or in a torch.save file that holds only tensors."""
+    pickled = data[:2] == b"PK" or (data[:1] == b"\x80" and data[2:8] != b"\0" * 6)  # no header is that long
     held: Any
     try:
         held = _unpickled(data) if pickled else load_safetensors(data)
@@ -31,7 +31,7 @@ def tensors_of(data: bytes, file: Path) -> dict[str, Tensor]:
         raise Refused(
             "format", f"{str(file)!r} is neither a safetensors file ({short(error)}) nor what torch.save writes."
         ) from None
-    except Exception as error:  # noqa: BLE001  foreign bytes may break their reader anywhere; nothing is kept of them
+    except Exception as error:  # noqa: BLE001  foreign bytes may break the reader anywhere; the result is discarded
         raise Refused(
             "format",
             f"{str(file)!r} cannot be read as tensors alone ({short(error)}); no code in it was run: save "
@@ -55,7 +55,7 @@ def tensors_of(data: bytes, file: Path) -> dict[str, Tensor]:
 
 
 def _unpickled(data: bytes) -> Any:
-    """What torch.save wrote, by torch's reader that knows tensors and plain containers and no other code."""
+    """The content of a torch.save file, by torch's restricted reader: tensors and plain containers, no other code."""
     if data[:2] == b"PK" and (size := unzipped_size(data)) > LARGEST:
         raise ValueError(f"it unpacks to {size} bytes")
     refuse_explosive(data)

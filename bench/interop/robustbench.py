@@ -1,4 +1,4 @@
-"""Dense references: the nets of RobustBench's model zoo, opened so that our referee can score them."""
+"""Dense references: the nets of RobustBench's model zoo, opened so that the referee can score them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from prunebench.bench.models import prunable
 from prunebench.bench.protocol import Job, Protocol
 
 PREFIX = "robustbench:"
-LARGEST = 4 * 2**30  # bytes; the zoo's largest net takes some 2 GB
+LARGEST = 4 * 2**30  # bytes; the zoo's largest net takes about 2 GB
 _DATA, _NORMS = ("cifar10", "cifar100"), ("Linf", "L2")
-# What a file that is no checkpoint, or a hostile one, can raise while it is read without running any code.
+# Errors that a hostile file, or one that is not a checkpoint, can raise while it is read without running code.
 _UNREADABLE = (
     UnpicklingError,
     OSError,
@@ -43,13 +43,13 @@ _UNREADABLE = (
 
 
 def open_zoo(name: str, rules: Protocol | None, store: Store, *, mirror: str | None = None) -> Net:
-    """The zoo's net `name` ("robustbench:" before it or not) for the data and norm of `rules`, its weights counted.
+    """The zoo's net `name`, with or without "robustbench:", for the data and norm of `rules`, with weights counted.
 
-    The weights lie in `robustbench/DATA/NORM/NAME.pt` below the store's root, where the zoo itself keeps them; what is
-    missing is downloaded from where the zoo says, or from `mirror`/DATA/NORM/NAME.pt. The net's id is the sha256 of
-    that file (of the list of their sha256, where a model has several), its architecture "robustbench:NAME", its job
-    one of sparsity 0. No code in a file is run. Raises PrunebenchError without `rules`, for a name that the zoo does
-    not have for them and when a download fails, Refused for weights that are no checkpoint or another net's.
+    The weights are in `robustbench/DATA/NORM/NAME.pt` below the store's root, the zoo's own layout. Missing files are
+    downloaded from the zoo's address, or from `mirror`/DATA/NORM/NAME.pt. The net's id is the sha256 of that file (of
+    the list of sha256s, if a model has several files), its architecture "robustbench:NAME", its job's sparsity 0. No
+    code in a file is run. Raises PrunebenchError without `rules`, for a name that the zoo lacks for them, and when a
+    download fails. Raises Refused for weights that are not a checkpoint or belong to another net.
     """
     name = name.removeprefix(PREFIX)
     if rules is None:
@@ -101,7 +101,7 @@ def open_zoo(name: str, rules: Protocol | None, store: Store, *, mirror: str | N
 
 def _models(data: str, norm: str) -> dict[str, dict[str, Any]]:
     """The zoo's table for a data set and a norm."""
-    if machine.package("robustbench") is None:  # torchattacks brings a copy under that name, an old one
+    if machine.package("robustbench") is None:  # torchattacks bundles an old copy under that name
         raise PrunebenchError(
             "robustbench is not installed, and the zoo is its; run `pip install 'prunebench[robustbench]'` in an "
             "environment without torchattacks."
@@ -115,7 +115,7 @@ def _models(data: str, norm: str) -> dict[str, dict[str, Any]]:
 
 
 def _sources(name: str, data: str, norm: str, folder: Path) -> dict[Path, str]:
-    """The files of a model, each with the address where the zoo keeps it."""
+    """The files of a model, each with its download address in the zoo."""
     models = _models(data, norm)
     if name not in models:
         raise unknown("RobustBench model", name, models, f"These are its models for {data} and {norm}.")
@@ -131,7 +131,7 @@ def _sources(name: str, data: str, norm: str, folder: Path) -> dict[Path, str]:
 
 
 def _fetch(path: Path, source: str) -> None:
-    """Download a checkpoint; nothing is left at `path` when it is none."""
+    """Download a checkpoint; if the file is not one, nothing is left at `path`."""
     import gdown
     import requests
     from gdown.exceptions import FileURLRetrievalError
@@ -156,7 +156,7 @@ def _digest(path: Path) -> str:
 
 
 def _tensors(path: Path, name: str) -> list[Tensor]:
-    """All tensors of a checkpoint, whatever it nests them in; `name` stands for the file in an error."""
+    """All tensors of a checkpoint, however nested; `name` names the file in errors."""
     try:
         with open_outside(path, "a net of the zoo", LARGEST, way_out="fetch it again", complain=Refused) as file:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
@@ -193,7 +193,7 @@ def _load(name: str, data: str, norm: str, root: Path) -> nn.Module:
 
 
 def _refuse_others(module: nn.Module, tensors: list[Tensor], name: str) -> None:
-    """The zoo loads some models without strictness: see that every convolution and linear layer is the file's."""
+    """Check that every convolution and linear weight is the file's, because the zoo loads some models non-strictly."""
     known: dict[torch.Size, list[Tensor]] = {}
     for tensor in tensors:
         known.setdefault(tensor.shape, []).append(tensor)

@@ -1,1 +1,1 @@
-"""What a pruner trains with: batches, attacks, fits, and the meter that charges for them."""
+"""A pruner's training tools: batches, attacks, fits, and the meter that charges for them."""

@@ -1,4 +1,4 @@
-"""Random changes of training images that leave their labels right."""
+"""Random changes to training images that preserve their labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def crop_flip(images: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
-    """Each image padded by `pad` black pixels, cut at a random place to its old size, and mirrored half the time."""
+    """Each image padded by `pad` black pixels, randomly cropped to its old size, and mirrored half the time."""
     n, _, height, width = images.shape
 
     def draw(high: int) -> Tensor:

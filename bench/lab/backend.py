@@ -1,6 +1,6 @@
-"""What computes the stages that a lab is asked for: trainings, loops and calibrations.
+"""The backends that compute a lab's stages: trainings, loops and calibrations.
 
-A lab checks, names and charges them, and a `Backend` does the work: `Computed` for real, others dry or under watch.
+A lab checks, names and charges stages; a `Backend` does the work. `Computed` runs them for real, others dry or watched.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ SAVE_EVERY = 5.0  # seconds between two checkpoints of a loop
 
 @dataclass(frozen=True)
 class Fit:
-    """A training of `model()` by `plan` under `masks`. `key`: of everything that its result depends on.
+    """A training of `model()` by `plan` under `masks`.
 
-    `density`: the share of the prunable weights that are left.
+    `key`: identifies everything that its result depends on. `density`: the share of prunable weights kept.
     """
 
     stage: str
@@ -44,7 +44,7 @@ class Fit:
 
     @property
     def passes(self) -> int:
-        """Its price in sample passes."""
+        """The price in sample passes."""
         return self.plan.passes(len(self.train))
 
 
@@ -63,7 +63,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Batch norm's statistics of `net`, averaged over `batch(0)`, `batch(1)`, ... up to `batches`: (n, c, h, w) each.
+    """The batch-norm statistics of `net`, averaged over `batches` batches `batch(0)`, `batch(1)`, ...: (n, c, h, w).
 
     `passes`: the price of all batches.
     """
@@ -76,13 +76,13 @@ class Calibration:
 
 
 class Backend(Interface):
-    """What a lab is given to compute with."""
+    """The interface through which a lab computes its stages."""
 
     def train(self, asked: Fit) -> Trained:
-        """What the training leaves."""
+        """The result of the training."""
 
     def loop(self, asked: Loop) -> tuple[State, float]:
-        """The last state, and the seconds that the steps took."""
+        """The final state, and the seconds that the steps took."""
 
     def calibrate(self, asked: Calibration) -> State:
         """The state dict of the net."""
@@ -90,14 +90,17 @@ class Backend(Interface):
 
 @dataclass(frozen=True)
 class Computed:
-    """All is computed, trainings and loops once. `folder`: of finished stages; `curves`: the course of trainings."""
+    """Computes every stage, trainings and loops only once.
+
+    `folder`: where finished stages are kept. `curves`: writes the training curves.
+    """
 
     folder: Path
     report: Report | None = None
     curves: Curves | None = None
 
     def train(self, asked: Fit) -> Trained:
-        """From the store if it is there. Raises PrunebenchError for a training that diverges or collapses."""
+        """The training, from the store if it is there. Raises PrunebenchError if it diverges or collapses."""
         images, curve = len(asked.train), None
         if self.curves is not None:
             curve = self.curves.stage(asked.stage, images=asked.plan.seen(images), sparsity=1 - asked.density)
@@ -136,7 +139,7 @@ class Computed:
         return Trained(weights, last, about["curve"], about["times"])
 
     def loop(self, asked: Loop) -> tuple[State, float]:
-        """From the store if it is there; a loop that was killed goes on from its last checkpoint."""
+        """The loop, from the store if it is there; a killed loop resumes from its last checkpoint."""
         report = self._named(asked.stage)
 
         def compute(partial: Path) -> tuple[State, Any]:
@@ -157,17 +160,17 @@ class Computed:
         return {name: tensor.cpu() for name, tensor in state.items()}, about["seconds"]
 
     def calibrate(self, asked: Calibration) -> State:
-        """Computed every time."""
+        """The calibration, which is never stored."""
         return calibrate(asked)
 
     def _named(self, stage: str) -> Report:
-        """A report that says which stage is at work."""
+        """A report function that names the stage in progress."""
         report = self.report
         return lambda what, done, total: None if report is None else report(f"{stage}: {what}", done, total)
 
 
 def calibrate(asked: Calibration) -> State:
-    """The state dict of the net with the statistics of its batches."""
+    """The state dict of the net with the statistics of the given batches."""
     for module in asked.net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()

@@ -1,4 +1,4 @@
-"""Whether a training cost what it was charged: the kernel's count of processor time against the price of its passes."""
+"""Checks a training's real cost: the kernel's count of processor time against the price of its charged passes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from prunebench.bench.lab.train import fit
 from prunebench.bench.models import build
 from prunebench.bench.protocol import Protocol
 
-MARGIN = 3.0  # times the price of the passes: searches and sparse nets cost up to 1.6 times what dense training does
-FIXED = 10.0  # seconds beside them: imports, data, kernels, files
-TRIED = 0.3  # processor seconds that a trial has to take before it is believed
+MARGIN = 3.0  # times the price of the passes: searches and sparse nets cost up to 1.6 times as much as dense training
+FIXED = 10.0  # seconds of overhead: imports, data, kernels, files
+TRIED = 0.3  # processor seconds that a timing must take to be trusted
 
 
 def allowed(passes: int, price: float) -> float:
-    """The processor seconds that a training charged with `passes` may take, at `price` seconds per pass."""
+    """The processor seconds that a training charged for `passes` may take, at `price` seconds per pass."""
     return MARGIN * passes * price + FIXED
 
 
 @cache
 def price(protocol: Protocol, store: Store, threads: int) -> float:
-    """Processor seconds per sample pass of the protocol's training on this machine: a short dense training, timed.
+    """Processor seconds per sample pass of the protocol's training on this machine, from a short dense training.
 
-    `threads`: of this process, which decide the result. Pruned nets train sooner, so the price is an upper bound for
-    the common training.
+    `threads`: the process's thread count, on which the result depends. Pruned nets train faster, so the price is an
+    upper bound for the common training.
     """
     train, validation = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
     info, images = store.info(protocol.data), min(16, len(train))

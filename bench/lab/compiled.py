@@ -1,4 +1,4 @@
-"""A net compiled for training on a card: fused kernels, replayed as CUDA graphs, one for each use of it."""
+"""A net compiled for training on a card: fused kernels replayed as CUDA graphs, one graph per use."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from prunebench.bench.attacks.base import Model
 
 _SAY = logging.getLogger("prunebench.capture")
 TRIES = 3  # a CUDA graph is warmed up, recorded, and only then replayed
-AGREE = 0.01, 0.2  # the share by which gradients may differ in norm: in float32, and where layers run in bfloat16
+AGREE = 0.01, 0.2  # the relative difference in norm allowed for gradients: in float32, and with bfloat16 layers
 
 
 def captured(
     net: nn.Module, images: Tensor, autocast: torch.autocast | None = None, *, backend: str = "inductor"
 ) -> Model | None:
-    """A callable that does what `net` does, sooner, on batches like `images`, float32 (n, c, h, w), with its weights.
+    """A faster equivalent of `net`, sharing its weights, for batches like `images`, float32 (n, c, h, w).
 
-    Before it is trusted it is tried on `images`, in training and under attack, and held against the net itself. None,
-    with a sentence in the log, when it cannot be compiled or does not agree, and None for a net whose weights are made
-    of others (scores). The net, its batch norm's statistics and its gradients are left as they were.
+    It is first compared with the net itself on `images`, in training and under attack. Returns None and logs a
+    sentence if it cannot be compiled or disagrees, and None for a net whose weights are computed from others (scores).
+    The net, its batch-norm statistics and its gradients are unchanged.
     """
     if any(parametrize.is_parametrized(module) for module in net.modules()):
         return None
@@ -36,7 +36,7 @@ def captured(
     mode = net.training
     try:
         with warnings.catch_warnings(), _limits(), autocast or nullcontext():
-            warnings.simplefilter("ignore")  # of the compiler, about itself
+            warnings.simplefilter("ignore")  # the compiler's own
             compiled: Model = torch.compile(net, dynamic=False, backend=backend, options=options)
             for use in (_trained, _attacked):
                 expected = use(net, net, images)
@@ -59,7 +59,7 @@ def captured(
 
 
 def _limits() -> AbstractContextManager[Any]:
-    """Nets of one class share their code, and dynamo gives up on code that it compiled a few times, late and unsaid."""
+    """Raise dynamo's limits: nets of one class share code, and dynamo silently gives up after a few compilations."""
     from torch._dynamo import config  # takes seconds to import
 
     return config.patch(recompile_limit=1024, accumulated_recompile_limit=1024, fail_on_recompile_limit_hit=True)
@@ -67,7 +67,7 @@ def _limits() -> AbstractContextManager[Any]:
 
 @contextmanager
 def frozen(net: nn.Module) -> Iterator[None]:
-    """Parameters without gradients, so that a compiled attack does not compute those of the weights as well."""
+    """Disable the parameters' gradients, so that a compiled attack does not compute them as well."""
     free = [parameter for parameter in net.parameters() if parameter.requires_grad]
     for parameter in free:
         parameter.requires_grad_(False)
@@ -79,14 +79,14 @@ def frozen(net: nn.Module) -> Iterator[None]:
 
 
 def _trained(net: nn.Module, model: Model, images: Tensor) -> Tensor:
-    """The gradient of the weights in training mode, all in one row."""
+    """The gradient of the weights in training mode, flattened."""
     net.train()
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     return _row(torch.autograd.grad(_loss(model, images), parameters))
 
 
 def _attacked(net: nn.Module, model: Model, images: Tensor) -> Tensor:
-    """The gradient of the images in eval mode, after a forward that leads to none, in one row."""
+    """The gradient of the images in eval mode, flattened, after a first forward that has no gradient."""
     net.eval()
     with frozen(net):
         model(images)

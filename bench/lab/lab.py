@@ -1,4 +1,4 @@
-"""What a pruner is lent: nets, data to train on, the common training, named randomness, and a metered budget."""
+"""A pruner's workplace: nets, training data, the common training, named randomness, and a metered budget."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Lab:
         device: torch.device | None = None,
         resolve: Callable[[str], Pruner] | None = None,
     ) -> None:
-        """`backend`: does the work of the stages that are asked for. `resolve`: the pruner of a name, for `run`."""
+        """`backend`: computes the stages. `resolve`: finds a pruner by name, for `run`."""
         self.job, self.protocol = job, protocol
         self.device = device or torch.device("cpu")
         self.info: Info = store.info(protocol.data)
@@ -66,15 +66,15 @@ class Lab:
         self.validation: Split = validation.to(self.device)
         self._backend, self._resolve = backend, resolve or _no_pruners
         self.meter = Meter(granted(protocol, len(self.train)))
-        self.epochs = int(protocol.units * protocol.training.epochs)  # of the protocol's training that the budget buys
+        self.epochs = int(protocol.units * protocol.training.epochs)  # of the common training in the budget
 
     @property
     def left(self) -> int:
-        """How many epochs of the protocol's training the rest of the budget buys."""
+        """How many epochs of the protocol's training the remaining budget buys."""
         return (self.meter.granted - self.meter.spent) // self._price(self.protocol.training, 1)
 
     def affordable(self, objective: str) -> int:
-        """How many epochs the whole budget buys when every one is trained with `objective`."""
+        """How many epochs the whole budget buys if all are trained with `objective`."""
         recipe = self.protocol.training.model_copy(update={"objective": objective})
         return self.meter.granted // self._price(recipe, 1)
 
@@ -91,11 +91,11 @@ class Lab:
 
     @property
     def keep(self) -> int:
-        """How many of them the job's sparsity leaves."""
+        """The number of prunable weights that the job's sparsity allows."""
         return keep_count(self.prunable, self.job.sparsity)
 
     def model(self, state: State | None = None) -> nn.Module:
-        """A net of the protocol's architecture: with the weights `state`, or fresh ones of the job's seed."""
+        """A net of the protocol's architecture, with the weights `state` or fresh ones from the job's seed."""
         net = build(self.protocol.model, info=self.info, seed=derive(self.job.seed, "init"))
         if state is not None:
             net.load_state_dict(state, strict=True)
@@ -106,7 +106,7 @@ class Lab:
         return self.model().state_dict()
 
     def generator(self, name: str) -> torch.Generator:
-        """Randomness under a name: the same job and name give the same numbers, whatever ran before."""
+        """A named generator: the same job and name give the same numbers, whatever ran before."""
         return torch.Generator().manual_seed(derive(self.job.seed, "pruner", name))
 
     def fit(
@@ -123,10 +123,10 @@ class Lab:
     ) -> Trained:
         """Train adversarially from `start` by the protocol's recipe, charged under the name `stage`.
 
-        The schedule is laid over `epochs` epochs, of which `first` to `stop` (default: all) are trained. `masks` hold
-        their weights at zero; `lr` replaces the peak learning rate, `objective` the loss ("pgd", "trades", "fgsm-rs").
-        The same training asked for twice, by whatever pruner, is computed once and charged each time. Raises
-        BudgetExceeded before anything is computed when the passes are not left.
+        The schedule spans `epochs` epochs, of which `first` to `stop` (default: all) are trained. `masks` hold pruned
+        weights at zero; `lr` replaces the peak learning rate, `objective` the loss ("pgd", "trades", "fgsm-rs"). A
+        training requested twice, by any pruner, is computed once and charged each time. Raises BudgetExceeded, before
+        any computation, when too few passes are left.
         """
         plan = self._plan(stage, {"lr": lr, "objective": objective}, epochs, first, stop)
         facts: list[object] = ["fit", _digest(start), _digest(masks or {})]
@@ -144,11 +144,11 @@ class Lab:
         lr: float | None = None,
         objective: str | None = None,
     ) -> tuple[State, State]:
-        """Train nothing but `scores`, through the masks of the `keeps[name]` largest |scores| in each layer.
+        """Train only `scores`, through the masks of the `keeps[name]` largest |scores| in each layer.
 
-        The weights, biases and batch norm's affine part of the state dict `weights` stay as they are; batch norm's
-        running statistics follow the masked net. Otherwise as `fit`, without weight decay. Returns the scores and the
-        state dict.
+        Weights, biases and batch norm's affine part in the state dict `weights` are frozen; batch norm's running
+        statistics follow the masked net. Otherwise as `fit`, without weight decay. Returns the scores and the state
+        dict.
         """
         plan = self._plan(stage, {"lr": lr, "objective": objective, "weight_decay": 0.0}, epochs, 0, None)
         facts: list[object] = ["fit_scores", _digest(weights), _digest(scores), dict(keeps)]
@@ -163,10 +163,10 @@ class Lab:
     def loop(
         self, stage: str, start: State, step: Callable[[State, int], State], *, steps: int, passes: int, facts: object
     ) -> State:
-        """What `steps` calls of `step` make of the tensors `start`; a search of one's own that resumes after a kill.
+        """The tensors `start` after `steps` calls of `step`: a custom search that resumes after a kill.
 
-        `step(state, index)` returns the next state and depends on nothing but its arguments, this lab and what `facts`
-        (a JSON value) tell: they, `start` and the source file of `step` are the key under which the result is kept.
+        `step(state, index)` returns the next state and depends only on its arguments, this lab and `facts` (a JSON
+        value). The result is stored under the key of `facts`, `start`, the lab and the source file of `step`.
         `passes`: the price of all steps in sample passes, charged under the name `stage`.
         """
         self.meter.check(stage, passes)
@@ -178,18 +178,18 @@ class Lab:
         return state
 
     def sample(self, name: str, images: int) -> tuple[Tensor, Tensor]:
-        """That many training images, drawn with replacement: float32 (n, c, h, w) in [0, 1], and their labels."""
+        """A sample of `images` training images with replacement, float32 (n, c, h, w) in [0, 1], and their labels."""
         index = torch.randint(len(self.train), (images,), generator=self.generator(f"sample {name}")).to(self.device)
         part = self.train.take(index)
         return as_float(part.images), part.labels
 
     @property
     def attack_passes(self) -> int:
-        """The price of `attack` in sample passes an image."""
+        """The price of `attack` in sample passes per image."""
         return 3 * self.protocol.training.steps
 
     def attack(self, model: Model, images: Tensor, labels: Tensor, *, name: str) -> Tensor:
-        """The training's PGD against any function from images to logits; `name` fixes its random start."""
+        """The training's PGD attack on any function from images to logits; `name` fixes its random start."""
         recipe = self.protocol.training
         noise = torch.Generator(self.device).manual_seed(derive(self.job.seed, "attack", name))
         return pgd(
@@ -203,7 +203,7 @@ class Lab:
         )
 
     def calibrated(self, stage: str, state: State, *, batches: int) -> State:
-        """`state` with batch norm's statistics averaged over that many training batches, clean images, in order."""
+        """`state` with batch norm's statistics averaged over `batches` random batches of clean training images."""
         size = min(self.protocol.training.batch, len(self.train))
         self.meter.charge(stage, batches * size, 0.0)
 
@@ -214,10 +214,10 @@ class Lab:
         return self._backend.calibrate(Calibration(stage, net, batch, batches, batches * size))
 
     def run(self, pruner: str, *, name: str, sparsity: float, epochs: int) -> State:
-        """The weights that another pruner makes at `sparsity` inside `epochs` epochs of this budget.
+        """The weights that another pruner produces at `sparsity` within `epochs` epochs of this budget.
 
-        `pruner`: as on the command line. Its stages are charged under `name`. Raises BudgetExceeded when they are not
-        left.
+        `pruner`: as on the command line. Its stages are charged under `name`. Raises BudgetExceeded when too few
+        epochs are left.
         """
         inner = copy.copy(self)
         inner.job = self.job.model_copy(update={"sparsity": sparsity})
@@ -232,7 +232,7 @@ class Lab:
         return Plan(recipe, self.protocol.threat, epochs).passes(len(self.train))
 
     def _plan(self, stage: str, changes: dict[str, object], epochs: int, first: int, stop: int | None) -> Plan:
-        """The protocol's recipe with `changes` (None: as it is) over these epochs; an empty one is refused."""
+        """The protocol's recipe with `changes` (None: no change) over these epochs; an empty range is refused."""
         recipe = self.protocol.training
         wanted = {key: value for key, value in changes.items() if value is not None}
         plan = Plan(recipe.model_validate(recipe.model_dump() | wanted), self.protocol.threat, epochs, first, stop)
@@ -253,7 +253,7 @@ class Lab:
         *,
         kept: int,
     ) -> Trained:
-        """`model()` trained by `plan` with `kept` weights, and charged wherever it comes from."""
+        """`model()` trained by `plan` with `kept` weights, and charged even if it comes from the store."""
         span = [plan.epochs, plan.start, plan.stop]
         key = self._key([*facts, *_rules(plan.recipe, self.protocol.threat), *span])
         density, seed = kept / self.prunable, self.job.seed
@@ -264,8 +264,8 @@ class Lab:
         return trained
 
     def _key(self, facts: list[object]) -> str:
-        """The name of a stage in the store: code, machine, data, net and seed, and what the stage itself depends on."""
-        kernels = executor.identity() if self.device.type == "cpu" else None  # a card does without
+        """A stage's key in the store: code, machine, data, net, seed, and the stage's own `facts`."""
+        kernels = executor.identity() if self.device.type == "cpu" else None  # cards use none
         where = [machine.training_code(), machine.env_key(self.device), kernels]
         data = [self.train_sha256, self.validation.sha256]
         return sha256_of(canonical_json([*where, *data, self.protocol.model, self.job.seed, *facts]))

@@ -1,4 +1,4 @@
-"""What a pruner may spend and what it has spent, in sample passes."""
+"""A pruner's budget and spending, in sample passes."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Meter:
             )
 
     def charge(self, name: str, passes: int, seconds: float | None = None) -> None:
-        """Spend `passes` on the stage `name`. Raises BudgetExceeded, with nothing spent, when they are not left."""
+        """Spend `passes` on the stage `name`. Raises BudgetExceeded, and spends nothing, when too few are left."""
         self.check(name, passes)
         self.stages.append(Stage(name=name, passes=passes, seconds=seconds))
 
 
 def granted(protocol: Protocol, images: int) -> int:
-    """The sample passes of a pruner's budget, with so many training images."""
+    """The sample passes in a pruner's budget when there are `images` training images."""
     recipe = protocol.training
     return int(protocol.units * Plan(recipe, protocol.threat, recipe.epochs).passes(images))

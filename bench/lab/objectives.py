@@ -16,7 +16,7 @@ from prunebench.bench.protocol import Threat, Training
 
 
 class Net(Interface):
-    """A net in training as an objective sees it."""
+    """An objective's view of a net in training."""
 
     @property
     def recipe(self) -> Training:
@@ -30,7 +30,7 @@ class Net(Interface):
         """The net as attacks see it, in eval mode."""
 
     def logits(self, images: Tensor, model: Model | None = None) -> Tensor:
-        """Logits, float32 (n, classes), of `images` by the net in training mode, or by a `model` that was lent."""
+        """Logits, float32 (n, classes), of `images` from the net in training mode, or from a `model` of `attacked`."""
 
     def attack(
         self,
@@ -44,7 +44,7 @@ class Net(Interface):
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         start: Tensor | None = None,
     ) -> Tensor:
-        """Images that PGD finds against `model`, which `attacked` lent; steps and their size are the recipe's."""
+        """Adversarial images by PGD against `model`, from `attacked`, with the recipe's steps and step size."""
 
 
 Loss = Callable[[Net, Tensor, Tensor, torch.Generator], Tensor]
@@ -52,9 +52,9 @@ Loss = Callable[[Net, Tensor, Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss of (net, images, labels, noise) -> scalar, and its price.
+    """A loss (net, images, labels, noise) -> scalar, and its price.
 
-    `passes`: from the recipe's steps to the sample passes of one image in one training step (forward 1, backward 2).
+    `passes`: maps the recipe's steps to the sample passes per image and training step (forward 1, backward 2).
     """
 
     loss: Loss
@@ -77,7 +77,7 @@ def fgsm_rs(net: Net, images: Tensor, labels: Tensor, noise: torch.Generator) ->
 
 def trades(net: Net, images: Tensor, labels: Tensor, noise: torch.Generator) -> Tensor:
     """Clean cross-entropy and beta times the divergence under attack (Zhang et al. 2019, arXiv 1901.08573, eq. 5)."""
-    with net.attacked() as model:  # not under no_grad: what is cached there would have no gradient
+    with net.attacked() as model:  # not under no_grad: tensors cached there would have no gradient
         clean = F.softmax(net.logits(images, model), dim=1).detach()
         start = images + 0.001 * torch.empty_like(images).normal_(generator=noise)
         adversarial = net.attack(model, images, clean, noise, loss=_divergence, start=start.clamp(0, 1))

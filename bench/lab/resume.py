@@ -1,4 +1,4 @@
-"""The file from which a training that was cut off goes on, to end in the same bytes."""
+"""The file from which an interrupted training resumes, to end in the same bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunebench.bench.mask import State
 
 
 def save(partial: Path, trainer: Trainer) -> None:
-    """Write down all that the next epoch needs, whole or not at all."""
+    """Write everything that the next epoch needs, atomically."""
     tensors = {f"net/{name}": tensor for name, tensor in trainer.live.items()}
     tensors |= {f"average/{name}": tensor for name, tensor in trainer.average.items()}
     tensors |= {f"momentum/{name}": tensor for name, tensor in trainer.momentum.items()}
@@ -22,7 +22,7 @@ def save(partial: Path, trainer: Trainer) -> None:
 
 
 def restore(partial: Path, trainer: Trainer) -> None:
-    """Bring `trainer` to where an earlier run of its training was cut off, if that left a whole file."""
+    """Restore `trainer` to the state where an earlier run was interrupted, if that left a complete file."""
     kept = load_kept(partial)
     if kept is None or not _fits(trainer, *kept):
         return
@@ -33,7 +33,7 @@ def restore(partial: Path, trainer: Trainer) -> None:
         average.copy_(tensors[f"average/{name}"])
     for name, parameter in trainer.model.named_parameters():
         if f"momentum/{name}" in tensors:
-            momentum = torch.empty_like(parameter).copy_(tensors[f"momentum/{name}"])  # fused SGD wants its strides
+            momentum = torch.empty_like(parameter).copy_(tensors[f"momentum/{name}"])  # fused SGD needs its strides
             trainer.momentum[name] = momentum.detach()
     trainer.epoch, trainer.steps, trainer.times, trainer.curve = (
         about[key] for key in ("epoch", "steps", "times", "curve")
@@ -41,7 +41,7 @@ def restore(partial: Path, trainer: Trainer) -> None:
 
 
 def _fits(trainer: Trainer, tensors: State, about: Any) -> bool:
-    """Whether these are the tensors and facts of this training, and not of another that lies in its place."""
+    """Whether these tensors and facts belong to this training, and not to another."""
     live = {name: tensor.shape for name, tensor in trainer.live.items()}
     moving = {name: parameter.shape for name, parameter in trainer.model.named_parameters()}
     wanted = {f"{kind}/{name}": shape for kind in ("net", "average") for name, shape in live.items()}

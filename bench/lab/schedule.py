@@ -1,4 +1,4 @@
-"""Which part of which schedule a training goes through, what that costs, and what it leaves."""
+"""The part of a schedule that a training runs, its price, and its result."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from prunebench.bench.protocol import Threat, Training
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves: the averaged `weights` (EMA), the `last` raw ones, and a `curve` of a row an epoch.
+    """A training's result: the averaged `weights` (EMA), the `last` raw ones, and a `curve` of one row per epoch.
 
-    `times`: the seconds that each of those epochs took.
+    `times`: the seconds per epoch.
     """
 
     weights: State
@@ -25,13 +25,13 @@ class Trained:
 
     @property
     def seconds(self) -> float:
-        """What the training took, without writing down where it is."""
+        """The training's duration, excluding the time to save its state."""
         return sum(self.times)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which part of which schedule is trained: epochs `start` to `stop` of a schedule of `epochs`."""
+    """The part of a schedule to train: epochs `start` to `stop` of `epochs`."""
 
     recipe: Training
     threat: Threat
@@ -41,20 +41,20 @@ class Plan:
 
     @property
     def last(self) -> int:
-        """The epoch to stop before."""
+        """The epoch before which to stop."""
         return self.epochs if self.stop is None else self.stop
 
     def batches(self, images: int) -> int:
-        """Whole batches in an epoch; what is left over comes in another epoch."""
+        """Full batches per epoch; the images left over get their turn in other epochs."""
         return images // min(self.recipe.batch, images)
 
     def seen(self, images: int) -> int:
-        """How many of so many images an epoch trains on."""
+        """How many of `images` training images one epoch trains on."""
         return self.batches(images) * min(self.recipe.batch, images)
 
     @property
     def validate_every(self) -> int:
-        """Epochs from one validation to the next; one-step training is watched after each, for it may collapse."""
+        """Epochs between validations; one-step training is validated after every epoch, because it may collapse."""
         return 1 if self.recipe.one_step else self.recipe.validate_every
 
     def passes(self, images: int) -> int:
@@ -63,7 +63,7 @@ class Plan:
         return max(0, self.last - self.start) * self.seen(images) * each
 
     def lr(self, progress: float) -> float:
-        """The learning rate when `progress`, in [0, 1), of the schedule is done."""
+        """The learning rate at `progress`, in [0, 1), through the schedule."""
         if self.recipe.schedule == "cosine":
             return self.recipe.lr * 0.5 * (1 + math.cos(math.pi * progress))
         return self.recipe.lr * (1.0 if progress < 0.75 else 0.1)

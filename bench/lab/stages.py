@@ -1,4 +1,4 @@
-"""Stages of training that are computed once: a store keyed by everything that a stage depends on."""
+"""A store of training stages, each computed once and keyed by everything that it depends on."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _DONE, _PARTIAL = "done.safetensors", "partial.safetensors"
 
 @dataclass(frozen=True)
 class Stages:
-    """A folder of finished stages, shared by the jobs of a run and by processes side by side."""
+    """A folder of finished stages, shared by the jobs of a run and by parallel processes."""
 
     folder: Path
 
     def remember(self, key: str, compute: Callable[[Path], tuple[State, Any]]) -> tuple[State, Any]:
-        """The tensors and the JSON value of the stage `key`: from the store, or computed now and put there.
+        """The tensors and the JSON value of the stage `key`: from the store, or computed now and stored.
 
-        `compute` is given the path of a file for what it has so far, from which it goes on after it was killed. While
-        one process computes a stage, the others that want it wait.
+        `compute` gets the path of a file for partial results, from which it resumes after a kill. While one process
+        computes a stage, others that need it wait.
         """
         place = self.folder / key
         with sole_user(place, wait=True):
@@ -38,12 +38,12 @@ class Stages:
 
 
 def keep(path: Path, tensors: State, about: Any) -> None:
-    """Write tensors and a JSON value to `path`, whole or not at all."""
+    """Write tensors and a JSON value to `path` atomically."""
     write_bytes(path, pack(tensors, about))
 
 
 def load_kept(path: Path) -> tuple[State, Any] | None:
-    """What `keep` wrote to `path`; None when it is not there or not whole."""
+    """What `keep` wrote to `path`; None if the file is missing or incomplete."""
     try:
         return unpack(read_outside(path, "a stage of training", LARGEST_STAGE), str(path))
     except PrunebenchError:

@@ -1,4 +1,4 @@
-"""The course of trainings as TensorBoard event files: a folder a stage, a step an epoch."""
+"""Training curves as TensorBoard event files: one folder per stage, one step per epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TAGS = {"loss": "loss", "lr": "lr", "clean": "validation/clean", "robust": "vali
 
 
 def require() -> None:
-    """Raise PrunebenchError where the package `tensorboard`, an extra, is missing."""
+    """Raise PrunebenchError when the package `tensorboard`, an extra, is missing."""
     if find_spec("tensorboard") is None:
         raise PrunebenchError("--tensorboard needs the package tensorboard: run pip install 'prunebench[tensorboard]'.")
 
@@ -22,8 +22,8 @@ def require() -> None:
 class Curves:
     """The event files of one job below `folder`.
 
-    What an earlier run of the job left there goes: every training tells its whole curve, the part before a kill and
-    stages that had been finished as well, so no step is there twice.
+    Files from an earlier run of the job are removed. Every training writes its whole curve, including the part before
+    a kill and finished stages, so no step appears twice.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,7 +32,7 @@ class Curves:
         self.folder, self._stages = folder, 0
 
     def stage(self, name: str, *, images: int, sparsity: float) -> Curve:
-        """The curve of the next stage; an epoch trains on `images`, under masks of that `sparsity` in [0, 1)."""
+        """The curve of the next stage, with `images` images per epoch under masks of `sparsity` in [0, 1)."""
         self._stages += 1
         readable = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
         return Curve(self.folder / f"{self._stages:02}-{readable}", images, sparsity)
@@ -48,7 +48,7 @@ class Curve:
         self._images, self._sparsity, self._told = images, sparsity, 0
 
     def add(self, row: dict[str, Any], seconds: float) -> None:
-        """Put down a row of the curve and the images a second of its epoch; no row twice."""
+        """Write a row of the curve and its epoch's images per second; no row is written twice."""
         epoch = row["epoch"]
         if epoch <= self._told:
             return
@@ -60,7 +60,7 @@ class Curve:
         self._writer.flush()
 
     def close(self, rows: list[dict[str, Any]], times: list[float]) -> None:
-        """Put down what of the whole curve has not been told, and close the file."""
+        """Write the rows of the whole curve that are still missing, and close the file."""
         for row, seconds in zip(rows, times, strict=True):
             self.add(row, seconds)
         self._writer.close()

@@ -20,7 +20,7 @@ from prunebench.bench.lab.trainer import Trainer
 from prunebench.bench.mask import Masks
 from prunebench.bench.seeds import derive
 
-Report = Callable[[str, float, float], None]  # what is at work, how much is done, of how much
+Report = Callable[[str, float, float], None]  # the task, the amount done, the total
 Log = Callable[[dict[str, Any], float], None]  # a row of the curve, and the seconds that its epoch took
 
 
@@ -39,11 +39,11 @@ def fit(
 ) -> Trained:
     """Train `model` in place by `plan` and return the averaged weights.
 
-    `masks` hold their weights at zero. Batches, augmentation and noise of an epoch depend on `seed` and its number
-    alone. After every epoch all that the next one needs is written to `partial`; a run that finds that file goes on
-    from there and ends in the same bytes. `log` is told every epoch, those before such a start as well. `compiled`:
-    whether the net is compiled, by default on a CUDA card. Raises PrunebenchError when the loss is no longer finite;
-    whoever trains with one step also calls `refuse_collapse` with the rows that `log` is told.
+    `masks` hold pruned weights at zero. An epoch's batches, augmentation and noise depend only on `seed` and its
+    number. After every epoch, everything that the next one needs is written to `partial`; a run that finds that file
+    resumes from it and ends in the same bytes. `log` receives every epoch, including those before a resume.
+    `compiled`: whether to compile the net, by default on a CUDA card. Raises PrunebenchError when the loss is no
+    longer finite; callers that train with one step also pass the rows of `log` to `refuse_collapse`.
     """
     device = train.images.device
     trainer = Trainer(model, plan, masks or {}, device)
@@ -87,9 +87,9 @@ def fit(
 
 
 def refuse_collapse(curve: list[dict[str, Any]], chance: float = 0.1) -> None:
-    """Stop one-step training whose PGD accuracy has fallen to less than half of its best (catastrophic overfitting).
+    """Stop one-step training whose PGD accuracy drops below half of its best (catastrophic overfitting).
 
-    A best below three times `chance` is no fall: a net that knows one class alone may show that much.
+    A best below three times `chance` is ignored: a net that predicts only one class may reach that much.
     """
     seen = [row["robust"] for row in curve]
     if max(seen) >= min(3 * chance, 0.9) and seen[-1] < 0.5 * max(seen):

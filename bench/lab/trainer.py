@@ -1,4 +1,4 @@
-"""A net in training: its optimiser, its running average, the attack on it, and what has happened so far."""
+"""A net in training: its optimiser, its running average, the attack on it, and its history."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from prunebench.bench.lab.schedule import Plan, Trained
 from prunebench.bench.mask import Masks, State, enforce
 from prunebench.bench.schema import exact
 
-VALIDATED = 1000  # images; the robust accuracy on validation guides people, it enters no result
+VALIDATED = 1000  # images; robust validation accuracy is for information and affects no result
 
 
 class Trainer:
-    """A net in training by `plan` under `masks`; `fit` takes it from batch to batch and from epoch to epoch."""
+    """A net in training by `plan` under `masks`; `fit` drives it through batches and epochs."""
 
     def __init__(self, model: nn.Module, plan: Plan, masks: Masks, device: torch.device) -> None:
         cuda = device.type == "cuda"
@@ -47,19 +47,19 @@ class Trainer:
         self.times: list[float] = []
 
     def capture(self, images: Tensor) -> None:
-        """Train through a compiled net from now on, if one works, on batches like these."""
+        """From now on, train on batches like these through a compiled net, if it works."""
         self.compiled = captured(self.model, self.laid_out(images), self.autocast)
 
     def laid_out(self, images: Tensor) -> Tensor:
-        """The images as the layers of this device like them in memory."""
+        """The images in the memory layout that this device's layers prefer."""
         cuda = images.device.type == "cuda"
         return images.contiguous(memory_format=torch.channels_last) if cuda else images
 
     @contextmanager
     def attacked(self, *, batch: bool = True) -> Iterator[Model]:
-        """The net as attacks see it, in eval mode, with the weights that it has now; `batch`: on batches of training.
+        """The net as attacks see it, in eval mode, with its current weights.
 
-        A net is compiled for these alone.
+        `batch`: for training batches, the only ones that a net is compiled for.
         """
         with _attacking(self.model):
             if batch and self.compiled is not None:
@@ -83,7 +83,7 @@ class Trainer:
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         start: Tensor | None = None,
     ) -> Tensor:
-        """Images that PGD finds against `model`, which `attacked` lent; steps and their size are the recipe's."""
+        """Adversarial images by PGD against `model`, from `attacked`, with the recipe's steps and step size."""
         return pgd(
             model,
             images,
@@ -98,7 +98,7 @@ class Trainer:
         )
 
     def logits(self, images: Tensor, model: Model | None = None) -> Tensor:
-        """Logits, float32 (n, classes), of `images` by the net in training mode, or by a `model` that was lent."""
+        """Logits, float32 (n, classes), of `images` from the net in training mode, or from a `model` of `attacked`."""
         model = model or self.compiled or self.model
         images = images.contiguous(memory_format=torch.channels_last)
         if self.autocast is None:
@@ -113,7 +113,7 @@ class Trainer:
 
     def step(self, images: Tensor, labels: Tensor, progress: float, noise: torch.Generator) -> Tensor:
         """Train on one batch; returns the loss, not yet read back from the device."""
-        with parametrize.cached():  # a mask made of scores is made once a step, not once a forward
+        with parametrize.cached():  # compute a mask from scores once per step, not per forward
             loss = self.loss(images, labels, noise)
             self.model.zero_grad(set_to_none=True)
             loss.backward()
@@ -124,7 +124,7 @@ class Trainer:
 
     @torch.no_grad()
     def _descend(self, lr: float) -> None:
-        """One step of SGD. Its function, not `torch.optim.SGD`, which imports torch's compiler and so takes seconds."""
+        """One SGD step by torch's function; `torch.optim.SGD` imports torch's compiler, which takes seconds."""
         moved = {name: p for name, p in self.model.named_parameters() if p.grad is not None}
         momentum = [self.momentum.get(name) for name in moved]
         sgd(
@@ -143,7 +143,7 @@ class Trainer:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        """Move the average toward the weights; early on it forgets faster, so that the start does not linger."""
+        """Move the average toward the weights, faster early on, so that the initial weights do not linger."""
         self.steps += 1
         decay = min(self.recipe.ema, self.steps / (9 + self.steps))
         live = self.live
@@ -153,7 +153,7 @@ class Trainer:
             self.average[name].copy_(live[name])
 
     def validate(self, validation: Split, seed: int) -> dict[str, float]:
-        """Clean and PGD accuracy of the average on validation images, in [0, 1]."""
+        """Clean and PGD accuracy of the averaged net on validation images, in [0, 1]."""
         part = validation.take(slice(0, VALIDATED))
         images, labels = as_float(part.images), part.labels
         raw = {name: tensor.clone() for name, tensor in self.live.items()}
@@ -170,7 +170,7 @@ class Trainer:
         return {"clean": rates[0], "robust": rates[1]}
 
     def close_epoch(self, row: dict[str, Any], seconds: float) -> None:
-        """Note what the epoch brought: its row of the curve, and how long it took."""
+        """Record the epoch's row of the curve and its duration."""
         self.epoch = row["epoch"]
         self.curve.append(row)
         self.times.append(seconds)
@@ -185,9 +185,9 @@ class Trainer:
 
 
 def _quick(model: nn.Module, masks: Masks, device: torch.device) -> Fast | None:
-    """The net with less work an attack: what runs sparse depends on the net and `masks` alone.
+    """The net with less work per attack; which layers run sparse depends only on the net and `masks`.
 
-    None on a card, and for a net whose weights are made of others, which its masks do not know.
+    None on a card, and for a net whose weights are computed from others, which its masks do not describe.
     """
     if device.type != "cpu" or any(parametrize.is_parametrized(module) for module in model.modules()):
         return None
@@ -197,7 +197,7 @@ def _quick(model: nn.Module, masks: Masks, device: torch.device) -> Fast | None:
 
 @contextmanager
 def _attacking(model: nn.Module) -> Iterator[None]:
-    """Batch normalisation in eval mode: the net under attack is the one that will be scored."""
+    """Batch normalisation in eval mode, so that the attacked net is the net to be scored."""
     was = model.training
     model.eval()
     try:
