@@ -1,4 +1,4 @@
-"""What is shown of records: boards, their rows, and the nets that were not scored."""
+"""What is shown: boards, their rows, and the nets that were not scored."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from decimal import Decimal
 from prunebench.bench.protocol import Protocol
 from prunebench.leaderboard.contrasts import Contrast, Power, Role
 
-AS_HANDED_IN = "as handed in"  # how a record came of which nothing else is known
+AS_HANDED_IN = "as handed in"  # the origin of a record of which nothing else is known
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A rate over seeds: `counts` (one a seed) of `n` images each, their mean rate, and its 95 % interval, in [0, 1].
+    """A rate over seeds: `counts` of `n` images, one per seed, with their mean rate and its 95 % interval, in [0, 1].
 
-    `interval`: "logit-t", from the spread between the row's own seeds, or "wilson" with one seed, for the images alone.
+    `interval`: "logit-t", from the spread between the row's seeds, or "wilson" with one seed, for the images alone.
     """
 
     counts: tuple[int, ...]
@@ -27,7 +27,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Doubt:
-    """A flag that is up: for which seeds it is, and what it says of the one where its value is largest."""
+    """A raised flag: the seeds that raised it, and its message for the seed with the largest value."""
 
     name: str
     sentence: str
@@ -36,13 +36,13 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Row:
-    """One pruner at one sparsity, its seeds taken together; costs are means over the seeds.
+    """One pruner at one sparsity, over all its seeds; costs are means over the seeds.
 
-    `sparsity` was asked for, `true_sparsity` counted in the net. Methods have a `place` among the methods of the same
-    asked sparsity, `tied` when another of them shares it; controls and references have none. `survived` holds mean
-    counts, in the order of the attacks; so do `weak`, by attack, and `curve`, by eps, as far as every seed has them.
-    `train_seconds` is None when it is unknown for a seed. `origin`: how its records came, in the words of
-    `leaderboard.provenance`.
+    `sparsity` is the requested sparsity, `true_sparsity` was counted in the net. Methods have a `place` among the
+    methods of the same requested sparsity, `tied` if another method shares it; controls and references have none.
+    `survived` holds mean counts in the order of the attacks. So do `weak`, by attack, and `curve`, by eps, for the keys
+    that every seed has. `train_seconds` is None when it is unknown for a seed. `origin`: where its records came from,
+    in the words of `leaderboard.provenance`.
     """
 
     pruner: str
@@ -69,7 +69,7 @@ class Row:
 
     @property
     def standing(self) -> str:
-        """The place as it is shown: "2", "1=" in a tie, "ref" for a reference, "control" for a control."""
+        """The displayed place: "2", "1=" in a tie, "ref" for a reference, "control" for a control."""
         if self.place is None:
             return "ref" if self.role == "reference" else self.role
         return f"{self.place}{'=' if self.tied else ''}"
@@ -77,9 +77,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Board:
-    """The rows that may be compared: one protocol, one version of it, the same test images.
+    """Comparable rows: one version of one protocol, on the same test images.
 
-    `official` when the built-in protocol of that name has these very rules and every record says that it followed
+    `official`: the built-in protocol of that name has exactly these rules, and every record says that it followed
     them. `powers`: one per sparsity at which methods are compared with magnitude pruning.
     """
 
@@ -98,12 +98,12 @@ class Board:
 
     @property
     def records(self) -> int:
-        """How many records stand behind the rows."""
+        """The number of records behind the rows."""
         return sum(len(row.records) for row in self.rows)
 
     @property
     def asked(self) -> str:
-        """What was asked of the nets, in a line; empty where the records are older than schema 5 and nobody knows."""
+        """What was required of the nets, in one line; empty for records older than schema 5, which do not say."""
         if (rules := self.rules) is None:
             return ""
         budget = f"{rules.units:g} {'unit' if rules.units == 1 else 'units'} of {rules.training.epochs} epochs"
@@ -112,7 +112,7 @@ class Board:
 
     @property
     def note(self) -> str:
-        """How the intervals, verdicts and places were made, in sentences for a student."""
+        """How intervals, verdicts and places were computed, in sentences for a student."""
         single = sum(len(row.seeds) == 1 for row in self.rows)
         if single == len(self.rows):
             return (
@@ -140,7 +140,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Ranking:
-    """All there is to show: a board a protocol, by name, and the nets that were not scored."""
+    """Everything to show: one board per protocol, by name, and the nets that were not scored."""
 
     boards: tuple[Board, ...]
     refused: tuple[Refused, ...]

@@ -1,4 +1,4 @@
-"""The published files of a folder of records: shown, written, and found to be up to date."""
+"""Shows, writes and checks the published files of a folder of records."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from prunebench.leaderboard.table import Results, rank, read
 
 
 def default_out(records: Path) -> Path:
-    """Where the tables of `records` go: above a folder named "records", else to its neighbour NAME-board.
+    """Where the tables of `records` go: the parent of a folder named "records", otherwise its sibling NAME-board.
 
     So `leaderboard/records` has its board in `leaderboard`, and `runs` does not touch the README.md beside it. The
-    ledger and the list of signers lie there, wherever the tables go.
+    ledger and the list of signers are always there, wherever the tables go.
     """
     folder = records.resolve()
     return folder.parent if folder.name == "records" else folder.parent / f"{folder.name}-board"
 
 
 def formats_named(names: Sequence[str]) -> list[Format]:
-    """The formats of these names, each once. Raises PrunebenchError for an unknown name, and for none."""
+    """The formats with these names, without repeats. Raises PrunebenchError for an unknown name or an empty list."""
     if not names:
         raise PrunebenchError(f"No format is named, so there is nothing to do; name some of {', '.join(FORMATS)}.")
     for name in names:
@@ -38,10 +38,10 @@ def formats_named(names: Sequence[str]) -> list[Format]:
 
 
 def look(records: str | Path, results: Results | None = None) -> Ranking:
-    """Rank the records below `records`, with the origin of every row; nothing is written.
+    """Rank the records below `records`, with the origin of every row, and write nothing.
 
-    `results`: what was read there, to spare reading it again. Raises PrunebenchError for records that cannot be read
-    or compared, and for a ledger or a signature that does not hold.
+    `results`: what was already read there, so that it is not read twice. Raises PrunebenchError for records that
+    cannot be read or compared, and for an invalid ledger or signature.
     """
     folder = Path(records)
     results = read(folder) if results is None else results
@@ -59,10 +59,10 @@ def write(
 ) -> tuple[Ranking, list[Path]]:
     """Rank the records below `records` and write the tables to `out`; returns the ranking and the files.
 
-    `entries` go to the ledger. Rows that changed go to the log with the `reason` and the `date` (YYYY-MM-DD, today by
-    default); there is a log as soon as a reason was given once. Raises PrunebenchError, and writes nothing, for an
-    unknown format, for records that cannot be read or compared, for an `out` inside `records`, for changed rows
-    without a reason where there is a log, and instead of overwriting a file that is not one of ours.
+    `entries` are added to the ledger. Changed rows are logged with the `reason` and the `date` (YYYY-MM-DD, today by
+    default); the first reason given starts the log. Raises PrunebenchError, and writes nothing, for an unknown format,
+    for records that cannot be read or compared, for an `out` inside `records`, for changed rows without a reason where
+    there is a log, and for a file in the way that Prunebench did not generate.
     """
     folder, target, chosen = _places(records, out, formats)
     day = provenance.day(date)
@@ -87,10 +87,10 @@ def write(
 def check(
     records: str | Path, out: str | Path | None = None, formats: Sequence[str] = tuple(FORMATS)
 ) -> tuple[Ranking, list[Path]]:
-    """Verify what is published: each record's hash and counts, its signature, the tables in `out`, and the log.
+    """Verify what is published: each record's hash, counts and signature, the tables in `out`, and the log.
 
-    Returns what `write` would. Raises PrunebenchError at the first record that is not what was scored, when any table
-    is missing or differs by a byte from what `write` would make, and for a row that changed without a line in the log.
+    Returns what `write` would. Raises PrunebenchError at the first record that is not what was scored, for a table that
+    is missing or differs by a byte from what `write` would make, and for a changed row without a line in the log.
     """
     folder, target, chosen = _places(records, out, formats)
     results = read(folder)

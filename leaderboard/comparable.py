@@ -24,8 +24,8 @@ _EQUAL: dict[str, Callable[[Record], object]] = {
 def refuse_incomparable(records: Mapping[Path, Record]) -> None:
     """Raise PrunebenchError, naming both files, unless these records of one protocol can be ranked together.
 
-    They must agree on the rules, the images and the attacks (training images may be unknown), each be of another
-    job, and each have at least the sparsity that it was asked for.
+    They must agree on the rules, the images and the attacks (training images may be unknown). Each must be of a
+    different job and reach its requested sparsity.
     """
     for what, value in _EQUAL.items():
         known = [(path, value(record)) for path, record in records.items() if value(record) is not None]

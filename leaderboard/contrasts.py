@@ -1,4 +1,4 @@
-"""Rows at one sparsity -> which are compared, fixed beforehand, and what the comparisons say."""
+"""Which rows of one sparsity are compared, fixed in advance, and the results of these comparisons."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from prunebench.bench.protocol import Job
 from prunebench.bench.record import Record
 from prunebench.bench.seeds import derive
 
-ALPHA = 0.05  # of every family of contrasts; the intervals are at 1 - ALPHA
+ALPHA = 0.05  # for each family of contrasts; intervals are at 1 - ALPHA
 DRAWS = 2000  # of the bootstrap
-MOST_IMAGES = 20_000  # with a bootstrap: its draws of more would fill the memory
+MOST_IMAGES = 20_000  # for a bootstrap: the draws of more images would fill the memory
 GAP = 0.03  # the difference in robust accuracy whose power is shown
-SEEDS = (10, 15, 20)  # numbers of seeds whose power is shown beside that of the board's own
-PRIMARY, RANDOM = "magnitude", "random"  # the pruners that methods are held against
+SEEDS = (10, 15, 20)  # seed counts whose power is shown beside that of the board's own count
+PRIMARY, RANDOM = "magnitude", "random"  # the pruners that methods are compared with
 
 Role = Literal["method", "control", "reference"]
 Family = Literal["primary", "secondary", "places"]
@@ -32,14 +32,14 @@ Group = Sequence[tuple[Path, Record]]
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two rows of one sparsity compared: a method against a control, or against another method.
+    """A comparison of two rows of one sparsity: a method with a control, or with another method.
 
     `family`: "primary", a method against magnitude pruning; "secondary", a method against random pruning or its own
     shuffle; "places", any other pair of methods. `seeds`: those that both rows have. `gap`: robust accuracy of the
-    pruner less that of the control over these seeds, `low` and `high` its 95 % interval by the t-test paired by seed,
-    `sd` the standard deviation of the differences between seeds, all in rates; None where there are too few seeds.
-    `p` is the test's, `adjusted` Holm's within the family at this sparsity. `bootstrap`: the 95 % interval when seeds
-    and images are drawn anew, None where raw outcomes do not lie beside all records.
+    pruner minus that of the control over these seeds. `low`, `high`: its 95 % interval from the t-test paired by seed.
+    `sd`: the standard deviation of the differences between seeds. All are rates, None where there are too few seeds.
+    `p`: the test's p-value; `adjusted`: Holm's, within the family at this sparsity. `bootstrap`: the 95 % interval when
+    seeds and images are resampled, None unless raw outcomes are beside all records.
     """
 
     pruner: str
@@ -57,14 +57,14 @@ class Contrast:
 
     @property
     def verdict(self) -> str:
-        """+ when the pruner is clearly more robust than the control, - when clearly less, = when none can tell."""
+        """+ if the pruner is clearly more robust than the control, - if clearly less, = if the test cannot tell."""
         if self.gap is None or self.adjusted >= ALPHA:
             return "="
         return "+" if self.gap > 0 else "-"
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the bootstrap's interval and the test's both hold 0, or both do not; None without either."""
+        """Whether the intervals of bootstrap and test both contain 0 or both exclude it; None if either is missing."""
         if self.bootstrap is None or self.low is None or self.high is None:
             return None
         return (self.low <= 0 <= self.high) == (self.bootstrap[0] <= 0 <= self.bootstrap[1])
@@ -72,11 +72,11 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Power:
-    """How likely a true difference of `gap` between a method and magnitude pruning is to be found at one sparsity.
+    """The probability of finding a true difference of `gap` between a method and magnitude pruning at one sparsity.
 
-    `tests`: contrasts in the primary family; `mean`, `lowest` and `highest` over those that have two seeds or more,
-    each with the spread of its own differences and `seeds`, the fewest of them. `planned`: the mean with other numbers
-    of seeds. None where no contrast has two seeds.
+    `tests`: contrasts in the primary family. `mean`, `lowest`, `highest`: over the contrasts with two seeds or more,
+    each with the spread of its own differences and `seeds`, their smallest seed count. `planned`: the mean with other
+    seed counts. None where no contrast has two seeds.
     """
 
     sparsity: Decimal
@@ -90,16 +90,16 @@ class Power:
 
 
 def role_of(job: Job) -> Role:
-    """What a row is on a board: at sparsity 0 a reference, random pruning and shuffles controls, all else methods."""
+    """A row's role on a board: reference at sparsity 0, control for random pruning and shuffles, otherwise method."""
     if job.sparsity == 0:
         return "reference"
     return "control" if job.pruner == RANDOM or job.options.get("shuffle") else "method"
 
 
 def raw_outcomes(folder: Path, records: Mapping[Path, Record]) -> dict[Path, np.ndarray]:
-    """Which images stand in each of the `records`, by path, as far as outcomes lie beside them below `folder`.
+    """Which images are robust in each of the `records`, by path, for those with outcomes beside them in `folder`.
 
-    Empty for more than `MOST_IMAGES` images. Raises PrunebenchError for outcomes that are not those of their record.
+    Empty for more than `MOST_IMAGES` images. Raises PrunebenchError for outcomes that do not belong to their record.
     """
     small = {path: record for path, record in records.items() if record.score.n <= MOST_IMAGES}
     there = {path: record for path, record in small.items() if outcomes_path(folder / path).exists()}
@@ -111,7 +111,7 @@ def _standing(path: Path, record: Record) -> np.ndarray:
     arrays = load_arrays(raw, record.outcomes, f"the outcomes of {path}")
     try:
         alive = standing(arrays)
-    except (KeyError, ValueError, TypeError):  # an array is missing, has another shape or is of text
+    except (KeyError, ValueError, TypeError):  # an array is missing, has another shape or holds text
         alive = np.empty(0)
     if alive.shape != (record.score.n,) or alive.dtype != bool or int(alive.sum()) != record.score.robust:
         raise PrunebenchError(
@@ -126,7 +126,7 @@ def contrasts(
 ) -> list[Contrast]:
     """All contrasts between the rows `rivals` of one sparsity, by label.
 
-    `outcomes`: which images stand, by record; `images`: how often each draw of the bootstrap has each image.
+    `outcomes`: which images are robust, by record; `images`: how often each bootstrap draw contains each image.
     """
     jobs = {label: group[0][1].job for label, group in rivals.items()}
     found: list[Contrast] = []
@@ -153,7 +153,7 @@ def contrasts(
 
 
 def families(jobs: Mapping[str, Job]) -> dict[Family, list[tuple[str, str]]]:
-    """The pairs to compare; which they are depends on names and options alone, never on a result."""
+    """The pairs to compare, chosen by names and options alone, never by a result."""
     methods = [label for label, job in jobs.items() if role_of(job) == "method"]
     shuffles = [(m, other) for m in methods for other, job in jobs.items() if _is_shuffle(job, jobs[m])]
     random = [(m, RANDOM) for m in methods if RANDOM in jobs]
@@ -176,7 +176,7 @@ def _test(group: Group, control: Group) -> tuple[tuple[int, ...], stats.SeedTest
 
 
 def image_draws(record: Record) -> np.ndarray:
-    """How often each draw of the bootstrap has each image of the record's test set: the same for a whole board."""
+    """How often each bootstrap draw contains each image of the record's test set; the same for the whole board."""
     return stats.drawn(record.score.n, DRAWS, derive(0, "bootstrap", "images", record.data.sha256))
 
 
@@ -196,7 +196,7 @@ def _bootstrap(
 def places(contrasts: Iterable[Contrast], methods: Iterable[str]) -> dict[str, int]:
     """The place of each of the `methods`: 1 + the number of methods that are clearly more robust.
 
-    Every pair of methods is tested once: those with magnitude pruning in the primary family, the others in their own.
+    Every pair of methods is tested once: pairs with magnitude pruning in the primary family, others in "places".
     """
     place = dict.fromkeys(methods, 1)
     for contrast in contrasts:
@@ -206,7 +206,7 @@ def places(contrasts: Iterable[Contrast], methods: Iterable[str]) -> dict[str, i
 
 
 def power(contrasts: Sequence[Contrast]) -> Power | None:
-    """The power of the primary contrasts among those of one sparsity; None where there are none."""
+    """The power of the primary contrasts of one sparsity, None if there are none."""
     asked = [contrast for contrast in contrasts if contrast.family == "primary"]
     if not asked:
         return None

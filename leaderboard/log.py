@@ -1,4 +1,4 @@
-"""The public log of a board: which rows were added, changed and removed, when and why."""
+"""The public log of a board: which rows were added, changed or removed, when and why."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _HEAD = (
 )
 _LINE = re.compile(r"\| ([^|\n]+) \| ([^|\n]+) \| ([^|\n]+) \| ([^|\n]+) \| ([^|\n]+) \| ([^|\n]+) \| ([^|\n]+) \|")
 
-Key = tuple[str, str, str]  # protocol, pruner, sparsity, as they are written
+Key = tuple[str, str, str]  # protocol, pruner, sparsity, as written in the log
 State = Mapping[Key, str]
 
 
 def state(ranking: Ranking) -> dict[Key, str]:
-    """What the log says of each row: its robust accuracy, its seeds, and a hash of its counts."""
+    """What the log states for each row: its robust accuracy, its seeds and a hash of its counts."""
     found: dict[Key, str] = {}
     for board in ranking.boards:
         for row in board.rows:
@@ -47,7 +47,7 @@ def _told(row: Row, n: int) -> str:
 
 
 def _spans(seeds: tuple[int, ...]) -> str:
-    """Seeds in a few letters: "0-14, 20"."""
+    """Seeds in short form: "0-14, 20"."""
     spans: list[list[int]] = []
     for seed in sorted(seeds):
         if spans and seed == spans[-1][1] + 1:
@@ -62,9 +62,9 @@ def _cell(text: str) -> str:
 
 
 def read(path: Path) -> dict[Key, str] | None:
-    """What the rows are according to the log at `path`, all its lines taken together; None when there is none.
+    """The rows according to all lines of the log at `path`; None when there is no log.
 
-    Raises PrunebenchError for a file that is not a log, or that holds a line of another form.
+    Raises PrunebenchError for a file that is not a log, or for a malformed line.
     """
     text = _text(path)
     if text is None:
@@ -87,10 +87,9 @@ def read(path: Path) -> dict[Key, str] | None:
 
 
 def append(path: Path, ranking: Ranking, reason: str | None, day: str) -> bool:
-    """Append a line for each row that is not as the log at `path` has it; whether there was any.
+    """Append a line for each row that differs from the log at `path`; returns whether any did.
 
-    Without `reason` no log is begun, and one that exists stays as it is. Raises PrunebenchError when it would have to
-    change and no reason is given.
+    Without `reason` no log is started or changed. Raises PrunebenchError when a log must change and no reason is given.
     """
     if reason is not None and not _cell(reason.strip()).replace(NONE, ""):
         raise PrunebenchError("The reason is empty; say in a few words with --reason why the rows changed.")
@@ -110,7 +109,7 @@ def append(path: Path, ranking: Ranking, reason: str | None, day: str) -> bool:
 
 
 def differing(old: State, new: State) -> dict[Key, tuple[str, str]]:
-    """The rows that are not the same, in order, as they were and as they are; NONE where there is no such row."""
+    """The rows that differ, in order, with their old and new text; NONE where a row is missing."""
     return {
         key: (old.get(key, NONE), new.get(key, NONE))
         for key in sorted(old.keys() | new.keys())
@@ -119,7 +118,7 @@ def differing(old: State, new: State) -> dict[Key, tuple[str, str]]:
 
 
 def told(changed: Mapping[Key, tuple[str, str]]) -> str:
-    """How many rows changed, and the first of them."""
+    """The number of changed rows, and the first of them."""
     protocol, pruner, sparsity = next(iter(changed))
     rows = "1 row" if len(changed) == 1 else f"{len(changed)} rows"
     return f"{rows} changed ({pruner} at {sparsity} of {protocol}{' and others' if len(changed) > 1 else ''})"

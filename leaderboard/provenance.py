@@ -1,4 +1,4 @@
-"""How the record behind each number came here: trained here, measured again, signed, or as it was handed in."""
+"""The origin of the record behind each number: trained here, measured again, signed, or as handed in."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Fact = Annotated[str, Field(max_length=500)]
 
 
 class Entry(Strict):
-    """That a record was made or measured again by the keeper of the board: which, when, with what, what was found.
+    """A note that the board's keeper made or remeasured a record: which, when, with what versions, and the finding.
 
     `record`, `net`: sha256 of the record and of the net's file. `verdict`: a word of `bench.claims.verdict`.
     """
@@ -60,7 +60,7 @@ class Entry(Strict):
 
     @property
     def counts(self) -> bool:
-        """Whether it says something for the record."""
+        """Whether the entry supports its record."""
         return self.verdict == "holds"
 
 
@@ -72,7 +72,7 @@ class Ledger(Strict):
 
 
 def day(text: str | None) -> str:
-    """The day that `text` names as YYYY-MM-DD, today by default. Raises PrunebenchError for anything else."""
+    """The day in `text` as YYYY-MM-DD, today by default. Raises PrunebenchError for any other form."""
     if text is None:
         return datetime.now(tz=UTC).date().isoformat()
     try:
@@ -82,12 +82,12 @@ def day(text: str | None) -> str:
 
 
 def trained(record: Record) -> Entry:
-    """The entry of a record whose net was trained and scored here, today."""
+    """The entry for a record whose net was trained and scored here today."""
     return _entry(record, record, TRAINED, "holds", day(None))
 
 
 def measured(record: Record, again: Record, verdict: str, day: str) -> Entry:
-    """The entry of a record that was measured again; `again`: what came out."""
+    """The entry for a remeasured record; `again`: the new record."""
     return _entry(record, again, MEASURED, verdict, day)
 
 
@@ -105,7 +105,7 @@ def _entry(record: Record, made: Record, how: Literal["trained here", "re-measur
 
 
 def read_ledger(home: Path) -> Ledger:
-    """The ledger in the folder `home`, empty if there is none. Raises PrunebenchError for a file that is not one."""
+    """The ledger in the folder `home`, empty if there is none. Raises PrunebenchError for a file that is no ledger."""
     path = home / LEDGER
     if not path.exists() and not path.is_symlink():
         return Ledger()
@@ -122,8 +122,8 @@ def read_ledger(home: Path) -> Ledger:
 def note(home: Path, results: Results, entries: Iterable[Entry]) -> Path | None:
     """Add `entries` to the ledger in `home` and return its path; None when nothing changes.
 
-    A newer measurement takes the place of an older one of the same record; it was trained when it was first said. What
-    speaks of no record in `results`, the board's, is left out.
+    A newer measurement replaces an older one of the same record; of several training entries the first is kept.
+    Entries for records that are not in `results`, the board's, are dropped.
     """
     here = {result.sha256 for result in results.values()}
     old = read_ledger(home)
@@ -137,9 +137,9 @@ def note(home: Path, results: Results, entries: Iterable[Entry]) -> Path | None:
 
 
 def origins(results: Results, records: Path, home: Path) -> dict[str, str]:
-    """How each record came: a word of ORIGINS, with the name behind "signed", by path below the folder `records`.
+    """The origin of each record: a word of ORIGINS, plus the name after "signed", by path below the folder `records`.
 
-    `home`: where the ledger and the list of signers lie. Raises PrunebenchError for a signature that does not hold.
+    `home`: the folder of the ledger and the list of signers. Raises PrunebenchError for an invalid signature.
     """
     known: dict[tuple[str, str], set[str]] = {}
     for entry in read_ledger(home).entries:
@@ -149,7 +149,7 @@ def origins(results: Results, records: Path, home: Path) -> dict[str, str]:
 
 
 def _origin(result: Record | Refusal, path: Path, home: Path, known: Mapping[tuple[str, str], set[str]]) -> str:
-    name = signer(path, home / ALLOWED)  # also where the ledger knows more: a wrong signature is never passed over
+    name = signer(path, home / ALLOWED)  # even if the ledger has an entry: a wrong signature is never ignored
     net = result.net.sha256 if isinstance(result, Record) else result.net
     noted = known.get((result.sha256, net), set()) if net else set()
     for how in (TRAINED, MEASURED):
@@ -159,7 +159,7 @@ def _origin(result: Record | Refusal, path: Path, home: Path, known: Mapping[tup
 
 
 def mark(ranking: Ranking, found: Mapping[str, str]) -> Ranking:
-    """The ranking with the origin of every row; `found`: that of each record."""
+    """The ranking with the origin of every row; `found`: the origin of each record."""
 
     def marked(row: Row) -> Row:
         return dataclasses.replace(row, origin=of_row([found[path] for path in row.records]))
@@ -169,7 +169,7 @@ def mark(ranking: Ranking, found: Mapping[str, str]) -> Ranking:
 
 
 def of_row(found: Sequence[str]) -> str:
-    """What a row says whose records came so: the weakest; the others with their counts when they are mixed."""
+    """A row's origin, given those of its records: the weakest, and if mixed, the others with their counts."""
     counts = Counter(found)
     ranked = sorted(counts, key=lambda origin: (-_strength(origin), origin))
     if len(ranked) == 1:
@@ -179,12 +179,12 @@ def of_row(found: Sequence[str]) -> str:
 
 
 def _strength(origin: str) -> int:
-    """The place of an origin in ORIGINS, 0 for the strongest."""
+    """The position of an origin in ORIGINS, 0 for the strongest."""
     return ORIGINS.index(SIGNED if origin.startswith(SIGNED) else origin)
 
 
 def summary(board: Board, shown: Callable[[str], str]) -> str:
-    """Which rows came how, in a line for a narrow terminal; `shown` makes a name from a record fit to be shown."""
+    """The origins of the rows, in one line for a narrow terminal; `shown` makes a name from a record safe to show."""
     rows: dict[str, list[Row]] = {}
     for row in board.rows:
         rows.setdefault(row.origin, []).append(row)

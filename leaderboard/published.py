@@ -1,4 +1,4 @@
-"""Numbers that others published, shown beside a board for orientation: never measured here, never ranked."""
+"""Numbers published by others, shown beside a board for orientation, never measured here and never ranked."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from prunebench.bench.protocol import PROTOCOLS, Protocol
 from prunebench.bench.schema import Exact, Share, Strict, exact, explain
 
 FILE = Path(__file__).with_name("published.toml")
-NEAR = 0.02  # relative: a threat whose eps differs by more is another one, and its rows are left out
+NEAR = 0.02  # relative: a larger difference in eps makes another threat, whose rows are left out
 
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class Source(Strict):
-    """Where numbers were published."""
+    """A publication with numbers."""
 
     title: Text
     url: Annotated[str, Field(pattern=r"^https://[^\s\"'<>]+$")]
 
 
 class Entry(Strict):
-    """One net as its authors report it: accuracies in percent, `robust` under AutoAttack *standard*.
+    """One net as reported by its authors: accuracies in percent, `robust` under AutoAttack *standard*.
 
-    `arch` is the nearest of our architectures, `note` what is different about theirs. `eps` is the exact text.
+    `arch`: the nearest Prunebench architecture; `note`: how theirs differs. `eps`: the exact text.
     """
 
     name: Text
@@ -52,7 +52,7 @@ class Entry(Strict):
 
 
 class Published(Strict):
-    """The whole file: entries, and the sources that they name."""
+    """The whole file: entries and the sources that they cite."""
 
     sources: dict[str, Source]
     rows: Annotated[tuple[Entry, ...], Field(strict=False)]
@@ -74,7 +74,7 @@ class Published(Strict):
 
 @dataclass(frozen=True)
 class Reference:
-    """A published row as it may be shown beside a board; `differs` says what is not as in the board's protocol."""
+    """A published row for display beside a board; `differs`: how it departs from the board's protocol."""
 
     entry: Entry
     source: Source
@@ -82,12 +82,12 @@ class Reference:
 
     @property
     def standing(self) -> str:
-        """What stands in the place of a rank."""
+        """The text shown instead of a rank."""
         return "published"
 
 
 def load(path: Path = FILE) -> Published:
-    """The published numbers in the file `path`. Raises PrunebenchError when a key or a value breaks the rules."""
+    """The published numbers in the file `path`. Raises PrunebenchError for an invalid key or value."""
     try:
         return Published.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
@@ -101,8 +101,8 @@ def load(path: Path = FILE) -> Published:
 def rows_for(protocol: Protocol | str, published: Published | None = None) -> tuple[Reference, ...]:
     """The published rows on the data, architecture and threat of `protocol`, the sparsest last, best first.
 
-    `protocol`: the rules, or the name of built-in ones (another name has no published rows). An eps within 2 % of the
-    protocol's counts as the same threat, and the difference is told.
+    `protocol`: the rules, or the name of built-in rules (other names have no published rows). An eps within 2 % of the
+    protocol's counts as the same threat, and the difference is reported.
     """
     rules = PROTOCOLS.get(protocol) if isinstance(protocol, str) else protocol
     if rules is None:

@@ -1,4 +1,4 @@
-"""Records -> boards -> rows: what may be compared, how seeds become one number, who is ahead of whom."""
+"""Records -> boards -> rows: what may be compared, how seeds become one number, which rows rank higher."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ Results = Mapping[Path, Record | Refusal]
 
 
 def read(folder: str | Path) -> dict[Path, Record | Refusal]:
-    """The records and refusals below `folder`, by their path from there.
+    """The records and refusals below `folder`, by relative path.
 
-    Raises PrunebenchError when one was edited or is none, and when there are none at all.
+    Raises PrunebenchError for an edited or invalid record, and for a folder without any.
     """
     folder = Path(folder)
     results = {path.relative_to(folder): result for path, result in load_all(folder).items()}
@@ -48,9 +48,9 @@ def read(folder: str | Path) -> dict[Path, Record | Refusal]:
 
 
 def rank(results: Results, folder: str | Path | None = None) -> Ranking:
-    """The boards of these records, with a bootstrap where raw outcomes lie beside them in `folder`.
+    """The boards of these records, with a bootstrap where raw outcomes are beside them in `folder`.
 
-    Raises PrunebenchError when two records of one protocol cannot be compared, or outcomes are not their record's.
+    Raises PrunebenchError when two records of one protocol are not comparable, or outcomes do not match their record.
     """
     by_protocol: defaultdict[str, dict[Path, Record]] = defaultdict(dict)
     refused = []
@@ -112,7 +112,7 @@ def _groups(records: Mapping[Path, Record]) -> dict[tuple[Decimal, str], Group]:
 
 
 def _row(sparsity: Decimal, label: str, group: Group, taken: Mapping[str, int]) -> Row:
-    """The row of a group; `taken`: the places of the methods beside it."""
+    """The row of a group; `taken`: the places of the methods of the same sparsity."""
     records = [record for _, record in group]
     seconds = [record.cost.train_seconds for record in records]
     known = [value for value in seconds if value is not None]

@@ -39,23 +39,23 @@ from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.referee import Referee, batch_size, exact_float32
 
 KINDS = ("seed", "batch shape", "plain net", "threads")
-OTHER_DRAWS = KINDS[:2]  # the attacks see other random numbers, as they do on another kind of device
+OTHER_DRAWS = KINDS[:2]  # attacks draw other random numbers, as on another kind of device
 CONFIDENCE = 0.99
 
 
 class Itself(Fast):
-    """The net itself where attacks would see the fast one."""
+    """Runs the net itself instead of the accelerated copy that attacks would query."""
 
     def _planned(self, shape: Sequence[int]) -> None:
-        """Nothing runs on kernels or with norms folded."""
+        """Plan neither kernels nor folded norms."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One net under one kind of change: counts of images.
+    """Image counts of one net under one kind of change.
 
-    `standing` and `again`: robust in the first and in the changed run. `fallen`: robust in the first run alone;
-    `risen`: in the changed run alone. `labels`: images whose clean label differs. `seconds`: of the changed run.
+    `standing` and `again`: robust in the first and in the changed run. `fallen`: robust only in the first run;
+    `risen`: only in the changed run. `labels`: images whose clean label differs. `seconds`: of the changed run.
     """
 
     net: str
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run found on the first images: clean labels int64 (n,), and who is robust, bool (n,)."""
+    """The findings of one run on the first images: clean labels, int64 (n,), and which are robust, bool (n,)."""
 
     labels: Tensor
     robust: Tensor
@@ -83,7 +83,7 @@ class Run:
 def pooled(rows: Iterable[Row]) -> tuple[int, int, float, float]:
     """Changes, chances, the rate of change per robust image, and its upper bound (one-sided, Clopper-Pearson).
 
-    Each image that is robust in one of two runs is a chance to be fooled in the other: chances are standing + again.
+    Each image that is robust in one run is a chance to be fooled in the other, so chances are standing + again.
     """
     rows = list(rows)
     changes, chances = sum(row.fallen + row.risen for row in rows), sum(row.standing + row.again for row in rows)
@@ -92,12 +92,12 @@ def pooled(rows: Iterable[Row]) -> tuple[int, int, float, float]:
 
 
 def worst(rows: Iterable[Row]) -> tuple[int, int, float, float]:
-    """As `pooled`, of the changes that draw other random numbers: what may happen between two machines."""
+    """`pooled` over changes that draw other random numbers, as may happen between two machines."""
     return pooled(row for row in rows if row.kind in OTHER_DRAWS)
 
 
 def noisiest(rows: Iterable[Row], least: int = 1000) -> tuple[str, float]:
-    """The net with the highest rate of `worst`, and that rate; of the nets with at least so many chances."""
+    """The net with the highest rate of `worst`, and that rate, among nets with at least `least` chances."""
     nets: dict[str, list[Row]] = {}
     for row in rows:
         nets.setdefault(f"{row.net} {row.sparsity:.2f}", []).append(row)
@@ -111,7 +111,7 @@ def assumed(rows: Sequence[Row]) -> float:
 
 
 def measured(net: Net, kind: str, count: int, store: Store, work: Path) -> Run:
-    """The run of `kind` ("first", or one of KINDS) on the first `count` test images of the net's own protocol."""
+    """The run of `kind` ("first" or one of KINDS) on the first `count` test images of the net's own protocol."""
     rules = net.header.protocol
     if kind == "seed":
         rules = rules.model_copy(update={"attack_seed": rules.attack_seed + 1})
@@ -131,7 +131,7 @@ def measured(net: Net, kind: str, count: int, store: Store, work: Path) -> Run:
 
 
 def _shard(referee: Referee, net: Net, test: Split, labels: Tensor, number: int, kind: str, work: Path) -> Run:
-    """One shard under all attacks, kept in `work`."""
+    """One shard under all attacks, cached in `work`."""
     rules, shard = referee.rules, referee.shards(len(test))[number]
     facts = [net.id.sha256, test.take(shard).sha256, rules.sha256, kind, referee.batch, number, machine.attack_code()]
     path = work / f"{sha256_of(canonical_json(facts))}.json"
@@ -147,7 +147,7 @@ def _shard(referee: Referee, net: Net, test: Split, labels: Tensor, number: int,
 
 
 def rows_of(path: Path, count: int | None, few: int | None, store: Store, work: Path) -> Iterable[Row]:
-    """The rows of the net in the file `path`, on its first `count` images (`few` in the runs that take longer)."""
+    """The rows of the net in the file `path`, on its first `count` images (`few` in the slower runs)."""
     net = open_net(path)
     job = net.header.job
     total = len(store.testing(net.header.protocol.data, net.header.protocol.test))
@@ -171,7 +171,7 @@ def rows_of(path: Path, count: int | None, few: int | None, store: Store, work: 
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The Markdown table, and the pooled rates by kind, by architecture and over all."""
+    """The Markdown table, and the pooled rates by kind, by architecture and overall."""
     heads = ["net", "architecture", "sparsity", "changed", "images", "robust", "again", "fallen", "risen", "relabelled"]
     lines = [f"| {' | '.join(heads)} |", "|---|---|--:|---|--:|--:|--:|--:|--:|--:|"]
     for row in rows:
@@ -201,7 +201,7 @@ def read(path: Path) -> list[Row]:
 
 
 def write(rows: Sequence[Row], out: Path) -> None:
-    """Write the rows as CSV and Markdown below `out`."""
+    """Write the rows as CSV and Markdown to `out`."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([f.name for f in fields(Row)])

@@ -26,7 +26,7 @@ from prunebench.leaderboard.table import read
 from tools.simulated_boards import Pairs, Spreads, both_stand, coverage, levels, second_opinion
 
 SEEDS = (3, 5, 10, 15, 20)
-SHAPED = 10  # seeds that records need before their shape is told
+SHAPED = 10  # seeds that records need before their shape is reported
 BEGIN, END = "<!-- Made by tools/board_power.py; an edit is lost the next time. -->", "<!-- End of what is made. -->"
 _LEVEL = (
     "**Level and power.** Level: the share of boards without any difference on which the test finds one; 5 % is meant. "
@@ -81,7 +81,7 @@ def _spreads(records: Mapping[Path, Record], outcomes: Mapping[Path, np.ndarray]
         raise PrunebenchError(f"The rows at sparsity {sparsity} share {len(common)} seeds; two or more are needed.")
     values = np.array([[of[seed] for seed in common] for of in rates.values()])
     labels, n = tuple(rates), next(iter(here.values())).score.n
-    moving = values[values.std(1) > 0]  # a row that never changes has no shape and goes with no other
+    moving = values[values.std(1) > 0]  # a constant row has neither shape nor correlation
     shared = np.corrcoef(moving)[np.triu_indices(len(moving), 1)] if len(moving) > 1 else np.zeros(1)
     skews = shapes.skew(moving, axis=1, bias=False) if len(common) >= SHAPED and len(moving) else None
     found: dict[str, Pairs] = {
@@ -109,7 +109,7 @@ def _spreads(records: Mapping[Path, Record], outcomes: Mapping[Path, np.ndarray]
 
 
 def _alike(stand: Sequence[np.ndarray]) -> float | None:
-    """The correlation of two normal variables that stand together as often as two seeds of a row do (tetrachoric)."""
+    """The tetrachoric correlation: of two normal variables that are both positive as often as two seeds are robust."""
     if len(stand) < 2:
         return None
     share = float(np.mean(stand))
@@ -122,7 +122,7 @@ def _alike(stand: Sequence[np.ndarray]) -> float | None:
 
 
 def page(every: Sequence[Spreads], count: int, resampled: int) -> str:
-    """The tables as Markdown; `count` boards a cell, `resampled` contrasts a cell for the bootstrap."""
+    """The tables as Markdown, from `count` boards per cell, or for the bootstrap `resampled` contrasts per cell."""
     asked = [of for of in every if of.pairs["primary"]]
     doubted = [of for of in asked if of.alike is not None]
     level = {f"level {name}": title for name, title in _TESTS.items()}
@@ -188,7 +188,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """Print the tables of a folder of records, or write them between the markers of a page."""
+    """Print the tables for a folder of records, or write them between the markers of a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path)
     parser.add_argument("--boards", type=int, default=10_000, help="simulated boards per cell (10,000)")

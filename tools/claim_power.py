@@ -50,7 +50,7 @@ SWAPPED = 20
 
 @dataclass(frozen=True)
 class Nets:
-    """What real nets do: bool (nets, n) each; and the share of the fooled images that level quick's attacks find."""
+    """Outcomes of real nets, bool (nets, n) each, and the share of fooled images that level quick's attacks find."""
 
     clean: np.ndarray
     robust: np.ndarray
@@ -58,13 +58,13 @@ class Nets:
 
 
 def nets(claims: Path) -> Nets:
-    """The nets of the claims below the folder `claims`, of the same images."""
+    """The nets of the claims below the folder `claims`, all on the same images."""
     from prunebench.bench.claims.claim import find, load_claim
 
     clean, robust, quick = [], [], []
     for path in find(claims):
         facts = load_claim(path).outcomes
-        assert facts is not None  # all of ours have them
+        assert facts is not None  # all committed claims have them
         arrays = load_arrays(path.parent / facts.path, facts.sha256, f"the outcomes of {path}")
         clean.append(arrays["labels"] == arrays["predicted"])
         robust.append(standing(arrays))
@@ -75,7 +75,7 @@ def nets(claims: Path) -> Nets:
 
 
 def raised(bits: np.ndarray, clean: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarray:
-    """`bits` with images added from `clean`, or taken away, until `count` are set."""
+    """`bits` with images added from `clean`, or removed, until `count` are set."""
     bits, gap = bits.copy(), count - int(bits.sum())
     chosen = draw.choice(np.flatnonzero(clean & ~bits if gap > 0 else bits), abs(gap), replace=False)
     bits[chosen] = gap > 0
@@ -85,7 +85,7 @@ def raised(bits: np.ndarray, clean: np.ndarray, count: int, draw: np.random.Gene
 def forged(
     kind: str, true: np.ndarray, other: np.ndarray, clean: np.ndarray, count: int, draw: np.random.Generator
 ) -> np.ndarray:
-    """Outcomes with `count` robust images; `true`: the net's own, `other`: those of another net; bool (n,) all."""
+    """Outcomes with `count` robust images; `true`: the net's own; `other`: another net's; all bool (n,)."""
     if kind == "other net":
         return raised(other & clean, clean, count, draw)
     bits = raised(true, clean, count, draw)
@@ -101,7 +101,7 @@ def forged(
 def words(
     level: str, n: int, points: int, kind: str, repetitions: int, rate: float, real: Nets, seed: int = 0
 ) -> Counter[str]:
-    """The verdicts of so many simulated claims that overstate by `points` per cent of `n` images."""
+    """The verdicts on `repetitions` simulated claims that overstate by `points` percent of `n` images."""
     draw = np.random.default_rng([seed, n, points, KINDS.index(kind), LEVELS.index(level)])
     pairs, found = list(permutations(range(len(real.robust)), 2)), Counter[str]()
     for _ in range(repetitions):
@@ -130,7 +130,7 @@ def _word(
     if kind == "at least":
         count = ceil(floor(1000 * count / n) / 1000 * n - 1e-9)  # as a percentage with one decimal
     size = max(FEWEST, -(-n // SHARE))
-    weak = measured | (~truth & clean & (draw.random(n) >= share))  # what level quick's attacks leave
+    weak = measured | (~truth & clean & (draw.random(n) >= share))  # robust under level quick's attacks
     labels = np.zeros(n, int), np.zeros(n, int)
     if kind in ("count only", "at least"):
         if level == "full":
@@ -144,13 +144,13 @@ def _word(
 
 
 def cells(repetitions: int, rate: float, real: Nets) -> Iterator[tuple[str, int, int, str, Counter[str]]]:
-    """Level, images, points, kind and verdicts of every cell of the table."""
+    """Level, images, points, kind and verdicts for every cell of the table."""
     for level, n, kind, points in product(LEVELS, SIZES, KINDS, POINTS):
         yield level, n, points, kind, words(level, n, points, kind, repetitions, rate, real)
 
 
 def table(rows: Sequence[tuple[str, int, int, str, Counter[str]]], rate: float, real: Nets) -> str:
-    """The Markdown table: what becomes of the claims of each cell."""
+    """The Markdown table of the verdicts in each cell."""
     noise = f"Noise: {rate:.5f} per robust image are simulated, {NOISE:g} are assumed by the tests."
     lines = [f"{noise} Level quick's attacks find {real.found:.1%} of what AutoAttack fools."]
     found = {(level, n, kind, points): word for level, n, points, kind, word in rows}
@@ -169,7 +169,7 @@ def table(rows: Sequence[tuple[str, int, int, str, Counter[str]]], rate: float, 
 
 
 def noisy(name: str, rate: float, repetitions: int, real: Nets) -> str:
-    """What becomes of true claims of the net `name`, which has the highest rate of noise."""
+    """The verdicts on true claims of the net `name`, which has the highest noise rate."""
     lines = [
         "",
         "## True claims of the noisiest net",

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 12  # of the plain loop; the first two warm up
-TEST, CLEAN, ROBUST = 10_000, 0.85, 0.45  # of the scoring that is measured
-LATE = ("no time was left", "cut off by the time limit")  # no failures
+STEPS = 12  # of the plain loop; the first two are warm-up
+TEST, CLEAN, ROBUST = 10_000, 0.85, 0.45  # of the measured scoring
+LATE = ("no time was left", "cut off by the time limit")  # these are not failures
 
 
 def options(arguments: list[str]) -> argparse.Namespace:
-    """The options of this script; `run` holds those of `prunebench run`."""
+    """The options of this script, with those of `prunebench run` in `run`."""
     parser = argparse.ArgumentParser(prog="gpu_board", description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="the folder of all results; what is there is kept")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all of it (8)")
@@ -34,13 +34,13 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", help="cuda or cpu (cuda)")
     parser.add_argument("--arch", default="resnet18", help="the net that is measured (resnet18)")
     parser.add_argument("--images", type=int, default=50_000, help="random images of the measured epoch (50000)")
-    parser.add_argument("--measure", choices=("train", "score"), help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--measure", choices=("train", "score"), help=argparse.SUPPRESS)  # for the subprocess
     parser.add_argument("run", nargs=argparse.REMAINDER, help="PROTOCOL and options of `prunebench run`")
     return parser.parse_args(arguments)
 
 
 def call(command: list[str], log: Path, seconds: float, folder: Path = ROOT) -> str:
-    """Run Python in `folder` for at most `seconds`; its output goes to `log`. Returns why it failed, or nothing."""
+    """Run Python in `folder` for at most `seconds`; its output goes to `log`. Returns why it failed, or ""."""
     if seconds <= 0:
         return LATE[0]
     own = [str(registered(log.parent)), str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
@@ -54,14 +54,14 @@ def call(command: list[str], log: Path, seconds: float, folder: Path = ROOT) -> 
         except subprocess.TimeoutExpired:
             return LATE[1]
         finally:
-            if process.poll() is None:  # with all that it started
+            if process.poll() is None:  # with all its children
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     return f"exit {code}; see {log}" if code else ""
 
 
 def parts(asked: argparse.Namespace, out: Path) -> tuple[list[tuple[str, str]], bool]:
-    """Do all parts: the rows of the table, and whether none of them failed."""
+    """Run all parts; returns the rows of the table, and whether all parts succeeded."""
     end, rows, good = time.monotonic() + 60 * asked.minutes, [], True
     same = [f"--{name}={getattr(asked, name)}" for name in ("device", "arch", "images")]
     commands = {
@@ -78,11 +78,11 @@ def parts(asked: argparse.Namespace, out: Path) -> tuple[list[tuple[str, str]], 
         rows.append((name, failed or kept.read_text()))
         good &= not failed
     if asked.run and "grid" not in asked.skip.split(","):
-        # In the caller's folder, for paths among the arguments; -P: a `prunebench` in that folder is not ours.
+        # In the caller's folder, for paths among the arguments; -P: a `prunebench` in that folder is not this one.
         command = ["-P", "-m", "prunebench", "run", *asked.run, "--device", asked.device, "--out", str(out / "runs")]
         failed = call(command, out / "grid.log", end - time.monotonic(), Path.cwd())
         records = list(out.glob("runs/records/*/*.json"))
-        if failed and records:  # a table of what there is
+        if failed and records:  # a table of the records so far
             call(["-m", "prunebench", "rank", str(out / "runs" / "records"), "--write"], out / "rank.log", 60)
         rows.append((f"grid {' '.join(asked.run)}", f"{len(records)} records, {failed or 'complete'}"))
         good &= failed in ("", *LATE)
@@ -90,14 +90,14 @@ def parts(asked: argparse.Namespace, out: Path) -> tuple[list[tuple[str, str]], 
 
 
 def source(*options: str) -> str:
-    """A hash of the code that is tested and measured, and of `options`."""
+    """A hash of the tested and measured code, and of `options`."""
     rooms = ("bench", "pruners", "tools", "tests/grid", "tests/support")
     files = sorted(path for room in rooms for kind in ("*.py", "*.cpp") for path in (ROOT / room).rglob(kind))
     return hashlib.sha256(b"\0".join([path.read_bytes() for path in files] + [str(options).encode()])).hexdigest()[:12]
 
 
 def registered(out: Path) -> Path:
-    """A folder for PYTHONPATH that tells Python of our pruners where prunebench is not installed."""
+    """A folder for PYTHONPATH that registers Prunebench's pruners where it is not installed."""
     site, project = out / "registered", tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     try:
         version("prunebench")
@@ -114,7 +114,7 @@ def registered(out: Path) -> Path:
 
 
 def measure(asked: argparse.Namespace) -> str:
-    """A line for the table: the epoch of a training, or the scoring of a sparse net, on random images."""
+    """A table line for a training epoch, or for the scoring of a sparse net, on random images."""
     import torch
 
     from prunebench.bench.data import Split
@@ -157,7 +157,7 @@ def measure(asked: argparse.Namespace) -> str:
 
 
 def plain_step(net: Any, split: Any, rules: Any, *, half: bool) -> float:
-    """Seconds of a step of a plain eager loop: a batch fetched from the CPU, PGD, SGD, a loss read back."""
+    """Seconds per step of a plain eager loop: a batch fetched from the CPU, PGD, SGD, a loss read back."""
     import torch
     import torch.nn.functional as F
 
@@ -188,12 +188,12 @@ def plain_step(net: Any, split: Any, rules: Any, *, half: bool) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """Do all parts and print the table; 0 when none of them failed."""
+    """Run all parts and print the table; 0 if none failed."""
     asked = options(arguments)
     if asked.measure:
         print(measure(asked))
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no part outlives this call
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # no part may outlive this call
     asked.out.mkdir(parents=True, exist_ok=True)
     rows, good = parts(asked, asked.out.resolve())
     print("\n".join(f"| {what} | {line} |" for what, line in [("what", "found"), ("---", "---"), *rows]))

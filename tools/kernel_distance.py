@@ -42,17 +42,17 @@ from prunebench.bench.protocol import Job, Protocol, load
 from prunebench.pruners.awt import AWT, kernel_product
 
 BATCH, BATCHES, VECTORS = 32, 4, 5
-SNAPSHOTS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # of the search, beside its begin and end
-TRAINED = (0.25, 0.5, 0.75, 1.0)  # of the epochs that are left
+SNAPSHOTS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # of the search, besides its start and end
+TRAINED = (0.25, 0.5, 0.75, 1.0)  # of the remaining epochs
 Moment = tuple[str, float, int, float, float, float]  # a row from `phase` to `alignment`
 KINDS = {"awt": "AWT's moving mask", "magnitude": "fixed magnitude mask", "random": "fixed random mask"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: `at` is a share of the phase, `done` the search's steps or the training's epochs until then.
+    """One measurement: `at` is a share of the phase, `done` the search steps or training epochs until then.
 
-    `distance_all`: over all weights; `distance`, `alignment`: over kept ones. `code`: a hash of what it depends on.
+    `distance_all`: over all weights; `distance`, `alignment`: over kept weights. `code`: a hash of its dependencies.
     """
 
     protocol: str
@@ -69,7 +69,7 @@ class Row:
 
 
 class Watching(Lab):
-    """A lab that keeps some of the states that a search goes through."""
+    """A lab that keeps some intermediate states of a search."""
 
     def loop(
         self, stage: str, start: State, step: Callable[[State, int], State], *, steps: int, **options: Any
@@ -91,7 +91,7 @@ class Watching(Lab):
 def compare(lab: Lab, dense: State, student: State, masks: Masks) -> tuple[float, float, float]:
     """Distances (all weights, kept weights) and alignment of `student` to `dense`.
 
-    On validation images and images near them that fool `dense`; each net has its own statistics.
+    Measured on validation images and adversarial images near them that fool `dense`; each net has its own statistics.
     """
     nets = [lab.model(state).eval().requires_grad_(False) for state in (dense, student, student)]
     for name, mask in masks.items():
@@ -112,7 +112,7 @@ def compare(lab: Lab, dense: State, student: State, masks: Masks) -> tuple[float
 
 
 def search(lab: Watching, pruner: AWT, kind: str) -> tuple[State, State, Masks]:
-    """The dense net, the student that the search makes of it under that kind of mask, and the student's masks."""
+    """The dense net, the student that the search derives from it under this kind of mask, and the student's masks."""
     dense = lab.calibrated("calibrate", lab.initial(), batches=pruner.batches)
     keeps = erk(lab.shapes, lab.keep)
     largest = keep_largest_by_layer({name: dense[name].abs() for name in lab.shapes}, keeps)
@@ -121,7 +121,7 @@ def search(lab: Watching, pruner: AWT, kind: str) -> tuple[State, State, Masks]:
 
 
 def searched(lab: Watching, dense: State) -> dict[float, tuple[State, Masks]]:
-    """The student at each snapshot of the search that `lab` has watched, by its share of the steps, and its masks."""
+    """The student and its masks at each snapshot of the search that `lab` watched, by the share of steps done."""
     snapshots = {}
     for share, state in sorted(lab.seen.items()):
         masks = {name: state[f"mask/{name}"] for name in lab.shapes}
@@ -130,7 +130,7 @@ def searched(lab: Watching, dense: State) -> dict[float, tuple[State, Masks]]:
 
 
 def trained(lab: Lab, start: State, epochs: int, masks: Masks | None = None) -> dict[int, State]:
-    """`start` after each part of its training by the protocol's recipe, by the epochs done."""
+    """`start` after each part of its training with the protocol's recipe, by the number of epochs done."""
     net, states = lab.model(start), {}
     wanted = {max(1, round(share * epochs)) for share in TRAINED}
 
@@ -160,7 +160,7 @@ def measure(lab: Watching, pruner: AWT, kind: str, teachers: dict[int, dict[int,
 
 
 def table(rows: list[Row], phase: str) -> str:
-    """A Markdown table of one protocol and sparsity: a row a mask, a column a moment, over all seeds."""
+    """A Markdown table of one protocol and sparsity: one row per mask, one column per moment, over all seeds."""
     first, cell = rows[0], CELLS[phase]
     seeds = sorted({row.seed for row in rows})
     moments, unit = sorted({row.done for row in rows if row.phase == phase}), "step" if phase == "search" else "epoch"
@@ -179,7 +179,7 @@ def boards(rows: list[Row]) -> list[list[Row]]:
 
 
 def plot(rows: list[Row]) -> bytes:
-    """An SVG: a row a protocol and sparsity; distance in the search over all and over kept weights, and in training."""
+    """An SVG, one row per protocol and sparsity: distance in search (all weights, kept weights) and in training."""
     import matplotlib as mpl
 
     mpl.rcParams |= {"backend": "svg", "svg.hashsalt": "kernel-distance", "svg.fonttype": "none", "font.size": 9}
@@ -215,28 +215,28 @@ def plot(rows: list[Row]) -> bytes:
 
 
 def code_of(rules: Protocol, pruner: AWT) -> str:
-    """What a measurement depends on beside seed, sparsity and mask: rules, options, and the code that decides."""
+    """A hash of what else a measurement depends on than seed, sparsity and mask: rules, options and code."""
     source = sha256_of(Path(prunebench.pruners.awt.__file__).read_bytes())
     facts = [rules.sha256, asdict(pruner), source, machine.training_code(), BATCH, BATCHES, VECTORS]
     return sha256_of(canonical_json(facts))[:12]
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of the CSV at `path`, none when there is no such file."""
+    """The rows of the CSV at `path`, none if there is no such file."""
     kinds: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [Row(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Row)}) for row in csv.DictReader(lines)]
 
 
 def write_rows(folder: Path, rows: list[Row]) -> None:
-    """The CSV."""
+    """Write the CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([[f.name for f in fields(Row)], *map(astuple, rows)])
     write_bytes(folder / "kernel-distance.csv", text.getvalue().encode())
 
 
 def write_page(folder: Path, rows: list[Row], made_on: str) -> None:
-    """Tables and plot."""
+    """Write tables and plot."""
     write_bytes(folder / "kernel-distance.svg", plot(rows))
     parts = []
     for phase, caption in CAPTIONS.items():
@@ -263,7 +263,7 @@ CAPTIONS = {
 
 
 def main() -> None:
-    """Measure what is missing and write."""
+    """Measure missing cells and write all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("protocol", nargs="+")
     parser.add_argument("--sparsity", type=float, action="append", help="0.95 by default")

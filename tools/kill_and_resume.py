@@ -28,7 +28,7 @@ SLOWEST = 3600.0  # seconds that one command may take
 
 
 def timeless(record: Record) -> bytes:
-    """A record without what may differ when the same is measured again: seconds, the hash over them, the commit."""
+    """A record without what may differ in a repeated measurement: seconds, the hash over them, the commit."""
     values = record.model_dump(mode="json", by_alias=True, exclude={"sha256"})
     values["cost"] |= {"train_seconds": None, "processor_seconds": None, "score_seconds": None}
     values["cost"]["stages"] = [stage | {"seconds": None} for stage in values["cost"]["stages"]]
@@ -37,7 +37,7 @@ def timeless(record: Record) -> bytes:
 
 
 def result(folder: Path) -> dict[str, bytes]:
-    """What a finished command left in `folder`, as bytes to be compared: every net, record and outcomes file."""
+    """The results of a finished command in `folder`, as bytes to compare: every net, record and outcomes file."""
     found = {}
     for net in sorted(folder.rglob(NET)):
         found[_name(net, folder)] = net.read_bytes()
@@ -58,7 +58,7 @@ def _name(path: Path, folder: Path) -> str:
 
 @dataclass
 class Tally:
-    """What happened to one verb; `seconds`: how long it works undisturbed; `resumed`: kills that left work on disk."""
+    """The results for one verb; `seconds`: its undisturbed working time; `resumed`: kills that left work on disk."""
 
     verb: str
     seconds: float
@@ -71,10 +71,10 @@ class Tally:
 def work(command: list[str], folder: Path, after: float | None) -> tuple[bool, float]:
     """Run `command`, which works in `folder`, and kill it `after` seconds of work (None: never).
 
-    Returns whether it was killed, and how long it worked: from when it took the lock of the folder.
+    Returns whether it was killed, and how long it worked after it acquired the folder's lock.
     """
     lock = folder / ".lock"
-    lock.unlink(missing_ok=True)  # nobody holds it; its coming back shows that the imports are over
+    lock.unlink(missing_ok=True)  # nobody holds it; its reappearance shows that imports are done
     with tempfile.TemporaryFile() as told, subprocess.Popen(command, stdout=told, stderr=told) as process:
         try:
             patience = time.monotonic() + SLOWEST
@@ -86,7 +86,7 @@ def work(command: list[str], folder: Path, after: float | None) -> tuple[bool, f
             if after is None:
                 raise
         finally:
-            process.kill()  # does nothing to a process that has ended
+            process.kill()  # has no effect on a finished process
         seconds = time.monotonic() - began
         if process.wait() == -9:
             return True, seconds
@@ -97,7 +97,7 @@ def work(command: list[str], folder: Path, after: float | None) -> tuple[bool, f
 
 
 def torment(verb: str, command: list[str], base: Path, kills: int, moments: random.Random) -> Tally:
-    """Run `command --out FOLDER` undisturbed, then with kills; the folders lie below `base`."""
+    """Run `command --out FOLDER` undisturbed, then with kills; the folders are below `base`."""
     reference = base / f"{verb}-undisturbed"
     _, seconds = work([*command, "--out", str(reference)], reference, None)
     wanted, tally = result(reference), Tally(verb, seconds)
@@ -115,7 +115,7 @@ def torment(verb: str, command: list[str], base: Path, kills: int, moments: rand
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Torment the verbs; 1 when any run ended in other bytes."""
+    """Torment the verbs; 1 if any run ended with different bytes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("protocol", help="a built-in protocol or a TOML file")
     parser.add_argument("--verb", action="append", choices=("train", "score", "run"), help="train and score by default")
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _command(verb: str, options: argparse.Namespace, base: Path) -> list[str]:
-    """The command of one verb, but for its folder."""
+    """The command of one verb, without its folder."""
     begins = [sys.executable, "-m", "prunebench", verb]
     if verb == "score":
         return [*begins, str(base / "train-undisturbed" / NET), "--examples", str(options.examples)]

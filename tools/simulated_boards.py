@@ -29,10 +29,10 @@ SHIPPED = ("primary", "secondary", "places")  # the families of the board, each 
 class Spreads:
     """The rows of one sparsity: labels, mean rates and standard deviations between seeds, arrays of shape (rows,).
 
-    `rho`: the mean correlation of two rows over the seeds, no less than 0. `pairs`: by family, which rows are compared,
-    and "all": what the board compared when it had one family. `alike`: how much two seeds of a row agree on which
-    images stand, as the correlation of a normal variable behind them; None without raw outcomes. `skew`: the
-    mean skewness of the rows, 0 for normal noise and -2 for exponential; None with fewer than 10 seeds.
+    `rho`: the mean correlation of two rows over the seeds, at least 0. `pairs`: by family, which rows are compared, and
+    "all": what the board compared when it had one family. `alike`: how much two seeds of a row agree on which images
+    are robust, as the correlation of an underlying normal variable; None without raw outcomes. `skew`: the mean
+    skewness of the rows, 0 for normal noise and -2 for exponential; None with fewer than 10 seeds.
     """
 
     sparsity: Decimal
@@ -48,7 +48,7 @@ class Spreads:
 
 
 def both_stand(share: float, rho: float) -> float:
-    """The probability that two normal variables of correlation `rho` are both above 0 if each is with `share`.
+    """The probability that two normal variables of correlation `rho` are both above 0, if each is with rate `share`.
 
     By Owen's T function (1956).
     """
@@ -59,8 +59,8 @@ def both_stand(share: float, rho: float) -> float:
 def boards(of: Spreads, count: int, seeds: int, rng: np.random.Generator, shape: Shape = "normal") -> np.ndarray:
     """Counts of boards without differences: whole numbers, shape (count, rows, seeds).
 
-    All rows have the mean of the rows. What a row adds to a seed is "normal", or "skewed" (exponential: bad seeds are
-    further off than good ones).
+    All rows share the mean of the rows. The noise of a row at a seed is "normal", or "skewed" (exponential: bad seeds
+    deviate more than good ones).
     """
 
     def noise(*size: int) -> np.ndarray:
@@ -73,7 +73,7 @@ def boards(of: Spreads, count: int, seeds: int, rng: np.random.Generator, shape:
 
 
 def shifted(of: Spreads, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The boards with one method 3 points ahead, another one in each board, and which primary contrast is its."""
+    """The boards with one method 3 points ahead, which varies by board, and the index of its primary contrast."""
     which = np.arange(len(counts)) % len(of.pairs["primary"])
     ahead = np.array([method for method, _ in of.pairs["primary"]])[which]
     moved = counts.copy()
@@ -93,7 +93,7 @@ def paired(counts: np.ndarray, pairs: Pairs) -> np.ndarray:
 
 
 def welch(counts: np.ndarray, pairs: Pairs) -> np.ndarray:
-    """Welch's t-test, which does not know of seeds."""
+    """Welch's t-test, which ignores seeds."""
     a, b = np.array(pairs).T
     error = np.maximum(counts.var(2, ddof=1), 1 / 12) / counts.shape[2]
     both = error[:, a] + error[:, b]
@@ -102,7 +102,7 @@ def welch(counts: np.ndarray, pairs: Pairs) -> np.ndarray:
 
 
 def pooled(counts: np.ndarray, pairs: Pairs, variance: np.ndarray, df: int) -> np.ndarray:
-    """The t-test with one spread for the whole board, `variance` of shape (boards,): what the board did before."""
+    """The t-test with one spread per board, `variance` of shape (boards,), as boards used earlier."""
     a, b = np.array(pairs).T
     error = np.sqrt(np.maximum(variance, 1 / 12) * 2 / counts.shape[2])[:, None]
     return _two_sided((counts.mean(2)[:, a] - counts.mean(2)[:, b]) / error, df)
@@ -123,9 +123,9 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def levels(every: Sequence[Spreads], seeds: int, count: int, shape: Shape = "normal") -> Iterator[dict[str, float]]:
-    """For each sparsity the share of boards in which a test finds what is not there, and how often it finds 3 points.
+    """For each sparsity, the share of boards with a false positive of a test, and how often it finds 3 points.
 
-    Keys are "level NAME" and "power NAME"; a power is that of the method against magnitude pruning.
+    Keys are "level NAME" and "power NAME"; power is for the method against magnitude pruning.
     """
     rng = np.random.default_rng(derive(0, "board-power", seeds, count, shape))
     made = [boards(of, count, seeds, rng, shape) for of in every]
@@ -152,7 +152,7 @@ def levels(every: Sequence[Spreads], seeds: int, count: int, shape: Shape = "nor
 
 
 def coverage(every: Sequence[Spreads], seeds: int, count: int) -> Iterator[dict[str, float]]:
-    """For each sparsity, how often 95 % intervals of rows hold the row's mean: by row's own spread, by one for all."""
+    """For each sparsity, how often a row's 95 % interval contains its mean: with its own spread, with a shared one."""
     rng = np.random.default_rng(derive(0, "board-power", "coverage", seeds, count))
     made = []
     for of in every:
@@ -178,17 +178,17 @@ def coverage(every: Sequence[Spreads], seeds: int, count: int) -> Iterator[dict[
 
 
 def second_opinion(of: Spreads, seeds: int, count: int) -> dict[str, float]:
-    """How often the 95 % intervals of single primary contrasts do not hold 0: those of the test and the bootstrap.
+    """How often the 95 % intervals of test and bootstrap exclude 0 for single primary contrasts.
 
-    Without a difference ("null") and with 3 points ("moved"). Which images stand follows a normal variable made of the
-    net, the image and both together, which agrees between seeds as often as the board's outcomes do.
+    Without a difference ("null") and with 3 points ("moved"). Robustness of an image follows a normal variable made of
+    net, image and their interaction, which agrees between seeds as often as the board's outcomes do.
     """
     rng = np.random.default_rng(derive(0, "board-power", "bootstrap", str(of.sparsity), seeds, count))
     images = stats.drawn(of.n, DRAWS, derive(0, "board-power", "images", of.n))
     share, rho = float(of.mean.mean()), of.alike or 0.0
     z = float(special.ndtri(share))
-    slope = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)  # of the rate over the variable
-    alone = (share - both_stand(share, rho)) / of.n  # the variance that single outcomes give a row's rate
+    slope = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)  # derivative of the rate by the variable
+    alone = (share - both_stand(share, rho)) / of.n  # variance of a row's rate due to single outcomes
     away = {"null test": 0, "null bootstrap": 0, "moved test": 0, "moved bootstrap": 0}
     for i in range(count):
         pair = np.array(of.pairs["primary"][i % len(of.pairs["primary"])])

@@ -30,25 +30,25 @@ IMAGES, COUNT_OFF, IMAGES_OFF = 256, 1, 3
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Who stands after the whole of AutoAttack, bool (n,): of ours and of theirs."""
+    """Which images survive all of AutoAttack, bool (n,): with Prunebench's attacks, and with pyautoattack's."""
 
     ours: Tensor
     theirs: Tensor
 
     @property
     def differ(self) -> list[int]:
-        """The images that end otherwise."""
+        """The images whose verdicts differ."""
         return (self.ours != self.theirs).nonzero().flatten().tolist()
 
     @property
     def agree(self) -> bool:
-        """Whether that is no more than other noise from another batch size would do."""
+        """Whether the difference is no larger than the noise of a different batch size."""
         off = abs(int(self.ours.sum()) - int(self.theirs.sum()))
         return off <= COUNT_OFF and len(self.differ) <= IMAGES_OFF
 
 
 def ours(net: nn.Module, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
-    """Who stands after our attacks through the fast net, measured on the plain one."""
+    """Which images survive Prunebench's attacks on the accelerated net, as measured on the plain net."""
     quick = fast(net)
     with torch.no_grad():
         standing = net(images).argmax(1) == labels
@@ -66,14 +66,14 @@ def ours(net: nn.Module, images: Tensor, labels: Tensor, threat: Threat, seed: i
 
 
 def theirs(net: nn.Module, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
-    """Who stands after stock pyautoattack."""
+    """Which images survive stock pyautoattack."""
     attack = AutoAttack(net, eps=threat.radius, norm=threat.norm, seed=seed, version="standard")
     _, predicted = attack.run_standard_evaluation(images, labels, batch_size=len(images))
     return predicted == labels
 
 
 def compared(folder: Path, rules: Protocol, images: int = IMAGES) -> Verdicts:
-    """Both on the first `images` test images, for the net of the claim in `folder`."""
+    """Both verdicts on the first `images` test images, for the net of the claim in `folder`."""
     test = Store(Path("data")).testing(rules.data, images)
     case = as_float(test.images), test.labels, rules.threat, derive(rules.attack_seed, "attack", "shard-0")
     net = open_net(folder / "net.safetensors").module.eval().requires_grad_(False)
@@ -81,7 +81,7 @@ def compared(folder: Path, rules: Protocol, images: int = IMAGES) -> Verdicts:
 
 
 def main(names: list[str]) -> int:
-    """Compare and print. The exit status."""
+    """Compare and print; returns the exit status."""
     faults = 0
     for name in names:
         folder = CLAIMS / name

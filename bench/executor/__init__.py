@@ -1,7 +1,7 @@
-"""Running a sparse net at the cost of the weights that are left, in exact float32.
+"""Runs a sparse net at the cost of its remaining weights, in exact float32.
 
-`fast(net)` gives the same logits and input gradients as `net`, sooner. The weights are read when images of a shape come
-for the first time, and again by `refresh`, which is cheap as long as the same ones are zero.
+`fast(net)` gives the same logits and input gradients as `net`, faster. Weights are read at the first images of each
+shape, and again by `refresh`, which is cheap as long as the same weights are zero.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ __all__ = ["Fast", "compiler", "explain", "fast", "identity", "lacking"]
 
 _SAY = logging.getLogger("prunebench.executor")
 
-# Share of a net's multiplications above which torch is taken to be quicker (AMD Zen 5, one thread: ResNet-18 and VGG-16
-# take as long on both at 0.7); and multiplications an image up to which it never is, since it is slow on the narrow
-# layers of small nets (dense, with gradient: 3.5 times as long with the 0.1 million of digits-cnn, as long with the 10
-# million of mnist-cnn).
+# DENSE_ABOVE: the share of a net's multiplications above which torch is assumed to be faster (AMD Zen 5, one thread:
+# both take equally long at 0.7 for ResNet-18 and VGG-16). SMALL: the multiplications per image up to which it never is,
+# since torch is slow on the narrow layers of small nets (dense, with gradient: 3.5 times as long for digits-cnn with
+# 0.1 million, equally long for mnist-cnn with 10 million).
 DENSE_ABOVE, SMALL = 0.65, 8e6
 
-Stage = Compiled | Folded | fx.Node  # on the kernels, on torch with norms folded, or a node as it is
+Stage = Compiled | Folded | fx.Node  # on the kernels, on torch with folded norms, or an unchanged node
 
 
 class Fast:
-    """A net that runs sparse where that is quicker; `said` holds what the kernels do not know, and why."""
+    """A net that runs sparse where that is faster; `said` holds what the kernels do not support, and why."""
 
     def __init__(self, net: nn.Module, *, always: bool = False, masks: Masks | None = None) -> None:
         _refuse_training(net.modules())
@@ -50,9 +50,9 @@ class Fast:
         self._lock = threading.Lock()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (n, classes) of `images`, float32 (n, c, h, w); other dtypes, and no images, are the net's own affair.
+        """Logits (n, classes) of `images`, float32 (n, c, h, w); other dtypes and empty batches go to the net itself.
 
-        Raises PrunebenchError for a net in training mode and for images that the net does not take.
+        Raises PrunebenchError for a net in training mode and for images that the net does not accept.
         """
         _refuse_training([self.net])
         if images.dtype != torch.float32 or images.device.type != "cpu" or images.shape[:1] == (0,):
@@ -61,20 +61,20 @@ class Fast:
         return self.net(images) if plan is None else self._run(plan, images)
 
     def differs(self, shape: Sequence[int]) -> bool:
-        """Whether what runs for images of this shape (c, h, w) is not the net itself: kernels, or norms folded."""
+        """Whether images of this shape (c, h, w) run on kernels or folded norms rather than on the net itself."""
         return self._planned(shape) is not None
 
     def bits(self, shape: Sequence[int]) -> str:
-        """What decides the bits for images of this shape (c, h, w) beside torch: kernels, the folding, or "plain"."""
+        """What besides torch decides the bits for images of this shape (c, h, w): kernels, folding, or "plain"."""
         plan = self._planned(shape)
         if plan is None:
             return "plain"
         return identity() if any(isinstance(stage, Compiled) for stage in plan) else f"folded, {lowering()}"
 
     def refresh(self) -> None:
-        """Read the net's weights, biases and norms again; nobody may be calling it at that time.
+        """Read the net's weights, biases and norms again; no call may be running meanwhile.
 
-        Where a weight outside of the pattern is no longer zero, all is planned anew when the next images come.
+        If a weight outside the pattern is no longer zero, everything is planned anew at the next images.
         """
         with self._lock:
             stages = [stage for plan in self.plans.values() for stage in plan or () if not isinstance(stage, fx.Node)]
@@ -88,7 +88,7 @@ class Fast:
 
     @cached_property
     def _graph(self) -> fx.GraphModule | None:
-        """The net as a graph, None when it runs as it is; read, and kernels built, when the first images come."""
+        """The net as a graph, None if it runs unchanged; it is read, and kernels are built, at the first images."""
         if any(tensor.device.type != "cpu" for tensor in (*self.net.parameters(), *self.net.buffers())):
             self._say("The net runs dense: it is not on the CPU.", logging.INFO)
             return None
@@ -97,7 +97,7 @@ class Fast:
             return None
         try:
             graph = Tracer().trace(self.net)
-        except Exception as error:  # noqa: BLE001  # whatever a foreign net's forward may raise when it is traced
+        except Exception as error:  # noqa: BLE001  # a foreign net's forward may raise anything when traced
             self._say(f"The net runs dense: its layers cannot be read ({type(error).__name__}: {error}).")
             return None
         module = fx.GraphModule(self.net, graph)
@@ -108,7 +108,7 @@ class Fast:
 
     @cached_property
     def _ends(self) -> tuple[fx.Node, fx.Node]:
-        """The nodes of images and logits in the graph."""
+        """The graph's nodes for images and logits."""
         assert self._graph is not None
         nodes = {node.op: node for node in self._graph.graph.nodes}
         return nodes["placeholder"], nodes["output"].args[0]
@@ -121,7 +121,7 @@ class Fast:
             return self.plans[shape]
 
     def _plan(self, shape: tuple[int, ...]) -> list[Stage] | None:
-        """What runs for images of this shape, None for the net as it is."""
+        """The stages to run for images of this shape, None for the unchanged net."""
         if self._graph is None:
             return None
         probe = torch.zeros(PROBE, *shape)
@@ -168,18 +168,17 @@ class Fast:
 
 
 def fast(net: nn.Module, *, always: bool = False, masks: Masks | None = None) -> Fast:
-    """A callable with the outputs and input gradients of `net` (in eval mode, float32, on the CPU), sooner if sparse.
+    """A callable with the outputs and input gradients of `net` (in eval mode, float32, on the CPU), faster if sparse.
 
-    Images: float32 (n, c, h, w). `always`: on the kernels where they know the layers, even where dense is quicker.
-    `masks`: by parameter, which weights may become other than zero (of a parameter that is not named: all); without
-    them, those that are not zero now. They alone decide what runs sparse. Raises PrunebenchError for a net in training
-    mode.
+    Images: float32 (n, c, h, w). `always`: use the kernels for all layers they support, even where dense is faster.
+    `masks`: by parameter, which weights may become nonzero (for unnamed parameters, all); without masks, those that are
+    nonzero now. They alone decide what runs sparse. Raises PrunebenchError for a net in training mode.
     """
     return Fast(net, always=always, masks=masks)
 
 
 def multiplications(graph: fx.GraphModule, pattern: Pattern) -> tuple[int, int]:
-    """How many an image takes with what `pattern` leaves of a net, and with all; `graph` knows its shapes."""
+    """Multiplications per image with the weights that `pattern` keeps, and with all; `graph` has been probed."""
     left = whole = 0
     for node in graph.graph.nodes:
         module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -192,7 +191,7 @@ def multiplications(graph: fx.GraphModule, pattern: Pattern) -> tuple[int, int]:
 
 @cache
 def _tell(sentence: str, level: int) -> None:
-    """Log a sentence, once in a process: a training makes a fast net a stage."""
+    """Log a sentence once per process: a training makes one fast net per stage."""
     _SAY.log(level, "%s", sentence)
 
 
@@ -202,7 +201,7 @@ def _refuse_training(modules: Iterable[nn.Module]) -> None:
 
 
 def _try(net: nn.Module, images: Tensor) -> None:
-    """Refuse what the net refuses, in a sentence."""
+    """Raise PrunebenchError for images that the net does not accept."""
     shape = tuple(images.shape[1:])
     if len(shape) not in (1, 3):
         raise PrunebenchError(f"fast() takes images (n, c, h, w) or (n, features), and each of these is {shape}.")
@@ -213,7 +212,7 @@ def _try(net: nn.Module, images: Tensor) -> None:
 
 
 def _overwritten(graph: fx.GraphModule) -> fx.Node | None:
-    """A node that a layer writes over though another one reads it."""
+    """A node that a layer overwrites although another node reads it."""
     for node in graph.graph.nodes:
         module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         name = str(getattr(node.target, "__name__", node.target))
@@ -226,7 +225,7 @@ def _overwritten(graph: fx.GraphModule) -> fx.Node | None:
 
 
 def _names(graph: fx.GraphModule, node: Any) -> list[fx.Node]:
-    """A node and those that it is another name of."""
+    """A node and the nodes that it is an alias of."""
     found = []
     while isinstance(node, fx.Node):
         found.append(node)

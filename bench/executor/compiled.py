@@ -22,9 +22,9 @@ _ALIGNED = 64  # bytes
 
 
 class Compiled:
-    """A callable: the values of `inputs` in, those of `outputs` out, a tuple each, (n, ...) float32 on the CPU.
+    """A callable from the values of `inputs` to those of `outputs`, each a tuple of (n, ...) float32 on the CPU.
 
-    Several Python threads may call it at once, but not while it is refreshed.
+    Several Python threads may call it at once, but not during a refresh.
     """
 
     def __init__(self, segment: Segment, kernels: Any) -> None:
@@ -33,14 +33,14 @@ class Compiled:
         self._before = [_shape(node) for node in self.inputs]
         self._after = [_shape(node) for node in self.outputs]
         self._kernels, self._segment, self._lowered = kernels, segment, lower(segment)
-        self.version = 0  # how often the weights were read
-        self._idle: dict[int, list[Tensor]] = {}  # arenas that no call uses, by their size
+        self.version = 0  # how many times the weights were read
+        self._idle: dict[int, list[Tensor]] = {}  # unused arenas, by size
         self._lock = threading.Lock()
         if not self.refresh():
             raise ValueError("the pattern leaves out weights that are not zero")
 
     def refresh(self) -> bool:
-        """Read the weights again; False, with nothing read, where one that the pattern leaves out is no longer zero."""
+        """Read the weights again; False, with nothing read, if a weight outside the pattern is no longer zero."""
         layers = {number: layer for number, layer in enumerate(self._segment.layers) if isinstance(layer, Conv)}
         found = {number: layer.weights.sparse() for number, layer in layers.items()}
         read = {number: pair for number, pair in found.items() if pair is not None}
@@ -54,13 +54,13 @@ class Compiled:
         return True
 
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """The outputs; with gradients of the inputs where they are asked for."""
+        """The outputs, differentiable in the inputs where these require gradients."""
         if torch.is_grad_enabled() and any(value.requires_grad for value in values):
             return _Run.apply(self, *values)
         return self.forward(values, keep=False)[0]
 
     def forward(self, values: tuple[Tensor, ...], *, keep: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """The outputs, and what the backward pass needs where `keep`."""
+        """The outputs, and if `keep`, what the backward pass needs."""
         images = _images(values, self._before)
         saved = torch.empty(self._bytes(images), dtype=torch.uint8) if keep else None
         outputs = tuple(torch.empty(images, *shape) for shape in self._after)
@@ -68,7 +68,7 @@ class Compiled:
         return outputs, saved
 
     def backward(self, gradients: tuple[Tensor, ...], saved: Tensor) -> tuple[Tensor, ...]:
-        """The gradients of the inputs, from those of the outputs."""
+        """The input gradients, from the output gradients."""
         images = _images(gradients, self._after)
         if len(saved) != self._bytes(images):
             raise PrunebenchError(f"There are gradients of {images} images, and the outputs were of another number.")
@@ -77,7 +77,7 @@ class Compiled:
         return found
 
     def _bytes(self, images: int) -> int:
-        """What is saved for the backward pass, and room to align it."""
+        """Bytes saved for the backward pass, plus room for alignment."""
         return -(-images // GROUP) * self._lowered.saved + _ALIGNED
 
     def _execute(
@@ -111,7 +111,7 @@ class Compiled:
 
 
 class _Run(torch.autograd.Function):
-    """The segment as an operator of torch: differentiable once, in its inputs."""
+    """The segment as a torch operator, differentiable once, in its inputs."""
 
     @staticmethod
     def forward(ctx: Any, segment: Compiled, *values: Tensor) -> tuple[Tensor, ...]:
@@ -130,7 +130,7 @@ class _Run(torch.autograd.Function):
 
 
 def _images(values: tuple[Tensor, ...], shapes: list[tuple[int, ...]]) -> int:
-    """How many images `values` are of; the kernels would read past the end of what has another shape."""
+    """The number of images in `values`, whose shapes are checked: kernels would read past the end of smaller ones."""
     images = len(values[0])
     for value, shape in zip(values, shapes, strict=True):
         if value.shape != (images, *shape):
@@ -153,6 +153,6 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
 
 
 def kernels() -> Any:
-    """The library, None where there is none."""
+    """The library, None if there is none."""
     found = native.library()
     return None if isinstance(found, Exception) else found

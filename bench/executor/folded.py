@@ -1,4 +1,4 @@
-"""A segment of a net that runs dense, on torch: norms folded, channels last, ReLU and sums in place."""
+"""A segment of a net that runs dense on torch, with folded norms, channels last, ReLU and sums in place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LAST = torch.channels_last
 
 
 class Folded:
-    """A callable: the values of `inputs` in, those of `outputs` out, a tuple each, (n, ...) float32 on the CPU."""
+    """A callable from the values of `inputs` to those of `outputs`, each a tuple of (n, ...) float32 on the CPU."""
 
     def __init__(self, segment: Segment) -> None:
         self.inputs: list[fx.Node] = list(segment.inputs)
@@ -22,7 +22,7 @@ class Folded:
         self.refresh()
 
     def refresh(self) -> bool:
-        """Read the weights again; always True, for here no weight is left out."""
+        """Read the weights again; always True, since no weight is left out."""
         for number, layer in enumerate(self._segment.layers):
             if isinstance(layer, Conv):
                 weight, bias = layer.weights.dense()
@@ -31,12 +31,12 @@ class Folded:
         return True
 
     def _whole(self, layer: Conv) -> bool:
-        """Whether the layer has one output pixel, which reads all of the image: a linear layer."""
+        """Whether the layer's one output pixel reads the whole image, as in a linear layer."""
         rows_cols = self._segment.shapes[layer.source][1:]
         return layer.groups == 1 and layer.padding == (0, 0) and layer.weights.shape[2:] == rows_cols
 
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """The outputs, as torch's own operators give them."""
+        """The outputs, by torch's own operators."""
         segment, known = self._segment, dict[int, Tensor]()
         for number, value in zip(segment.inputs.values(), values, strict=True):
             value = value.view(len(value), *segment.shapes[number])
@@ -63,5 +63,5 @@ class Folded:
 
 
 def _flat(values: Tensor) -> Tensor:
-    """(n, c, h, w) as (n, h * w * c): where channels lie last that is the order of memory."""
+    """(n, c, h, w) as (n, h * w * c), the memory order with channels last."""
     return values.permute(0, 2, 3, 1).flatten(1)

@@ -1,4 +1,4 @@
-"""The layers of a net as an operator knows them: norms folded, ReLU and sums fused."""
+"""The layers of a net as the operators see them: norms folded, ReLU and sums fused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Shape = tuple[int, int, int]
 
 @dataclass
 class Conv:
-    """A convolution, then what is added to it, then ReLU.
+    """A convolution, then an optional sum, then an optional ReLU.
 
     Linear layers, norms, averages and copies are convolutions too.
     """
@@ -34,7 +34,7 @@ class Conv:
 
 @dataclass
 class MaxPool:
-    """The largest of each window."""
+    """The maximum of each window."""
 
     source: int
     result: int
@@ -44,9 +44,9 @@ class MaxPool:
 
 @dataclass
 class Segment:
-    """Layers between values that are known by number; `shapes`: (channels, rows, cols) of each value.
+    """Layers between numbered values; `shapes`: (channels, rows, cols) of each value.
 
-    `inputs`, `outputs`: nodes of the graph, with their values. `normalise`: mean and spread by which an input is
+    `inputs`, `outputs`: nodes of the graph, with their values. `normalise`: mean and spread with which an input is
     normalised when it is read.
     """
 

@@ -1,4 +1,4 @@
-"""A segment as two programs: the outputs, and the gradient of the inputs."""
+"""Lowers a segment to two programs: one for its outputs, one for the gradient of its inputs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from prunebench.bench.executor.program import MASK, OPEN, RELU, SIGNS, Bits, Job
 
 @dataclass
 class Lowered:
-    """Both programs of a segment and the bytes that a group of images saves between them."""
+    """Both programs of a segment, and the bytes saved between them per group of images."""
 
     forward: Program
     backward: Program
     saved: int
 
     def fill(self, weights: Mapping[int, NDArray[np.float32]], biases: Mapping[int, NDArray[np.float32]]) -> None:
-        """Give both programs the weights that the layers have now: by layer, those kept and a zero after them."""
+        """Give both programs the layers' current weights: by layer, the kept weights followed by a zero."""
         self.forward.fill(weights, biases)
         self.backward.fill(weights, biases)
 
 
 def lower(segment: Segment) -> Lowered:
-    """The programs of `segment`, without its weights."""
+    """The programs of `segment`, still without weights."""
     bits, saved = _bits(segment)
     forward = _forward(segment, bits)
     backward = _backward(segment, bits)
@@ -38,7 +38,7 @@ def lower(segment: Segment) -> Lowered:
 
 
 def _bits(segment: Segment) -> tuple[dict[int, Bits], int]:
-    """What each layer saves, by its result."""
+    """What each layer saves, by its result, and the bytes in total."""
     found, size = {}, 0
     for layer in segment.layers:
         if isinstance(layer, MaxPool) or layer.relu:
@@ -71,20 +71,20 @@ def _forward(segment: Segment, bits: dict[int, Bits]) -> Program:
 
 
 def _backward(segment: Segment, bits: dict[int, Bits]) -> Program:
-    """Gradients flow from the outputs to the inputs; each value's is the sum of what its readers hand back."""
+    """The backward program, in which each value's gradient is the sum of those from its readers."""
     program = Program()
     shapes = segment.shapes
-    pending: dict[int, list[Job]] = {value: [] for value in shapes}  # jobs that make a part of a value's gradient
-    ready: dict[int, list[int]] = {value: [] for value in shapes}  # tensors that are a part of it as they are
+    pending: dict[int, list[Job]] = {value: [] for value in shapes}  # jobs that compute a term of a value's gradient
+    ready: dict[int, list[int]] = {value: [] for value in shapes}  # tensors that are already a term of it
     for port, value in enumerate(segment.outputs.values()):
         tensor = program.tensor(shapes[value])
         program.jobs.append(Job(LOAD, target=tensor, port=port))
         ready[value].append(tensor)
 
     def gather(value: int, gate: Bits | None) -> int:
-        """The tensor of a value's gradient, before the ReLU that made it where there is one."""
+        """The tensor of a value's gradient, before the ReLU that produced the value, if any."""
         parts = list(ready[value])
-        # What spreads over pixels first: a convolution adds what is there already as it writes.
+        # Unpooling first: a convolution adds the existing sum as it writes.
         work = sorted(pending[value], key=lambda job: job.kind == CONV)
         if not work:
             if len(parts) == 1 and gate is None:
@@ -138,7 +138,7 @@ def _copy(shape: Shape) -> Phase:
 
 
 def _taps(layer: Conv) -> NDArray[np.int64]:
-    """Of each kept weight of a layer: output channel, input channel, row and column in the kernel."""
+    """Output channel, input channel, kernel row and kernel column of each kept weight of a layer."""
     outputs, inputs = layer.weights.shape[:2]
     taps = np.stack(np.unravel_index(layer.weights.kept.numpy(), layer.weights.shape), axis=1)
     taps[:, 1] += taps[:, 0] // (outputs // layer.groups) * inputs
@@ -153,10 +153,9 @@ def _onward(layer: Conv, result: Shape) -> Phase:
 
 
 def _back(layer: Conv, source: Shape, result: Shape) -> list[Phase]:
-    """The transposed convolution, one phase for all input pixels that lie alike to the stride.
+    """The transposed convolution, one phase per input position modulo the stride.
 
-    Input pixel a + s * r was read by output r + (a + padding - dilation * k) / s through the kernel's place k, where
-    that is whole.
+    Output r + (a + padding - dilation * k) / s, where that is whole, read input pixel a + s * r at kernel position k.
     """
     taps = _taps(layer)[:, [1, 0, 2, 3]]
     phases = []
@@ -175,7 +174,7 @@ def _back(layer: Conv, source: Shape, result: Shape) -> list[Phase]:
 
 
 def _inside(taps: NDArray[np.int64], extent: tuple[int, int], shape: Shape) -> NDArray[np.bool_]:
-    """Without the weights that every pixel would multiply with the frame."""
+    """False for weights that every pixel would multiply with the zero frame."""
     kept = np.ones(len(taps), bool)
     for axis in (0, 1):
         low = taps[:, 2 + axis]

@@ -1,4 +1,4 @@
-"""The kernels as a library: compiled at first use by the system's compiler, kept by content, loaded by ctypes."""
+"""The kernel library: compiled at first use by the system's compiler, cached by content, loaded by ctypes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prunebench.bench.files import canonical_json, sha256_of, write_bytes
 SOURCE = Path(__file__).with_name("kernels.cpp")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
-TARGETS = ("-march=native", "-mcpu=native", "")  # the first that the compiler takes
+TARGETS = ("-march=native", "-mcpu=native", "")  # the first that the compiler accepts is used
 PITCHES = ("", "_channel", "_row", "_col")
 
 
@@ -54,14 +54,14 @@ class Step(ctypes.Structure):
 
 
 def compiler() -> str | None:
-    """The path of the system's C++ compiler, None where there is none; `CXX` names another one, "none" none at all."""
+    """The path of the system's C++ compiler, None if there is none; `CXX` names another one, or "none" for none."""
     wanted = os.environ.get("CXX")
     return next((path for name in ((wanted,) if wanted else COMPILERS) if (path := shutil.which(name))), None)
 
 
 @cache
 def library() -> ctypes.CDLL | PrunebenchError:
-    """The kernels, or why there are none."""
+    """The kernels, or the reason why there are none."""
     try:
         return load(folder())
     except PrunebenchError as error:
@@ -69,12 +69,12 @@ def library() -> ctypes.CDLL | PrunebenchError:
 
 
 def folder() -> Path:
-    """Where compiled kernels are kept: below the user's cache folder."""
+    """The folder of compiled kernels, below the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prunebench" / "kernels"
 
 
 def lacking() -> str | None:
-    """Why there are no kernels here and every net runs dense, with the way out; None where there are some."""
+    """Why there are no kernels here and every net runs dense, with the remedy; None if there are kernels."""
     found = library()
     return str(found) if isinstance(found, PrunebenchError) else None
 
@@ -86,9 +86,9 @@ def explain() -> str:
 
 
 def identity() -> str:
-    """What decides the bits that the kernels give: their width, and a hash of source, lowering, compiler and processor.
+    """What decides the kernels' output bits: their width, and a hash of source, lowering, compiler and processor.
 
-    "none" where nets run dense.
+    "none" if nets run dense.
     """
     found = library()
     if isinstance(found, PrunebenchError):
@@ -98,16 +98,16 @@ def identity() -> str:
 
 
 def lowering() -> str:
-    """A hash of the code that decides how a net is folded and lowered to kernels."""
+    """A hash of the code that folds nets and lowers them to kernels."""
     return machine.hash_of(sorted(SOURCE.parent.glob("*.py")))[:12]
 
 
 @cache
 def team() -> int | None:
-    """Where the function lies that has torch's own threads do something; None where torch has threads of another kind.
+    """The address of the function that runs work on torch's own threads; None if torch uses another kind of threads.
 
-    It is libgomp's (and libomp's) GOMP_parallel, what compilers make of `#pragma omp parallel`. Where a process has
-    loaded more than one of these libraries it may be another's: as right, and no quicker than threads of our own.
+    It is GOMP_parallel of libgomp (and libomp), to which compilers translate `#pragma omp parallel`. In a process with
+    several of these libraries it may belong to another: equally correct, but no faster than the kernels' own threads.
     """
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
@@ -116,10 +116,10 @@ def team() -> int | None:
 
 
 def load(kept: Path, flags: Sequence[str] = FLAGS, targets: Sequence[str] = TARGETS) -> ctypes.CDLL:
-    """The library out of the folder `kept`, compiled if it is not there whole: for the first target that is accepted.
+    """The library from the folder `kept`, compiled for the first accepted target if no intact file is there.
 
-    Its name has the hash of what it was made from and its own, so that a file that was cut short is not loaded but made
-    again. Raises PrunebenchError when it cannot be made.
+    Its name holds the hash of what it was made from and its own, so that a truncated file is not loaded but rebuilt.
+    Raises PrunebenchError when it cannot be built.
     """
     path = compiler()
     if path is None:
@@ -138,7 +138,7 @@ def load(kept: Path, flags: Sequence[str] = FLAGS, targets: Sequence[str] = TARG
             made = Path(scratch) / "kernels.so"
             _compile(path, made, flags, targets)
             data = made.read_bytes()
-    except FileNotFoundError:  # another process took a broken one away
+    except FileNotFoundError:  # another process removed a broken file
         return load(kept, flags, targets)
     except OSError as error:
         raise PrunebenchError(f"the kernels cannot be built ({error.strerror or error}).") from error
@@ -148,7 +148,7 @@ def load(kept: Path, flags: Sequence[str] = FLAGS, targets: Sequence[str] = TARG
 
 
 def _key(path: str, flags: Sequence[str], targets: Sequence[str]) -> str:
-    """The hash of all that decides what the compiler makes: source, flags, compiler and processor."""
+    """The hash of everything that decides the compiler's output: source, flags, compiler and processor."""
     try:
         version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
@@ -180,7 +180,7 @@ def _compile(path: str, made: Path, flags: Sequence[str], targets: Sequence[str]
 
 def _open(path: Path) -> ctypes.CDLL:
     try:
-        found = ctypes.CDLL(str(path))  # its calls let other Python threads go on
+        found = ctypes.CDLL(str(path))  # its calls release the GIL
     except OSError as error:
         raise PrunebenchError(f"the compiled kernels {path} cannot be loaded ({error}).") from error
     found.step_bytes.restype = found.lanes.restype = ctypes.c_int64

@@ -1,4 +1,4 @@
-"""The weights of a convolution in the order in which the kernel reads them that is cheapest."""
+"""Packs the weights of a convolution in the order in which the cheapest kernel reads them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from prunebench.bench.errors import PrunebenchError
 
-GROUP = 16  # images that lie side by side
+GROUP = 16  # images stored side by side
 LOAD, STORE, FRAME, CONV, DENSE, POOL, UNPOOL = range(7)
 PIXEL, FLAT, SQUARE = range(3)  # tiles of 1 x 1, 1 x 8 and 2 x 4 output pixels
-QUAD = 4  # output channels that share what they read
-# Processor cycles (AMD Zen 5, 16 floats wide) that a pixel costs: for a weight whose inputs lie in the second cache, or
-# in the first; for a sum that is put down and taken up again; for a weight of four channels (2.5 where images are
-# large, 4 where their rows are shorter than a tile).
+QUAD = 4  # output channels that share their inputs
+# Processor cycles per pixel (AMD Zen 5, 16 floats wide): for a weight with its inputs in the L2 cache, or in L1; for a
+# sum that is stored and loaded again; for a weight of four channels (2.5 for large images, 4 if their rows are shorter
+# than a tile).
 FAR, NEAR, PAUSE, FOUR = 1.3, 0.8, 2.6, 2.8
-WINDOW = 40 * 1024  # bytes of input that stay in the first cache
+WINDOW = 40 * 1024  # bytes of input that stay in the L1 cache
 
 Pair = tuple[int, int]
 Entries = np.dtype([("offset", np.int32), ("weight", np.float32)])
@@ -27,10 +27,10 @@ Quads = np.dtype([("offset", np.int32), ("weight", np.float32, QUAD)])
 
 @dataclass(frozen=True)
 class Phase:
-    """A convolution onto every `step`-th pixel from `origin`: rows x cols of them, read `stride` pixels apart.
+    """A convolution onto every `step`-th pixel from `origin`: rows x cols pixels, read `stride` pixels apart.
 
-    `taps`: one row a weight: output channel, input channel, row and column of what the first pixel reads; `holds`:
-    which of the layer's weights it is.
+    `taps`: one row per weight: output channel, input channel, row and column that the first pixel reads; `holds`: the
+    index of each weight among the layer's weights.
     """
 
     origin: Pair
@@ -43,9 +43,9 @@ class Phase:
 
 @dataclass(frozen=True)
 class Packed:
-    """A phase as a kernel reads it: fields of Step by their names, the weights in `entries` still to come.
+    """A phase as a kernel reads it: fields of Step by name, with the weights in `entries` not yet filled in.
 
-    `taps`: for each place of `entries["weight"]` the tap whose weight it holds, -1 where there is none.
+    `taps`: for each position in `entries["weight"]` the tap whose weight it holds, -1 if there is none.
     """
 
     kind: int
@@ -57,9 +57,9 @@ class Packed:
 
 
 def pack(phase: Phase, pitches: NDArray[np.int64], channels: int) -> Packed:
-    """A phase for the kernel that is cheaper; `pitches`: floats from one input channel, row and column to the next.
+    """A phase for the cheaper kernel; `pitches`: floats from one input channel, row and column to the next.
 
-    Raises PrunebenchError where the kernels cannot count that far.
+    Raises PrunebenchError where offsets exceed the kernels' integers.
     """
     outputs, offsets = phase.taps[:, 0], phase.taps[:, 1:] @ pitches
     low = int(offsets.min(initial=0))
@@ -89,9 +89,9 @@ def pack(phase: Phase, pitches: NDArray[np.int64], channels: int) -> Packed:
 
 
 def _tile(phase: Phase) -> tuple[int, float]:
-    """The tile that covers the result with the fewest pixels beyond it, and how many there are to one of the result.
+    """The tile that covers the result with the fewest extra pixels, and its computed pixels per pixel of the result.
 
-    A pixel by itself costs as much as three of a tile.
+    A single pixel costs as much as three pixels of a tile.
     """
     rows, cols = phase.extent
     pixels = {FLAT: rows * -(-cols // 8) * 8, SQUARE: -(-rows // 2) * 2 * -(-cols // 4) * 4}
@@ -102,7 +102,7 @@ def _tile(phase: Phase) -> tuple[int, float]:
 
 
 def _blocks(phase: Phase, tile: int, channels: int) -> tuple[int, int, float]:
-    """Input channels in a block, how many blocks, what their weights cost: one block where more of them do not pay."""
+    """Input channels per block, number of blocks, cost of their weights; one block where more do not pay."""
     weights, inputs = len(phase.taps), int(phase.taps[:, 1].max(initial=0)) + 1
     if tile == PIXEL or not weights:
         return inputs, 1, NEAR * weights

@@ -1,4 +1,4 @@
-"""A program for the kernels: tensors in an arena, steps over them, and the memory that they need."""
+"""A program for the kernels: tensors in an arena, steps on them, and the memory that they need."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from prunebench.bench.executor.native import PITCHES, Step
 from prunebench.bench.executor.packing import CONV, DENSE, FRAME, GROUP, LOAD, STORE, UNPOOL, Pair, Phase, pack
 
 OPEN, RELU, MASK = range(3)
-SIGNS = 4  # bytes that hold the signs of a pixel's images
+SIGNS = 4  # bytes for the signs of a pixel's images
 _ONE = np.array([1, 0], np.float32)  # the weight of a copy, and the zero after it
 
 
 @dataclass
 class Tensor:
-    """A tensor of the program: channels x rows x cols x 16 images with a frame of zeros `frame` wide (rows, cols)."""
+    """A tensor of the program: channels x rows x cols x 16 images, in a frame of zeros `frame` wide (rows, cols)."""
 
     shape: tuple[int, int, int]
     frame: Pair = (0, 0)
@@ -39,17 +39,17 @@ class Tensor:
         return self.shape[0] * self.channel
 
     def at(self, row: int = 0, col: int = 0) -> int:
-        """Where the pixel of the first channel lies."""
+        """The offset of this pixel in the first channel."""
         return self.offset + (row + self.frame[0]) * self.row + (col + self.frame[1]) * GROUP
 
 
 @dataclass(frozen=True)
 class Bits:
-    """What the forward pass saves for the backward pass: `pixel` bytes for each pixel of a tensor of this shape."""
+    """What the forward pass saves for the backward pass: `pixel` bytes per pixel of a tensor of this shape."""
 
     shape: tuple[int, int, int]
-    offset: int  # bytes in the area of a group
-    pixel: int  # SIGNS of a gate; a byte an image for the places of a pool
+    offset: int  # in bytes, within the area of a group
+    pixel: int  # SIGNS for a gate; one byte per image for the positions of a pool's maxima
 
     @property
     def size(self) -> int:
@@ -62,14 +62,14 @@ class Bits:
 
 @dataclass
 class Job:
-    """Something that makes the tensor `target` out of `source` and `add`, by their numbers."""
+    """Computes the tensor `target` from `source` and `add`, all given by number."""
 
     kind: int
     source: int = -1
     target: int = -1
     add: int = -1
     gate: int = OPEN
-    bits: Bits | None = None  # of the gate; POOL, UNPOOL: of the places
+    bits: Bits | None = None  # of the gate; POOL, UNPOOL: of the positions
     sign: Bits | None = None  # UNPOOL: of the gate
     layer: int | None = None  # whose weights the phases hold; None: all of them are 1
     phases: list[Phase] = field(default_factory=list)
@@ -81,20 +81,20 @@ class Job:
 
 
 class Program:
-    """Jobs, then the steps that they become, then their weights, as often as these change.
+    """Jobs, then the steps made from them, then their weights, rewritten whenever these change.
 
-    `tensors` and `jobs` are filled first; `finish` chooses frames, places and kernels; `fill` writes weights. `arena`:
-    floats that a thread needs.
+    `tensors` and `jobs` are filled first; `finish` chooses frames, offsets and kernels; `fill` writes weights. `arena`:
+    floats needed per thread.
     """
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
         self.jobs: list[Job] = []
         self.arena = 0
-        self._alive: list[Any] = []  # what the steps point into
+        self._alive: list[Any] = []  # memory that the steps point into
         self._steps: list[Step] = []
         self._slack = 0  # floats past the last tensor that may be read
-        # What `fill` writes: the weights of a step and which of its layer's each is; biases. None: a layer of ones.
+        # Written by `fill`: a step's weights, with their indices among its layer's weights; biases. None: all ones.
         self._weights: list[tuple[NDArray[np.float32], NDArray[np.int64], int | None]] = []
         self._biases: list[tuple[NDArray[np.float32], int | None]] = []
 
@@ -104,7 +104,7 @@ class Program:
         return len(self.tensors) - 1
 
     def finish(self) -> None:
-        """Make the steps."""
+        """Turn the jobs into steps."""
         for job in self.jobs:
             for phase in job.phases:
                 self._widen(self.tensors[job.source], phase)
@@ -115,7 +115,7 @@ class Program:
         self.steps = (Step * len(self._steps))(*self._steps)
 
     def fill(self, weights: Mapping[int, NDArray[np.float32]], biases: Mapping[int, NDArray[np.float32]]) -> None:
-        """Write into the steps what the layers have now, by their numbers; the last of a layer's `weights` is a 0."""
+        """Write the layers' current weights and biases, by layer, into the steps; each layer's `weights` end in a 0."""
         for places, holds, layer in self._weights:
             places[...] = (_ONE if layer is None else weights[layer])[holds]
         for bias, layer in self._biases:
@@ -134,7 +134,7 @@ class Program:
         tensor.frame = frame[0], frame[1]
 
     def _place(self) -> None:
-        """Give every tensor its place in the arena; those that are not alive together may share one."""
+        """Give every tensor its offset in the arena; tensors that are never alive together may share memory."""
         last: dict[int, int] = {}
         for number, job in enumerate(self.jobs):
             last |= {tensor: number for tensor in (job.source, job.add, job.target) if tensor >= 0}
@@ -158,7 +158,7 @@ class Program:
             taken = [place for place in taken if last[place[2]] > number]
 
     def _in_place(self, job: Job, dies: bool) -> bool:
-        """Whether `job` may write where it reads what it adds: pixel for pixel, nobody else reads it later."""
+        """Whether `job` may overwrite the tensor it adds: it reads it pixel by pixel, and nothing reads it later."""
         if not dies or job.kind not in (CONV, DENSE) or job.add == job.source:
             return False
         add, target = self.tensors[job.add], self.tensors[job.target]

@@ -1,4 +1,4 @@
-"""Layers read off a net's traced graph, as far as the kernels know them."""
+"""Reads layers that the kernels support from a net's traced graph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROBE = 2  # images that show the shapes of the values
 
 
 class Tracer(fx.Tracer):
-    """Enters what is made of layers, but not a layer."""
+    """Traces into modules made of layers, but not into layers."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         """Whether `module` is one node of the graph."""
@@ -28,29 +28,29 @@ class Tracer(fx.Tracer):
 
 
 class Probe(fx.Interpreter):
-    """Runs a graph and notes at each node what its tensor looks like.
+    """Runs a graph and records the shape and dtype of each node's tensor.
 
-    torch's own `ShapeProp` also notes strides and storage, for which it imports an algebra system: two seconds.
+    torch's own `ShapeProp` also records strides and storage, which takes two seconds to import an algebra system.
     """
 
     def run_node(self, n: fx.Node) -> Any:
-        """The node's value; of a tensor, its shape and type are kept."""
+        """The node's value; if it is a tensor, its shape and dtype are recorded."""
         value = super().run_node(n)
         n.meta["probed"] = value.to("meta") if isinstance(value, Tensor) else None
         return value
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
-    """The shape of one image's value at `node`, None where it is not one float32 tensor with a row an image.
+    """The shape of one image's value at `node`, None unless it is one float32 tensor with one row per image.
 
-    A `Probe` of `PROBE` images went through the graph.
+    A `Probe` must have run `PROBE` images through the graph.
     """
     value: Tensor | None = node.meta.get("probed")
     return None if value is None or value.dtype != torch.float32 or value.shape[:1] != (PROBE,) else value.shape[1:]
 
 
 class Reader:
-    """Reads nodes into a segment, one after the other, as long as it knows them."""
+    """Reads nodes into a segment, one by one, as long as it supports them."""
 
     def __init__(self, graph: fx.GraphModule, pattern: Pattern) -> None:
         self.graph, self.pattern = graph, pattern
@@ -58,11 +58,11 @@ class Reader:
         self.values: dict[fx.Node, int] = {}  # of this segment
 
     def nodes(self) -> list[fx.Node]:
-        """What was read since the last cut, in order."""
+        """The nodes read since the last cut, in order."""
         return [node for node in self.values if node not in self.segment.inputs]
 
     def cut(self) -> Segment:
-        """The segment that was read; the next one begins."""
+        """Return the segment read so far and begin the next."""
         done, inside = self.segment, self.values
         for node, value in inside.items():
             if node not in done.inputs and any(user not in inside for user in node.users):
@@ -71,7 +71,7 @@ class Reader:
         return done
 
     def read(self, node: fx.Node) -> bool:
-        """Whether `node` is a layer that the kernels know; it is then in the segment."""
+        """Whether the kernels support the layer `node`, which is then added to the segment."""
         shape = shape_of(node)
         sources = [shape_of(source) for source in node.all_input_nodes]
         if shape is None or None in sources or not all(len(s) in (1, 3) for s in (shape, *sources) if s is not None):
@@ -133,7 +133,7 @@ class Reader:
         return False
 
     def _value(self, node: fx.Node) -> int:
-        """The number of a node's value; of one from elsewhere it becomes an input."""
+        """The number of a node's value; a value from outside the segment becomes an input."""
         if node not in self.values:
             self.values[node] = self._new(_three(shape_of(node)))
             self.segment.inputs[node] = self.values[node]
@@ -145,12 +145,12 @@ class Reader:
         return number
 
     def _uses(self, value: int) -> int:
-        """How many nodes read a value, under any name of it."""
+        """The number of nodes that read a value, under any alias."""
         names = [node for node, known in self.values.items() if known == value]
         return sum(user not in names for node in names for user in node.users)
 
     def _last(self, node: object) -> Conv | None:
-        """The convolution that makes a value which only one node reads: what follows may become a part of it."""
+        """The convolution behind a value that only one node reads, so that the next layer may be fused into it."""
         if not isinstance(node, fx.Node) or node not in self.values or self._uses(self.values[node]) != 1:
             return None
         value = self.values[node]
@@ -202,7 +202,7 @@ class Reader:
         return True
 
     def _each(self, node: fx.Node, source: fx.Node, window: Pair = (1, 1), stride: Pair = (1, 1)) -> Conv:
-        """A convolution that gives the average of `window` in every channel alone."""
+        """A convolution that averages each `window` within its channel."""
         shape = (_three(shape_of(source))[0], 1, *window)
         weight = torch.full(shape, 1 / (window[0] * window[1]))
         self._conv(

@@ -1,4 +1,4 @@
-"""What a layer multiplies with and adds: as its modules have it now, norms folded in, under a pattern that stays."""
+"""A layer's weights and biases: the current values of its modules with folded norms, under a fixed pattern."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Fixed(NamedTuple):
-    """The weight of a layer that has no module: of a copy, a norm, an average."""
+    """The weight of a layer without a module: a copy, a norm or an average."""
 
     weight: Tensor
     bias: None = None
@@ -19,9 +19,9 @@ class Fixed(NamedTuple):
 
 @dataclass(frozen=True)
 class Pattern:
-    """Which weights of a net are kept: those that are not zero, and those that `masks` name; without a mask, all.
+    """Which weights of a net are kept: nonzero weights and those in `masks`; all of a parameter without a mask.
 
-    `masks` None: what is not zero now.
+    `masks` None: the weights that are nonzero now.
     """
 
     masks: Mapping[str, Tensor] | None = None
@@ -35,9 +35,9 @@ class Pattern:
 
 @dataclass
 class Weights:
-    """A layer's weights of `shape` (outputs, inputs / groups, rows, cols) in its module, and the norms that follow it.
+    """A layer's weights in its module, of `shape` (outputs, inputs / groups, rows, cols), and the norms after it.
 
-    `kept`: int64 (k,), the places in the flat weight that may be other than zero, ascending.
+    `kept`: int64 (k,), the positions in the flat weight that may be nonzero, ascending.
     """
 
     source: nn.Conv2d | nn.Linear | Fixed
@@ -46,7 +46,7 @@ class Weights:
     norms: list[nn.BatchNorm2d] = field(default_factory=list)
 
     def sparse(self) -> tuple[Tensor, Tensor] | None:
-        """The kept weights (k,) and the biases (outputs,), folded in float64; None when another is no longer zero."""
+        """The kept weights (k,) and biases (outputs,), folded in float64; None if another weight is no longer zero."""
         flat = self.source.weight.detach().flatten()
         values = flat[self.kept]
         if len(values) < len(flat) and flat.count_nonzero() != values.count_nonzero():
@@ -57,12 +57,12 @@ class Weights:
         return values, bias.float()
 
     def dense(self) -> tuple[Tensor, Tensor]:
-        """All weights in `shape` and the biases, folded in float64."""
+        """All weights, in `shape`, and the biases, folded in float64."""
         weight, (scale, bias) = self.source.weight.detach().reshape(self.shape), self._folded()
         return (weight * scale.view(-1, 1, 1, 1)).float() if self.norms else weight, bias.float()
 
     def _folded(self) -> tuple[Tensor, Tensor]:
-        """What the norms multiply each output with, and what is added in the end."""
+        """The factor that the norms apply to each output, and the final bias."""
         given = self.source.bias
         scale = torch.ones(self.shape[0], dtype=torch.float64)
         bias = torch.zeros_like(scale) if given is None else given.detach().double()

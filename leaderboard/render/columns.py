@@ -1,4 +1,4 @@
-"""The columns of a board, and which of them each table shows: the one place to add a column."""
+"""The columns of a board, and which of them each table shows; add new columns here."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ LESS, SAID = f"Less {PRIMARY}", "Verdict"  # the columns of the primary contrast
 
 @dataclass(frozen=True)
 class Column:
-    """What one column shows of a row, wherever it is shown.
+    """What one column shows of a row, in every output.
 
-    `values`: its columns in the CSV, in full precision, by their names there. `text`: its cell in tables for people,
-    not yet escaped; None for a column of the CSV alone. `order`: the number that sorts a table on the site; None where
-    the text does. `left`: whether texts are aligned to the left. `short`: its title where there is little room.
+    `values`: its CSV columns by name, in full precision. `text`: its cell in tables for people, not yet escaped; None
+    for a CSV-only column. `order`: the number by which the site sorts a table; None to sort by text. `left`: whether
+    texts are left-aligned. `short`: its title where space is limited.
     """
 
     title: str
@@ -30,7 +30,7 @@ class Column:
 
 
 def _compared(say: Callable[[Contrast], str]) -> Callable[[Board, Row], str]:
-    """What `say` says of a method against magnitude pruning; empty for other rows."""
+    """The text of `say` for a method against magnitude pruning; empty for other rows."""
 
     def text(board: Board, row: Row) -> str:
         key = ("primary", row.sparsity, row.pruner)
@@ -40,7 +40,7 @@ def _compared(say: Callable[[Contrast], str]) -> Callable[[Board, Row], str]:
 
 
 def leading(text: str) -> float:
-    """The number that a text begins with, or its interval does; below all others where there is none."""
+    """The number at the start of a text or of its interval; if there is none, a value below all others."""
     try:
         return float(text.lstrip("[").replace(",", " ").split()[0])
     except (IndexError, ValueError):
@@ -128,13 +128,13 @@ COLUMNS = (
     Column("Flags", {"flags": lambda row: tuple(dict.fromkeys(doubt.name for doubt in row.flags))}),
     Column("Origin", {"origin": lambda row: row.origin}, lambda board, row: row.origin, left=True),
     Column("Records", {"records": lambda row: row.records}),
-    # The CSV has these against every kind of control, after all others.
+    # The CSV gives these for every kind of control, after all other columns.
     Column(LESS, text=_less, order=lambda board, row: leading(_less(board, row))),
     Column("Bootstrap", text=_bootstrap, order=lambda board, row: leading(_bootstrap(board, row))),
     Column(SAID, text=_compared(verdict), left=True),
 )
 
-# What each table shows, in its order.
+# The columns of each table, in order.
 MARKDOWN_METHODS = ("Place", "Pruner", "Robust %", "Clean %", "Seeds", LESS, "Bootstrap", SAID)
 MARKDOWN_OTHERS = ("Pruner", "Robust %", "Clean %", "Seeds")
 MARKDOWN_COSTS = ("Pruner", "Sparsity", "Counted", "Training, M passes", "Training, s", "Device", "Origin", "Rules")
@@ -143,7 +143,7 @@ LATEX = (
     *("Place", "Pruner", "Sparsity", "Robust %", "Clean %", "Seeds", "Training, M passes", "Origin"),
     *(LESS, SAID),
 )
-SITE_METHODS = (  # the most telling first: a phone shows no more than those
+SITE_METHODS = (  # the most informative first: a phone shows only those
     *("Place", "Pruner", "Sparsity", "Robust %", LESS, SAID, "Bootstrap", "Clean %", "Seeds"),
     *("Training, M passes", "Training, s", "Counted", "Device", "Origin", "Rules"),
 )
@@ -153,10 +153,10 @@ _BY_TITLE = {column.title: column for column in COLUMNS}
 
 
 def columns(titles: Sequence[str]) -> list[Column]:
-    """The columns of these titles."""
+    """The columns with these titles."""
     return [_BY_TITLE[title] for title in titles]
 
 
 def texts(board: Board, row: Row) -> dict[str, str]:
-    """What tables for people show of a row, by the titles of the columns; not yet escaped."""
+    """A row's cells in tables for people, by column title; not yet escaped."""
     return {column.title: column.text(board, row) for column in COLUMNS if column.text is not None}

@@ -27,11 +27,11 @@ BOARD: dict[str, Callable[[Board], object]] = {
 _ROW = {name: value for column in COLUMNS for name, value in column.values.items()}
 _KINDS = (PRIMARY, RANDOM, "shuffle")  # of controls
 _COMPARED = ("gap", "low", "high", "p", "holm", "boot_low", "boot_high", "common_seeds", "verdict")  # with each kind
-_CLEAR = {"+": "more", "-": "less", "=": "unclear"}  # a sign alone would be a formula
+_CLEAR = {"+": "more", "-": "less", "=": "unclear"}  # a spreadsheet reads a sign alone as a formula
 
 
 def comma_separated(ranking: Ranking) -> str:
-    """A line a row (and a net that was not scored, with its reason in `refused`), all boards in one table."""
+    """All boards in one table: a line per row and per net that was not scored, with its reason in `refused`."""
     attacks = list(dict.fromkeys(attack for board in ranking.boards for attack in board.attacks))
     less = [f"less_{kind}_{what}" for kind in _KINDS for what in _COMPARED]
     titles = [*BOARD, *_ROW, "refused", *less, *(f"survived_{_text(attack)}" for attack in attacks)]
@@ -52,7 +52,7 @@ def comma_separated(ranking: Ranking) -> str:
 
 
 def _compared(board: Board, row: Row) -> list[Any]:
-    """The contrasts of a row with each kind of control, empty where there is none."""
+    """The contrasts of a row with each kind of control; empty values for a missing contrast."""
     found = {
         contrast.control if contrast.control in _KINDS else "shuffle": contrast
         for contrast in board.contrasts
@@ -77,21 +77,21 @@ def _compared(board: Board, row: Row) -> list[Any]:
 
 
 def _cell(value: object) -> object:
-    """A value as the CSV holds it: several are joined by a semicolon."""
+    """A value as written to the CSV; several values are joined by semicolons."""
     if isinstance(value, tuple):
         return ";".join(str(_cell(each)) for each in value)
     return _text(value) if isinstance(value, str) else value
 
 
 def _text(text: str) -> str:
-    """`text` as nothing but text: a leading apostrophe keeps a spreadsheet from taking it for a formula."""
+    """`text` as plain text: a leading apostrophe keeps a spreadsheet from reading it as a formula."""
     shown = clean(text)
     first = unicodedata.normalize("NFKC", shown[:1])  # full-width signs count as well
     return f"'{shown}" if first in ("=", "+", "-", "@") else shown
 
 
 def as_json(ranking: Ranking) -> str:
-    """Everything that `Ranking` holds, with notes and verdicts; numbers are numbers and unknown is null."""
+    """Everything in `Ranking`, with notes and verdicts; numbers stay numbers, unknown values are null."""
     boards = [{**dataclasses.asdict(board), "asked": board.asked, "note": board.note} for board in ranking.boards]
     for board, values in zip(ranking.boards, boards, strict=True):
         values["rules"] = None if board.rules is None else board.rules.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""The files that a board is published in."""
+"""The file formats in which a board is published."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prunebench.leaderboard.render import data, latex, markdown
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of output: the file it goes to, how it is made, and how every file of it begins."""
+    """One output format: its file name, how it is rendered, and how each of its files begins."""
 
     file: str
     render: Callable[[Ranking], str]

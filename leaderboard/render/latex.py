@@ -32,7 +32,7 @@ _SPELLED = {
 
 
 def latex(ranking: Ranking) -> str:
-    """A booktabs table a board, to be read in with `\\input`."""
+    """One booktabs table per board, for use with `\\input`."""
     lines = [f"{GENERATED} needs \\usepackage{{booktabs}}.", ""]
     for board in ranking.boards:
         body = []
@@ -41,7 +41,7 @@ def latex(ranking: Ranking) -> str:
             above = board.rows[i - 1] if i else row
             if above.sparsity != row.sparsity:
                 body.append(r"\midrule")
-            elif above.role != row.role:  # controls stand apart
+            elif above.role != row.role:  # set controls apart
                 body.append(r"\addlinespace")
             body.append(" & ".join(_escaped(clean(shown[title])) for title in LATEX) + r" \\")
         caption = f"{clean(board.protocol)}, version {board.version}, {board.n} images."
@@ -66,5 +66,5 @@ def latex(ranking: Ranking) -> str:
 
 
 def _escaped(text: str) -> str:
-    """`text` as nothing but text in any engine; what is not ASCII becomes a question mark."""
+    """`text` as plain text for any engine; non-ASCII characters become question marks."""
     return "".join(_SPELLED.get(char, char if char.isascii() else "?") for char in text)

@@ -1,4 +1,4 @@
-"""Boards -> tables on a terminal."""
+"""Boards -> terminal tables."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from prunebench.leaderboard.render.text import clean, doubts, odds, powers
 
 
 def terminal(ranking: Ranking) -> list[Table]:
-    """A table a board, and one of the nets that were not scored, that fit a terminal of 80 columns.
+    """One table per board and one of the nets that were not scored, to fit 80 columns.
 
-    The verdict is that against magnitude pruning.
+    The verdict is the one against magnitude pruning.
     """
     tables = []
     for board in ranking.boards:

@@ -1,4 +1,4 @@
-"""What every output says of rows and contrasts, in the same words; not yet escaped for any of them."""
+"""The wording for rows and contrasts that all outputs share, not yet escaped for any of them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from prunebench.leaderboard.board import Board, Rate
 from prunebench.leaderboard.contrasts import PRIMARY, RANDOM, Contrast
 from prunebench.leaderboard.published import rows_for
 
-LONGEST = 300  # characters of a text from a record that a table shows
-SIGN = "\N{WARNING SIGN}"  # beside a number that a flag casts doubt on
-ODDS = "\N{DAGGER}"  # beside a verdict where test and bootstrap are at odds
+LONGEST = 300  # characters shown in a table of a text from a record
+SIGN = "\N{WARNING SIGN}"  # beside a number that a flag puts in doubt
+ODDS = "\N{DAGGER}"  # beside a verdict on which test and bootstrap disagree
 VERDICTS = {"+": "better", "-": "worse", "=": "cannot tell"}
 CONTRASTS = (
     "A difference is the robust accuracy of the pruner less that of the control, in points, over the seeds that both "
@@ -27,19 +27,19 @@ SHUFFLES = (
 
 
 def clean(text: str) -> str:
-    """`text` on one line, without control, formatting (bidirectional) and unpaired surrogate characters."""
+    """`text` on one line, without control, formatting (bidirectional) or unpaired surrogate characters."""
     flat = " ".join(text.split())
     shown = "".join(char for char in flat if unicodedata.category(char)[0] != "C")
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."
 
 
 def percent(rate: Rate) -> str:
-    """A rate in per cent with its interval: "66.4 [64.1, 68.6]"."""
+    """A rate in percent with its interval: "66.4 [64.1, 68.6]"."""
     return f"{100 * rate.mean:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
 def points(contrast: Contrast) -> str:
-    """A difference in points with its interval: "+1.3 [-4.2, +6.8]"; without one where there is one common seed."""
+    """A difference in points with its interval: "+1.3 [-4.2, +6.8]"; no interval with only one common seed."""
     if contrast.gap is None:
         return "no common seed"
     return _signed(contrast.gap) + _interval(contrast.low, contrast.high)
@@ -54,24 +54,24 @@ def _signed(rate: float) -> str:
 
 
 def verdict(contrast: Contrast) -> str:
-    """What the test says of a contrast, with a sign where the bootstrap says something else."""
+    """The test's verdict on a contrast, with a sign if the bootstrap disagrees."""
     return VERDICTS[contrast.verdict] + f" {ODDS}" * (contrast.agrees is False)
 
 
 def resampled(contrast: Contrast) -> str:
-    """The bootstrap's interval in points, or that raw outcomes are missing; empty with fewer than two common seeds."""
+    """The bootstrap's interval in points, or a note that raw outcomes are missing; empty below two common seeds."""
     if contrast.low is None:
         return ""
     return "not available" if contrast.bootstrap is None else _interval(*contrast.bootstrap).strip()
 
 
 def number(value: float) -> str:
-    """A number with one decimal, or none when it is 0."""
+    """A number with one decimal, or without decimals if that decimal is 0."""
     return f"{value:.1f}".removesuffix(".0")
 
 
 def doubts(board: Board) -> list[str]:
-    """What the flags that are up say, a line for each row and sentence; not yet escaped."""
+    """The messages of raised flags, a line per row and sentence; not yet escaped."""
     return [
         f"{SIGN} {row.pruner} at {row.sparsity:f}, seed{'s' * (len(doubt.seeds) > 1)} "
         f"{', '.join(map(str, doubt.seeds))}: {doubt.sentence} ({doubt.name})"
@@ -81,7 +81,7 @@ def doubts(board: Board) -> list[str]:
 
 
 def odds(board: Board) -> list[str]:
-    """What the sign beside a verdict against magnitude pruning means, where there is one."""
+    """The meaning of the sign beside a verdict against magnitude pruning, if any row has it."""
     there = any(contrast.family == "primary" and contrast.agrees is False for contrast in board.contrasts)
     return [
         f"{ODDS} a bootstrap over seeds and images disagrees with the test on whether there is a difference."
@@ -89,12 +89,12 @@ def odds(board: Board) -> list[str]:
 
 
 def powers(board: Board) -> list[str]:
-    """What `power_of` says of each sparsity, a line each."""
+    """The sentences of `power_of`, a line per sparsity."""
     return [f"At {power.sparsity:f}: {power_of(board, power.sparsity)}" for power in board.powers]
 
 
 def power_of(board: Board, sparsity: Decimal) -> str:
-    """How large a difference can be seen at a sparsity, in a sentence or two; empty where nothing is compared."""
+    """How large a difference is detectable at a sparsity, in a sentence or two; empty if nothing is compared."""
     power = next((power for power in board.powers if power.sparsity == sparsity), None)
     if power is None:
         return ""
@@ -115,7 +115,7 @@ def _probability(value: float) -> str:
 
 
 def references(board: Board) -> list[dict[str, str]]:
-    """What tables for people show of the numbers that others published on the board's task, not yet escaped."""
+    """Cells for tables of the numbers that others published on the board's task, not yet escaped."""
     return [
         {
             "Place": reference.standing,

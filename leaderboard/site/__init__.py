@@ -1,1 +1,1 @@
-"""Records -> a folder of web pages that opens from the disk: nothing in it asks the network for anything."""
+"""Records -> a folder of web pages that opens from disk and requests nothing from the network."""

@@ -13,7 +13,7 @@ _DEFAULT = re.compile(r"\b([\w$]+) as default\b")
 
 
 def assets() -> dict[str, bytes]:
-    """The scripts and styles that all pages share: the table widget, the plots, and our own."""
+    """The scripts and styles that all pages share: the table widget, the plots and the site's own."""
     made = {f"assets/{name}": files(__package__).joinpath("templates", name).read_bytes() for name in _OWN}
     tables = files("itables").joinpath("html")
     made["assets/tables.css"] = tables.joinpath("dt_bundle.css").read_bytes()
@@ -23,9 +23,9 @@ def assets() -> dict[str, bytes]:
 
 
 def as_script(module: str) -> str:
-    """The JavaScript module `module` as a script that keeps its default export as `window.DataTable`.
+    """The JavaScript module `module` as a script that stores its default export as `window.DataTable`.
 
-    A browser imports no module from the disk. Raises PrunebenchError unless it exports once and imports nothing.
+    Browsers import no modules from disk. Raises PrunebenchError unless the module exports once and imports nothing.
     """
     exports = _EXPORT.findall(module)
     default = _DEFAULT.search(exports[0]) if len(exports) == 1 else None

@@ -1,4 +1,4 @@
-"""The records of one row -> what its page shows: counts, flags, costs, layers, provenance, pictures."""
+"""The records of one row -> the content of its page: counts, flags, costs, layers, provenance, pictures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.render.text import points, resampled, verdict
 
-MOST_PAIRS = 12  # of a record, on its page
+MOST_PAIRS = 12  # per record, on its page
 MISSING = "not recorded"
-_CHANNELS = (1, 3)  # of images that can be shown: grey, and red, green, blue
+_CHANNELS = (1, 3)  # of images that can be shown: grey, or red, green and blue
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: what the rows are, a title a column, and a name and a cell a column for each row."""
+    """A table: what its rows are, a title per column, and for each row its name and a cell per column."""
 
     caption: str
     head: str
@@ -35,7 +35,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the test set and what fools the net in its place, as data URIs of PNG files."""
+    """A test image and its adversarial image, as data URIs of PNG files."""
 
     index: int
     label: int
@@ -46,7 +46,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of one seed, or why there are none in `missing`."""
+    """The pictures of one seed, or in `missing` the reason why there are none."""
 
     seed: int
     pairs: tuple[Picture, ...]
@@ -54,7 +54,7 @@ class Pictures:
 
 
 def counts(records: Sequence[Record]) -> Grid:
-    """How many images are right, clean and after each attack of AutoAttack in turn, with Wilson's intervals."""
+    """The number of correct images, clean and after each attack of AutoAttack in turn, with Wilson intervals."""
     rows = {"clean": [record.score.clean for record in records]}
     for attack in records[0].score.survived:
         rows[f"after {attack}"] = [record.score.survived[attack] for record in records]
@@ -62,7 +62,7 @@ def counts(records: Sequence[Record]) -> Grid:
 
 
 def beside(records: Sequence[Record]) -> Grid:
-    """How many images are right after a weak attack alone, and AutoAttack's count to compare them with."""
+    """The number of correct images after each weak attack alone, with AutoAttack's count for comparison."""
     rows = {f"{name} alone": counts for name, counts in _lined_up([r.score.weak for r in records]).items()}
     return _counted("Weak attacks beside AutoAttack", records, rows | {"AutoAttack": [r.score.robust for r in records]})
 
@@ -74,7 +74,7 @@ def curve(records: Sequence[Record]) -> Grid:
 
 
 def comparisons(board: Board, row: Row) -> Grid:
-    """Every contrast that the row takes part in, whichever side it is on."""
+    """Every contrast that involves the row, on either side."""
     rows = tuple(
         (f"{c.pruner} less {c.control}", (points(c), resampled(c), verdict(c), f"{c.adjusted:.3f}", str(len(c.seeds))))
         for c in board.contrasts
@@ -84,7 +84,7 @@ def comparisons(board: Board, row: Row) -> Grid:
 
 
 def costs(records: Sequence[Record]) -> Grid:
-    """What each stage of the training took, and the scoring."""
+    """The cost of each training stage, and of scoring."""
 
     def cell(passes: int, seconds: float | None) -> str:
         return f"{passes:,} passes, " + ("time unknown" if seconds is None else f"{seconds:,.1f} s")
@@ -102,7 +102,7 @@ def costs(records: Sequence[Record]) -> Grid:
 
 
 def layers(records: Sequence[Record]) -> Grid:
-    """The share of zeros in each prunable tensor, as counted in the nets."""
+    """The share of zeros in each prunable tensor, counted in the nets."""
     every = {layer.name: layer for record in records for layer in record.net.layers}
     found = [{layer.name: layer for layer in record.net.layers} for record in records]
     rows = []
@@ -118,7 +118,7 @@ def layers(records: Sequence[Record]) -> Grid:
 
 
 def provenance(records: Sequence[Record], paths: Sequence[Path]) -> Grid:
-    """Where the numbers come from: rules, files and machines."""
+    """The origin of the numbers: rules, files and machines."""
     facts: list[dict[str, object]] = [
         {
             "record": path.as_posix(),
@@ -151,9 +151,9 @@ def provenance(records: Sequence[Record], paths: Sequence[Path]) -> Grid:
 
 
 def pictures(record: Record, path: Path) -> Pictures:
-    """The pairs that lie beside the record at `path`.
+    """The image pairs stored beside the record at `path`.
 
-    Raises PrunebenchError for a pairs file that is not the one that the record names.
+    Raises PrunebenchError for a pairs file other than that named in the record.
     """
     seed = record.job.seed
     if record.pairs is None:
@@ -179,7 +179,7 @@ def pictures(record: Record, path: Path) -> Pictures:
 
 
 def _png(image: np.ndarray) -> str:
-    """A uint8 image of shape (c, h, w) as the data URI of a PNG file of its size."""
+    """A uint8 image of shape (c, h, w) as the data URI of a PNG file of the same size."""
     buffer = io.BytesIO()
     pixels = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")

@@ -1,4 +1,4 @@
-"""The folder of a site: written aside, renamed, and never in place of anything else."""
+"""Writes a site's folder under another name, then renames it, and never replaces anything but a site."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from prunebench.leaderboard.render.text import clean
 from prunebench.leaderboard.site.pages import pages
 from prunebench.leaderboard.table import read
 
-MANIFEST = "site.json"  # names every file of a site, so that a new one replaces nothing else
+MANIFEST = "site.json"  # lists every file of a site, so that a new site replaces nothing else
 
 
 def write(records: str | Path, out: str | Path) -> tuple[Ranking, Path]:
-    """Make the site of the records below `records` in the folder `out`; returns the ranking and the first page.
+    """Write the site of the records below `records` to the folder `out`; returns the ranking and the first page.
 
-    The folder is written aside and renamed. Raises PrunebenchError for records that cannot be read or compared, for
-    an `out` inside `records`, and instead of replacing a folder that holds anything but a site of ours.
+    The folder is written under another name, then renamed. Raises PrunebenchError for records that cannot be read or
+    compared, for an `out` inside `records`, and for an `out` that holds anything but a site made by Prunebench.
     """
     source, target = Path(records), Path(out)
     if target.resolve().is_relative_to(source.resolve()):
@@ -38,7 +38,7 @@ def write(records: str | Path, out: str | Path) -> tuple[Ranking, Path]:
 
 
 def _refuse_foreign(target: Path) -> None:
-    """Raise PrunebenchError unless `target` is free, empty, or a site of ours with nothing else in it."""
+    """Raise PrunebenchError unless `target` is absent, empty, or holds only a site made by Prunebench."""
     if not target.exists():
         return
     if not target.is_dir():
@@ -56,7 +56,7 @@ def _refuse_foreign(target: Path) -> None:
 
 
 def _listed(manifest: Path) -> frozenset[str]:
-    """The files that a site says it has; none when it does not say."""
+    """The files that a site's manifest lists, none if it lists none."""
     try:
         values = json_of(read_outside(manifest, "the list of a site's files", LARGEST))
         return frozenset(values["files"]) if values["prunebench_site"] == 1 else frozenset()

@@ -1,4 +1,4 @@
-"""The pages of a site: one of all the rows, and one a row."""
+"""The pages of a site: one for all rows, and one per row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from prunebench.leaderboard.table import Results
 
 
 def pages(ranking: Ranking, results: Results, source: Path) -> dict[str, bytes]:
-    """Every file of the site by its path in it; `source`: where the pairs lie beside the records."""
+    """Every file of the site, by its path there; `source`: the folder of the records and their image pairs."""
     environment = _environment()
     addresses = {
         (board.protocol, row.pruner, str(row.sparsity)): f"entries/{_slug(board, row)}.html"
@@ -47,7 +47,7 @@ def pages(ranking: Ranking, results: Results, source: Path) -> dict[str, bytes]:
 
 
 def _section(board: Board, board_id: str, hrefs: Sequence[str]) -> dict[str, object]:
-    """What the first page shows of a board, whose rows have the pages `hrefs`."""
+    """The first page's content for a board whose rows have the pages `hrefs`."""
     named = f"{board.protocol}, version {board.version}"
     rows = list(zip(hrefs, board.rows, strict=True))
     methods = [(href, row) for href, row in rows if row.role == "method"]
@@ -95,7 +95,7 @@ def _entry(
 
 
 def _slug(board: Board, row: Row) -> str:
-    """A file name of small letters, digits, `.`, `=`, `_` and `-` that no two rows share."""
+    """A file name unique to the row, of lowercase letters, digits, `.`, `=`, `_` and `-`."""
     whole = f"{board.protocol}-{row.pruner}-s{row.sparsity:f}"
     plain = whole.replace(":", "-").replace(",", "-")
     safe = re.sub(r"[^a-z0-9.=_-]+", "-", plain.lower())[:100].strip("-.")
@@ -105,7 +105,7 @@ def _slug(board: Board, row: Row) -> str:
 
 
 def _environment() -> jinja2.Environment:
-    """Templates in which every text is cleaned and escaped, and a name that is not there is an error."""
+    """Templates that clean and escape every text, and raise an error for an undefined name."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__),
         autoescape=True,
@@ -117,5 +117,5 @@ def _environment() -> jinja2.Environment:
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
     environment.globals |= {"SIGN": SIGN, "CONTRASTS": CONTRASTS, "MEANING": MEANING}
-    environment.filters["ours"] = Markup  # a text of our own making that may be longer than one from a record
+    environment.filters["ours"] = Markup  # generated text, which may be longer than text from a record
     return environment

@@ -1,4 +1,4 @@
-"""Rows -> plotly figures: what is drawn where; colours are numbers of a series, given by the page's theme."""
+"""Rows -> plotly figures; colours are series numbers, which the page's theme resolves."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from prunebench.bench.schema import exact
 from prunebench.leaderboard.board import Board, Rate, Row
 from prunebench.leaderboard.render.text import clean, percent
 
-SERIES = 8  # colours that a theme has
+SERIES = 8  # colours per theme
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "hexagon", "pentagon", "x")
-APART = 0.012  # decades of weights between two pruners at the same sparsity, so that their intervals can be seen
+APART = 0.012  # decades of weights between two pruners at the same sparsity, to keep their intervals apart
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure of plotly, what it shows (a title, and a sentence for those who do not see it), and if it needs room."""
+    """A plotly figure, what it shows (a title, and a sentence for those who cannot see it), and if it needs room."""
 
     title: str
     sentence: str
@@ -32,14 +32,14 @@ class Plot:
 
 
 def of_board(board: Board) -> list[Plot]:
-    """What the page of all the rows draws of a board."""
+    """The plots of a board on the page of all rows."""
     looks = _looks(board)
     plots = [_sparsity(board, looks), _clean_robust(board, looks), _cost(board, looks)]
     return [*plots, *_curves(board, looks), _attacks(board)]
 
 
 def of_entry(board: Board, row: Row, records: Sequence[Record]) -> Plot | None:
-    """The security curve of each seed of `row`; None when no seed has one."""
+    """The security curve of each seed of `row`, None if no seed has one."""
     traces = []
     for i, record in enumerate(records):
         points = {"0": record.score.clean} | {point.eps: point.robust for point in record.score.curve}
@@ -52,7 +52,7 @@ def of_entry(board: Board, row: Row, records: Sequence[Record]) -> Plot | None:
 
 
 def _short(text: str, longest: int = 24) -> str:
-    """A name for a legend or an axis."""
+    """A name shortened for a legend or an axis."""
     shown = clean(text)
     return html.escape(
         shown if len(shown) <= longest else f"{shown[: longest - 1]}\N{HORIZONTAL ELLIPSIS}", quote=False
@@ -60,7 +60,7 @@ def _short(text: str, longest: int = 24) -> str:
 
 
 def _text(text: str) -> str:
-    """`text` as nothing but text: plotly reads a little HTML."""
+    """`text` as plain text: plotly interprets some HTML."""
     return html.escape(clean(text), quote=False)
 
 
@@ -121,7 +121,7 @@ def _sparsity(board: Board, looks: Mapping[str, int]) -> Plot:
     figure = _figure(traces, axis, {"title": "Robust accuracy, %"})
     references = [row for row in board.rows if row.standing == "ref"]
     if len(sparsities) > 1:
-        for row in references:  # the unpruned net, all the way across
+        for row in references:  # the unpruned net, across the whole plot
             figure.add_hline(y=100 * row.robust.mean, line={"dash": "dot", "width": 1}, name="reference")
     sentence = "Robust accuracy against sparsity, with 95 % intervals, a line for each pruner."
     if references and len(sparsities) > 1:
@@ -176,7 +176,7 @@ def _attacks(board: Board) -> Plot:
 
 
 def _curves(board: Board, looks: Mapping[str, int]) -> list[Plot]:
-    """A plot for each sparsity, each with the unpruned net beside it."""
+    """A plot per sparsity, each with the unpruned net for comparison."""
     plots = []
     sparsities = sorted({row.sparsity for row in board.rows if row.curve})
     for sparsity in [s for s in sparsities if s] or sparsities:
@@ -219,7 +219,7 @@ def _curve_figure(board: Board, traces: Sequence[go.Scatter]) -> Mapping[str, An
 
 
 def _drawable(points: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    """The points whose eps a float can hold, by eps: its size and the count."""
+    """The points whose eps fits a float, by eps: its value and the count."""
     return {eps: (float(exact(eps)), count) for eps, count in points.items() if exact(eps) < 1e9}
 
 

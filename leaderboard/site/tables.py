@@ -1,4 +1,4 @@
-"""The tables of a page that a reader sorts and filters."""
+"""The sortable and filterable tables of a page."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _NUMBERS = ("Sparsity", "AutoAttack %", "Clean %", "Difference", "Bootstrap", "p
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the sortable tables: its text, what it is sorted by (None: the text), where it leads.
+    """A cell of a sortable table: its text, its sort key (None: the text) and its link.
 
-    `doubt`: what the flags say that are up, shown behind a sign.
+    `doubt`: the messages of raised flags, shown behind a sign.
     """
 
     text: str
@@ -27,7 +27,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sortable:
-    """A table that the widget sorts and filters."""
+    """A table that readers can sort and filter with the widget."""
 
     caption: str
     titles: tuple[str, ...]
@@ -35,7 +35,7 @@ class Sortable:
 
 
 def of_rows(caption: str, board: Board, rows: Sequence[tuple[str, Row]], titles: Sequence[str]) -> Sortable | None:
-    """A table of these rows, each with the address of its page; None where there are none."""
+    """A table of these rows, each with the address of its page; None if there are no rows."""
     if not rows:
         return None
     shown = columns(titles)
@@ -55,7 +55,7 @@ def _cell(column: Column, board: Board, row: Row) -> Cell:
 
 
 def of_attacks(board: Board, hrefs: Sequence[str]) -> Sortable:
-    """How many images each row leaves right after each attack, in per cent."""
+    """The images that each row classifies correctly after each attack, in percent."""
     weak = list(dict.fromkeys(attack for row in board.rows for attack in row.weak))
     titles = ("Pruner", "Sparsity", "clean", *(f"after {a}" for a in board.attacks), *(f"{a} alone" for a in weak))
     rows = []
@@ -69,7 +69,7 @@ def of_attacks(board: Board, hrefs: Sequence[str]) -> Sortable:
 
 
 def of_contrasts(board: Board) -> Sortable | None:
-    """All methods against their controls, a line a contrast."""
+    """All methods against their controls, one line per contrast."""
     lines = [
         {
             "Pruner": contrast.pruner,
@@ -88,12 +88,12 @@ def of_contrasts(board: Board) -> Sortable | None:
 
 
 def of_references(board: Board) -> Sortable | None:
-    """What others published on the board's task."""
+    """The numbers that others published on the board's task."""
     return _of_texts(f"{board.protocol}: published by others, not measured here", references(board))
 
 
 def _of_texts(caption: str, shown: Sequence[dict[str, str]]) -> Sortable | None:
-    """A table of these texts, sorted by number where a column is one; None when it is empty."""
+    """A table of these texts, with numeric columns sorted by number; None if there are no texts."""
     if not shown:
         return None
     rows = [
