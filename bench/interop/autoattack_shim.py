@@ -36,6 +36,7 @@ def provide_autoattack() -> None:
             "run `pip install 'pyautoattack>=0.2,<0.3'`."
         ) from error
 
+    # The class stands inside the function, which is long by it: its base is known only here, after the import.
     class AutoAttack(pyautoattack.AutoAttack):
         """pyautoattack's AutoAttack under the signature of the package `autoattack`."""
 
