@@ -264,6 +264,7 @@ def test_a_replayed_count_is_that_count_or_at_least_that():
     found = replay(3, three, kept=(2, 3))  # the count is right, and a stored image does not fool the net any more
     assert found.word == "not reproduced" and found.images == (2,) and "; 1 no longer fool: 2" in found.sentence
     assert "no longer" not in replay(4, three).sentence
+    assert replayed(2, np.array([], int), np.array(three, bool), None).word == "not reproduced"  # no "at least" unasked
 
 
 @pytest.mark.parametrize("other", [0, 2])
@@ -280,10 +281,11 @@ def test_images_that_speak_against_a_claim_are_the_fallen_ones_the_relabelled_on
     def images(fallen, relabelled):
         measured, after = claimed.copy(), np.zeros(n, int)
         measured[:fallen] = False
-        after[n - relabelled :] = 1
+        after[n - relabelled :: 2], after[n - relabelled + 1 :: 2] = 2, -1  # larger and smaller ones
         return whole(claimed, measured, (np.zeros(n, int), after)).images
 
     assert images(40, 0) == tuple(range(40))
+    assert images(40, 1) == tuple(range(40))
     assert images(1, 40) == tuple(range(360, 400))
     assert images(40, 40) == (*range(40), *range(360, 400))
 
@@ -292,3 +294,13 @@ def test_a_claim_that_understates_holds_without_a_test():
     """More survive than are claimed, which no p-value is needed for."""
     found = counted(100, 140, 400)
     assert (found.word, found.p) == ("holds", 1.0) and found.sentence == "140 of 400 are robust, 100 are claimed."
+
+
+def test_a_sample_that_falls_does_not_say_whose_outcomes_they_are():
+    """Images that newly survive are not looked for in a sample, and labels are as claimed."""
+    found = sampled(np.ones(400, bool), np.arange(200), np.arange(200) >= 40)
+    assert found.word == "refuted" and "not this net's" not in found.sentence
+
+
+def test_five_points_of_images_on_paper():
+    assert [verdict._points(n) for n in (1, 20, 21, 400, 2100)] == [1, 1, 2, 20, 105]
