@@ -11,7 +11,7 @@ from prunebench.bench.files import digest_outside, write_aside, write_bytes
 from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path
 from prunebench.bench.record import LARGEST_NET, Record, load_record
 
-RECORD, REFUSAL, JOURNAL = "record.json", "refusal.json", "journal"
+NET, RECORD, REFUSAL, JOURNAL = "net.safetensors", "record.json", "refusal.json", "journal"
 
 _OWNER = "net"  # a file in the journal that holds the sha256 of the net it describes
 

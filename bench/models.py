@@ -124,7 +124,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         names=((r"^features\.", "0."), (r"^(classifier|linear|fc)\.(0\.)?(?=weight|bias)", "3.")),
     ),
 }
-MODELS = {name: architecture.net for name, architecture in ARCHITECTURES.items()}
 LARGEST = 2**26  # parameters; the largest net of the built-in protocols has 15 million
 
 

@@ -92,7 +92,7 @@ def _board(records: Mapping[Path, Record], outcomes: Mapping[Path, np.ndarray]) 
         protocol=protocol.name,
         version=protocol.version,
         sha256=protocol.sha256,
-        rules=next((record.known_rules for record in records.values() if record.known_rules), None),
+        rules=next((rules for record in records.values() if (rules := record.known_rules)), None),
         data=first.data.name,
         data_sha256=first.data.sha256,
         n=first.score.n,

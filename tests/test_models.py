@@ -8,7 +8,7 @@ from torch import nn
 
 from prunebench.bench.datasets import Info
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.models import MODELS, Normalise, build, prunable
+from prunebench.bench.models import ARCHITECTURES, Normalise, build, prunable
 
 VGG16 = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 
@@ -38,7 +38,7 @@ WEIGHTS = {
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
-@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_prunable_weights_on_paper(arch, classes):
     with torch.device("meta"):
         weights = prunable(build(arch, classes))
@@ -51,7 +51,7 @@ def test_the_paper_agrees_with_the_published_numbers():
     assert WEIGHTS["vgg16-bn"](10) - 512 * 10 == 14_710_464  # the convolutions of VGG-16
 
 
-@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_prunable_is_every_conv_and_linear_weight_first_and_last_included_and_nothing_else(arch):
     with torch.device("meta"):
         net = build(arch)
@@ -71,7 +71,7 @@ def test_prunable_of_a_bare_layer():
     assert list(prunable(nn.Linear(2, 3))) == ["weight"]
 
 
-@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("classes", [2, 3])
 def test_logits(arch, classes):
     net = build(arch, classes).eval()
@@ -133,7 +133,7 @@ def test_normalise_on_paper():
     assert Normalise((0.5, 0.5), (0.25, 0.5))(pixels).flatten().tolist() == [-2.0, 1.0]
 
 
-@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_net_is_a_function_of_its_seed(arch):
     net, same, other = (build(arch, 2, seed=seed).state_dict() for seed in (1, 1, 2))
     torch.manual_seed(5)
@@ -162,4 +162,4 @@ def test_an_unknown_model_lists_the_choices_and_the_nearest():
     with pytest.raises(PrunebenchError) as error:
         build("resnet-18")
     assert "Unknown model 'resnet-18'; did you mean 'resnet18'?" in str(error.value)
-    assert all(arch in str(error.value) for arch in MODELS)
+    assert all(arch in str(error.value) for arch in ARCHITECTURES)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prunebench.bench.beside import RECORD, beside, net_path
+from prunebench.bench.beside import NET, RECORD, beside, net_path
 from prunebench.bench.claims.verdict import REFUTED, Verdict, whole
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError, Refused, cut
@@ -33,7 +33,6 @@ from prunebench.bench.seeds import order
 
 MARGIN = 0.02  # share of images: differences up to this, or flags within it of their thresholds, refute nothing
 FEW = 3  # records drawn when it is unknown which are new
-NET = "net.safetensors"
 PATIENCE = 60.0  # seconds per call of git
 
 

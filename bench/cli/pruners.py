@@ -60,12 +60,12 @@ def list_(kind: Annotated[Kind | None, typer.Argument()] = None, as_json: AsJson
     """List protocols, pruners, models and data sets."""
     from prunebench import pruners
     from prunebench.bench.datasets import DATASETS
-    from prunebench.bench.models import MODELS
+    from prunebench.bench.models import ARCHITECTURES
 
     listings = {
         Kind.protocols: {p.name: _summary(p) for p in PROTOCOLS.values()},
         Kind.pruners: {name: pruners.summary(name) for name in pruners.PRUNERS},
-        Kind.models: {name: _first_line(maker.__doc__) for name, maker in sorted(MODELS.items())},
+        Kind.models: {name: _first_line(known.net.__doc__) for name, known in sorted(ARCHITECTURES.items())},
         Kind.datasets: dict.fromkeys((*DATASETS, "folder:PATH"), ""),
     }
     chosen = listings if kind is None else {kind: listings[kind]}

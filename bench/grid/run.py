@@ -8,12 +8,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Protocol as Interface
 
-from prunebench.bench.beside import RECORD, REFUSAL, publish
+from prunebench.bench.beside import NET, RECORD, REFUSAL, publish
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of, sole_user
 from prunebench.bench.grid.local import Engine, News, Pool
-from prunebench.bench.grid.task import NET, Ended, Step, Task
+from prunebench.bench.grid.task import Ended, Step, Task
 from prunebench.bench.player.host import resolve
 from prunebench.bench.protocol import Job, Protocol, as_sparsity
 from prunebench.bench.spec import source_of

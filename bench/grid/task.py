@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from prunebench.bench import beside, executor, machine
-from prunebench.bench.beside import RECORD, forget_others
+from prunebench.bench.beside import NET, RECORD, forget_others
 from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError, Refused
@@ -30,8 +30,6 @@ from prunebench.bench.record import Record, load_record
 from prunebench.bench.score.effort import effort_of, save_effort
 from prunebench.bench.score.scoring import score, score_shard
 from prunebench.bench.spec import source_of
-
-NET = "net.safetensors"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prunebench.bench import collapse
+from prunebench.bench.beside import NET
 from prunebench.bench.checkpoint import Header, Net, open_net, seal
 from prunebench.bench.data import Store
 from prunebench.bench.datasets import Info
@@ -25,7 +26,6 @@ from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.record import LARGEST_NET as LARGEST
 
 PRUNER = "import"
-NET = "net.safetensors"
 
 
 @dataclass(frozen=True)

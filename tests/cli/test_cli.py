@@ -19,7 +19,7 @@ from prunebench.bench.cli import run
 from prunebench.bench.datasets import DATASETS
 from prunebench.bench.facts import Stage
 from prunebench.bench.mask import keep_largest, masked
-from prunebench.bench.models import MODELS, build, prunable
+from prunebench.bench.models import ARCHITECTURES, build, prunable
 from prunebench.bench.protocol import PROTOCOLS, Job
 from prunebench.bench.record import load_record
 from tests.support.claims import copied, make_claim, overstated
@@ -112,7 +112,7 @@ def test_list_at_80_columns(prunebench):
     code, out, _ = prunebench("list")
     assert code == 0
     assert widest(out) <= 80
-    for name in (*PROTOCOLS, *MODELS, *DATASETS, "folder:PATH", "dense", "random", "magnitude", "imp"):
+    for name in (*PROTOCOLS, *ARCHITECTURES, *DATASETS, "folder:PATH", "dense", "random", "magnitude", "imp"):
         assert re.search(rf"^{re.escape(name)}\b", out, flags=re.MULTILINE), name
 
 

@@ -17,10 +17,10 @@ import pytest
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 pytest.importorskip("ray", reason="needs the extra 'ray': make test-extras")
 
+from prunebench.bench.beside import NET
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid.ray import Ray
 from prunebench.bench.grid.run import grid, order_of, run
-from prunebench.bench.grid.task import NET
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.record import load_record
 from tests.support.held import PRUNER, HeldStore, Telling
