@@ -1,7 +1,8 @@
 """Runs a sparse net at the cost of its remaining weights, in exact float32.
 
-`fast(net)` gives the same logits and input gradients as `net`, faster. Weights are read at the first images of each
-shape, and again by `refresh`, which is cheap as long as the same weights are zero.
+`fast(net)` gives the same logits and input gradients as `net`, faster; with a `leak`, the same logits, and gradients
+that leak through units which are off. Weights are read at the first images of each shape, and again by `refresh`, which
+is cheap as long as the same weights are zero.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import operator
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import cache, cached_property
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch import Tensor, fx, nn
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.executor.compiled import Compiled, kernels
 from prunebench.bench.executor.folded import Folded
+from prunebench.bench.executor.leaky import Leaky
 from prunebench.bench.executor.native import compiler, explain, identity, lacking, lowering
 from prunebench.bench.executor.reader import PROBE, Probe, Reader, Tracer, shape_of
 from prunebench.bench.executor.weights import Pattern
@@ -42,9 +45,9 @@ Stage = Compiled | Folded | fx.Node  # on the kernels, on torch with folded norm
 class Fast:
     """A net that runs sparse where that is faster; `said` holds what the kernels do not support, and why."""
 
-    def __init__(self, net: nn.Module, *, always: bool = False, masks: Masks | None = None) -> None:
+    def __init__(self, net: nn.Module, *, always: bool = False, masks: Masks | None = None, leak: float = 0.0) -> None:
         _refuse_training(net.modules())
-        self.net, self._always, self._pattern = net, always, Pattern(masks)
+        self.net, self.leak, self._always, self._pattern = net, leak, always, Pattern(masks)
         self.said: list[str] = []
         self.plans: dict[tuple[int, ...], list[Stage] | None] = {}
         self._lock = threading.Lock()
@@ -55,10 +58,10 @@ class Fast:
         Raises PrunebenchError for a net in training mode and for images that the net does not accept.
         """
         _refuse_training([self.net])
-        if images.dtype != torch.float32 or images.device.type != "cpu" or images.shape[:1] == (0,):
-            return self.net(images)
-        plan = self._planned(images.shape[1:])
-        return self.net(images) if plan is None else self._run(plan, images)
+        unusual = images.dtype != torch.float32 or images.device.type != "cpu" or images.shape[:1] == (0,)
+        plan = None if unusual else self._planned(images.shape[1:])
+        with Leaky(self.leak) if self.leak else nullcontext():
+            return self.net(images) if plan is None else self._run(plan, images)
 
     def differs(self, shape: Sequence[int]) -> bool:
         """Whether images of this shape (c, h, w) run on kernels or folded norms rather than on the net itself."""
@@ -135,7 +138,7 @@ class Fast:
         def cut() -> None:
             nodes, segment = reader.nodes(), reader.cut()
             if segment.layers:
-                stages.append(Compiled(segment, kernels()) if sparse else Folded(segment))
+                stages.append(Compiled(segment, kernels(), self.leak) if sparse else Folded(segment))
             else:
                 stages.extend(nodes)
 
@@ -167,14 +170,16 @@ class Fast:
         return env[last]
 
 
-def fast(net: nn.Module, *, always: bool = False, masks: Masks | None = None) -> Fast:
+def fast(net: nn.Module, *, always: bool = False, masks: Masks | None = None, leak: float = 0.0) -> Fast:
     """A callable with the outputs and input gradients of `net` (in eval mode, float32, on the CPU), faster if sparse.
 
     Images: float32 (n, c, h, w). `always`: use the kernels for all layers they support, even where dense is faster.
     `masks`: by parameter, which weights may become nonzero (for unnamed parameters, all); without masks, those that are
-    nonzero now. They alone decide what runs sparse. Raises PrunebenchError for a net in training mode.
+    nonzero now. They alone decide what runs sparse. `leak`, in [0, 1]: the share of the gradient that passes a ReLU
+    where it is off and, in max pooling, values that are not the maximum; logits are unaffected. Raises PrunebenchError
+    for a net in training mode.
     """
-    return Fast(net, always=always, masks=masks)
+    return Fast(net, always=always, masks=masks, leak=leak)
 
 
 def multiplications(graph: fx.GraphModule, pattern: Pattern) -> tuple[int, int]:

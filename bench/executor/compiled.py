@@ -24,15 +24,15 @@ _ALIGNED = 64  # bytes
 class Compiled:
     """A callable from the values of `inputs` to those of `outputs`, each a tuple of (n, ...) float32 on the CPU.
 
-    Several Python threads may call it at once, but not during a refresh.
+    Several Python threads may call it at once, but not during a refresh. `leak`: see `executor.fast`.
     """
 
-    def __init__(self, segment: Segment, kernels: Any) -> None:
+    def __init__(self, segment: Segment, kernels: Any, leak: float = 0.0) -> None:
         self.inputs: list[fx.Node] = list(segment.inputs)
         self.outputs: list[fx.Node] = list(segment.outputs)
         self._before = [_shape(node) for node in self.inputs]
         self._after = [_shape(node) for node in self.outputs]
-        self._kernels, self._segment, self._lowered = kernels, segment, lower(segment)
+        self._kernels, self._segment, self._lowered = kernels, segment, lower(segment, leak)
         self.version = 0  # how many times the weights were read
         self._idle: dict[int, list[Tensor]] = {}  # unused arenas, by size
         self._lock = threading.Lock()

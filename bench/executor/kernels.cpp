@@ -54,7 +54,8 @@ struct Quad {
 
 enum Kind : int64_t { LOAD, STORE, FRAME, CONV, DENSE, POOL, UNPOOL };
 enum Tile : int64_t { PIXEL, FLAT, SQUARE };  // 1 x 1, 1 x 8, 2 x 4 output pixels; PIXEL takes one block only
-enum Gate : int64_t { OPEN, RELU, MASK };  // nothing; max(x, 0) or NaN, its sign saved; times the sign that was saved
+// Nothing; max(x, 0) or NaN, its sign saved; times the sign that was saved; the same, and times `leak` where it is 0.
+enum Gate : int64_t { OPEN, RELU, MASK, LEAK };
 
 struct Step {
     int64_t kind, gate, tile, port;
@@ -72,6 +73,7 @@ struct Step {
     const float* bias;      // one a channel, or null
     const float* mean;      // LOAD: (x - mean) / std; STORE: x / std; or null
     const float* std;
+    double leak;  // LEAK, and UNPOOL for pixels that were not the maximum
 };
 
 // The signs of a vector as bits; x where they are set, 0 elsewhere.
@@ -123,7 +125,7 @@ inline Place at(const Step& s, float* arena, uint8_t* saved, int64_t row, int64_
 
 // What becomes of a sum on its way to memory.
 template <int GATE>
-inline void finish(float* out, uint8_t* saved, Vec x) {
+inline void finish(float* out, uint8_t* saved, Vec x, float leak) {
     if constexpr (GATE == RELU) {
         const Int positive = ~(x <= Vec{});  // not a number: as it is, with its gradient
         x = chosen(positive, x);
@@ -136,6 +138,11 @@ inline void finish(float* out, uint8_t* saved, Vec x) {
         uint32_t bits = 0;
         std::memcpy(&bits, saved, (LANES + 7) / 8);
         x = where(bits, x);
+    }
+    if constexpr (GATE == LEAK) {
+        uint32_t bits = 0;
+        std::memcpy(&bits, saved, (LANES + 7) / 8);
+        x = where(bits, x) + splat(leak) * where(~bits, x);
     }
     store(out, x);
 }
@@ -164,6 +171,7 @@ void sparse_tile(const Step& s, const Place& p) {
     const Entry* entries = static_cast<const Entry*>(s.entries);
     const int32_t* starts = s.starts;
     const int64_t row = s.in_row, channels = s.channels, out_row = s.out_row, out_col = s.out_col;
+    const float leak = static_cast<float>(s.leak);
     for (int64_t block = 0; block < s.blocks; ++block) {
         const bool first = block == 0, last = block == s.blocks - 1;
         for (int64_t channel = 0; channel < channels; ++channel) {
@@ -195,7 +203,7 @@ void sparse_tile(const Step& s, const Place& p) {
                 uint8_t* saved = p.saved ? p.saved + channel * s.saved_channel : nullptr;
                 each<R, C>(p, [&](int r, int c) {
                     finish<GATE>(out + r * out_row + c * out_col,
-                                 saved ? saved + r * s.saved_row + c * s.saved_col : nullptr, sum[r][c]);
+                                 saved ? saved + r * s.saved_row + c * s.saved_col : nullptr, sum[r][c], leak);
                 });
             } else {
                 each<R, C>(p, [&](int r, int c) { store(out + r * out_row + c * out_col, sum[r][c]); });
@@ -219,7 +227,7 @@ void sparse_pixel(const Step& s, const Place& p) {
             for (int k = 0; k < SUMS; ++k) sum[k] += splat(e[k].weight) * load(p.in + e[k].offset);
         for (; e < end; ++e) sum[0] += splat(e->weight) * load(p.in + e->offset);
         finish<GATE>(p.out + channel * s.out_channel, p.saved ? p.saved + channel * s.saved_channel : nullptr,
-                     (sum[0] + sum[1]) + (sum[2] + sum[3]));
+                     (sum[0] + sum[1]) + (sum[2] + sum[3]), static_cast<float>(s.leak));
     }
 }
 
@@ -227,6 +235,7 @@ void sparse_pixel(const Step& s, const Place& p) {
 template <int C, int GATE>
 void dense_tile(const Step& s, const Place& p) {
     const Quad* entries = static_cast<const Quad*>(s.entries);
+    const float leak = static_cast<float>(s.leak);
     for (int64_t first = 0, quad = 0; first < s.channels; first += QUAD, ++quad) {
         const int64_t present = std::min<int64_t>(QUAD, s.channels - first);
         Vec sum[QUAD][C] = {};
@@ -249,7 +258,7 @@ void dense_tile(const Step& s, const Place& p) {
             float* out = p.out + (first + k) * s.out_channel;
             uint8_t* saved = p.saved ? p.saved + (first + k) * s.saved_channel : nullptr;
             each<1, C>(p, [&](int, int c) {
-                finish<GATE>(out + c * s.out_col, saved ? saved + c * s.saved_col : nullptr, sum[k][c]);
+                finish<GATE>(out + c * s.out_col, saved ? saved + c * s.saved_col : nullptr, sum[k][c], leak);
             });
         }
     }
@@ -290,6 +299,7 @@ void convolve(const Step& s, float* arena, uint8_t* saved) {
         case OPEN: convolve_gated<OPEN>(s, arena, saved); break;
         case RELU: convolve_gated<RELU>(s, arena, saved); break;
         case MASK: convolve_gated<MASK>(s, arena, saved); break;
+        case LEAK: convolve_gated<LEAK>(s, arena, saved); break;
     }
 }
 
@@ -359,6 +369,7 @@ void pool(const Step& s, float* arena, uint8_t* saved) {
 // A pool's input gradient.
 void unpool(const Step& s, float* arena, uint8_t* saved) {
     const int64_t high = s.wide_rows, wide = s.wide_cols;
+    const float leak = static_cast<float>(s.leak);
     for (int64_t channel = 0; channel < s.channels; ++channel) {
         float* to = arena + s.out + channel * s.out_channel;
         for (int64_t row = 0; row < high; ++row) std::memset(to + row * s.out_row, 0, wide * GROUP * 4);
@@ -372,10 +383,12 @@ void unpool(const Step& s, float* arena, uint8_t* saved) {
                     float* corner = to + row * s.window_row + col * s.window_col + lane;
                     for (int32_t k = 0; k < s.window_rows * s.window_cols; ++k) {
                         float* pixel = corner + k / s.window_cols * s.out_row + k % s.window_cols * s.out_col;
-                        store(pixel, load(pixel) + chosen(place == k, x));
+                        store(pixel, load(pixel) + (leak == 0.0f ? chosen(place == k, x)
+                                                                 : chosen(place == k, x) +
+                                                                       splat(leak) * chosen(place != k, x)));
                     }
                 }
-        for (int64_t row = 0; (s.gate == MASK || s.add >= 0) && row < high; ++row)
+        for (int64_t row = 0; (s.gate != OPEN || s.add >= 0) && row < high; ++row)
             for (int64_t col = 0; col < wide; ++col)
                 for (int64_t lane = 0; lane < GROUP; lane += LANES) {
                     float* pixel = to + row * s.out_row + col * s.out_col + lane;
@@ -383,7 +396,12 @@ void unpool(const Step& s, float* arena, uint8_t* saved) {
                     if (s.add >= 0)
                         x += load(arena + s.add + channel * s.add_channel + row * s.add_row + col * s.add_col + lane);
                     uint8_t* sign = saved + s.sign + channel * s.sign_channel + row * s.sign_row + col * s.sign_col;
-                    s.gate == MASK ? finish<MASK>(pixel, sign + lane * SIGNS / GROUP, x) : store(pixel, x);
+                    sign += lane * SIGNS / GROUP;
+                    switch (s.gate) {
+                        case MASK: finish<MASK>(pixel, sign, x, leak); break;
+                        case LEAK: finish<LEAK>(pixel, sign, x, leak); break;
+                        default: store(pixel, x);
+                    }
                 }
     }
 }

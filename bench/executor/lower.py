@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from prunebench.bench.executor.layers import Conv, MaxPool, Segment, Shape
 from prunebench.bench.executor.packing import CONV, GROUP, LOAD, POOL, STORE, UNPOOL, Phase
-from prunebench.bench.executor.program import MASK, OPEN, RELU, SIGNS, Bits, Job, Program
+from prunebench.bench.executor.program import LEAK, MASK, OPEN, RELU, SIGNS, Bits, Job, Program
 
 
 @dataclass
@@ -27,11 +27,11 @@ class Lowered:
         self.backward.fill(weights, biases)
 
 
-def lower(segment: Segment) -> Lowered:
-    """The programs of `segment`, still without weights."""
+def lower(segment: Segment, leak: float = 0.0) -> Lowered:
+    """The programs of `segment`, still without weights; `leak`: see `executor.fast`."""
     bits, saved = _bits(segment)
     forward = _forward(segment, bits)
-    backward = _backward(segment, bits)
+    backward = _backward(segment, bits, leak)
     forward.finish()
     backward.finish()
     return Lowered(forward, backward, saved)
@@ -70,9 +70,9 @@ def _forward(segment: Segment, bits: dict[int, Bits]) -> Program:
     return program
 
 
-def _backward(segment: Segment, bits: dict[int, Bits]) -> Program:
+def _backward(segment: Segment, bits: dict[int, Bits], leak: float) -> Program:
     """The backward program, in which each value's gradient is the sum of those from its readers."""
-    program = Program()
+    program = Program(leak)
     shapes = segment.shapes
     pending: dict[int, list[Job]] = {value: [] for value in shapes}  # jobs that compute a term of a value's gradient
     ready: dict[int, list[int]] = {value: [] for value in shapes}  # tensors that are already a term of it
@@ -96,7 +96,7 @@ def _backward(segment: Segment, bits: dict[int, Bits]) -> Program:
         for number, job in enumerate(work):
             job.target, job.add = program.tensor(shapes[value]), total
             if number == len(work) - 1 and gate is not None:
-                job.gate = MASK
+                job.gate = LEAK if leak else MASK
                 if job.kind == UNPOOL:
                     job.sign = gate
                 else:

@@ -50,6 +50,7 @@ class Step(ctypes.Structure):
             )
         ),
         *((name, ctypes.c_void_p) for name in ("starts", "entries", "bias", "mean", "std")),
+        ("leak", ctypes.c_double),
     ]
 
 

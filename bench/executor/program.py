@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prunebench.bench.executor.native import PITCHES, Step
 from prunebench.bench.executor.packing import CONV, DENSE, FRAME, GROUP, LOAD, STORE, UNPOOL, Pair, Phase, pack
 
-OPEN, RELU, MASK = range(3)
+OPEN, RELU, MASK, LEAK = range(4)
 SIGNS = 4  # bytes for the signs of a pixel's images
 _ONE = np.array([1, 0], np.float32)  # the weight of a copy, and the zero after it
 
@@ -84,10 +84,11 @@ class Program:
     """Jobs, then the steps made from them, then their weights, rewritten whenever these change.
 
     `tensors` and `jobs` are filled first; `finish` chooses frames, offsets and kernels; `fill` writes weights. `arena`:
-    floats needed per thread.
+    floats needed per thread. `leak`: the share of a gradient that passes units which are off.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leak: float = 0.0) -> None:
+        self.leak = leak
         self.tensors: list[Tensor] = []
         self.jobs: list[Job] = []
         self.arena = 0
@@ -183,7 +184,7 @@ class Program:
         self._steps.append(step)
 
     def _step(self, job: Job, tensor: Tensor) -> Step:
-        step = Step(kind=job.kind, gate=job.gate, port=job.port, add=-1, saved=-1)
+        step = Step(kind=job.kind, gate=job.gate, port=job.port, add=-1, saved=-1, leak=self.leak)
         step.channels, step.rows, step.cols = tensor.shape
         if job.affine is not None:
             step.mean, step.std = (self._address(values) for values in job.affine)
