@@ -1,7 +1,7 @@
-"""APGD in Linf: gradient ascent with momentum, with steps halved when they stop helping.
+"""APGD: gradient ascent with momentum, with steps halved when they stop helping, in Linf and L2.
 
-Croce & Hein 2020, arXiv 2003.01690. Reproduces the published attack's arithmetic operation for operation, without its
-copies; the gradients of its two losses with respect to the logits are written out.
+Croce & Hein 2020, arXiv 2003.01690. In Linf it reproduces the published attack's arithmetic operation for operation,
+without its copies.
 """
 
 from __future__ import annotations
@@ -11,60 +11,65 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from prunebench.bench.attacks.ball import Ball, ball
 from prunebench.bench.attacks.base import Model, pulled
+from prunebench.bench.attacks.losses import Loss, cross_entropy, dlr
+from prunebench.bench.protocol import Threat
 
 STEPS = 100
 MOMENTUM = 0.75  # weight of the new step; the rest is the previous step
-_FIRST_CHECK, _SOONER, _SHORTEST = 22, 3, 6  # steps to the first check; decrease per check; minimum
+_FIRST_CHECK, _SOONER, _SHORTEST = 0.22, 0.03, 0.06  # of all steps: to the first check; decrease per check; minimum
 _RISES = 0.75  # steps are halved if the loss rose in at most this share of them
 
-Loss = Callable[[Tensor], tuple[Tensor, Tensor]]  # maps logits (n, classes) to losses (n,) and their gradients
-
 
 @torch.no_grad()
-def apgd_ce(model: Model, images: Tensor, labels: Tensor, eps: float, seed: int) -> Tensor:
-    """Proposals within Linf distance `eps` of `images`, by cross-entropy; images that survive come back unchanged."""
+def apgd_ce(model: Model, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
+    """Proposals in the ball of `threat`, by cross-entropy; images that survive come back unchanged."""
     standing = model(images).argmax(1) == labels
-    return _proposals(model, images, labels, standing, eps, seed, [lambda left: _cross_entropy(labels[left])])
+    return climbed(model, images, labels, standing, threat, seed, [lambda now: cross_entropy(labels[now])])
 
 
 @torch.no_grad()
-def apgd_t(model: Model, images: Tensor, labels: Tensor, eps: float, targets: int, seed: int) -> Tensor:
+def apgd_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, targets: int, seed: int) -> Tensor:
     """As `apgd_ce`, with the targeted DLR loss, towards each of the `targets` likeliest wrong classes in turn."""
     ranked = model(images).sort(dim=1).indices.flip(1)
     standing = ranked[:, 0] == labels
-    losses = [lambda left, k=k: _dlr(labels[left], ranked[left, k]) for k in range(1, targets + 1)]
-    return _proposals(model, images, labels, standing, eps, seed, losses)
+    losses = [lambda now, k=k: dlr(labels[now], ranked[now, k]) for k in range(1, targets + 1)]
+    return climbed(model, images, labels, standing, threat, seed, losses)
 
 
-def _proposals(
+@torch.no_grad()
+def climbed(
     model: Model,
     images: Tensor,
     labels: Tensor,
     standing: Tensor,
-    eps: float,
+    threat: Threat,
     seed: int,
     losses: Sequence[Callable[[Tensor], Loss]],
+    steps: int = STEPS,
 ) -> Tensor:
-    """Climb each loss in turn with the images still standing."""
+    """Climb each loss in turn, with the images that survived those before; all others come back unchanged.
+
+    `standing`: bool (n,), the images to attack. `losses`: each maps the indices of the images now attacked, int64 (k,),
+    to a loss on their logits.
+    """
     generator = torch.Generator().manual_seed(seed)
-    proposals = images.clone()
+    proposals, standing = images.clone(), standing.clone()
     for loss in losses:
-        left = standing.nonzero().squeeze(1)
-        if len(left):
-            fooled, points = _climbed(model, images[left], labels[left], eps, loss(left), generator)
-            proposals[left[fooled]], standing[left[fooled]] = points[fooled], False
+        now = standing.nonzero().squeeze(1)
+        if len(now):
+            around = ball(images[now], threat)
+            fooled, points = _climbed(model, around, labels[now], loss(now), generator, steps)
+            proposals[now[fooled]], standing[now[fooled]] = points[fooled], False
     return proposals
 
 
 def _climbed(
-    model: Model, images: Tensor, labels: Tensor, eps: float, loss: Loss, generator: torch.Generator
+    model: Model, around: Ball, labels: Tensor, loss: Loss, generator: torch.Generator, steps: int
 ) -> tuple[Tensor, Tensor]:
     """The images fooled on the way, bool (n,), and the last adversarial of each."""
-    noise = 2 * torch.rand(images.shape, generator=generator).to(images.device) - 1
-    noise /= noise.flatten(1).abs().amax(1).view(-1, 1, 1, 1) + 1e-12
-    low, high = (images - eps).clamp_(0.0, 1.0), (images + eps).clamp_(0.0, 1.0)
-    point = (images + eps * noise).clamp_(0.0, 1.0)
+    point = around.start(generator)
 
     def look() -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
@@ -77,15 +82,16 @@ def _climbed(
 
     highest, gradient, fooled = look()
     adversarial, best, steepest, before = point.clone(), point.clone(), gradient.clone(), point
-    history = torch.zeros(STEPS, len(images), device=images.device)
-    step = torch.full((len(images), 1, 1, 1), 2.0 * eps, device=images.device)
+    history = torch.zeros(steps, len(labels), device=labels.device)
+    step = torch.full((len(labels), 1, 1, 1), 2.0 * around.radius, device=labels.device)
     halved, highest_then = torch.ones_like(fooled), highest.clone()
-    check, every = _FIRST_CHECK - 1, _FIRST_CHECK
-    for number in range(STEPS):
-        towards = gradient.sign().mul_(step).add_(point).clamp_(low, high)
+    every, sooner, shortest = (max(int(share * steps), 1) for share in (_FIRST_CHECK, _SOONER, _SHORTEST))
+    check = every - 1
+    for number in range(steps):
+        towards = around.inside(around.stepped(point, gradient, step))
         share = MOMENTUM if number else 1.0
         before, last = point, before
-        point = towards.sub_(before).mul_(share).add_(before).add_((before - last).mul_(1 - share)).clamp_(low, high)
+        point = around.inside(towards.sub_(before).mul_(share).add_(before).add_((before - last).mul_(1 - share)))
 
         values, gradient, across = look()
         fooled |= across
@@ -102,7 +108,7 @@ def _climbed(
             step[halved] /= 2
             _put(point, best, halved)
             _put(gradient, steepest, halved)
-            every = max(every - _SOONER, _SHORTEST)
+            every = max(every - sooner, shortest)
             check += every
     return fooled, adversarial
 
@@ -112,29 +118,3 @@ def _put(target: Tensor, source: Tensor, rows: Tensor) -> None:
     index = rows.nonzero().squeeze(1)
     if len(index):
         target.index_copy_(0, index, source.index_select(0, index))
-
-
-def _cross_entropy(labels: Tensor) -> Loss:
-    label = labels.unsqueeze(1)
-
-    def loss(logits: Tensor) -> tuple[Tensor, Tensor]:
-        shares = logits.log_softmax(1)
-        values = -shares.gather(1, label).squeeze(1)
-        return values, shares.exp_().scatter_add_(1, label, torch.full_like(values, -1.0).unsqueeze(1))
-
-    return loss
-
-
-def _dlr(labels: Tensor, targets: Tensor) -> Loss:
-    """Minus the margin between label and target, in units of z1 - (z3 + z4) / 2, where z are the ordered logits."""
-    pair, ends = torch.stack([labels, targets], dim=1), torch.tensor([[-1.0, 1.0]], device=labels.device)
-    weights = torch.tensor([[1.0, 0.0, -0.5, -0.5]], device=labels.device)
-
-    def loss(logits: Tensor) -> tuple[Tensor, Tensor]:
-        ordered, order = logits.topk(4, dim=1)
-        unit = (ordered * weights).sum(1, keepdim=True) + 1e-12
-        values = (logits.gather(1, pair) * ends).sum(1, keepdim=True) / unit
-        slopes = torch.zeros_like(logits).scatter_add_(1, pair, ends / unit)
-        return values.squeeze(1), slopes.scatter_add_(1, order, -values / unit * weights)
-
-    return loss

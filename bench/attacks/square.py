@@ -72,39 +72,39 @@ class Squares:
 
 
 @cache
-def price(shape: tuple[int, int, int]) -> int:
+def price(shape: tuple[int, int, int], queries: int = QUERIES) -> int:
     """The forwards for an image of `shape` that no square changes: one per distinct square, plus three."""
-    return 3 + int((Squares.drawn(shape, QUERIES, torch.Generator().manual_seed(0)).before == -2).sum())
+    return 3 + int((Squares.drawn(shape, queries, torch.Generator().manual_seed(0)).before == -2).sum())
 
 
 @torch.no_grad()
-def square(model: Model, images: Tensor, labels: Tensor, eps: float, seed: int) -> Tensor:
-    """Proposals within Linf distance `eps` of `images`, after QUERIES squares; survivors come back unchanged."""
+def square(model: Model, images: Tensor, labels: Tensor, eps: float, seed: int, queries: int = QUERIES) -> Tensor:
+    """Proposals within Linf distance `eps` of `images`, after `queries` squares; survivors come back unchanged."""
     proposals = images.clone()
     standing = (model(images).argmax(1) == labels).nonzero().squeeze(1)
     if len(standing):
-        found = _searched(model, images[standing], labels[standing], eps, seed)
+        found = _searched(model, images[standing], labels[standing], eps, seed, queries)
         fooled = model(found).argmax(1) != labels[standing]
         proposals[standing[fooled]] = found[fooled]
     return proposals
 
 
-def _searched(model: Model, images: Tensor, labels: Tensor, eps: float, seed: int) -> Tensor:
+def _searched(model: Model, images: Tensor, labels: Tensor, eps: float, seed: int, queries: int) -> Tensor:
     """The points with the smallest margins that the search finds."""
     generator = torch.Generator().manual_seed(seed)
     count, channels, height, width = images.shape
     stripes = (2 * torch.rand(count, channels, 1, width, generator=generator) - 1).sign().to(images.device)
-    squares = Squares.drawn((channels, height, width), QUERIES, generator).to(images.device)
+    squares = Squares.drawn((channels, height, width), queries, generator).to(images.device)
     low, high = images - eps, images + eps
     best = (images + eps * stripes).clamp_(0.0, 1.0)
     margin = _margin(model, best, labels)
     # Per image: the next query, and the last query that helped.
     following, helped = torch.zeros_like(labels), torch.full_like(labels, -1)
     ahead = torch.arange(_AHEAD, device=images.device)
-    while len(active := ((margin > 0) & (following < QUERIES)).nonzero().squeeze(1)):
+    while len(active := ((margin > 0) & (following < queries)).nonzero().squeeze(1)):
         query = following[active].unsqueeze(1) + ahead
-        unknown = squares.before[query.clamp_max(QUERIES - 1)] < helped[active].unsqueeze(1)
-        unknown &= query < QUERIES
+        unknown = squares.before[query.clamp_max(queries - 1)] < helped[active].unsqueeze(1)
+        unknown &= query < queries
         several = 1 + (following[active] - helped[active]) // _PATIENCE
         several = several.clamp_max(max(1, at_once(images) // len(active))).unsqueeze(1)
         rank = unknown.cumsum(1)

@@ -7,7 +7,6 @@ as the authors' code in less time. In L2 only FAB-T is ours; the others are the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from prunebench.bench.attacks import apgd, fab
 from prunebench.bench.attacks import square as squares
-from prunebench.bench.attacks.base import Model
+from prunebench.bench.attacks.base import Model, contained
+from prunebench.bench.attacks.best import BEST
 from prunebench.bench.attacks.pgd import fgsm, usual_pgd
 from prunebench.bench.attacks.suite import Listed, Shape, Suite
 from prunebench.bench.protocol import Threat
@@ -30,9 +30,9 @@ _QUIET.propagate = False
 def apgd_ce(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
     """Auto-PGD on cross-entropy, 100 steps, one start."""
     if threat.norm == "Linf":
-        return apgd.apgd_ce(model, images, labels, threat.radius, generator.initial_seed())
+        return apgd.apgd_ce(model, images, labels, threat, generator.initial_seed())
     attack = APGDAttack(model, loss="ce", **_published(threat, images, generator.initial_seed()))
-    return _contained(attack.perturb, images, labels)
+    return contained(attack.perturb, images, labels)
 
 
 def apgd_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
@@ -46,13 +46,13 @@ def apgd_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, gene
         return apgd_ce(model, images, labels, threat, generator=torch.Generator().manual_seed(seed ^ 1))
     targets = min(9, classes - 1)
     if threat.norm == "Linf" and classes >= 4:
-        return apgd.apgd_t(model, images, labels, threat.radius, targets, seed)
+        return apgd.apgd_t(model, images, labels, threat, targets, seed)
     common = _published(threat, images, seed)
     if classes >= 4:
         attack = APGDAttack_targeted(model, n_target_classes=targets, **common)
     else:
         attack = APGDAttack(model, loss="dlr", **common)
-    return _contained(attack.perturb, images, labels)
+    return contained(attack.perturb, images, labels)
 
 
 def _published(threat: Threat, images: Tensor, seed: int) -> dict[str, Any]:
@@ -88,18 +88,12 @@ def square(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, gene
         seed=generator.initial_seed(),
         device=images.device,
     )
-    return _contained(attack.perturb, images, labels)
+    return contained(attack.perturb, images, labels)
 
 
 def _classes(model: Model, images: Tensor) -> int:
     with torch.no_grad():
         return int(model(images[:1]).shape[-1])
-
-
-def _contained(perturb: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
-    """Run an attack that seeds the global random state, then restore that state."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # the attacks seed every GPU
-        return perturb(images, labels).detach()
 
 
 def _ran(classes: int) -> tuple[str, ...]:
@@ -134,4 +128,5 @@ STANDARD = Suite(
     black_box="square",
     quick=("apgd-ce", "apgd-t"),
     ran=_ran,
+    best=BEST,
 )

@@ -13,14 +13,37 @@ Shape = tuple[int, int, int]  # of an image: (c, h, w)
 
 @dataclass(frozen=True)
 class Listed:
-    """An attack with its price: the sample passes of an image that survives it, or a function that returns them."""
+    """An attack with its price: the sample passes of an image that survives it, or a function that returns them.
+
+    `leak`: the share of the gradient that passes units which are off while this attack runs, see `executor.fast`.
+    """
 
     attack: Attack
     passes: int | Callable[[Threat, Shape], int]
+    leak: float = 0.0
 
     def price(self, threat: Threat, shape: Shape) -> int:
         """The sample passes of an image of this shape that survives."""
         return self.passes if isinstance(self.passes, int) else self.passes(threat, shape)
+
+
+@dataclass(frozen=True)
+class Pursuit:
+    """The attacks on the survivors of a suite, for the best-known number, each run on the survivors of those before.
+
+    `short`: run on every survivor. `long`: run in a shard where the short attacks and the suite's black box fool more
+    than the share `trigger` of its images, or where the gradient vanishes on more than that share.
+    """
+
+    name: str
+    short: Mapping[str, Listed]
+    long: Mapping[str, Listed]
+    trigger: float
+
+    @property
+    def attacks(self) -> dict[str, Listed]:
+        """All attacks, in order."""
+        return dict(self.short) | dict(self.long)
 
 
 @dataclass(frozen=True)
@@ -30,7 +53,8 @@ class Suite:
     `ranked`: the attacks that decide the score, each run on the survivors of the previous ones. `weak`: attacks run
     alone, on all images classified correctly when clean. `curve`: the weak attack for the security curve. `black_box`:
     the ranked attack that sees only logits, after all that use gradients. `quick`: the ranked attacks of a quick
-    verification. `ran`: the variant of each ranked attack for a number of classes, in words for the record.
+    verification. `ran`: the variant of each ranked attack for a number of classes, in words for the record. `best`:
+    the attacks on its survivors.
     """
 
     name: str
@@ -40,6 +64,7 @@ class Suite:
     black_box: str
     quick: tuple[str, ...]
     ran: Callable[[int], tuple[str, ...]]
+    best: Pursuit
 
     @property
     def by_gradient(self) -> str:

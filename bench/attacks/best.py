@@ -1,0 +1,71 @@
+"""The suite `best`: attacks on the images that survive AutoAttack *standard*, for the best-known number beside it.
+
+The short attacks run on every survivor. Most follow gradients that leak through units which are off, since the nets of
+this benchmark have few units left. The long attacks run where the short ones, Square or vanishing gradients show that
+AutoAttack's gradients did not lead where the net is weak.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from pyautoattack.square import SquareAttack
+from torch import Tensor
+
+from prunebench.bench.attacks import apgd, targets
+from prunebench.bench.attacks import square as squares
+from prunebench.bench.attacks.base import Model, contained
+from prunebench.bench.attacks.margins import STEPS, apgd_pm, margin_decomposition
+from prunebench.bench.attacks.suite import Listed, Pursuit, Shape
+from prunebench.bench.attacks.targets import every_target, long_malt, malt
+from prunebench.bench.protocol import Threat
+
+QUERIES = 20_000
+
+
+def apgd_ce(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
+    """Auto-PGD on cross-entropy, 100 steps, one start."""
+    return apgd.apgd_ce(model, images, labels, threat, generator.initial_seed())
+
+
+def long_square(
+    model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator, salt: int
+) -> Tensor:
+    """Square attack with 20,000 queries; `salt` tells two runs apart. In L2 it is the authors' own code."""
+    seed = generator.initial_seed() ^ salt
+    if threat.norm == "Linf":
+        return squares.square(model, images, labels, threat.radius, seed, QUERIES)
+    options = {"p_init": 0.8, "n_queries": QUERIES, "eps": threat.radius, "norm": threat.norm, "n_restarts": 1}
+    attack = SquareAttack(model, **options, resc_schedule=False, seed=seed, device=images.device)
+    return contained(attack.perturb, images, labels)
+
+
+def _queries(threat: Threat, shape: Shape) -> int:
+    return squares.price(shape, QUERIES) if threat.norm == "Linf" else QUERIES
+
+
+_CLIMB = 3 * (apgd.STEPS + 1) + 1
+_SPLIT = 2 * 3 * (STEPS + 1) + 1
+
+BEST = Pursuit(
+    name="best-1",
+    short={
+        "apgd-pm": Listed(apgd_pm, _CLIMB, leak=0.01),
+        "md": Listed(margin_decomposition, _SPLIT),
+        "malt": Listed(malt, targets.passes(targets.TARGETS)),
+        "malt-leak-.01": Listed(malt, targets.passes(targets.TARGETS), leak=0.01),
+        "apgd-ce-leak-.05": Listed(apgd_ce, _CLIMB, leak=0.05),
+        "md-leak-.05": Listed(margin_decomposition, _SPLIT, leak=0.05),
+        "malt-leak-.2": Listed(malt, targets.passes(targets.TARGETS), leak=0.2),
+    },
+    long={
+        "targets-leak-.05": Listed(every_target, targets.passes(targets.CANDIDATES), leak=0.05),
+        "targets-leak-1": Listed(every_target, targets.passes(targets.CANDIDATES), leak=1.0),
+        "long-dlr-t": Listed(long_malt, targets.passes(1, targets.RESTARTS, targets.LONG)),
+        "long-dlr-t-leak-.05": Listed(long_malt, targets.passes(1, targets.RESTARTS, targets.LONG), leak=0.05),
+        "square-20k": Listed(partial(long_square, salt=1), _queries),
+        "square-20k-again": Listed(partial(long_square, salt=2), _queries),
+    },
+    trigger=0.02,
+)
