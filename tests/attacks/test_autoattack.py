@@ -15,10 +15,11 @@ from pyautoattack.fab_projections import projection_l2, projection_linf
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 
-from prunebench.bench.attacks import apgd, fab, square
+from prunebench.bench.attacks import apgd, fab, losses, square
 from prunebench.bench.attacks.base import at_once
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import as_float
+from prunebench.bench.protocol import Threat
 from tests.support.nets import STORE
 
 NETS = Path(__file__).parents[2] / "claims"
@@ -177,15 +178,17 @@ def alike(net, labels, ours, theirs):
     return torch.equal(right(net, ours, labels), standing) and int(near.sum()) >= 0.95 * len(labels)
 
 
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", "0.25"), ("L2", "0.7")])
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t"])
-def test_apgd_is_theirs_image_by_image(trained, name, monkeypatch):
+def test_apgd_is_theirs_image_by_image(trained, name, norm, eps, monkeypatch):
     net, images, labels = trained
-    common = dict(n_restarts=1, n_iter=100, eps=0.25, norm="Linf", eot_iter=1, rho=0.75, seed=3, device=images.device)
+    threat = Threat(norm=norm, eps=eps)
+    common = dict(n_restarts=1, n_iter=100, eps=float(eps), norm=norm, eot_iter=1, rho=0.75, seed=3, device="cpu")
 
     def ours():
         if name == "apgd-ce":
-            return apgd.apgd_ce(net, images, labels, 0.25, 3)
-        return apgd.apgd_t(net, images, labels, 0.25, 9, 3)
+            return apgd.apgd_ce(net, images, labels, threat, 3)
+        return apgd.apgd_t(net, images, labels, threat, 9, 3)
 
     peer = (
         APGDAttack(net, loss="ce", **common)
@@ -209,8 +212,8 @@ def test_losses_and_their_gradients_are_those_of_autograd(seed, classes, scale):
     peer = APGDAttack_targeted(None, eps=0.1)
     peer.y_target = targets
     for ours, theirs in (
-        (apgd._cross_entropy(labels), torch.nn.functional.cross_entropy(logits, labels, reduction="none")),
-        (apgd._dlr(labels, targets), peer.dlr_loss_targeted(logits, labels)),
+        (losses.cross_entropy(labels), torch.nn.functional.cross_entropy(logits, labels, reduction="none")),
+        (losses.dlr(labels, targets), peer.dlr_loss_targeted(logits, labels)),
     ):
         values, slopes = ours(logits.detach())
         (expected,) = torch.autograd.grad(theirs.sum(), logits)
@@ -226,7 +229,7 @@ def test_apgd_takes_a_gradient_that_shares_its_memory():
         total = points.sum((1, 2, 3))
         return torch.stack([torch.full_like(total, 34.0), total], dim=1)
 
-    assert (model(apgd.apgd_ce(model, images, labels, 0.1, 0)).argmax(1) == 1).all()
+    assert (model(apgd.apgd_ce(model, images, labels, Threat(norm="Linf", eps="0.1"), 0)).argmax(1) == 1).all()
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.25), ("L2", 0.7)])
