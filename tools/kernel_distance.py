@@ -35,7 +35,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of, write_bytes
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.train import fit
 from prunebench.bench.mask import Masks, State, draw, erk, keep_largest_by_layer, masked
 from prunebench.bench.protocol import Job, Protocol, load
@@ -138,7 +138,7 @@ def trained(lab: Lab, start: State, epochs: int, masks: Masks | None = None) -> 
         if done in wanted:
             states[int(done)] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
-    plan = Plan(lab.protocol.training, lab.protocol.threat, epochs)
+    plan = TrainingPlan(lab.protocol.training, lab.protocol.threat, epochs)
     fit(net, plan, lab.train, lab.validation, seed=lab.job.seed, masks=masks, report=look)
     return states
 

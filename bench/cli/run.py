@@ -145,10 +145,10 @@ def plan(
 
     from prunebench.bench import machine
     from prunebench.bench.grid.dry_run import Shares
-    from prunebench.bench.grid.plan import plan
+    from prunebench.bench.grid.plan import forecast
 
     machine.device_named(device)
-    found = plan(
+    found = forecast(
         rules,
         grid,
         store_of(data),

@@ -18,7 +18,7 @@ from prunebench.bench.grid.timing import attack_paces, training_pace
 from prunebench.bench.lab.backend import Calibration, Fit, Loop, calibrate
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.meter import Meter
-from prunebench.bench.lab.schedule import Plan, Trained
+from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.trainer import VALIDATED
 from prunebench.bench.mask import State, masked
 from prunebench.bench.models import prunable
@@ -167,7 +167,7 @@ def pruned(lab: Lab, spec: str, job: Job) -> tuple[nn.Module, Meter]:
         raise PrunebenchError(f"{job.name} would fail: {why}") from error
 
 
-def validation_passes(plan: Plan, images: int) -> int:
+def validation_passes(plan: TrainingPlan, images: int) -> int:
     """Sample passes of all validations in the training by `plan`, each on at most `images` images."""
     every = plan.validate_every
     times = -(-plan.last // every) - plan.start // every  # the last epoch is always validated

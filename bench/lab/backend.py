@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.bench.data import Split
-from prunebench.bench.lab.schedule import Plan, Trained
+from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.stages import Stages, keep, load_kept
 from prunebench.bench.lab.tensorboard import Curves
 from prunebench.bench.lab.train import Report, fit, refuse_collapse
@@ -34,7 +34,7 @@ class Fit:
 
     stage: str
     key: str
-    plan: Plan
+    plan: TrainingPlan
     model: Callable[[], nn.Module]
     masks: Masks | None
     density: float

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from prunebench.bench.errors import BudgetExceeded
 from prunebench.bench.facts import Stage
-from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.protocol import Protocol
 
 
@@ -39,4 +39,4 @@ class Meter:
 def granted(protocol: Protocol, images: int) -> int:
     """The sample passes in a pruner's budget when there are `images` training images."""
     recipe = protocol.training
-    return int(protocol.units * Plan(recipe, protocol.threat, recipe.epochs).passes(images))
+    return int(protocol.units * TrainingPlan(recipe, protocol.threat, recipe.epochs).passes(images))

@@ -15,7 +15,7 @@ from prunebench.bench.data import Split, as_float
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.lab import resume
 from prunebench.bench.lab.augmentation import crop_flip
-from prunebench.bench.lab.schedule import Plan, Trained
+from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.trainer import Trainer
 from prunebench.bench.mask import Masks
 from prunebench.bench.seeds import derive
@@ -26,7 +26,7 @@ Log = Callable[[dict[str, Any], float], None]  # a row of the curve, and the sec
 
 def fit(
     model: nn.Module,
-    plan: Plan,
+    plan: TrainingPlan,
     train: Split,
     validation: Split,
     *,

@@ -38,7 +38,7 @@ from prunebench.bench.cli import main
 from prunebench.bench.errors import LONGEST, PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of
 from prunebench.bench.interop import checkpoints
-from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.models import build
 from prunebench.bench.outcomes import load_arrays, outcomes_path, recount, standing
 from prunebench.bench.protocol import load
@@ -433,7 +433,7 @@ def test_protocols(tmp_path, share):
             assert (
                 len(rules.sha256) == 64
                 and rules.threat.radius > 0
-                and Plan(rules.training, rules.threat, 1).passes(1) > 0
+                and TrainingPlan(rules.training, rules.threat, 1).passes(1) > 0
             )
             assert all(len(eps) < 200 for eps in radii(rules.threat, 64))
             if rules.data == "digits":
