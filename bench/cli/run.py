@@ -197,8 +197,8 @@ def train(
 
     rules = rules_of(protocol, epochs)
     torch.set_num_threads(threads)
-    (chosen,) = host.resolve([pruner])
-    job = job_of(chosen, None if sparsity is None else sparsity_of(sparsity), seed)
+    (described,) = host.describe([pruner])
+    job = job_of(described, None if sparsity is None else sparsity_of(sparsity), seed)
     with sole_user(out), show.Watch(quiet=quiet) as watch:
         task.make_room(out, job, rules, force=force)
         net = task.train(

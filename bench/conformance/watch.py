@@ -24,7 +24,7 @@ from prunebench.bench.lab.backend import Computed, Fit
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schedule import Trained
 from prunebench.bench.protocol import Job, Protocol
-from prunebench.pruners import Chosen, parse
+from prunebench.pruners import ResolvedPruner, resolve
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {"os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.truncate", "os.chmod"}
@@ -62,20 +62,20 @@ class Run:
     seen: Seen
 
 
-def run(chosen: Chosen, task: Protocol, folder: Path, world: int) -> Run:
+def run(resolved: ResolvedPruner, task: Protocol, folder: Path, world: int) -> Run:
     """Run the pruner, with its stages in `folder` and the global generators seeded with `world`."""
-    sparsity = task.sparsities[0] if chosen.prunes else 0.0
-    job = Job(pruner=chosen.name, options=chosen.options, sparsity=sparsity, seed=0)
+    sparsity = task.sparsities[0] if resolved.prunes else 0.0
+    job = Job(pruner=resolved.name, options=resolved.options, sparsity=sparsity, seed=0)
     work = Work()
     backend = Trusted(folder / "stages", work=work)
-    lab = WatchedLab(job, task, Store(Path("data")), backend, resolve=lambda spec: parse(spec).pruner).watched(work)
+    lab = WatchedLab(job, task, Store(Path("data")), backend, resolve=lambda spec: resolve(spec).pruner).watched(work)
     executor.lacking()  # may start a compiler, so it runs before the watch begins
     seen = Seen(folder)
     state, error = None, None
     with generators(world, seen), _elsewhere(folder, seen), watched(seen):
         try:
             with lab.work:
-                state = chosen.pruner(job, lab)
+                state = resolved.pruner(job, lab)
         except Exception as fault:  # noqa: BLE001  a pruner may be third-party code; its error is a finding
             error = fault
     return Run(state, error, lab, seen)

@@ -24,7 +24,7 @@ from prunebench.bench.mask import State, masked
 from prunebench.bench.models import prunable
 from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.score.progress import expected
-from prunebench.pruners import parse
+from prunebench.pruners import resolve
 
 STEPS = 4  # of a search that are actually run; the last three are timed
 RECORD_BYTES = 100_000  # approximate: two copies of a record, its outcomes and pairs, plus the journal
@@ -84,7 +84,7 @@ def rehearse(
     test = store.testing(protocol.data, examples or protocol.test)
     passes = expected(protocol, test, clean=shares.clean, robust=shares.robust)
     dry = Dry(seconds)
-    lab = Lab(jobs[0][1], protocol, store, dry, device=where, resolve=lambda spec: parse(spec).pruner)
+    lab = Lab(jobs[0][1], protocol, store, dry, device=where, resolve=lambda spec: resolve(spec).pruner)
     paces: dict[int, dict[str, float]] = {}  # of attacks, by density class
     lines = []
     for spec, job in jobs:
@@ -159,7 +159,7 @@ def pruned(lab: Lab, spec: str, job: Job) -> tuple[nn.Module, Meter]:
     """The net that pruner `spec` makes in a dry `lab`, and its charges. Raises PrunebenchError if the pruner fails."""
     lab.job, lab.meter = job, Meter(lab.meter.granted)
     try:
-        return lab.model(parse(spec).pruner(job, lab)), lab.meter
+        return lab.model(resolve(spec).pruner(job, lab)), lab.meter
     except Exception as error:  # a pruner may be third-party code
         at = traceback.extract_tb(error.__traceback__)[-1]
         fault = f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"

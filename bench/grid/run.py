@@ -14,7 +14,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of, sole_user
 from prunebench.bench.grid.local import Engine, News, Pool
 from prunebench.bench.grid.task import Ended, Step, Task
-from prunebench.bench.player.host import resolve
+from prunebench.bench.player.host import describe
 from prunebench.bench.protocol import Job, Protocol, as_sparsity
 from prunebench.bench.spec import source_of
 
@@ -34,25 +34,25 @@ class Pruner(Interface):
     def prunes(self) -> bool: ...
 
 
-def job_of(chosen: Pruner, sparsity: float | None, seed: int) -> Job:
+def job_of(pruner: Pruner, sparsity: float | None, seed: int) -> Job:
     """The job of one pruner. Raises PrunebenchError if that sparsity cannot be requested of the pruner."""
-    if not chosen.prunes:
+    if not pruner.prunes:
         if sparsity:
             raise PrunebenchError(
-                f"Pruner {chosen.name!r} does not prune, so sparsity {sparsity} makes no sense; use 0."
+                f"Pruner {pruner.name!r} does not prune, so sparsity {sparsity} makes no sense; use 0."
             )
         sparsity = 0.0
     elif sparsity is None:
-        raise PrunebenchError(f"Pruner {chosen.name!r} needs a sparsity in [0, 1); give --sparsity.")
-    return Job(pruner=chosen.name, options=chosen.options, sparsity=float(as_sparsity(sparsity)), seed=seed)
+        raise PrunebenchError(f"Pruner {pruner.name!r} needs a sparsity in [0, 1); give --sparsity.")
+    return Job(pruner=pruner.name, options=pruner.options, sparsity=float(as_sparsity(sparsity)), seed=seed)
 
 
 def grid(specs: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int]) -> list[tuple[str, Job]]:
     """Every pruner at every sparsity (0 if it does not prune) for every seed, seeds outermost, without duplicates."""
-    chosen = [(one.spec, one) for one in resolve(list(specs))]
+    described = [(one.spec, one) for one in describe(list(specs))]
     jobs: dict[str, tuple[str, Job]] = {}
     for seed in seeds:
-        for spec, pruner in chosen:
+        for spec, pruner in described:
             for sparsity in sparsities if pruner.prunes else [0.0]:
                 job = job_of(pruner, sparsity, seed)
                 jobs.setdefault(job.name, (spec, job))

@@ -41,8 +41,8 @@ class Fault(PrunebenchError):
 
 
 @dataclass(frozen=True)
-class Resolved:
-    """A pruner as the referee knows it: `name` from its spec, `source` (sha256) of its file, the rest as reported."""
+class DescribedPruner:
+    """What the referee knows of a pruner: `name` from its spec, `source` (sha256) of its file, the rest as reported."""
 
     spec: str
     name: str
@@ -220,8 +220,8 @@ def host() -> Host:
     return made
 
 
-def resolve(specs: Sequence[str]) -> list[Resolved]:
-    """Resolve the pruners that `specs` name; their code runs in another process.
+def describe(specs: Sequence[str]) -> list[DescribedPruner]:
+    """Describe the pruners that `specs` name; their code runs in another process.
 
     Raises PrunebenchError for an unknown name or option, and for a value of the wrong type.
     """
@@ -233,12 +233,12 @@ def resolve(specs: Sequence[str]) -> list[Resolved]:
     except (ValidationError, TypeError, ValueError) as error:
         why = explain(error) if isinstance(error, ValidationError) else str(error)
         raise PrunebenchError(f"The pruners {', '.join(specs)} do not say what they are: {why}") from None
-    return [_resolved(spec, one) for spec, one in zip(specs, found, strict=True)]
+    return [_described(spec, one) for spec, one in zip(specs, found, strict=True)]
 
 
-def _resolved(spec: str, told: Described) -> Resolved:
+def _described(spec: str, told: Described) -> DescribedPruner:
     asked = read(spec)
     keys = [key for key, _ in asked.options]
     if foreign := sorted(told.options.keys() - set(keys)):
         raise unknown(f"option of {asked.head}", foreign[0], keys)
-    return Resolved(spec, asked.label, told.options, told.prunes, source_of(spec))
+    return DescribedPruner(spec, asked.label, told.options, told.prunes, source_of(spec))

@@ -33,7 +33,7 @@ from prunebench.bench.models import build
 from prunebench.bench.player.handover import Describe, Play, leave
 from prunebench.bench.spec import place_of, registered
 from prunebench.bench.spec import read as read_spec
-from prunebench.pruners import parse
+from prunebench.pruners import resolve
 
 Tell = Callable[[str, Any], None]  # the kind of a message, and its content
 PATIENCE = 0.02  # seconds between checks that the referee is still alive
@@ -42,8 +42,8 @@ SUBREAPER, DEATH_SIGNAL = 36, 1  # prctl: adopt orphans; die with the parent
 
 def describe(request: Describe) -> list[dict[str, Any]]:
     """Each pruner's description of itself."""
-    found = [parse(spec) for spec in request.specs]
-    return [{"options": chosen.options, "prunes": chosen.prunes} for chosen in found]
+    resolved = [resolve(spec) for spec in request.specs]
+    return [{"options": one.options, "prunes": one.prunes} for one in resolved]
 
 
 def play(request: Play, tell: Tell) -> None:
@@ -59,9 +59,9 @@ def play(request: Play, tell: Tell) -> None:
             curves=Curves(request.folder / "tensorboard") if request.tensorboard else None,
         ),
         device=machine.device_named(request.device),
-        resolve=lambda spec: parse(spec).pruner,
+        resolve=lambda spec: resolve(spec).pruner,
     )
-    leave(request.folder, parse(request.spec).pruner(request.job, lab), lab.meter.stages)
+    leave(request.folder, resolve(request.spec).pruner(request.job, lab), lab.meter.stages)
 
 
 def _prepare(request: Describe | Play) -> None:

@@ -25,7 +25,7 @@ from prunebench.bench.protocol import Threat
 from prunebench.bench.score.curve import radii
 from prunebench.bench.score.progress import expected
 from prunebench.bench.score.referee import Referee
-from prunebench.pruners import parse
+from prunebench.pruners import resolve
 from tests.support.nets import STORE, changed
 
 SHARES = Shares(clean=0.8, robust=0.5)
@@ -52,11 +52,11 @@ def gone_through(specs, rules=RULES, shares=SHARES):
 def test_the_stages_are_those_of_a_run(flat, tmp_path):
     """Names and passes of every stage, and which of them another job has computed already."""
     jobs, new, dry = grid(SPECS, [0.9], [0]), [], Dry(0.01)
-    lab = Lab(jobs[0][1], RULES, STORE, dry, device=CPU, resolve=lambda name: parse(name).pruner)
+    lab = Lab(jobs[0][1], RULES, STORE, dry, device=CPU, resolve=lambda name: resolve(name).pruner)
     for spec, job in jobs:
         before, there = len(dry.stages), set(tmp_path.rglob("done.safetensors"))
-        real = Lab(job, RULES, STORE, Computed(tmp_path), device=CPU, resolve=lambda name: parse(name).pruner)
-        parse(spec).pruner(job, real)
+        real = Lab(job, RULES, STORE, Computed(tmp_path), device=CPU, resolve=lambda name: resolve(name).pruner)
+        resolve(spec).pruner(job, real)
         charged = [[(s.name, s.passes) for s in meter.stages] for meter in (pruned(lab, spec, job)[1], real.meter)]
         assert charged[0] == charged[1]
         assert len(dry.stages) - before == len(set(tmp_path.rglob("done.safetensors")) - there)

@@ -25,7 +25,7 @@ from prunebench.bench.grid.task import Ended, Step, Task, train
 from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path, recount
 from prunebench.bench.record import Record, Refusal, load_record
 from prunebench.bench.score.scoring import score
-from prunebench.pruners import parse
+from prunebench.pruners import resolve
 from tests.support.held import HalvedStore
 from tests.support.here import Here
 from tests.support.nets import STORE, UNATTACKED, changed, job, toml
@@ -93,12 +93,12 @@ def test_no_job_stands_in_a_grid_twice():
 
 def test_sparsities_that_a_pruner_cannot_be_asked_for():
     with pytest.raises(PrunebenchError, match=r"does not prune, so sparsity 0\.5 makes no sense"):
-        job_of(parse("dense"), 0.5, 0)
+        job_of(resolve("dense"), 0.5, 0)
     with pytest.raises(PrunebenchError, match="needs a sparsity"):
-        job_of(parse("imp"), None, 0)
+        job_of(resolve("imp"), None, 0)
     for sparsity in (1.0, -0.1, float("nan")):
         with pytest.raises(PrunebenchError, match=r"not in \[0, 1\)"):
-            job_of(parse("imp"), sparsity, 0)
+            job_of(resolve("imp"), sparsity, 0)
 
 
 def test_a_grid_is_trained_scored_and_published(here, tmp_path):

@@ -22,7 +22,7 @@ from prunebench.bench.lab import budget
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.player import handover, sandbox
 from prunebench.bench.player.handover import Described
-from prunebench.bench.player.host import Fault, Host, _Heard, _resolved, resolve
+from prunebench.bench.player.host import Fault, Host, _described, _Heard, describe
 from prunebench.bench.record import load_record
 from prunebench.bench.score.effort import effort_of
 from tests.support.here import Here
@@ -350,26 +350,26 @@ def test_news_is_text_of_bounded_length_and_nothing_more():
 
 def test_a_pruner_that_says_what_it_was_not_asked_is_refused(mine):
     with pytest.raises(PrunebenchError, match=r"Unknown option of .* 'rounds'"):
-        _resolved(mine, Described(options={"rounds": 3}, prunes=True))
-    assert _resolved("imp:rounds=3", Described(options={"rounds": 3}, prunes=True)).options == {"rounds": 3}
+        _described(mine, Described(options={"rounds": 3}, prunes=True))
+    assert _described("imp:rounds=3", Described(options={"rounds": 3}, prunes=True)).options == {"rounds": 3}
 
 
 # Names and sources
 
 
-def test_a_pruner_is_resolved_as_it_parses():
-    from prunebench.pruners import parse
+def test_a_pruner_is_described_as_it_resolves():
+    from prunebench.pruners import resolve
 
     for text in ("dense", "imp:rounds=3,shuffle=true", "iwi:ticket=random", "prunebench.pruners.imp:IMP:rounds=2"):
-        (found,), chosen = resolve([text]), parse(text)
+        (found,), resolved = describe([text]), resolve(text)
         assert (found.name, found.options, found.prunes, found.source) == (
-            chosen.name,
-            chosen.options,
-            chosen.prunes,
-            chosen.source,
+            resolved.name,
+            resolved.options,
+            resolved.prunes,
+            resolved.source,
         )
     with pytest.raises(PrunebenchError, match="did you mean 'magnitude'"):
-        resolve(["dense", "magnitud"])
+        describe(["dense", "magnitud"])
 
 
 def test_a_source_is_read_and_not_run(tmp_path):
@@ -522,12 +522,12 @@ def test_a_request_that_was_given_up_is_not_answered_in_place_of_the_next(mine, 
     for attempt in ("first", "second"):
         with pytest.raises(Enough):
             train(mine, job(mine), RULES, tmp_path / attempt, tmp_path / attempt, STORE, device="cpu", report=listen)
-        assert [one.name for one in resolve(["imp", "dense"])] == ["imp", "dense"]
+        assert [one.name for one in describe(["imp", "dense"])] == ["imp", "dense"]
 
 
 def test_paths_begin_where_the_referee_is(mine, tmp_path, monkeypatch):
     """The process was started elsewhere."""
-    resolve(["dense"])
+    describe(["dense"])
     monkeypatch.chdir(tmp_path)
     net = train("mine.py:Mine", job("mine.py:Mine"), RULES, Path("out"), Path("stages"), STORE, device="cpu")
     assert net == Path("out") / NET and (tmp_path / "stages").exists()
