@@ -12,13 +12,12 @@ from prunebench.bench.beside import NET, RECORD, REFUSAL, publish
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of, sole_user
-from prunebench.bench.grid.local import Engine, News, Pool
+from prunebench.bench.grid.local import Engine, Pool
 from prunebench.bench.grid.task import Ended, Step, Task
 from prunebench.bench.player.host import describe
+from prunebench.bench.progress import JobProgressCallback, ProgressUpdate
 from prunebench.bench.protocol import Job, Protocol, as_sparsity
 from prunebench.bench.spec import source_of
-
-Watcher = Callable[[str, str, float, float], None]  # job, current activity, amount done, total
 
 
 class Pruner(Interface):
@@ -72,7 +71,7 @@ def run(
     keep_proposals: bool = False,
     tensorboard: bool = False,
     sandbox: bool = False,
-    report: Watcher | None = None,
+    report: JobProgressCallback | None = None,
     ended: Callable[[Ended], None] | None = None,
 ) -> list[Ended]:
     """Train and score `jobs` on `engine` (one process by default), and publish their records below `out/records`.
@@ -198,7 +197,7 @@ class Scheduler:
         return ended
 
 
-def _work_through(scheduler: Scheduler, engine: Engine, report: Watcher | None) -> Iterator[Ended]:
+def _work_through(scheduler: Scheduler, engine: Engine, report: JobProgressCallback | None) -> Iterator[Ended]:
     """Run all steps of `scheduler` on `engine`, and yield each task as it ends."""
     running: dict[Future[Ended | None], Step] = {}
     shares: dict[str, float] = {}  # share done of each attack step, by name
@@ -209,7 +208,7 @@ def _work_through(scheduler: Scheduler, engine: Engine, report: Watcher | None) 
             return
         wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
         if report is not None:
-            _pass_on(engine.news(), {step.name: step for step in running.values()}, scheduler, shares, report)
+            _pass_on(engine.updates(), {step.name: step for step in running.values()}, scheduler, shares, report)
         for future in [future for future in running if future.done()]:
             step = running.pop(future)
             shares.pop(step.name, None)
@@ -220,10 +219,14 @@ def _work_through(scheduler: Scheduler, engine: Engine, report: Watcher | None) 
 
 
 def _pass_on(
-    news: Iterable[News], running: dict[str, Step], scheduler: Scheduler, shares: dict[str, float], report: Watcher
+    updates: Iterable[ProgressUpdate],
+    running: dict[str, Step],
+    scheduler: Scheduler,
+    shares: dict[str, float],
+    report: JobProgressCallback,
 ) -> None:
     """Report the progress of each job; for a net attacked in several shards, their combined progress."""
-    for name, what, done, of in news:
+    for name, what, done, of in updates:
         if (step := running.get(name)) is None:
             continue  # it has ended in the meantime
         job = step.task.job.name

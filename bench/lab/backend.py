@@ -19,8 +19,9 @@ from prunebench.bench.data import Split
 from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.stages import Stages, keep, load_kept
 from prunebench.bench.lab.tensorboard import Curves
-from prunebench.bench.lab.train import Report, fit, refuse_collapse
+from prunebench.bench.lab.train import fit, refuse_collapse
 from prunebench.bench.mask import Masks, State
+from prunebench.bench.progress import ProgressCallback
 
 SAVE_EVERY = 5.0  # seconds between two checkpoints of a loop
 
@@ -96,7 +97,7 @@ class Computed:
     """
 
     folder: Path
-    report: Report | None = None
+    report: ProgressCallback | None = None
     curves: Curves | None = None
 
     def train(self, asked: Fit) -> Trained:
@@ -106,7 +107,7 @@ class Computed:
             curve = self.curves.stage(asked.stage, images=asked.plan.seen(images), sparsity=1 - asked.density)
         rows: list[dict[str, Any]] = []
 
-        def log(row: dict[str, Any], seconds: float) -> None:
+        def on_epoch(row: dict[str, Any], seconds: float) -> None:
             rows.append(row)
             if curve is not None:
                 curve.add(row, seconds)
@@ -123,7 +124,7 @@ class Computed:
                 masks=asked.masks,
                 partial=partial,
                 report=self._named(asked.stage),
-                log=log,
+                on_epoch=on_epoch,
             )
             halves = {f"weights/{key}": tensor for key, tensor in trained.weights.items()}
             halves |= {f"last/{key}": tensor for key, tensor in trained.last.items()}
@@ -163,8 +164,8 @@ class Computed:
         """The calibration, which is never stored."""
         return calibrate(asked)
 
-    def _named(self, stage: str) -> Report:
-        """A report function that names the stage in progress."""
+    def _named(self, stage: str) -> ProgressCallback:
+        """A callback that names the stage in progress."""
         report = self.report
         return lambda what, done, total: None if report is None else report(f"{stage}: {what}", done, total)
 

@@ -233,7 +233,7 @@ def test_progress_comes_from_the_nodes(cluster, tmp_path):
     with nodes(cluster, 1), Ray(tmp_path, address=cluster.address, device="cpu") as engine:
         future, deadline = engine.submit(step), time.monotonic() + PATIENCE
         while not told and time.monotonic() < deadline:
-            told += engine.news()
+            told += engine.updates()
             time.sleep(0.1)
         step.go.touch()
         assert future.result(PATIENCE) == "done"

@@ -270,8 +270,8 @@ def test_the_progress_of_shards_is_that_of_their_net(tmp_path):
     for step in attacks[:2]:
         scheduler.came(step, None)
     running = {step.name: step for step in attacks[2:]}
-    news = [(attacks[2].name, "fab-t", 5.0, 10.0), (attacks[0].name, "late", 1.0, 1.0)]
-    prunebench.bench.grid.run._pass_on(news, running, scheduler, {}, lambda *line: told.append(line))
+    updates = [(attacks[2].name, "fab-t", 5.0, 10.0), (attacks[0].name, "late", 1.0, 1.0)]
+    prunebench.bench.grid.run._pass_on(updates, running, scheduler, {}, lambda *line: told.append(line))
     assert told == [("dense-s0-seed0", "attacks, 2 of 4 shards done", 2.5, 4)]
 
 
@@ -480,8 +480,8 @@ def alive(session):
 def test_progress_comes_from_the_workers_to_this_process(tmp_path):
     told, threads = [], set()
 
-    def report(*news):
-        told.append(news)
+    def report(*progress):
+        told.append(progress)
         threads.add(threading.current_thread())
 
     run(RULES, jobs("random"), tmp_path, STORE, device="cpu", report=report)

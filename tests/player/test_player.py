@@ -319,9 +319,9 @@ def test_what_is_no_handover_is_refused(left, tmp_path):
         handover.take(tmp_path)
 
 
-def test_news_is_text_of_bounded_length_and_nothing_more():
+def test_messages_are_text_of_bounded_length_and_nothing_more():
     told = []
-    heard = _Heard("7", lambda *news: told.append(news))
+    heard = _Heard("7", lambda *progress: told.append(progress))
     ours, theirs = os.pipe()
     os.set_blocking(ours, False)
     lines = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunebench.bench.data import Split, Store
-from prunebench.bench.lab.train import Report
+from prunebench.bench.progress import ProgressCallback
 
 NODE = "PRUNEBENCH_TEST_NODE"
 
@@ -73,7 +73,7 @@ class Telling:
     name: str
     go: Path
 
-    def __call__(self, report: Report) -> str:
+    def __call__(self, report: ProgressCallback) -> str:
         report("half", 1.0, 2.0)
         while not self.go.exists():
             time.sleep(0.1)
