@@ -81,7 +81,7 @@ class Reference:
     differs: tuple[str, ...]
 
     @property
-    def standing(self) -> str:
+    def place_shown(self) -> str:
         """The text shown instead of a rank."""
         return "published"
 

@@ -25,7 +25,7 @@ Loss = Callable[[Tensor], tuple[Tensor, Tensor]]  # maps logits (n, classes) to 
 def apgd_ce(model: Model, images: Tensor, labels: Tensor, eps: float, seed: int) -> Tensor:
     """Proposals within Linf distance `eps` of `images`, by cross-entropy; images that survive come back unchanged."""
     standing = model(images).argmax(1) == labels
-    return _proposals(model, images, labels, standing, eps, seed, [lambda left: _cross_entropy(labels[left])])
+    return _proposals(model, images, labels, standing, eps, seed, [lambda index: _cross_entropy(labels[index])])
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def apgd_t(model: Model, images: Tensor, labels: Tensor, eps: float, targets: in
     """As `apgd_ce`, with the targeted DLR loss, towards each of the `targets` likeliest wrong classes in turn."""
     ranked = model(images).sort(dim=1).indices.flip(1)
     standing = ranked[:, 0] == labels
-    losses = [lambda left, k=k: _dlr(labels[left], ranked[left, k]) for k in range(1, targets + 1)]
+    losses = [lambda index, k=k: _dlr(labels[index], ranked[index, k]) for k in range(1, targets + 1)]
     return _proposals(model, images, labels, standing, eps, seed, losses)
 
 
@@ -50,10 +50,10 @@ def _proposals(
     generator = torch.Generator().manual_seed(seed)
     proposals = images.clone()
     for loss in losses:
-        left = standing.nonzero().squeeze(1)
-        if len(left):
-            fooled, points = _climbed(model, images[left], labels[left], eps, loss(left), generator)
-            proposals[left[fooled]], standing[left[fooled]] = points[fooled], False
+        index = standing.nonzero().squeeze(1)
+        if len(index):
+            fooled, points = _climbed(model, images[index], labels[index], eps, loss(index), generator)
+            proposals[index[fooled]], standing[index[fooled]] = points[fooled], False
     return proposals
 
 

@@ -91,7 +91,7 @@ class Program:
         self.tensors: list[Tensor] = []
         self.jobs: list[Job] = []
         self.arena = 0
-        self._alive: list[Any] = []  # memory that the steps point into
+        self._referenced: list[Any] = []  # memory that the steps point into
         self._steps: list[Step] = []
         self._slack = 0  # floats past the last tensor that may be read
         # Written by `fill`: a step's weights, with their indices among its layer's weights; biases. None: all ones.
@@ -251,7 +251,7 @@ class Program:
 
     def _address(self, values: NDArray[Any]) -> int:
         values = np.ascontiguousarray(values)
-        self._alive.append(values)
+        self._referenced.append(values)
         return values.ctypes.data
 
 

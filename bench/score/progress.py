@@ -58,7 +58,7 @@ class ProgressEstimate:
 
     def listener(self, attack: str, label: str, shard: int) -> Listen:
         """The callback that receives the sample passes of every forward of `attack` on shard number `shard`."""
-        self.estimate = self._left()
+        self.estimate = self._remaining()
 
         def listen(passes: int) -> None:
             self.current += passes
@@ -73,7 +73,7 @@ class ProgressEstimate:
         before = self.seen[attack]
         self.seen[attack] = (before[0] + reached, before[1] + survived)
 
-    def _left(self) -> float:
+    def _remaining(self) -> float:
         """The sample passes remaining."""
         total, share = 0.0, 1.0
         for attack, price in self.price.items():

@@ -118,7 +118,7 @@ def references(board: Board) -> list[dict[str, str]]:
     """Cells for tables of the numbers that others published on the board's task, not yet escaped."""
     return [
         {
-            "Place": reference.standing,
+            "Place": reference.place_shown,
             "Method": reference.entry.name,
             "Sparsity": f"{reference.entry.sparsity:g}",
             "AutoAttack %": f"{reference.entry.robust:g}",

@@ -119,7 +119,7 @@ def _sparsity(board: Board, looks: Mapping[str, int]) -> Plot:
         "ticktext": [f"{sparsity:f}" for sparsity in sparsities],
     }
     figure = _figure(traces, axis, {"title": "Robust accuracy, %"})
-    references = [row for row in board.rows if row.standing == "ref"]
+    references = [row for row in board.rows if row.place_shown == "ref"]
     if len(sparsities) > 1:
         for row in references:  # the unpruned net, across the whole plot
             figure.add_hline(y=100 * row.robust.mean, line={"dash": "dot", "width": 1}, name="reference")

@@ -53,7 +53,7 @@ def test_eps_is_kept_to_the_letter_and_the_difference_told():
     assert rows["HYDRA", 0.9].entry.eps == "0.031" and rows["HYDRA", 0.9].differs == ("eps 0.031, not 8/255",)
     assert rows["PGD-10, 110 epochs, last", 0.0].differs == ()
     assert rows["FGSM-RS", 0.0].differs == ("PreAct ResNet-18",)
-    assert all(each.standing == "published" for each in rows.values())
+    assert all(each.place_shown == "published" for each in rows.values())
 
 
 def test_rows_of_another_threat_data_or_net_are_left_out():

@@ -48,11 +48,11 @@ def the_run_ends_in_a_ranked_board(folder, code, out, err):
         with np.load(outcomes_path(path)) as raw:
             assert len(raw["labels"]) == 16
             clean = raw["labels"] == raw["predicted"]
-            alive = clean.copy()
+            standing = clean.copy()
             for attack in RANKED:
-                assert not (raw[f"survived/{attack}"] & ~alive).any()
-                alive &= raw[f"survived/{attack}"]
-        counted.setdefault((record.job.label, record.job.sparsity), []).append((alive.mean(), clean.mean()))
+                assert not (raw[f"survived/{attack}"] & ~standing).any()
+                standing &= raw[f"survived/{attack}"]
+        counted.setdefault((record.job.label, record.job.sparsity), []).append((standing.mean(), clean.mean()))
         net = next((folder / "out" / "jobs").glob(f"{record.job.name}-*")) / "net.safetensors"
         assert open_net(net).id == record.net
         assert record.net.nonzero == (38160 if record.job.pruner == "dense" else 3816)

@@ -40,7 +40,7 @@ from prunebench.bench.files import canonical_json, sha256_of
 from prunebench.bench.interop import checkpoints
 from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.models import build
-from prunebench.bench.outcomes import load_arrays, outcomes_path, recount, standing
+from prunebench.bench.outcomes import load_arrays, outcomes_path, recount, standing_of
 from prunebench.bench.protocol import load
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.score.curve import radii
@@ -365,7 +365,7 @@ def test_outcomes_and_proposals(tmp_path, share):
                 assert found.images.shape[1:] == images.shape[1:] and len(found.index) == len(found.images)
             else:
                 found = recount(path, record.model_copy(update={"outcomes": sha256_of(changed)}))
-                assert standing(found).sum() == record.score.robust
+                assert standing_of(found).sum() == record.score.robust
 
         tally.run(case, read)
     tally.close()
