@@ -83,9 +83,9 @@ def counted(claimed: int, measured: int, n: int) -> Verdict:
 def sampled(claimed: np.ndarray, index: np.ndarray, standing: np.ndarray, labels: Labels | None = None) -> Verdict:
     """The verdict when a sample of the images claimed robust was measured with weaker attacks.
 
-    `claimed`: bool (n,); `index`: int (k,), the sample; `standing`: bool (k,); `labels`: the clean labels of all,
-    int (n,), as claimed and as now. Survival of a weaker attack is no evidence, so only the newly fooled images and the
-    labels are compared with the attack's noise, each at half the level; the harsher verdict counts.
+    `claimed`: bool (n,); `index`: int (k,), the sample; `standing`: bool (k,); `labels`: the clean labels of all
+    images, int (n,), as claimed and as now. Survival of a weaker attack is no evidence, so only the newly fooled
+    images and the labels are compared with the attack's noise, each at half the level; the harsher verdict counts.
     """
     fallen = np.zeros(len(claimed), bool)
     fallen[index] = claimed[index] & ~standing
