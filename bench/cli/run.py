@@ -268,6 +268,6 @@ def _publish(made: list[Task], records: Path) -> None:
     from prunebench.leaderboard.render.terminal import terminal
 
     published = [load_record(records / task.protocol.name / f"{task.job.name}.json") for task in made]
-    entries = [provenance.trained(record) for record in published if isinstance(record, Record)]
-    ranking, files = check.write(records, entries=entries)
+    attestations = [provenance.trained(record) for record in published if isinstance(record, Record)]
+    ranking, files = check.write(records, attestations=attestations)
     show.out(*terminal(ranking), show.written("Written", files))

@@ -185,12 +185,12 @@ def _budget(run: Run) -> Found:
         return _NOT_RUN
     stages = ", ".join(f"{stage.name} {stage.passes:,}" for stage in meter.stages) or "nothing was charged"
     spent = f"spent {meter.spent:,} of {meter.granted:,} sample passes: {stages}"
-    if meter.granted != run.lab.granted or meter.spent < run.lab.work.fitted:
+    if meter.granted != run.lab.granted or meter.spent < run.lab.counter.fitted:
         return (
             False,
-            f"the meter was changed: {run.lab.granted:,} were granted, {run.lab.work.fitted:,} charged; {spent}",
+            f"the meter was changed: {run.lab.granted:,} were granted, {run.lab.counter.fitted:,} charged; {spent}",
         )
-    own, paid = run.lab.work.passes, meter.spent - run.lab.work.fitted
+    own, paid = run.lab.counter.passes, meter.spent - run.lab.counter.fitted
     if own > SLACK * paid:
         return False, f"did the work of {own:,.0f} sample passes of its own and paid for {paid:,}; {spent}"
     return meter.spent <= meter.granted, spent

@@ -88,8 +88,8 @@ class Compiled:
         plain = [value.detach().to(torch.float32).contiguous() for value in inputs]
         arenas = self._borrow(threads * program.arena)
         self._kernels.execute(
-            program.steps,
-            len(program.steps),
+            program.instructions,
+            len(program.instructions),
             _aligned(arenas.data_ptr()),
             program.arena,
             None if saved is None else _aligned(saved.data_ptr()),

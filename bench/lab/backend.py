@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prunebench.bench.data import Split
 from prunebench.bench.lab.schedule import Trained, TrainingPlan
-from prunebench.bench.lab.stages import Stages, keep, load_kept
+from prunebench.bench.lab.stages import StageStore, load_stage, save_stage
 from prunebench.bench.lab.tensorboard import Curves
 from prunebench.bench.lab.train import fit, refuse_collapse
 from prunebench.bench.mask import Masks, State
@@ -130,7 +130,7 @@ class Computed:
             halves |= {f"last/{key}": tensor for key, tensor in trained.last.items()}
             return halves, {"curve": trained.curve, "times": trained.times}
 
-        halves, about = Stages(self.folder).remember(asked.key, compute)
+        halves, about = StageStore(self.folder).remember(asked.key, compute)
         weights, last = (
             {key.removeprefix(half): tensor for key, tensor in halves.items() if key.startswith(half)}
             for half in ("weights/", "last/")
@@ -144,7 +144,7 @@ class Computed:
         report = self._named(asked.stage)
 
         def compute(partial: Path) -> tuple[State, Any]:
-            state, about = load_kept(partial) or (asked.start, {"done": 0, "seconds": 0.0})
+            state, about = load_stage(partial) or (asked.start, {"done": 0, "seconds": 0.0})
             state = {name: tensor.to(asked.device) for name, tensor in state.items()}
             saved = time.perf_counter()
             for index in range(about["done"], asked.steps):
@@ -152,12 +152,12 @@ class Computed:
                 state = asked.step(state, index)
                 about = {"done": index + 1, "seconds": about["seconds"] + time.perf_counter() - began}
                 if time.perf_counter() - saved > SAVE_EVERY:
-                    keep(partial, state, about)
+                    save_stage(partial, state, about)
                     saved = time.perf_counter()
                 report(f"step {index + 1}/{asked.steps}", index + 1, asked.steps)
             return state, about
 
-        state, about = Stages(self.folder).remember(asked.key, compute)
+        state, about = StageStore(self.folder).remember(asked.key, compute)
         return {name: tensor.cpu() for name, tensor in state.items()}, about["seconds"]
 
     def calibrate(self, asked: Calibration) -> State:

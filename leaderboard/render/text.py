@@ -119,10 +119,10 @@ def references(board: Board) -> list[dict[str, str]]:
     return [
         {
             "Place": reference.place_shown,
-            "Method": reference.entry.name,
-            "Sparsity": f"{reference.entry.sparsity:g}",
-            "AutoAttack %": f"{reference.entry.robust:g}",
-            "Clean %": f"{reference.entry.clean:g}",
+            "Method": reference.net.name,
+            "Sparsity": f"{reference.net.sparsity:g}",
+            "AutoAttack %": f"{reference.net.robust:g}",
+            "Clean %": f"{reference.net.clean:g}",
             "Source": reference.source.title,
             "Other than here": "; ".join(reference.differs),
         }

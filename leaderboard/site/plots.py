@@ -38,7 +38,7 @@ def of_board(board: Board) -> list[Plot]:
     return [*plots, *_curves(board, looks), _attacks(board)]
 
 
-def of_entry(board: Board, row: Row, records: Sequence[Record]) -> Plot | None:
+def of_row(board: Board, row: Row, records: Sequence[Record]) -> Plot | None:
     """The security curve of each seed of `row`, None if no seed has one."""
     traces = []
     for i, record in enumerate(records):

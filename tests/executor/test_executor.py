@@ -457,7 +457,8 @@ def compiled(net: Fast) -> Compiled:
 def blocks(net: Fast) -> set[int]:
     """Into how many blocks the net's convolutions take their input channels."""
     lowered = compiled(net)._lowered
-    return {step.blocks for program in (lowered.forward, lowered.backward) for step in program.steps} - {0}
+    programs = (lowered.forward, lowered.backward)
+    return {instruction.blocks for program in programs for instruction in program.instructions} - {0}
 
 
 @pytest.mark.parametrize("size", [8, 10, 13])
@@ -584,7 +585,7 @@ def small_source(monkeypatch, tmp_path):
     """Kernels that do nothing and compile in no time."""
     source = tmp_path / "small.cpp"
     source.write_text(
-        f'extern "C" {{ long long step_bytes() {{ return {ctypes.sizeof(native.Step)}; }}'
+        f'extern "C" {{ long long instruction_bytes() {{ return {ctypes.sizeof(native.Instruction)}; }}'
         " long long lanes() { return 4; } void execute() {} }"
     )
     monkeypatch.setattr(native, "SOURCE", source)
