@@ -36,7 +36,7 @@ from prunebench.bench.files import canonical_json, sha256_of, write_bytes
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schedule import TrainingPlan
-from prunebench.bench.lab.train import fit
+from prunebench.bench.lab.train import fit, refuse_collapse
 from prunebench.bench.mask import Masks, State, draw, erk, keep_largest_by_layer, masked
 from prunebench.bench.protocol import Job, Protocol, load
 from prunebench.pruners.awt import AWT, kernel_product
@@ -139,7 +139,14 @@ def trained(lab: Lab, start: State, epochs: int, masks: Masks | None = None) -> 
             states[int(done)] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
     plan = TrainingPlan(lab.protocol.training, lab.protocol.threat, epochs)
-    fit(net, plan, lab.train, lab.validation, seed=lab.job.seed, masks=masks, report=look)
+    curve: list[dict[str, Any]] = []
+
+    def refuse(row: dict[str, Any], _: float) -> None:
+        curve.append(row)
+        if plan.recipe.one_step:
+            refuse_collapse(curve, chance=1 / lab.info.classes)
+
+    fit(net, plan, lab.train, lab.validation, seed=lab.job.seed, masks=masks, report=look, on_epoch=refuse)
     return states
 
 

@@ -29,11 +29,13 @@ from prunebench.pruners import resolve
 from tests.support.held import HalvedStore
 from tests.support.here import Here
 from tests.support.nets import STORE, UNATTACKED, changed, job, toml
+from tests.support.pruner_texts import FAULTS_AND_CUT
 from tools.kill_and_resume import timeless
 
 RULES = changed(UNATTACKED, test=16, shard=16)
 
-PRUNER = '''
+PRUNER = (
+    '''
 from dataclasses import dataclass
 
 @dataclass(frozen=True)
@@ -43,20 +45,12 @@ class Mine:
     mode: str = "works"
 
     def __call__(self, job, lab):
-        if self.mode == "raises":
-            raise RuntimeError("the pruner has a fault")
-        if self.mode == "dies":
-            import os, signal
-            os.kill(os.getpid(), signal.SIGKILL)
+        fail(self.mode)
         state = lab.fit("train", lab.initial(), epochs=1).weights
-        keep = {"works": lab.keep, "keeps too many": lab.keep + 1}[self.mode]
-        flat = dict.fromkeys(lab.shapes, 0)
-        for name in lab.shapes:
-            left = state[name].view(-1)
-            left[min(keep, left.numel()):] = 0
-            keep -= min(keep, left.numel())
-        return state
+        return cut(state, lab.shapes, {"works": lab.keep, "keeps too many": lab.keep + 1}[self.mode])
 '''
+    + FAULTS_AND_CUT
+)
 
 
 @pytest.fixture
@@ -342,7 +336,8 @@ def test_a_pruner_with_a_fault_is_reported_once_and_stops_nobody(here, tmp_path,
     assert [end.how for end in results] == ["failed", "failed", "done"] and told == results
     raised, greedy, _ = results
     log = raised.task.folder / "error.txt"
-    assert raised.why == f"RuntimeError: the pruner has a fault (mine.py, line 12); the whole story is in {log}"
+    line = PRUNER[: PRUNER.index("raise RuntimeError")].count("\n") + 1
+    assert raised.why == f"RuntimeError: the pruner has a fault (mine.py, line {line}); the whole story is in {log}"
     assert 'raise RuntimeError("the pruner has a fault")' in (raised.task.folder / "error.txt").read_text()
     assert "keeps 3817 of 38160 weights; sparsity 0.9 leaves 3816 at most" in greedy.why
     assert [path.stem for path in (tmp_path / "out" / "records").rglob("*.json")] == ["random-s0.9-seed0"]

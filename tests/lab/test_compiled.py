@@ -150,7 +150,7 @@ def test_what_does_not_agree_or_fails_is_said_and_training_goes_on_without(fault
         return lambda images: fault(compiled, images)
 
     monkeypatch.setattr(torch, "compile", wrong)
-    with caplog.at_level(logging.WARNING, "prunebench.capture"):
+    with caplog.at_level(logging.WARNING, "prunebench.compiled"):
         found = trained(monkeypatch, compiled=True)
     assert sentence in caplog.text
     monkeypatch.setattr(torch, "compile", compile_)

@@ -27,12 +27,14 @@ from prunebench.bench.record import load_record
 from prunebench.bench.score.effort import effort_of
 from tests.support.here import Here
 from tests.support.nets import RANKED, STORE, UNATTACKED, changed, job, use_attacks
+from tests.support.pruner_texts import FAULTS_AND_CUT
 from tools.kill_and_resume import timeless
 
 RULES = changed(UNATTACKED, test=16, shard=16)
 
 # One file and so one source: what it does beside pruning is named by a file next to it, "nothing" for the honest one.
-PLAYER = '''
+PLAYER = (
+    '''
 import os
 import sys
 import threading
@@ -92,12 +94,9 @@ class Mine:
     """Trains once and cuts the last weights."""
 
     def __call__(self, job, lab):
-        if DEED == "raises":
-            raise RuntimeError("the pruner has a fault")
+        fail(DEED)
         if DEED == "leaves":
             sys.exit(0)
-        if DEED == "dies":
-            os.kill(os.getpid(), 9)
         if DEED == "returns a list":
             return [1, 2, 3]
         if DEED == "thread":
@@ -115,13 +114,10 @@ class Mine:
         if DEED == "orphan":
             while not Path(__file__).with_name("burnt").exists():
                 time.sleep(0.01)
-        keep = lab.keep + (DEED == "keeps too many")
-        for name in lab.shapes:
-            left = state[name].view(-1)
-            left[min(keep, left.numel()):] = 0
-            keep -= min(keep, left.numel())
-        return state
+        return cut(state, lab.shapes, lab.keep + (DEED == "keeps too many"))
 '''
+    + FAULTS_AND_CUT
+)
 
 
 @pytest.fixture

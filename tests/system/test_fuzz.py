@@ -30,7 +30,7 @@ import tomli_w
 import torch
 from safetensors.torch import save as save_safetensors
 
-from prunebench.bench import adversarials
+from prunebench.bench import adversarials, signature
 from prunebench.bench.checkpoint import open_net, pack, unpack
 from prunebench.bench.claims.claim import load_claim, outcomes_of, rules_of, sound
 from prunebench.bench.claims.make import make
@@ -565,6 +565,7 @@ VERBS = (
     "import",
     "inspect",
     "rank",
+    "sign",
     "site",
     "compare",
     "claim",
@@ -642,6 +643,7 @@ OPTIONS = {
     "--format": ("md,csv", "", ",", "x"),
     "--check": (),
     "--net": PATHS,
+    "--key": PATHS,
     "--level": ("replay", "quick", "full", "x"),
     "--help": (),
     "--no-such": ("x",),
@@ -664,6 +666,7 @@ SOUND = {
     ),
     "inspect": (["bent.net"], ("--json",)),
     "rank": (["digits-linf"], ("--out", "--format", "--check")),
+    "sign": (["record.json", "--key", "bent.net"], ("--key",)),
     "site": (["digits-linf", "--out", "o"], ("--out",)),
     "compare": (["record.json", "digits-linf/imp-s0.9-seed0.json"], ("--json",)),
     "claim": (["digits-linf/imp-s0.9-seed0.json", "--out", "o"], ("--net", "--out")),
@@ -709,6 +712,7 @@ def test_command_lines(tmp_path, share, monkeypatch):
     """Each ends with the exit code 0, 1 or 2, and what it says steers no terminal."""
     tally = Tally("lines", share)
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(signature, "PASSPHRASE", 1.0)  # a key may be a pipe that nobody writes to
     threads = torch.get_num_threads()
     for case in tally.cases:
         draw, work = random.Random(case), tmp_path / "work"
