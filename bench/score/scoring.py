@@ -191,9 +191,8 @@ class _Scoring:
             score = score.model_copy(update={"flags": self._flags(score, predicted, found, parent)})
             pairs = pack_pairs(probes.pairs(referee, test, clean, derive(rules.attack_seed, "pairs")))
             proposals = self._proposals(clean & ~robust, found) if keep_proposals else None
-        bits = (
-            {name: bits.numpy() for name, bits in kind.items()} for kind in (found.standing, found.weak, found.curve)
-        )
+        kinds = (found.standing, found.weak, found.curve)
+        bits = ({name: bits.numpy() for name, bits in kind.items()} for kind in kinds)
         outcomes = pack_outcomes(test.labels.numpy(), predicted.numpy(), *bits)
         record = self._record(score, found, whole, parent, outcomes, proposals, pairs)
         return Scored(record, outcomes, proposals, pairs)
