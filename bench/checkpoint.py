@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prunebench.bench.bounded import json_of
 from prunebench.bench.errors import PrunebenchError, Refused
-from prunebench.bench.facts import Layer, NetId, Sha256, Stage
+from prunebench.bench.facts import Layer, NetId, Sha256, StageCost
 from prunebench.bench.files import canonical_json, read_outside, sha256_of, write_bytes
 from prunebench.bench.mask import State, keep_count
 from prunebench.bench.models import ARCHITECTURES, build, prunable
@@ -42,7 +42,7 @@ class Header(Strict):
     job: Job
     source: Sha256 | None
     train_sha256: Sha256 | None
-    stages: tuple[Stage, ...] = Field(strict=False)
+    stages: tuple[StageCost, ...] = Field(strict=False)
 
 
 @dataclass(frozen=True)

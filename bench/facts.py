@@ -153,7 +153,7 @@ class DataId(Strict):
     train_sha256: Sha256 | None
 
 
-class Stage(Strict):
+class StageCost(Strict):
     """What one stage of a pruner cost: sample passes and seconds."""
 
     name: str
@@ -168,7 +168,7 @@ class Cost(Strict):
     that process and all its children (None: unknown, or absent in records before schema 4).
     """
 
-    stages: tuple[Stage, ...] = Field(strict=False)
+    stages: tuple[StageCost, ...] = Field(strict=False)
     train_passes: Natural
     train_seconds: Seconds | None
     processor_seconds: Seconds | None = None

@@ -47,7 +47,7 @@ def pack_outcomes(
     arrays: dict[str, np.ndarray] = {"labels": labels.astype(_LABEL), "predicted": predicted.astype(_LABEL)}
     arrays |= {"clean": labels == predicted}
     for kind, bits in (("survived", survived), ("weak", weak), ("curve", curve)):
-        arrays |= {f"{kind}/{name}": alive.astype(bool) for name, alive in bits.items()}
+        arrays |= {f"{kind}/{name}": standing.astype(bool) for name, standing in bits.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
@@ -69,16 +69,16 @@ def recount(path: Path, record: Record) -> dict[str, np.ndarray]:
     if found != wanted:
         odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         raise PrunebenchError(f"{raw} and {path} differ in the images or attacks of {odd}; score the net again.")
-    alive = arrays["labels"] == arrays["predicted"]
-    if not np.array_equal(alive, arrays["clean"]):
+    standing = arrays["labels"] == arrays["predicted"]
+    if not np.array_equal(standing, arrays["clean"]):
         raise PrunebenchError(
             f"{raw} contradicts itself: its clean bits are not those of its labels; score the net again."
         )
-    counted = {"clean": (int(alive.sum()), score.clean)}
+    counted = {"clean": (int(standing.sum()), score.clean)}
     for attack in score.survived:
-        alive = alive & arrays[f"survived/{attack}"]
-        counted[attack] = (int(alive.sum()), score.survived[attack])
-    counted["robust"] = (int(alive.sum()), score.robust)
+        standing = standing & arrays[f"survived/{attack}"]
+        counted[attack] = (int(standing.sum()), score.survived[attack])
+    counted["robust"] = (int(standing.sum()), score.robust)
     counted |= {what: (int((arrays["clean"] & arrays[what]).sum()), stated) for what, stated in beside.items()}
     for what, (count, stated) in counted.items():
         if count != stated:
@@ -101,7 +101,7 @@ def complete(path: Path, record: Record) -> None:
             read_known(beside, sha256, f"{what} of {path}", LARGEST_ARRAYS, missing=way_out, other=way_out)
 
 
-def standing(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+def standing_of(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """Which images of an outcomes file are correct when clean and survive all of AutoAttack: bool, shape (n,)."""
     survived = [bits for name, bits in arrays.items() if name.startswith("survived/")]
     return np.logical_and.reduce([arrays["labels"] == arrays["predicted"], *survived])

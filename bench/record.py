@@ -169,11 +169,6 @@ def load_all(folder: str | Path) -> dict[Path, Record | Refusal]:
     return {path: load_record(path) for path in sorted(folder.rglob("*.json"))}
 
 
-def load_records(folder: str | Path) -> list[Record]:
-    """The records below `folder`, sorted by path, without refusals. Raises as `load_record` does."""
-    return [record for record in load_all(folder).values() if isinstance(record, Record)]
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     data = read_outside(path, "a record of prunebench", LARGEST)
     try:

@@ -68,7 +68,7 @@ class Row:
     origin: str = AS_HANDED_IN
 
     @property
-    def standing(self) -> str:
+    def place_shown(self) -> str:
         """The displayed place: "2", "1=" in a tie, "ref" for a reference, "control" for a control."""
         if self.place is None:
             return "ref" if self.role == "reference" else self.role

@@ -12,7 +12,7 @@ from prunebench.bench.outcomes import recount
 from prunebench.bench.record import Record
 from prunebench.leaderboard import log, provenance
 from prunebench.leaderboard.board import Ranking
-from prunebench.leaderboard.provenance import Entry
+from prunebench.leaderboard.provenance import Attestation
 from prunebench.leaderboard.render.formats import FORMATS, Format
 from prunebench.leaderboard.table import Results, rank, read
 
@@ -55,14 +55,14 @@ def write(
     *,
     reason: str | None = None,
     date: str | None = None,
-    entries: Iterable[Entry] = (),
+    attestations: Iterable[Attestation] = (),
 ) -> tuple[Ranking, list[Path]]:
     """Rank the records below `records` and write the tables to `out`; returns the ranking and the files.
 
-    `entries` are added to the ledger. Changed rows are logged with the `reason` and the `date` (YYYY-MM-DD, today by
-    default); the first reason given starts the log. Raises PrunebenchError, and writes nothing, for an unknown format,
-    for records that cannot be read or compared, for an `out` inside `records`, for changed rows without a reason where
-    there is a log, and for a file in the way that Prunebench did not generate.
+    `attestations` are added to the ledger. Changed rows are logged with the `reason` and the `date` (YYYY-MM-DD, today
+    by default); the first reason given starts the log. Raises PrunebenchError, and writes nothing, for an unknown
+    format, for records that cannot be read or compared, for an `out` inside `records`, for changed rows without a
+    reason where there is a log, and for a file in the way that Prunebench did not generate.
     """
     folder, target, chosen = _places(records, out, formats)
     day = provenance.day(date)
@@ -76,7 +76,7 @@ def write(
                 "folder with --out."
             )
     logged = log.append(target / log.LOG, ranking, reason, day)
-    noted = provenance.note(default_out(folder), results, entries)
+    noted = provenance.note(default_out(folder), results, attestations)
     if noted is not None:
         ranking = look(folder, results)
     for path, form in paths.items():

@@ -7,7 +7,7 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
-from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.errors import PrunebenchError, cut
 from prunebench.bench.protocol import as_sparsity
 from prunebench.bench.record import Record
 
@@ -59,4 +59,5 @@ def _refuse_same_job(records: Mapping[Path, Record]) -> None:
 
 
 def _short(value: object) -> str:
-    return f"{value[:12]}..." if isinstance(value, str) else str(value)
+    """`value` as text, a hash by its first digits."""
+    return cut(value, 12) if isinstance(value, str) else str(value)

@@ -13,7 +13,7 @@ import numpy as np
 
 from prunebench.bench import stats
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.outcomes import load_arrays, outcomes_path, standing
+from prunebench.bench.outcomes import load_arrays, outcomes_path, standing_of
 from prunebench.bench.protocol import Job
 from prunebench.bench.record import Record
 from prunebench.bench.seeds import derive
@@ -110,15 +110,15 @@ def _standing(path: Path, record: Record) -> np.ndarray:
     raw = outcomes_path(path)
     arrays = load_arrays(raw, record.outcomes, f"the outcomes of {path}")
     try:
-        alive = standing(arrays)
+        standing = standing_of(arrays)
     except (KeyError, ValueError, TypeError):  # an array is missing, has another shape or holds text
-        alive = np.empty(0)
-    if alive.shape != (record.score.n,) or alive.dtype != bool or int(alive.sum()) != record.score.robust:
+        standing = np.empty(0)
+    if standing.shape != (record.score.n,) or standing.dtype != bool or int(standing.sum()) != record.score.robust:
         raise PrunebenchError(
             f"{raw} does not hold {record.score.n} images of which {record.score.robust} stand, as {path} says; score "
             "the net again."
         )
-    return alive
+    return standing
 
 
 def contrasts(
@@ -187,10 +187,10 @@ def _bootstrap(
     pairs = [[side[seed] for side in sides] for seed in seeds]
     if len(seeds) < 2 or not all(path in outcomes for pair in pairs for path, _ in pair):
         return None
-    stand = [[outcomes[path].astype(np.int8) for path, _ in pair] for pair in pairs]
+    standing = [[outcomes[path].astype(np.int8) for path, _ in pair] for pair in pairs]
     names = [record.sha256 for pair in pairs for _, record in pair]
     draws = stats.drawn(len(seeds), DRAWS, derive(0, "bootstrap", "seeds", *names))
-    return stats.bootstrap(np.array([ours - theirs for ours, theirs in stand]), draws, images, 1 - ALPHA)
+    return stats.bootstrap(np.array([ours - theirs for ours, theirs in standing]), draws, images, 1 - ALPHA)
 
 
 def places(contrasts: Iterable[Contrast], methods: Iterable[str]) -> dict[str, int]:

@@ -44,7 +44,7 @@ Day = Annotated[str, AfterValidator(_day)]
 Fact = Annotated[str, Field(max_length=500)]
 
 
-class Entry(Strict):
+class Attestation(Strict):
     """A note that the board's keeper made or remeasured a record: which, when, with what versions, and the finding.
 
     `record`, `net`: sha256 of the record and of the net's file. `verdict`: a word of `bench.claims.verdict`.
@@ -60,15 +60,15 @@ class Entry(Strict):
 
     @property
     def counts(self) -> bool:
-        """Whether the entry supports its record."""
+        """Whether it supports its record."""
         return self.verdict == "holds"
 
 
 class Ledger(Strict):
-    """All entries of a board."""
+    """All attestations for the records of a board."""
 
     prunebench_ledger: Literal[1] = 1
-    entries: tuple[Entry, ...] = Field((), strict=False)
+    entries: tuple[Attestation, ...] = Field((), strict=False)
 
 
 def day(text: str | None) -> str:
@@ -81,19 +81,21 @@ def day(text: str | None) -> str:
         raise PrunebenchError(f"{text!r} is not a day; write --date as YYYY-MM-DD, such as 2026-01-31.") from None
 
 
-def trained(record: Record) -> Entry:
-    """The entry for a record whose net was trained and scored here today."""
-    return _entry(record, record, TRAINED, "holds", day(None))
+def trained(record: Record) -> Attestation:
+    """The attestation for a record whose net was trained and scored here today."""
+    return _attestation(record, record, TRAINED, "holds", day(None))
 
 
-def measured(record: Record, again: Record, verdict: str, day: str) -> Entry:
-    """The entry for a remeasured record; `again`: the new record."""
-    return _entry(record, again, MEASURED, verdict, day)
+def measured(record: Record, again: Record, verdict: str, day: str) -> Attestation:
+    """The attestation for a remeasured record; `again`: the new record."""
+    return _attestation(record, again, MEASURED, verdict, day)
 
 
-def _entry(record: Record, made: Record, how: Literal["trained here", "re-measured"], verdict: str, day: str) -> Entry:
+def _attestation(
+    record: Record, made: Record, how: Literal["trained here", "re-measured"], verdict: str, day: str
+) -> Attestation:
     env = made.env
-    return Entry(
+    return Attestation(
         record=record.sha256,
         net=record.net.sha256,
         how=how,
@@ -119,16 +121,16 @@ def read_ledger(home: Path) -> Ledger:
         raise PrunebenchError(f"{path} is not valid JSON ({error}); {way_out}.") from None
 
 
-def note(home: Path, results: Results, entries: Iterable[Entry]) -> Path | None:
-    """Add `entries` to the ledger in `home` and return its path; None when nothing changes.
+def note(home: Path, results: Results, attestations: Iterable[Attestation]) -> Path | None:
+    """Add `attestations` to the ledger in `home` and return its path; None when nothing changes.
 
-    A newer measurement replaces an older one of the same record; of several training entries the first is kept.
-    Entries for records that are not in `results`, the board's, are dropped.
+    A newer measurement replaces an older one of the same record; of several trainings the first is kept.
+    Those for records that are not in `results`, the board's, are dropped.
     """
     here = {result.sha256 for result in results.values()}
     old = read_ledger(home)
-    known = {(entry.record, entry.how): entry for entry in old.entries}
-    both = known | {(e.record, e.how): e for e in entries if e.how == MEASURED or (e.record, e.how) not in known}
+    known = {(attestation.record, attestation.how): attestation for attestation in old.entries}
+    both = known | {(e.record, e.how): e for e in attestations if e.how == MEASURED or (e.record, e.how) not in known}
     new = Ledger(entries=tuple(both[key] for key in sorted(both) if key[0] in here))
     if new == old:
         return None
@@ -142,14 +144,14 @@ def origins(results: Results, records: Path, home: Path) -> dict[str, str]:
     `home`: the folder of the ledger and the list of signers. Raises PrunebenchError for an invalid signature.
     """
     known: dict[tuple[str, str], set[str]] = {}
-    for entry in read_ledger(home).entries:
-        if entry.counts:
-            known.setdefault((entry.record, entry.net), set()).add(entry.how)
+    for attestation in read_ledger(home).entries:
+        if attestation.counts:
+            known.setdefault((attestation.record, attestation.net), set()).add(attestation.how)
     return {path.as_posix(): _origin(result, records / path, home, known) for path, result in results.items()}
 
 
 def _origin(result: Record | Refusal, path: Path, home: Path, known: Mapping[tuple[str, str], set[str]]) -> str:
-    name = signer(path, home / ALLOWED)  # even if the ledger has an entry: a wrong signature is never ignored
+    name = signer(path, home / ALLOWED)  # even if the ledger has an attestation: a wrong signature is never ignored
     net = result.net.sha256 if isinstance(result, Record) else result.net
     noted = known.get((result.sha256, net), set()) if net else set()
     for how in (TRAINED, MEASURED):

@@ -27,7 +27,7 @@ class Source(Strict):
     url: Annotated[str, Field(pattern=r"^https://[^\s\"'<>]+$")]
 
 
-class Entry(Strict):
+class PublishedNet(Strict):
     """One net as reported by its authors: accuracies in percent, `robust` under AutoAttack *standard*.
 
     `arch`: the nearest Prunebench architecture; `note`: how theirs differs. `eps`: the exact text.
@@ -45,17 +45,17 @@ class Entry(Strict):
     note: str = ""
 
     @model_validator(mode="after")
-    def _check(self) -> Entry:
+    def _check(self) -> PublishedNet:
         if self.robust > self.clean:
             raise ValueError(f"robust = {self.robust} is above clean = {self.clean}")
         return self
 
 
 class Published(Strict):
-    """The whole file: entries and the sources that they cite."""
+    """The whole file: nets and the sources that they cite."""
 
     sources: dict[str, Source]
-    rows: Annotated[tuple[Entry, ...], Field(strict=False)]
+    rows: Annotated[tuple[PublishedNet, ...], Field(strict=False)]
 
     @model_validator(mode="after")
     def _check(self) -> Published:
@@ -76,12 +76,12 @@ class Published(Strict):
 class Reference:
     """A published row for display beside a board; `differs`: how it departs from the board's protocol."""
 
-    entry: Entry
+    net: PublishedNet
     source: Source
     differs: tuple[str, ...]
 
     @property
-    def standing(self) -> str:
+    def place_shown(self) -> str:
         """The text shown instead of a rank."""
         return "published"
 
@@ -109,11 +109,11 @@ def rows_for(protocol: Protocol | str, published: Published | None = None) -> tu
         return ()
     published = load() if published is None else published
     found = []
-    for entry in published.rows:
-        ours, theirs = exact(rules.threat.eps), exact(entry.eps)
-        same = (entry.data, entry.arch, entry.norm) == (rules.data, rules.model, rules.threat.norm)
+    for net in published.rows:
+        ours, theirs = exact(rules.threat.eps), exact(net.eps)
+        same = (net.data, net.arch, net.norm) == (rules.data, rules.model, rules.threat.norm)
         if same and abs(theirs - ours) <= NEAR * ours:
-            differs = [f"eps {entry.eps}, not {rules.threat.eps}"] if theirs != ours else []
-            differs += [entry.note] if entry.note else []
-            found.append(Reference(entry, published.sources[entry.source], tuple(differs)))
-    return tuple(sorted(found, key=lambda each: (each.entry.sparsity, -each.entry.robust, each.entry.name)))
+            differs = [f"eps {net.eps}, not {rules.threat.eps}"] if theirs != ours else []
+            differs += [net.note] if net.note else []
+            found.append(Reference(net, published.sources[net.source], tuple(differs)))
+    return tuple(sorted(found, key=lambda each: (each.net.sparsity, -each.net.robust, each.net.name)))

@@ -54,8 +54,8 @@ PRUNERS: Mapping[str, type] = _Registry()
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A pruner as the user chose it: its `name`, its non-default `options`, and the sha256 of its `source`."""
+class ResolvedPruner:
+    """A pruner ready to be called: its `name`, its non-default `options`, and the sha256 of its `source`."""
 
     name: str
     options: dict[str, bool | int | float | str]
@@ -68,8 +68,8 @@ class Chosen:
         return getattr(type(self.pruner), "prunes", True)
 
 
-def parse(spec: str) -> Chosen:
-    """The pruner that `spec` names, ready to be called.
+def resolve(spec: str) -> ResolvedPruner:
+    """Resolve `spec` to the pruner that it names.
 
     `spec` is `NAME`, `package.module:Class` or `path/file.py:Class`, each optionally followed by `:option=value,...`.
     Raises PrunebenchError for an unknown name or option, and for a value of the wrong type.
@@ -90,7 +90,7 @@ def parse(spec: str) -> Chosen:
     except (TypeError, ValueError) as error:  # TypeError: an option without a default
         raise PrunebenchError(f"Pruner {spec!r} refuses its options: {error}") from None
     changed = {key: value for key, value in given.items() if value != fields[key].default}
-    return Chosen(asked.label, changed, pruner, named.source_of(spec))
+    return ResolvedPruner(asked.label, changed, pruner, named.source_of(spec))
 
 
 def _class(head: str) -> type:

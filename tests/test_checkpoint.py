@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from prunebench.bench.checkpoint import Header, open_net, pack, seal, unpack
 from prunebench.bench.errors import PrunebenchError, Refused
-from prunebench.bench.facts import Stage
+from prunebench.bench.facts import StageCost
 from prunebench.bench.mask import keep_count, keep_largest, masked
 from prunebench.bench.models import build, prunable
 from prunebench.bench.protocol import PROTOCOLS, Job
@@ -40,7 +40,7 @@ def header(**changes):
         job=job,
         source=None,
         train_sha256=None,
-        stages=(Stage(name="fit", passes=GRANTED, seconds=None),),
+        stages=(StageCost(name="fit", passes=GRANTED, seconds=None),),
     )
     return Header(**(facts | changes))
 
@@ -217,7 +217,7 @@ def test_a_wrong_result_is_refused_by_name_and_with_the_numbers(tmp_path, change
 
 def test_the_budget_to_the_last_pass(tmp_path):
     write(tmp_path / "net.safetensors", granted=GRANTED)
-    stages = (Stage(name="a", passes=GRANTED, seconds=1.0), Stage(name="b", passes=1, seconds=None))
+    stages = (StageCost(name="a", passes=GRANTED, seconds=1.0), StageCost(name="b", passes=1, seconds=None))
     with pytest.raises(Refused, match=f"spent {GRANTED + 1} sample passes of {GRANTED}") as error:
         write(tmp_path / "more.safetensors", about=header(stages=stages))
     assert error.value.check == "budget"

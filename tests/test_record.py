@@ -14,7 +14,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of, write_bytes, write_json
 from prunebench.bench.outcomes import outcomes_path, pack_outcomes, recount
 from prunebench.bench.protocol import PROTOCOLS
-from prunebench.bench.record import LARGEST, Record, Refusal, load_all, load_record, load_records
+from prunebench.bench.record import LARGEST, Record, Refusal, load_all, load_record
 from tests.support.nets import changed
 from tests.support.records import ATTACKS, make, outcomes, refusal, save
 
@@ -207,7 +207,7 @@ def test_load_all_reads_in_order_and_tells_refusals(tmp_path):
     paths = [save(tmp_path, make(seed=seed)) for seed in (2, 0, 1)]
     refusal().save(tmp_path / "refused.json")
     assert list(load_all(tmp_path)) == [*sorted(paths), tmp_path / "refused.json"]
-    assert [record.job.seed for record in load_records(tmp_path)] == [0, 1, 2]
+    assert [load_all(tmp_path)[path].job.seed for path in sorted(paths)] == [0, 1, 2]
     assert isinstance(load_all(tmp_path)[tmp_path / "refused.json"], Refusal)
     with pytest.raises(PrunebenchError, match="There is no folder"):
         load_all(tmp_path / "none")

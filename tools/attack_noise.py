@@ -46,8 +46,8 @@ CONFIDENCE = 0.99
 class Itself(Fast):
     """Runs the net itself instead of the accelerated copy that attacks would query."""
 
-    def _planned(self, shape: Sequence[int]) -> None:
-        """Plan neither kernels nor folded norms."""
+    def _pieces_for(self, shape: Sequence[int]) -> None:
+        """Use neither kernels nor folded norms."""
 
 
 @dataclass(frozen=True)

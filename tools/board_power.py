@@ -108,12 +108,12 @@ def _spreads(records: Mapping[Path, Record], outcomes: Mapping[Path, np.ndarray]
     )
 
 
-def _alike(stand: Sequence[np.ndarray]) -> float | None:
+def _alike(standing: Sequence[np.ndarray]) -> float | None:
     """The tetrachoric correlation: of two normal variables that are both positive as often as two seeds are robust."""
-    if len(stand) < 2:
+    if len(standing) < 2:
         return None
-    share = float(np.mean(stand))
-    both = float(np.mean([(a & b).mean() for i, a in enumerate(stand) for b in stand[i + 1 :]]))
+    share = float(np.mean(standing))
+    both = float(np.mean([(a & b).mean() for i, a in enumerate(standing) for b in standing[i + 1 :]]))
 
     def off(rho: float) -> float:
         return both_stand(share, rho) - both

@@ -37,7 +37,7 @@ from prunebench.bench.attacks.standard import STANDARD
 from prunebench.bench.claims.verdict import NOISE, counted, sampled, sampled_count, whole
 from prunebench.bench.claims.verify import FEWEST, SHARE
 from prunebench.bench.files import write_bytes
-from prunebench.bench.outcomes import load_arrays, standing
+from prunebench.bench.outcomes import load_arrays, standing_of
 from tools.attack_noise import noisiest, read, worst
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,7 @@ def nets(claims: Path) -> Nets:
         assert facts is not None  # all committed claims have them
         arrays = load_arrays(path.parent / facts.path, facts.sha256, f"the outcomes of {path}")
         clean.append(arrays["labels"] == arrays["predicted"])
-        robust.append(standing(arrays))
+        robust.append(standing_of(arrays))
         quick.append(clean[-1] & np.logical_and.reduce([arrays[f"survived/{name}"] for name in STANDARD.quick]))
     fooled = [int((a & ~b).sum()) for a, b in zip(clean, robust, strict=True)]
     early = [int((a & ~b).sum()) for a, b in zip(clean, quick, strict=True)]

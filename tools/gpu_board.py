@@ -120,7 +120,7 @@ def measure(asked: argparse.Namespace) -> str:
     from prunebench.bench.data import Split
     from prunebench.bench.datasets import Info
     from prunebench.bench.grid.timing import attack_paces
-    from prunebench.bench.lab.schedule import Plan
+    from prunebench.bench.lab.schedule import TrainingPlan
     from prunebench.bench.lab.train import fit
     from prunebench.bench.mask import draw, masked, rescaled
     from prunebench.bench.models import build, prunable
@@ -136,7 +136,7 @@ def measure(asked: argparse.Namespace) -> str:
     if asked.measure == "train":
         split = split.to(device)
         recipe = rules.training.model_copy(update={"validate_every": 9, "lr": 0.01})  # random labels must not diverge
-        plan = Plan(recipe, rules.threat, epochs=10, stop=3)
+        plan = TrainingPlan(recipe, rules.threat, epochs=10, stop=3)
         epoch = fit(net, plan, split, split.take(slice(0, 16)), seed=0).times[
             1
         ]  # the first compiles, the last validates

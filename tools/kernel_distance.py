@@ -35,8 +35,8 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of, write_bytes
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.lab.schedule import Plan
-from prunebench.bench.lab.train import fit
+from prunebench.bench.lab.schedule import TrainingPlan
+from prunebench.bench.lab.train import fit, refuse_collapse
 from prunebench.bench.mask import Masks, State, draw, erk, keep_largest_by_layer, masked
 from prunebench.bench.protocol import Job, Protocol, load
 from prunebench.pruners.awt import AWT, kernel_product
@@ -131,15 +131,16 @@ def searched(lab: Watching, dense: State) -> dict[float, tuple[State, Masks]]:
 
 def trained(lab: Lab, start: State, epochs: int, masks: Masks | None = None) -> dict[int, State]:
     """`start` after each part of its training with the protocol's recipe, by the number of epochs done."""
-    net, states = lab.model(start), {}
-    wanted = {max(1, round(share * epochs)) for share in TRAINED}
+    net, states, wanted = lab.model(start), {}, {max(1, round(share * epochs)) for share in TRAINED}
 
     def look(_: str, done: float, __: float) -> None:
         if done in wanted:
             states[int(done)] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
-    plan = Plan(lab.protocol.training, lab.protocol.threat, epochs)
-    fit(net, plan, lab.train, lab.validation, seed=lab.job.seed, masks=masks, report=look)
+    plan = TrainingPlan(lab.protocol.training, lab.protocol.threat, epochs)
+    result = fit(net, plan, lab.train, lab.validation, seed=lab.job.seed, masks=masks, report=look)
+    if plan.recipe.one_step:
+        refuse_collapse(result.curve, chance=1 / lab.info.classes)
     return states
 
 
@@ -238,9 +239,8 @@ def write_rows(folder: Path, rows: list[Row]) -> None:
 def write_page(folder: Path, rows: list[Row], made_on: str) -> None:
     """Write tables and plot."""
     write_bytes(folder / "kernel-distance.svg", plot(rows))
-    parts = []
-    for phase, caption in CAPTIONS.items():
-        parts += [caption, *(table(group, phase) for group in boards(rows))]
+    groups = boards(rows)
+    parts = [part for phase in CAPTIONS for part in (CAPTIONS[phase], *(table(group, phase) for group in groups))]
     write_bytes(folder / "kernel-distance.md", "\n\n".join([*parts, made_on, ""]).encode())
 
 

@@ -199,8 +199,8 @@ def second_opinion(of: Spreads, seeds: int, count: int) -> dict[str, float]:
         noise = math.sqrt(rho) * rng.standard_normal(of.n) + math.sqrt(1 - rho) * rng.standard_normal((2, seeds, of.n))
         draws = stats.drawn(seeds, DRAWS, derive(0, "board-power", "seeds", seeds, i))
         for kind, ahead in (("null", 0.0), ("moved", GAP / slope)):
-            stand = z + net[:, :, None] + noise + np.array([ahead, 0.0])[:, None, None] > 0
-            apart = stand[0].astype(np.int8) - stand[1]
+            standing = z + net[:, :, None] + noise + np.array([ahead, 0.0])[:, None, None] > 0
+            apart = standing[0].astype(np.int8) - standing[1]
             test = stats.by_seed([int(value) for value in apart.sum(1)], of.n)
             low, high = stats.bootstrap(apart, draws, images)
             away[f"{kind} test"] += test.p < ALPHA

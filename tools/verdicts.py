@@ -53,15 +53,15 @@ def ours(net: nn.Module, images: Tensor, labels: Tensor, threat: Threat, seed: i
     with torch.no_grad():
         standing = net(images).argmax(1) == labels
     for listed in SUITES["standard"].ranked.values():
-        left = standing.nonzero().squeeze(1)
-        if not len(left):
+        index = standing.nonzero().squeeze(1)
+        if not len(index):
             break
-        lent = images[left], labels[left]
+        lent = images[index], labels[index]
         proposals = within(
             listed.attack(quick, *lent, threat, generator=torch.Generator().manual_seed(seed)), lent[0], threat
         )
         with torch.no_grad():
-            standing[left] = net(proposals).argmax(1) == labels[left]
+            standing[index] = net(proposals).argmax(1) == labels[index]
     return standing
 
 

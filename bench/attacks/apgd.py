@@ -26,7 +26,7 @@ _RISES = 0.75  # steps are halved if the loss rose in at most this share of them
 def apgd_ce(model: Model, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
     """Proposals in the ball of `threat`, by cross-entropy; images that survive come back unchanged."""
     standing = model(images).argmax(1) == labels
-    return climbed(model, images, labels, standing, threat, seed, [lambda now: cross_entropy(labels[now])])
+    return climbed(model, images, labels, standing, threat, seed, [lambda index: cross_entropy(labels[index])])
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def apgd_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, targets
     """As `apgd_ce`, with the targeted DLR loss, towards each of the `targets` likeliest wrong classes in turn."""
     ranked = model(images).sort(dim=1).indices.flip(1)
     standing = ranked[:, 0] == labels
-    losses = [lambda now, k=k: dlr(labels[now], ranked[now, k]) for k in range(1, targets + 1)]
+    losses = [lambda index, k=k: dlr(labels[index], ranked[index, k]) for k in range(1, targets + 1)]
     return climbed(model, images, labels, standing, threat, seed, losses)
 
 
@@ -57,11 +57,11 @@ def climbed(
     generator = torch.Generator().manual_seed(seed)
     proposals, standing = images.clone(), standing.clone()
     for loss in losses:
-        now = standing.nonzero().squeeze(1)
-        if len(now):
-            around = ball(images[now], threat)
-            fooled, points = _climbed(model, around, labels[now], loss(now), generator, steps)
-            proposals[now[fooled]], standing[now[fooled]] = points[fooled], False
+        index = standing.nonzero().squeeze(1)
+        if len(index):
+            around = ball(images[index], threat)
+            fooled, points = _climbed(model, around, labels[index], loss(index), generator, steps)
+            proposals[index[fooled]], standing[index[fooled]] = points[fooled], False
     return proposals
 
 

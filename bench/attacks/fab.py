@@ -32,16 +32,16 @@ def fab_t(model: Model, images: Tensor, labels: Tensor, norm: str, eps: float, t
     standing = ranked[:, 0] == labels
     image = standing.nonzero().squeeze(1).repeat(targets)  # of each row
     target = ranked[standing, 1 : targets + 1].T.flatten()
-    left = torch.arange(len(image), device=images.device)
+    waiting = torch.arange(len(image), device=images.device)
     rows = at_once(images)
-    while len(left):
-        now, left = left[:rows], left[rows:]
+    while len(waiting):
+        now, waiting = waiting[:rows], waiting[rows:]
         found, length = _nearest(model, images[image[now]], labels[image[now]], target[now], norm)
         for row in (length <= eps).nonzero().squeeze(1).tolist():
             if standing[image[now[row]]]:
                 standing[image[now[row]]] = False
                 proposals[image[now[row]]] = found[row]
-        left = left[standing[image[left]]]
+        waiting = waiting[standing[image[waiting]]]
     return proposals
 
 

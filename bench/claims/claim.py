@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.facts import Sha256
 from prunebench.bench.files import canonical_json, digest_outside, sha256_of
-from prunebench.bench.outcomes import load_arrays, standing
+from prunebench.bench.outcomes import load_arrays, standing_of
 from prunebench.bench.protocol import PROTOCOLS, Protocol, load
 from prunebench.bench.schema import Count, Natural, Strict, explain, read_toml
 
@@ -234,7 +234,7 @@ def outcomes_of(path: Path, claim: Claim) -> dict[str, np.ndarray] | None:
     bits = [name for name in kinds if name.startswith("survived/")]
     if kinds != wanted or not bits or not {"labels", "predicted", "clean"} <= kinds.keys():
         raise Refused("outcomes", f"{where} does not hold outcomes of {claim.n} images; claim the score again.")
-    count = int(standing(arrays).sum())
+    count = int(standing_of(arrays).sum())
     if claim.robust not in (None, count):
         raise Refused(
             "outcomes",

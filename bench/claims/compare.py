@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.outcomes import recount, standing
+from prunebench.bench.outcomes import recount, standing_of
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.stats import mcnemar
 
@@ -67,7 +67,7 @@ def compare(first: str | Path, second: str | Path) -> tuple[Difference, Differen
     if not np.array_equal(outcomes[0]["labels"], outcomes[1]["labels"]):
         raise PrunebenchError(f"{first} and {second} have other labels for the same images; score both nets again.")
     return (
-        _difference("Robust", *(standing(arrays) for arrays in outcomes)),
+        _difference("Robust", *(standing_of(arrays) for arrays in outcomes)),
         _difference("Clean", *(arrays["clean"] for arrays in outcomes)),
     )
 

@@ -24,10 +24,10 @@ from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError, Refused, cut
 from prunebench.bench.facts import Flag
 from prunebench.bench.files import digest_outside
-from prunebench.bench.outcomes import recount, standing
+from prunebench.bench.outcomes import recount, standing_of
+from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import PROTOCOLS
 from prunebench.bench.record import LARGEST_NET, Record
-from prunebench.bench.score.progress import Report
 from prunebench.bench.score.scoring import score
 from prunebench.bench.seeds import order
 
@@ -153,7 +153,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def rescore(
-    path: Path, record: Record, net: Path, store: Store, *, device: str = "auto", report: Report | None = None
+    path: Path, record: Record, net: Path, store: Store, *, device: str = "auto", report: ProgressCallback | None = None
 ) -> tuple[Verdict, Record]:
     """Score the net in the file `net` again, by the built-in rules, and compare with the record at `path`.
 
@@ -247,7 +247,7 @@ def _compared(claimed: Mapping[str, np.ndarray], measured: Mapping[str, np.ndarr
             f"{int((~same).sum())} of {len(same)} clean images have another label by the net than in the record",
             p=found.p,
         )
-    verdict = _both_ways(standing(claimed), standing(measured))
+    verdict = _both_ways(standing_of(claimed), standing_of(measured))
     if verdict.word == "refuted":
         return verdict
     for name in measured:

@@ -80,15 +80,15 @@ def counted(claimed: int, measured: int, n: int) -> Verdict:
     return _decide(told, p, reach, claimed - measured, exhaustive=True)
 
 
-def sampled(claimed: np.ndarray, index: np.ndarray, stands: np.ndarray, labels: Labels | None = None) -> Verdict:
+def sampled(claimed: np.ndarray, index: np.ndarray, standing: np.ndarray, labels: Labels | None = None) -> Verdict:
     """The verdict when a sample of the images claimed robust was measured with weaker attacks.
 
-    `claimed`: bool (n,); `index`: int (k,), the sample; `stands`: bool (k,); `labels`: the clean labels of all images,
-    int (n,), as claimed and as now. Survival of a weaker attack is no evidence, so only the newly fooled images and the
-    labels are compared with the attack's noise, each at half the level; the harsher verdict counts.
+    `claimed`: bool (n,); `index`: int (k,), the sample; `standing`: bool (k,); `labels`: the clean labels of all
+    images, int (n,), as claimed and as now. Survival of a weaker attack is no evidence, so only the newly fooled
+    images and the labels are compared with the attack's noise, each at half the level; the harsher verdict counts.
     """
     fallen = np.zeros(len(claimed), bool)
-    fallen[index] = claimed[index] & ~stands
+    fallen[index] = claimed[index] & ~standing
     k, robust, count = len(index), int(claimed.sum()), int(fallen.sum())
     told = f"of {k} images drawn from the {robust} claimed robust {count} are now fooled"
     expected = min(robust, _points(len(claimed))) * k // max(robust, 1)
@@ -114,19 +114,19 @@ def sampled_count(claimed: int, n: int, sample: int, standing: int) -> Verdict:
 
 
 def replayed(
-    claimed: np.ndarray | int, index: np.ndarray, stands: np.ndarray, labels: Labels | None, *, at_least: bool = False
+    claimed: np.ndarray | int, index: np.ndarray, standing: np.ndarray, labels: Labels | None, *, at_least: bool = False
 ) -> Verdict:
     """The verdict when stored adversarials were measured again: does the net still behave as recorded?
 
     `claimed`: bool (n,), or a count, which `at_least` allows to be exceeded; `index`: int (k,), the images with a
-    stored adversarial; `stands`: bool (n,), right when clean and not fooled by the adversarial; `labels`: the clean
+    stored adversarial; `standing`: bool (n,), right when clean and not fooled by the adversarial; `labels`: the clean
     labels, int (n,), as claimed and as now. A replay cannot expose an inflated claim: its author would not store the
     image that disproves it.
     """
-    n, found = len(stands), int(stands.sum())
+    n, found = len(standing), int(standing.sum())
     if isinstance(claimed, (int, np.integer)):
         odd = np.zeros(n, bool)
-        odd[index] = stands[index]
+        odd[index] = standing[index]
         if (found == claimed or (at_least and found > claimed)) and not odd.any():
             return Verdict("reproduced", f"The stored images leave {found} of {n} standing, as claimed. {_REPLAY}")
         return Verdict(
@@ -135,7 +135,7 @@ def replayed(
             _index(odd),
         )
     other = labels[0] != labels[1] if labels is not None else np.zeros(n, bool)
-    kept, lost = stands & ~claimed, claimed & ~stands
+    kept, lost = standing & ~claimed, claimed & ~standing
     if not (other | kept | lost).any():
         return Verdict(
             "reproduced", f"The stored images leave {found} of {n} standing, the very ones that are claimed. {_REPLAY}"

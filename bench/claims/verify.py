@@ -21,12 +21,13 @@ from prunebench.bench.claims.claim import Claim, load_claim, outcomes_of, rules_
 from prunebench.bench.claims.verdict import Verdict
 from prunebench.bench.data import Split, Store, as_float
 from prunebench.bench.errors import PrunebenchError, Refused
-from prunebench.bench.outcomes import standing
+from prunebench.bench.outcomes import standing_of
+from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Protocol, Threat
 from prunebench.bench.score import flags, probes
 from prunebench.bench.score.cascade import Found, attack_all, facts_of
 from prunebench.bench.score.journal import Journal
-from prunebench.bench.score.progress import Progress, Report
+from prunebench.bench.score.progress import ProgressEstimate
 from prunebench.bench.score.referee import Referee, batch_size, exact_float32
 from prunebench.bench.seeds import order
 
@@ -43,7 +44,7 @@ def verify(
     device: str = "auto",
     seed: int | None = None,
     out: Path | None = None,
-    report: Report | None = None,
+    report: ProgressCallback | None = None,
 ) -> Verdict:
     """Check the claim in the file `claim` against a new measurement.
 
@@ -81,7 +82,7 @@ class _Check:
     @property
     def claimed(self) -> np.ndarray | None:
         """The images claimed to be standing, bool (n,); None when only a count is claimed."""
-        return None if self.outcomes is None else standing(self.outcomes)
+        return None if self.outcomes is None else standing_of(self.outcomes)
 
     def labels(self, predicted: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
         """The clean labels as claimed and as `predicted` now, int (n,) both; None when only a count is claimed."""
@@ -133,7 +134,7 @@ def _replay(check: _Check, device: torch.device) -> Verdict:
     where = sound(check.path, claim.proposals, "adversarial images")
     kept = adversarials.load(where, claim.proposals.sha256, images.numpy(), check.rules.threat.radius)
     predicted = referee.answers(images)
-    stands = predicted == labels
+    standing = predicted == labels
     index = torch.from_numpy(kept.index)
     if len(index):
         stored = torch.from_numpy(kept.images)
@@ -143,13 +144,13 @@ def _replay(check: _Check, device: torch.device) -> Verdict:
         ) -> Tensor:
             return stored.to(images.device)
 
-        stands[index] &= ~referee.fooled(proposing, images[index], labels[index], 0).fooled
+        standing[index] &= ~referee.fooled(proposing, images[index], labels[index], 0).fooled
     both = check.labels(predicted)
     claimed = claim.needed if check.claimed is None else check.claimed
-    return verdict.replayed(claimed, kept.index, stands.numpy(), both, at_least=claim.robust is None)
+    return verdict.replayed(claimed, kept.index, standing.numpy(), both, at_least=claim.robust is None)
 
 
-def _quick(check: _Check, device: torch.device, seed: int, report: Report | None) -> Verdict:
+def _quick(check: _Check, device: torch.device, seed: int, report: ProgressCallback | None) -> Verdict:
     """Attack a random part of the images, leaving out those already claimed to be fooled."""
     n, referee, claimed = check.claim.n, check.referee(device), check.claimed
     predicted = referee.answers(as_float(check.test.images))
@@ -169,7 +170,7 @@ def _quick(check: _Check, device: torch.device, seed: int, report: Report | None
     return _believed(said, referee, drawn, predicted[index] == drawn.labels, found) if len(index) else said
 
 
-def _full(check: _Check, device: torch.device, out: Path | None, report: Report | None) -> Verdict:
+def _full(check: _Check, device: torch.device, out: Path | None, report: ProgressCallback | None) -> Verdict:
     """Run all of AutoAttack on all images, with the protocol's seeds."""
     claim, referee, test = check.claim, check.referee(device), check.test
     journal = Journal(None if out is None else out / "journal", facts_of(referee, check.net, test))
@@ -189,13 +190,13 @@ def _attacked(
     test: Split,
     clean: Tensor,
     journal: Journal,
-    report: Report | None,
+    report: ProgressCallback | None,
     *,
     only: Sequence[str],
     seed: int | None = None,
 ) -> Found:
     """Run the ranked attacks in `only` on the images `test`, of which `clean` are right."""
-    progress = None if report is None else Progress(referee.rules, test, len(test), report, {}, only)
+    progress = None if report is None else ProgressEstimate(referee.rules, test, len(test), report, {}, only)
     return attack_all(referee, test, clean, journal, only=only, seed=seed, progress=progress)
 
 

@@ -14,7 +14,7 @@ from prunebench.bench.errors import PrunebenchError, printable
 
 if TYPE_CHECKING:
     from prunebench.bench.data import Store
-    from prunebench.leaderboard.provenance import Entry
+    from prunebench.leaderboard.provenance import Attestation
 
 
 def rank(
@@ -54,17 +54,17 @@ def rank(
     ):
         if value is not None and not given:
             raise PrunebenchError(f"{name} does nothing without {other}; give both, or leave it out.")
-    folder, entries = _records_in(records), []
+    folder, attestations = _records_in(records), []
     chosen = [name.strip() for name in formats.split(",") if name.strip()]
     board.formats_named(chosen)
     if check:
         ranking, files = board.check(folder, out, chosen)
     if rescore is not None:
-        entries = _remeasured(
+        attestations = _remeasured(
             folder, rescore, draw, since or [], nets, date, store_of(data), device, threads, quiet=quiet
         )
     if write:
-        ranking, files = board.write(folder, out, chosen, reason=reason, date=date, entries=entries)
+        ranking, files = board.write(folder, out, chosen, reason=reason, date=date, attestations=attestations)
     elif not check:
         ranking, files = board.look(folder), []
     last = show.written("Written" if write else "Up to date", files) if files else "Nothing was written (--write)."
@@ -110,8 +110,8 @@ def _remeasured(
     threads: int,
     *,
     quiet: bool,
-) -> list[Entry]:
-    """Score some official records again; return the ledger entries of those that are confirmed.
+) -> list[Attestation]:
+    """Score some official records again; return the attestations of those that are confirmed.
 
     Raises PrunebenchError if any record is not confirmed, after all have been checked.
     """
@@ -127,7 +127,7 @@ def _remeasured(
     day, where = provenance.day(date), rescore.Nets(nets)
     records = {path: record for path, record in table.read(folder).items() if isinstance(record, Record)}
     drawn = rescore.draw(records, folder, count, rescore.fresh() if seed is None else seed, since, store)
-    entries, wrong = [], []
+    attestations, wrong = [], []
     with show.Watch(quiet=quiet) as watch:
         watch.line(drawn.told)
         for path in drawn.paths:
@@ -144,8 +144,8 @@ def _remeasured(
             watch.finish(name, printable(verdict.line))
             if verdict.word == "refuted":
                 wrong.append(f"{folder / path} is not what its net does: {verdict.sentence}")
-            entries.append(provenance.measured(record, again, verdict.word, day))
+            attestations.append(provenance.measured(record, again, verdict.word, day))
     if wrong:
         more = f" ({len(wrong) - 1} more of the {len(drawn.paths)} do not hold.)" if len(wrong) > 1 else ""
         raise PrunebenchError(f"{wrong[0].rstrip('.')}.{more}")
-    return entries
+    return attestations

@@ -72,8 +72,8 @@ def list_(kind: Annotated[Kind | None, typer.Argument()] = None, as_json: AsJson
     if as_json:
         show.as_json({key.value: value for key, value in chosen.items()})
         return
-    for key, entries in chosen.items():
-        show.out(key.value.upper(), show.table("", "", rows=list(entries.items())), "")
+    for key, listed in chosen.items():
+        show.out(key.value.upper(), show.table("", "", rows=list(listed.items())), "")
 
 
 def doctor(data: DataRoot = Path("data"), as_json: AsJson = False) -> None:

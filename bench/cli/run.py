@@ -145,10 +145,10 @@ def plan(
 
     from prunebench.bench import machine
     from prunebench.bench.grid.dry_run import Shares
-    from prunebench.bench.grid.plan import plan
+    from prunebench.bench.grid.plan import forecast
 
     machine.device_named(device)
-    found = plan(
+    found = forecast(
         rules,
         grid,
         store_of(data),
@@ -197,8 +197,8 @@ def train(
 
     rules = rules_of(protocol, epochs)
     torch.set_num_threads(threads)
-    (chosen,) = host.resolve([pruner])
-    job = job_of(chosen, None if sparsity is None else sparsity_of(sparsity), seed)
+    (described,) = host.describe([pruner])
+    job = job_of(described, None if sparsity is None else sparsity_of(sparsity), seed)
     with sole_user(out), show.Watch(quiet=quiet) as watch:
         task.make_room(out, job, rules, force=force)
         net = task.train(
@@ -268,6 +268,6 @@ def _publish(made: list[Task], records: Path) -> None:
     from prunebench.leaderboard.render.terminal import terminal
 
     published = [load_record(records / task.protocol.name / f"{task.job.name}.json") for task in made]
-    entries = [provenance.trained(record) for record in published if isinstance(record, Record)]
-    ranking, files = check.write(records, entries=entries)
+    attestations = [provenance.trained(record) for record in published if isinstance(record, Record)]
+    ranking, files = check.write(records, attestations=attestations)
     show.out(*terminal(ranking), show.written("Written", files))

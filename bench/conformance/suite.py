@@ -27,7 +27,7 @@ from prunebench.bench.errors import BudgetExceeded, Refused
 from prunebench.bench.lab.lab import Pruner
 from prunebench.bench.mask import State, keep_count
 from prunebench.bench.protocol import Protocol, Threat, Training
-from prunebench.pruners import Chosen, parse
+from prunebench.pruners import ResolvedPruner, resolve
 
 # Twelve epochs of two steps: the fewest in which every built-in pruner has an epoch for each of its stages.
 TASK = Protocol(
@@ -60,14 +60,14 @@ def check(pruner: str, task: Protocol = TASK) -> Report:
         folder = Path(place).resolve()
         loading = Seen(folder / "import")
         with generators(WORLDS[0], loading), watched(loading):
-            chosen = parse(pruner)
-        found = {"options": _options(chosen)}
-        first = run(chosen, task, folder / "first", WORLDS[1])
-        second = run(chosen, task, folder / "second", WORLDS[2])
-        found |= {"runs": _runs(first), "loads": _loads(first, chosen, folder / "net.safetensors")}
+            resolved = resolve(pruner)
+        found = {"options": _options(resolved)}
+        first = run(resolved, task, folder / "first", WORLDS[1])
+        second = run(resolved, task, folder / "second", WORLDS[2])
+        found |= {"runs": _runs(first), "loads": _loads(first, resolved, folder / "net.safetensors")}
         names = list(first.lab.shapes) if found["loads"][0] or _whole(first) else []
         found |= {
-            "sparsity": _sparsity(first, chosen, names),
+            "sparsity": _sparsity(first, resolved, names),
             "budget": _budget(first),
             "deterministic": _deterministic(first, second),
             "random-state": _said(
@@ -75,14 +75,16 @@ def check(pruner: str, task: Protocol = TASK) -> Report:
             ),
             "test-split": _said(loading.data + first.seen.data, "no data set was opened while it was at work"),
         }
-        other = _other(chosen.pruner)
+        other = _other(resolved.pruner)
         third = (
-            None if other is None else run(dataclasses.replace(chosen, pruner=other), task, folder / "first", WORLDS[1])
+            None
+            if other is None
+            else run(dataclasses.replace(resolved, pruner=other), task, folder / "first", WORLDS[1])
         )
         runs = [run.seen for run in (first, second, third) if run is not None]
         seen = [line for seen in (loading, *runs) for line in seen.outside]
         found["files"] = _said(seen, "nothing was written, started or connected to outside its folder")
-        found["shuffle"] = _shuffle(first, third, names, chosen)
+        found["shuffle"] = _shuffle(first, third, names, resolved)
     return Report(pruner, tuple(Check(name, *found[name]) for name in CHECKS))
 
 
@@ -97,8 +99,8 @@ def _said(offences: list[str], good: str) -> Found:
 # The options of the class
 
 
-def _options(chosen: Chosen) -> Found:
-    cls: Any = type(chosen.pruner)
+def _options(resolved: ResolvedPruner) -> Found:
+    cls: Any = type(resolved.pruner)
     faults = []
     if not cls.__dataclass_params__.frozen:
         faults.append(f"{cls.__name__} is a dataclass that is not frozen")
@@ -140,7 +142,7 @@ def _whole(run: Run) -> bool:
     )
 
 
-def _loads(run: Run, chosen: Chosen, path: Path) -> Found:
+def _loads(run: Run, resolved: ResolvedPruner, path: Path) -> Found:
     if run.error is not None:
         return _NOT_RUN
     if not (isinstance(run.state, dict) and all(isinstance(value, torch.Tensor) for value in run.state.values())):
@@ -151,7 +153,7 @@ def _loads(run: Run, chosen: Chosen, path: Path) -> Found:
         classes=info.classes,
         shape=info.shape,
         protocol=task,
-        source=chosen.source,
+        source=resolved.source,
         stages=(),
         train_sha256=run.lab.train_sha256,
         job=run.lab.job.model_copy(update={"sparsity": 0.0}),  # checked separately
@@ -165,12 +167,12 @@ def _loads(run: Run, chosen: Chosen, path: Path) -> Found:
     return same, f"sealed and opened again: {len(opened)} tensors, {'the same' if same else 'other'} values"
 
 
-def _sparsity(run: Run, chosen: Chosen, names: list[str]) -> Found:
+def _sparsity(run: Run, resolved: ResolvedPruner, names: list[str]) -> Found:
     if run.error is not None or not names:
         return _NOT_RUN
     kept, whole = sum(_counts(run.state, names).values()), run.lab.prunable
     allowed = keep_count(whole, run.lab.job.sparsity)
-    if not chosen.prunes:
+    if not resolved.prunes:
         return True, f"it says that it does not prune, and keeps {kept} of {whole} weights"
     return kept <= allowed, f"keeps {kept} of {whole} weights; {run.lab.job.sparsity} leaves {allowed} at most"
 
@@ -183,12 +185,12 @@ def _budget(run: Run) -> Found:
         return _NOT_RUN
     stages = ", ".join(f"{stage.name} {stage.passes:,}" for stage in meter.stages) or "nothing was charged"
     spent = f"spent {meter.spent:,} of {meter.granted:,} sample passes: {stages}"
-    if meter.granted != run.lab.granted or meter.spent < run.lab.work.fitted:
+    if meter.granted != run.lab.granted or meter.spent < run.lab.counter.fitted:
         return (
             False,
-            f"the meter was changed: {run.lab.granted:,} were granted, {run.lab.work.fitted:,} charged; {spent}",
+            f"the meter was changed: {run.lab.granted:,} were granted, {run.lab.counter.fitted:,} charged; {spent}",
         )
-    own, paid = run.lab.work.passes, meter.spent - run.lab.work.fitted
+    own, paid = run.lab.counter.passes, meter.spent - run.lab.counter.fitted
     if own > SLACK * paid:
         return False, f"did the work of {own:,.0f} sample passes of its own and paid for {paid:,}; {spent}"
     return meter.spent <= meter.granted, spent
@@ -224,21 +226,21 @@ def _other(pruner: Pruner) -> Pruner | None:
     return dataclasses.replace(pruner, shuffle=not pruner.shuffle)  # type: ignore[type-var, attr-defined]
 
 
-def _shuffle(first: Run, third: Run | None, names: list[str], chosen: Chosen) -> Found:
+def _shuffle(first: Run, third: Run | None, names: list[str], resolved: ResolvedPruner) -> Found:
     if third is None:
         return True, "it has no option shuffle; with one, its masks could be told from their layer densities"
     if first.error is not None or not names:
         return _NOT_RUN
     if third.error is not None or not _whole(third):
         return False, f"with shuffle turned over it ended in {third.error or 'no weights'}"
-    one, other = (first, third) if not getattr(chosen.pruner, "shuffle", False) else (third, first)
+    one, other = (first, third) if not getattr(resolved.pruner, "shuffle", False) else (third, first)
     plain, moved = _counts(one.state, names), _counts(other.state, names)
     told = f"without {', '.join(map(str, plain.values()))}; with {', '.join(map(str, moved.values()))}"
     lost = sum(plain.values()) - sum(moved.values())
     # Fewer may be nonzero: a weight kept by a shuffled mask may be zero and have no gradient (IWI's remainder).
     if any(moved[name] > plain[name] for name in names) or lost > LOST * sum(plain.values()):
         return False, f"layers keep other numbers of weights with shuffle than without: {told}"
-    if chosen.prunes and all(torch.equal(first.state[name] != 0, third.state[name] != 0) for name in names):
+    if resolved.prunes and all(torch.equal(first.state[name] != 0, third.state[name] != 0) for name in names):
         return False, "shuffle moves nothing: the masks are the same with it and without"
     return True, f"kept by layer: {told}"
 

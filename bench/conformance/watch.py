@@ -24,7 +24,7 @@ from prunebench.bench.lab.backend import Computed, Fit
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schedule import Trained
 from prunebench.bench.protocol import Job, Protocol
-from prunebench.pruners import Chosen, parse
+from prunebench.pruners import ResolvedPruner, resolve
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {"os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.truncate", "os.chmod"}
@@ -62,26 +62,27 @@ class Run:
     seen: Seen
 
 
-def run(chosen: Chosen, task: Protocol, folder: Path, world: int) -> Run:
+def run(resolved: ResolvedPruner, task: Protocol, folder: Path, world: int) -> Run:
     """Run the pruner, with its stages in `folder` and the global generators seeded with `world`."""
-    sparsity = task.sparsities[0] if chosen.prunes else 0.0
-    job = Job(pruner=chosen.name, options=chosen.options, sparsity=sparsity, seed=0)
-    work = Work()
-    backend = Trusted(folder / "stages", work=work)
-    lab = WatchedLab(job, task, Store(Path("data")), backend, resolve=lambda spec: parse(spec).pruner).watched(work)
+    sparsity = task.sparsities[0] if resolved.prunes else 0.0
+    job = Job(pruner=resolved.name, options=resolved.options, sparsity=sparsity, seed=0)
+    counter = WorkCounter()
+    backend = Trusted(folder / "stages", counter=counter)
+    lab = WatchedLab(job, task, Store(Path("data")), backend, resolve=lambda spec: resolve(spec).pruner)
+    lab.watch(counter)
     executor.lacking()  # may start a compiler, so it runs before the watch begins
     seen = Seen(folder)
     state, error = None, None
     with generators(world, seen), _elsewhere(folder, seen), watched(seen):
         try:
-            with lab.work:
-                state = chosen.pruner(job, lab)
+            with lab.counter:
+                state = resolved.pruner(job, lab)
         except Exception as fault:  # noqa: BLE001  a pruner may be third-party code; its error is a finding
             error = fault
     return Run(state, error, lab, seen)
 
 
-class Work(TorchDispatchMode):
+class WorkCounter(TorchDispatchMode):
     """Counts the multiplications of a pruner's own work, in forwards of the net (`price` per image)."""
 
     def __init__(self) -> None:
@@ -105,32 +106,31 @@ class Work(TorchDispatchMode):
 class Trusted(Computed):
     """Separates the lab's own trainings, which are charged correctly, from the pruner's work."""
 
-    work: Work
+    counter: WorkCounter
 
     def train(self, asked: Fit) -> Trained:
         """As Computed.train."""
-        self.work.trusted += 1
+        self.counter.trusted += 1
         try:
             trained = super().train(asked)
         finally:
-            self.work.trusted -= 1
-        self.work.fitted += asked.passes
+            self.counter.trusted -= 1
+        self.counter.fitted += asked.passes
         return trained
 
 
 class WatchedLab(Lab):
     """A lab that records the budget it granted and the work done in it."""
 
-    work: Work
+    counter: WorkCounter
     granted: int
 
-    def watched(self, work: Work) -> WatchedLab:
-        """This lab, set up to count work in `work`."""
-        self.work, self.granted = work, self.meter.granted
-        with self.work, torch.no_grad():
+    def watch(self, counter: WorkCounter) -> None:
+        """Count work in `counter` from now on."""
+        self.counter, self.granted = counter, self.meter.granted
+        with self.counter, torch.no_grad():
             self.model().eval()(as_float(self.train.images[:1]))
-        self.work.price, self.work.flops = self.work.flops, 0
-        return self
+        self.counter.price, self.counter.flops = self.counter.flops, 0
 
 
 @contextmanager

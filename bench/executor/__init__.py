@@ -39,7 +39,7 @@ _SAY = logging.getLogger("prunebench.executor")
 # 0.1 million, equally long for mnist-cnn with 10 million).
 DENSE_ABOVE, SMALL = 0.65, 8e6
 
-Stage = Compiled | Folded | fx.Node  # on the kernels, on torch with folded norms, or an unchanged node
+Piece = Compiled | Folded | fx.Node  # on the kernels, on torch with folded norms, or an unchanged node
 
 
 class Fast:
@@ -49,7 +49,7 @@ class Fast:
         _refuse_training(net.modules())
         self.net, self.leak, self._always, self._pattern = net, leak, always, Pattern(masks)
         self.said: list[str] = []
-        self.plans: dict[tuple[int, ...], list[Stage] | None] = {}
+        self.pieces: dict[tuple[int, ...], list[Piece] | None] = {}
         self._lock = threading.Lock()
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -59,35 +59,35 @@ class Fast:
         """
         _refuse_training([self.net])
         unusual = images.dtype != torch.float32 or images.device.type != "cpu" or images.shape[:1] == (0,)
-        plan = None if unusual else self._planned(images.shape[1:])
+        pieces = None if unusual else self._pieces_for(images.shape[1:])
         with Leaky(self.leak) if self.leak else nullcontext():
-            return self.net(images) if plan is None else self._run(plan, images)
+            return self.net(images) if pieces is None else self._run(pieces, images)
 
     def differs(self, shape: Sequence[int]) -> bool:
         """Whether images of this shape (c, h, w) run on kernels or folded norms rather than on the net itself."""
-        return self._planned(shape) is not None
+        return self._pieces_for(shape) is not None
 
     def bits(self, shape: Sequence[int]) -> str:
         """What besides torch decides the bits for images of this shape (c, h, w): kernels, folding, or "plain"."""
-        plan = self._planned(shape)
-        if plan is None:
+        pieces = self._pieces_for(shape)
+        if pieces is None:
             return "plain"
-        return identity() if any(isinstance(stage, Compiled) for stage in plan) else f"folded, {lowering()}"
+        return identity() if any(isinstance(piece, Compiled) for piece in pieces) else f"folded, {lowering()}"
 
     def refresh(self) -> None:
         """Read the net's weights, biases and norms again; no call may be running meanwhile.
 
-        If a weight outside the pattern is no longer zero, everything is planned anew at the next images.
+        If a weight outside the pattern is no longer zero, everything is split anew at the next images.
         """
         with self._lock:
-            stages = [stage for plan in self.plans.values() for stage in plan or () if not isinstance(stage, fx.Node)]
-            if not all(stage.refresh() for stage in stages):
-                self.plans.clear()
+            all_pieces = [piece for pieces in self.pieces.values() for piece in pieces or ()]
+            if not all(piece.refresh() for piece in all_pieces if not isinstance(piece, fx.Node)):
+                self.pieces.clear()
 
     def _say(self, sentence: str, level: int = logging.WARNING) -> None:
         if sentence not in self.said:
             self.said.append(sentence)
-            _tell(sentence, level)
+            _log_once(sentence, level)
 
     @cached_property
     def _graph(self) -> fx.GraphModule | None:
@@ -116,15 +116,15 @@ class Fast:
         nodes = {node.op: node for node in self._graph.graph.nodes}
         return nodes["placeholder"], nodes["output"].args[0]
 
-    def _planned(self, shape: Sequence[int]) -> list[Stage] | None:
+    def _pieces_for(self, shape: Sequence[int]) -> list[Piece] | None:
         shape = tuple(shape)
         with self._lock:
-            if shape not in self.plans:
-                self.plans[shape] = self._plan(shape)
-            return self.plans[shape]
+            if shape not in self.pieces:
+                self.pieces[shape] = self._split(shape)
+            return self.pieces[shape]
 
-    def _plan(self, shape: tuple[int, ...]) -> list[Stage] | None:
-        """The stages to run for images of this shape, None for the unchanged net."""
+    def _split(self, shape: tuple[int, ...]) -> list[Piece] | None:
+        """The pieces to run for images of this shape, None for the unchanged net."""
         if self._graph is None:
             return None
         probe = torch.zeros(PROBE, *shape)
@@ -133,14 +133,14 @@ class Fast:
             Probe(self._graph).run(probe)
         left, whole = multiplications(self._graph, self._pattern)
         sparse = self._always or left <= DENSE_ABOVE * whole or whole <= SMALL
-        reader, stages = Reader(self._graph, self._pattern), list[Stage]()
+        reader, pieces = Reader(self._graph, self._pattern), list[Piece]()
 
         def cut() -> None:
             nodes, segment = reader.nodes(), reader.cut()
             if segment.layers:
-                stages.append(Compiled(segment, kernels(), self.leak) if sparse else Folded(segment))
+                pieces.append(Compiled(segment, kernels(), self.leak) if sparse else Folded(segment))
             else:
-                stages.extend(nodes)
+                pieces.extend(nodes)
 
         for node in self._graph.graph.nodes:
             if node.op in ("placeholder", "output"):
@@ -150,23 +150,23 @@ class Fast:
             cut()
             if sparse and node.op != "get_attr":
                 self._say(f"A part of the net runs dense: {_described(self._graph, node)}.")
-            stages.append(node)
+            pieces.append(node)
         cut()
-        return None if all(isinstance(stage, fx.Node) for stage in stages) else stages
+        return None if all(isinstance(piece, fx.Node) for piece in pieces) else pieces
 
-    def _run(self, plan: list[Stage], images: Tensor) -> Tensor:
+    def _run(self, pieces: list[Piece], images: Tensor) -> Tensor:
         assert self._graph is not None
         first, last = self._ends
         interpreter = None
         env: dict[fx.Node, Any] = {first: images}
-        for stage in plan:
-            if not isinstance(stage, fx.Node):
-                found = stage(*(env[node] for node in stage.inputs))
-                env |= zip(stage.outputs, found, strict=True)
+        for piece in pieces:
+            if not isinstance(piece, fx.Node):
+                found = piece(*(env[node] for node in piece.inputs))
+                env |= zip(piece.outputs, found, strict=True)
             else:
                 interpreter = interpreter or fx.Interpreter(self._graph, garbage_collect_values=False)
                 interpreter.env = env
-                env[stage] = interpreter.run_node(stage)
+                env[piece] = interpreter.run_node(piece)
         return env[last]
 
 
@@ -195,8 +195,8 @@ def multiplications(graph: fx.GraphModule, pattern: Pattern) -> tuple[int, int]:
 
 
 @cache
-def _tell(sentence: str, level: int) -> None:
-    """Log a sentence once per process: a training makes one fast net per stage."""
+def _log_once(sentence: str, level: int) -> None:
+    """Log a sentence once per process: a training makes a fast net per stage."""
     _SAY.log(level, "%s", sentence)
 
 

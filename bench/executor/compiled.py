@@ -57,12 +57,12 @@ class Compiled:
         """The outputs, differentiable in the inputs where these require gradients."""
         if torch.is_grad_enabled() and any(value.requires_grad for value in values):
             return _Run.apply(self, *values)
-        return self.forward(values, keep=False)[0]
+        return self.forward(values, save=False)[0]
 
-    def forward(self, values: tuple[Tensor, ...], *, keep: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """The outputs, and if `keep`, what the backward pass needs."""
+    def forward(self, values: tuple[Tensor, ...], *, save: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The outputs, and if `save`, what the backward pass needs."""
         images = _images(values, self._before)
-        saved = torch.empty(self._bytes(images), dtype=torch.uint8) if keep else None
+        saved = torch.empty(self._bytes(images), dtype=torch.uint8) if save else None
         outputs = tuple(torch.empty(images, *shape) for shape in self._after)
         self._execute(self._lowered.forward, values, outputs, saved)
         return outputs, saved
@@ -88,8 +88,8 @@ class Compiled:
         plain = [value.detach().to(torch.float32).contiguous() for value in inputs]
         arenas = self._borrow(threads * program.arena)
         self._kernels.execute(
-            program.steps,
-            len(program.steps),
+            program.instructions,
+            len(program.instructions),
             _aligned(arenas.data_ptr()),
             program.arena,
             None if saved is None else _aligned(saved.data_ptr()),
@@ -115,7 +115,7 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, segment: Compiled, *values: Tensor) -> tuple[Tensor, ...]:
-        outputs, saved = segment.forward(values, keep=True)
+        outputs, saved = segment.forward(values, save=True)
         ctx.segment, ctx.version = segment, segment.version
         ctx.save_for_backward(saved)
         return outputs

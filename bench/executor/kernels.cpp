@@ -1,9 +1,9 @@
 // Sparse convolution on groups of 16 images, exact float32.
 //
 // A tensor lies in an arena as channel x (height + border) x (width + border) x 16 images, the images innermost, with a
-// frame of zeros where a convolution reads past the edge. A program is a list of steps; every group of images runs
-// through all of them on one thread, so that the result does not depend on the number of threads. Offsets and pitches
-// count floats in the arena and bytes in what is saved for the backward pass. Products are fused with sums (FMA) where
+// frame of zeros where a convolution reads past the edge. A program is a list of instructions; every group of images
+// runs through all of them on one thread, so that the result does not depend on the number of threads. Offsets and
+// pitches count floats in the arena and bytes in what is saved for the backward pass. Products are fused with sums (FMA) where
 // the processor can. A sum begins with the bias and what is added, then comes weight after weight: in the same order
 // whatever the tile or the block of channels is.
 
@@ -57,7 +57,7 @@ enum Tile : int64_t { PIXEL, FLAT, SQUARE };  // 1 x 1, 1 x 8, 2 x 4 output pixe
 // Nothing; max(x, 0) or NaN, its sign saved; times the sign that was saved; the same, and times `leak` where it is 0.
 enum Gate : int64_t { OPEN, RELU, MASK, LEAK };
 
-struct Step {
+struct Instruction {
     int64_t kind, gate, tile, port;
     int64_t channels, rows, cols;                 // of the result (LOAD, STORE, FRAME: of the tensor)
     int64_t in, in_channel, in_row, in_col;       // where (0, 0, 0) is read, and from one output to the next
@@ -114,7 +114,7 @@ struct Place {
     int64_t rows, cols;  // of the tile that there are
 };
 
-inline Place at(const Step& s, float* arena, uint8_t* saved, int64_t row, int64_t col, int64_t lane) {
+inline Place at(const Instruction& s, float* arena, uint8_t* saved, int64_t row, int64_t col, int64_t lane) {
     return {arena + s.in + row * s.in_row + col * s.in_col + lane,
             arena + s.out + row * s.out_row + col * s.out_col + lane,
             s.add < 0 ? nullptr : arena + s.add + row * s.add_row + col * s.add_col + lane,
@@ -167,7 +167,7 @@ inline void each(const Place& p, Work work) {
 // R x C output pixels in registers while a channel's weights stream by. The input channels come in blocks whose window
 // stays in the first cache; between blocks the sums wait where the result will be. S: pixels from one input to the next.
 template <int R, int C, int S, int GATE, bool ADD>
-void sparse_tile(const Step& s, const Place& p) {
+void sparse_tile(const Instruction& s, const Place& p) {
     const Entry* entries = static_cast<const Entry*>(s.entries);
     const int32_t* starts = s.starts;
     const int64_t row = s.in_row, channels = s.channels, out_row = s.out_row, out_col = s.out_col;
@@ -214,7 +214,7 @@ void sparse_tile(const Step& s, const Place& p) {
 
 // One output pixel, in several partial sums, so that additions do not wait for each other.
 template <int GATE, bool ADD>
-void sparse_pixel(const Step& s, const Place& p) {
+void sparse_pixel(const Instruction& s, const Place& p) {
     constexpr int SUMS = 4;
     const Entry* entries = static_cast<const Entry*>(s.entries);
     for (int64_t channel = 0; channel < s.channels; ++channel) {
@@ -233,7 +233,7 @@ void sparse_pixel(const Step& s, const Place& p) {
 
 // C output pixels of four channels, which share what they read; a weight that one of them lacks is a zero.
 template <int C, int GATE>
-void dense_tile(const Step& s, const Place& p) {
+void dense_tile(const Instruction& s, const Place& p) {
     const Quad* entries = static_cast<const Quad*>(s.entries);
     const float leak = static_cast<float>(s.leak);
     for (int64_t first = 0, quad = 0; first < s.channels; first += QUAD, ++quad) {
@@ -265,14 +265,14 @@ void dense_tile(const Step& s, const Place& p) {
 }
 
 template <int R, int C, typename Tile>
-void tiles(const Step& s, float* arena, uint8_t* saved, Tile tile) {
+void tiles(const Instruction& s, float* arena, uint8_t* saved, Tile tile) {
     for (int64_t lane = 0; lane < GROUP; lane += LANES)
         for (int64_t col = 0; col < s.cols; col += C)
             for (int64_t row = 0; row < s.rows; row += R) tile(s, at(s, arena, saved, row, col, lane));
 }
 
 template <int GATE, bool ADD>
-void convolve(const Step& s, float* arena, uint8_t* saved) {
+void convolve(const Instruction& s, float* arena, uint8_t* saved) {
     const bool next = s.in_col == GROUP;  // or the pixel after the next one
     switch (s.tile) {
         case PIXEL: tiles<1, 1>(s, arena, saved, sparse_pixel<GATE, ADD>); break;
@@ -286,7 +286,7 @@ void convolve(const Step& s, float* arena, uint8_t* saved) {
 }
 
 template <int GATE>
-void convolve_gated(const Step& s, float* arena, uint8_t* saved) {
+void convolve_gated(const Instruction& s, float* arena, uint8_t* saved) {
     if (s.kind == DENSE)
         s.cols == 1 ? tiles<1, 1>(s, arena, saved, dense_tile<1, GATE>)
                     : tiles<1, WIDE>(s, arena, saved, dense_tile<WIDE, GATE>);
@@ -294,7 +294,7 @@ void convolve_gated(const Step& s, float* arena, uint8_t* saved) {
         s.add < 0 ? convolve<GATE, false>(s, arena, saved) : convolve<GATE, true>(s, arena, saved);
 }
 
-void convolve(const Step& s, float* arena, uint8_t* saved) {
+void convolve(const Instruction& s, float* arena, uint8_t* saved) {
     switch (s.gate) {
         case OPEN: convolve_gated<OPEN>(s, arena, saved); break;
         case RELU: convolve_gated<RELU>(s, arena, saved); break;
@@ -303,7 +303,7 @@ void convolve(const Step& s, float* arena, uint8_t* saved) {
     }
 }
 
-void pack(const Step& s, float* arena, const float* images, int64_t present) {
+void pack(const Instruction& s, float* arena, const float* images, int64_t present) {
     const int64_t plane = s.rows * s.cols, image = s.channels * plane;
     for (int64_t channel = 0; channel < s.channels; ++channel)
         for (int64_t row = 0; row < s.rows; ++row)
@@ -317,7 +317,7 @@ void pack(const Step& s, float* arena, const float* images, int64_t present) {
             }
 }
 
-void unpack(const Step& s, const float* arena, float* images, int64_t present) {
+void unpack(const Instruction& s, const float* arena, float* images, int64_t present) {
     const int64_t plane = s.rows * s.cols, image = s.channels * plane;
     for (int64_t channel = 0; channel < s.channels; ++channel) {
         const float scale = s.std ? s.std[channel] : 1.0f;
@@ -331,7 +331,7 @@ void unpack(const Step& s, const float* arena, float* images, int64_t present) {
 }
 
 // Zeros around a tensor: `out` is its corner, the frame's corner lies window_rows and window_cols before it.
-void frame(const Step& s, float* arena) {
+void frame(const Instruction& s, float* arena) {
     const int64_t high = s.window_rows, wide = s.window_cols, whole = s.cols + 2 * wide;
     for (int64_t channel = 0; channel < s.channels; ++channel) {
         float* corner = arena + s.out + channel * s.out_channel - high * s.out_row - wide * GROUP;
@@ -345,7 +345,7 @@ void frame(const Step& s, float* arena) {
 }
 
 // The largest of each window; where it stood is saved, the first of equals.
-void pool(const Step& s, float* arena, uint8_t* saved) {
+void pool(const Instruction& s, float* arena, uint8_t* saved) {
     for (int64_t channel = 0; channel < s.channels; ++channel)
         for (int64_t row = 0; row < s.rows; ++row)
             for (int64_t col = 0; col < s.cols; ++col)
@@ -367,7 +367,7 @@ void pool(const Step& s, float* arena, uint8_t* saved) {
 }
 
 // A pool's input gradient.
-void unpool(const Step& s, float* arena, uint8_t* saved) {
+void unpool(const Instruction& s, float* arena, uint8_t* saved) {
     const int64_t high = s.wide_rows, wide = s.wide_cols;
     const float leak = static_cast<float>(s.leak);
     for (int64_t channel = 0; channel < s.channels; ++channel) {
@@ -406,10 +406,10 @@ void unpool(const Step& s, float* arena, uint8_t* saved) {
     }
 }
 
-void run(const Step* steps, int64_t count, float* arena, uint8_t* saved, const float* const* inputs,
+void run(const Instruction* instructions, int64_t count, float* arena, uint8_t* saved, const float* const* inputs,
          float* const* outputs, int64_t group, int64_t images) {
     const int64_t present = std::min<int64_t>(GROUP, images - group * GROUP);
-    for (const Step* s = steps; s < steps + count; ++s) {
+    for (const Instruction* s = instructions; s < instructions + count; ++s) {
         const int64_t image = s->channels * s->rows * s->cols;
         switch (s->kind) {
             case LOAD: pack(*s, arena, inputs[s->port] + group * GROUP * image, present); break;
@@ -429,21 +429,23 @@ extern "C" {
 
 typedef void (*Team)(void (*work)(void*), void* with, unsigned threads, unsigned flags);
 
-int64_t step_bytes() { return sizeof(Step); }
+int64_t instruction_bytes() { return sizeof(Instruction); }
 int64_t lanes() { return LANES; }
 
 // Run a program on `images` images. `arenas`: one of `arena` floats for each thread; `saved`: `saved_bytes` for each
 // group, or null. Pointers are aligned to 64 bytes, but for inputs and outputs (n, c, h, w). `team`: what has threads
 // that are there already do something (GOMP_parallel), or null. Threads of our own beside a team that still waits busily
 // for its next work would have to share the processor with it.
-void execute(const Step* steps, int64_t count, float* arenas, int64_t arena, uint8_t* saved, int64_t saved_bytes,
-             const float* const* inputs, float* const* outputs, int64_t images, int64_t threads, Team team) {
+void execute(const Instruction* instructions, int64_t count, float* arenas, int64_t arena, uint8_t* saved,
+             int64_t saved_bytes, const float* const* inputs, float* const* outputs, int64_t images, int64_t threads,
+             Team team) {
     const int64_t groups = (images + GROUP - 1) / GROUP;
     std::atomic<int64_t> workers{0}, next{0};
     auto work = [&] {
         float* mine = arenas + workers.fetch_add(1) * arena;
         for (int64_t group; (group = next.fetch_add(1)) < groups;)
-            run(steps, count, mine, saved ? saved + group * saved_bytes : nullptr, inputs, outputs, group, images);
+            run(instructions, count, mine, saved ? saved + group * saved_bytes : nullptr, inputs, outputs, group,
+                images);
     };
     if (team && threads > 1 && groups > 1) {  // all of it: a team that shrinks ends threads and makes them again
         team([](void* all) { (*static_cast<decltype(work)*>(all))(); }, &work, threads, 0);

@@ -85,17 +85,17 @@ def _backward(segment: Segment, bits: dict[int, Bits], leak: float) -> Program:
         """The tensor of a value's gradient, before the ReLU that produced the value, if any."""
         parts = list(ready[value])
         # Unpooling first: a convolution adds the existing sum as it writes.
-        work = sorted(pending[value], key=lambda job: job.kind == CONV)
-        if not work:
+        jobs = sorted(pending[value], key=lambda job: job.kind == CONV)
+        if not jobs:
             if len(parts) == 1 and gate is None:
                 return parts[0]
             source = parts.pop() if parts else _nothing(program, shapes[value])
-            work = [Job(CONV, source, phases=[_copy(shapes[value])])]
-        work += [Job(CONV, part, phases=[_copy(shapes[value])]) for part in parts[1:]]
+            jobs = [Job(CONV, source, phases=[_copy(shapes[value])])]
+        jobs += [Job(CONV, part, phases=[_copy(shapes[value])]) for part in parts[1:]]
         total = parts[0] if parts else -1
-        for number, job in enumerate(work):
+        for number, job in enumerate(jobs):
             job.target, job.add = program.tensor(shapes[value]), total
-            if number == len(work) - 1 and gate is not None:
+            if number == len(jobs) - 1 and gate is not None:
                 job.gate = LEAK if leak else MASK
                 if job.kind == UNPOOL:
                     job.sign = gate

@@ -24,8 +24,8 @@ TARGETS = ("-march=native", "-mcpu=native", "")  # the first that the compiler a
 PITCHES = ("", "_channel", "_row", "_col")
 
 
-class Step(ctypes.Structure):
-    """One step of a program, field for field as in kernels.cpp."""
+class Instruction(ctypes.Structure):
+    """One instruction of a program, field for field as in kernels.cpp."""
 
     _fields_ = [
         *(
@@ -184,7 +184,7 @@ def _open(path: Path) -> ctypes.CDLL:
         found = ctypes.CDLL(str(path))  # its calls release the GIL
     except OSError as error:
         raise PrunebenchError(f"the compiled kernels {path} cannot be loaded ({error}).") from error
-    found.step_bytes.restype = found.lanes.restype = ctypes.c_int64
+    found.instruction_bytes.restype = found.lanes.restype = ctypes.c_int64
     found.execute.restype = None
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     found.execute.argtypes = [
@@ -200,6 +200,6 @@ def _open(path: Path) -> ctypes.CDLL:
         number,
         pointer,
     ]
-    if found.step_bytes() != ctypes.sizeof(Step):
+    if found.instruction_bytes() != ctypes.sizeof(Instruction):
         raise PrunebenchError(f"the compiled kernels {path} are of another layout; delete the file.")
     return found

@@ -43,7 +43,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Packed:
-    """A phase as a kernel reads it: fields of Step by name, with the weights in `entries` not yet filled in.
+    """A phase as a kernel reads it: fields of Instruction by name, with the weights in `entries` not yet filled in.
 
     `taps`: for each position in `entries["weight"]` the tap whose weight it holds, -1 if there is none.
     """

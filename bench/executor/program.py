@@ -1,4 +1,4 @@
-"""A program for the kernels: tensors in an arena, steps on them, and the memory that they need."""
+"""A program for the kernels: tensors in an arena, instructions on them, and the memory that they need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunebench.bench.executor.native import PITCHES, Step
+from prunebench.bench.executor.native import PITCHES, Instruction
 from prunebench.bench.executor.packing import CONV, DENSE, FRAME, GROUP, LOAD, STORE, UNPOOL, Pair, Phase, pack
 
 OPEN, RELU, MASK, LEAK = range(4)
@@ -81,7 +81,7 @@ class Job:
 
 
 class Program:
-    """Jobs, then the steps made from them, then their weights, rewritten whenever these change.
+    """Jobs, then the instructions made from them, then their weights, rewritten whenever these change.
 
     `tensors` and `jobs` are filled first; `finish` chooses frames, offsets and kernels; `fill` writes weights. `arena`:
     floats needed per thread. `leak`: the share of a gradient that passes units which are off.
@@ -92,10 +92,10 @@ class Program:
         self.tensors: list[Tensor] = []
         self.jobs: list[Job] = []
         self.arena = 0
-        self._alive: list[Any] = []  # memory that the steps point into
-        self._steps: list[Step] = []
+        self._referenced: list[Any] = []  # memory that the instructions point into
+        self._instructions: list[Instruction] = []
         self._slack = 0  # floats past the last tensor that may be read
-        # Written by `fill`: a step's weights, with their indices among its layer's weights; biases. None: all ones.
+        # Written by `fill`: an instruction's weights, with their indices among its layer's; biases. None: all ones.
         self._weights: list[tuple[NDArray[np.float32], NDArray[np.int64], int | None]] = []
         self._biases: list[tuple[NDArray[np.float32], int | None]] = []
 
@@ -105,7 +105,7 @@ class Program:
         return len(self.tensors) - 1
 
     def finish(self) -> None:
-        """Turn the jobs into steps."""
+        """Turn the jobs into instructions."""
         for job in self.jobs:
             for phase in job.phases:
                 self._widen(self.tensors[job.source], phase)
@@ -113,10 +113,10 @@ class Program:
         for job in self.jobs:
             self._emit(job)
         self.arena += self._slack
-        self.steps = (Step * len(self._steps))(*self._steps)
+        self.instructions = (Instruction * len(self._instructions))(*self._instructions)
 
     def fill(self, weights: Mapping[int, NDArray[np.float32]], biases: Mapping[int, NDArray[np.float32]]) -> None:
-        """Write the layers' current weights and biases, by layer, into the steps; each layer's `weights` end in a 0."""
+        """Write the current weights and biases, by layer, into the instructions; each layer's `weights` end in a 0."""
         for places, holds, layer in self._weights:
             places[...] = (_ONE if layer is None else weights[layer])[holds]
         for bias, layer in self._biases:
@@ -168,9 +168,9 @@ class Program:
     def _emit(self, job: Job) -> None:
         if job.kind == LOAD:
             self._frame(job)
-            self._append(self._step(job, tensor=self.tensors[job.target]))
+            self._append(self._instruction(job, tensor=self.tensors[job.target]))
         elif job.kind == STORE:
-            self._append(self._step(job, tensor=self.tensors[job.source]))
+            self._append(self._instruction(job, tensor=self.tensors[job.source]))
         elif job.kind == CONV:
             if job.add < 0 or self.tensors[job.add].offset != self.tensors[job.target].offset:
                 self._frame(job)
@@ -180,85 +180,85 @@ class Program:
             self._frame(job)
             self._pool(job)
 
-    def _append(self, step: Step) -> None:
-        self._steps.append(step)
+    def _append(self, instruction: Instruction) -> None:
+        self._instructions.append(instruction)
 
-    def _step(self, job: Job, tensor: Tensor) -> Step:
-        step = Step(kind=job.kind, gate=job.gate, port=job.port, add=-1, saved=-1, leak=self.leak)
-        step.channels, step.rows, step.cols = tensor.shape
+    def _instruction(self, job: Job, tensor: Tensor) -> Instruction:
+        instruction = Instruction(kind=job.kind, gate=job.gate, port=job.port, add=-1, saved=-1, leak=self.leak)
+        instruction.channels, instruction.rows, instruction.cols = tensor.shape
         if job.affine is not None:
-            step.mean, step.std = (self._address(values) for values in job.affine)
+            instruction.mean, instruction.std = (self._address(values) for values in job.affine)
         if job.source >= 0:
             source = self.tensors[job.source]
-            _set(step, "in", source.at(), source.channel, source.row, GROUP)
+            _set(instruction, "in", source.at(), source.channel, source.row, GROUP)
         if job.target >= 0:
             target = self.tensors[job.target]
-            _set(step, "out", target.at(), target.channel, target.row, GROUP)
+            _set(instruction, "out", target.at(), target.channel, target.row, GROUP)
         if job.add >= 0:
             add = self.tensors[job.add]
-            _set(step, "add", add.at(), add.channel, add.row, GROUP)
-        return step
+            _set(instruction, "add", add.at(), add.channel, add.row, GROUP)
+        return instruction
 
     def _frame(self, job: Job) -> None:
         tensor = self.tensors[job.target]
         if tensor.frame != (0, 0):
-            step = self._step(Job(FRAME, target=job.target), tensor)
-            step.window_rows, step.window_cols = tensor.frame
-            self._append(step)
+            instruction = self._instruction(Job(FRAME, target=job.target), tensor)
+            instruction.window_rows, instruction.window_cols = tensor.frame
+            self._append(instruction)
 
     def _pool(self, job: Job) -> None:
         unpool = job.kind == UNPOOL
         source, target = self.tensors[job.source], self.tensors[job.target]
-        step = self._step(job, tensor=source if unpool else target)
+        instruction = self._instruction(job, tensor=source if unpool else target)
         moved = target if unpool else source  # the larger side
-        step.window_rows, step.window_cols = job.window
+        instruction.window_rows, instruction.window_cols = job.window
         if unpool:
-            step.window_row, step.window_col = job.stride[0] * moved.row, job.stride[1] * GROUP
-            step.wide_rows, step.wide_cols = moved.shape[1:]
+            instruction.window_row, instruction.window_col = job.stride[0] * moved.row, job.stride[1] * GROUP
+            instruction.wide_rows, instruction.wide_cols = moved.shape[1:]
             if job.sign is not None:
-                _set(step, "sign", job.sign.offset, *job.sign.pitches())
+                _set(instruction, "sign", job.sign.offset, *job.sign.pitches())
         else:
-            step.window_row, step.window_col = moved.row, GROUP
-            step.in_row, step.in_col = job.stride[0] * moved.row, job.stride[1] * GROUP
+            instruction.window_row, instruction.window_col = moved.row, GROUP
+            instruction.in_row, instruction.in_col = job.stride[0] * moved.row, job.stride[1] * GROUP
         if job.bits is not None:
-            _set(step, "saved", job.bits.offset, *job.bits.pitches())
-        self._append(step)
+            _set(instruction, "saved", job.bits.offset, *job.bits.pitches())
+        self._append(instruction)
 
     def _convolve(self, job: Job, phase: Phase) -> None:
         source, target = self.tensors[job.source], self.tensors[job.target]
         (y, x), (down, right) = phase.origin, phase.step
-        step = self._step(job, tensor=target)
-        step.rows, step.cols = phase.extent
-        if not step.rows or not step.cols:
+        instruction = self._instruction(job, tensor=target)
+        instruction.rows, instruction.cols = phase.extent
+        if not instruction.rows or not instruction.cols:
             return
-        _set(step, "in", source.at(), source.channel, phase.stride[0] * source.row, phase.stride[1] * GROUP)
-        _set(step, "out", target.at(y, x), target.channel, down * target.row, right * GROUP)
+        _set(instruction, "in", source.at(), source.channel, phase.stride[0] * source.row, phase.stride[1] * GROUP)
+        _set(instruction, "out", target.at(y, x), target.channel, down * target.row, right * GROUP)
         if job.add >= 0:
             add = self.tensors[job.add]
-            _set(step, "add", add.at(y, x), add.channel, down * add.row, right * GROUP)
+            _set(instruction, "add", add.at(y, x), add.channel, down * add.row, right * GROUP)
         if job.bits is not None:
             channel, row, col = job.bits.pitches()
-            _set(step, "saved", job.bits.offset + y * row + x * col, channel, down * row, right * col)
+            _set(instruction, "saved", job.bits.offset + y * row + x * col, channel, down * row, right * col)
         if job.bias is not None:
-            step.bias = self._address(job.bias)
+            instruction.bias = self._address(job.bias)
             self._biases.append((job.bias, job.layer))
         packed = pack(phase, np.array([source.channel, source.row, GROUP]), target.shape[0])
-        step.kind, step.tile, step.blocks = packed.kind, packed.tile, packed.blocks
-        step.starts, step.entries = self._address(packed.starts), self._address(packed.entries)
+        instruction.kind, instruction.tile, instruction.blocks = packed.kind, packed.tile, packed.blocks
+        instruction.starts, instruction.entries = self._address(packed.starts), self._address(packed.entries)
         self._weights.append((packed.entries["weight"], np.append(phase.holds, -1)[packed.taps], job.layer))
         # A tile may read seven columns, or a row and three columns, past the last output.
-        self._slack = max(self._slack, step.in_row + 7 * step.in_col)
-        self._append(step)
+        self._slack = max(self._slack, instruction.in_row + 7 * instruction.in_col)
+        self._append(instruction)
 
     def _address(self, values: NDArray[Any]) -> int:
         values = np.ascontiguousarray(values)
-        self._alive.append(values)
+        self._referenced.append(values)
         return values.ctypes.data
 
 
-def _set(step: Step, name: str, offset: int, channel: int, row: int, col: int) -> None:
+def _set(instruction: Instruction, name: str, offset: int, channel: int, row: int, col: int) -> None:
     for key, value in zip(PITCHES, (offset, channel, row, col), strict=True):
-        setattr(step, f"{name}{key}", value)
+        setattr(instruction, f"{name}{key}", value)
 
 
 def pointers(addresses: list[int]) -> Any:

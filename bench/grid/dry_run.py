@@ -18,13 +18,13 @@ from prunebench.bench.grid.timing import attack_paces, training_pace
 from prunebench.bench.lab.backend import Calibration, Fit, Loop, calibrate
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.meter import Meter
-from prunebench.bench.lab.schedule import Plan, Trained
+from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.trainer import VALIDATED
 from prunebench.bench.mask import State, masked
 from prunebench.bench.models import prunable
 from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.score.progress import expected
-from prunebench.pruners import parse
+from prunebench.pruners import resolve
 
 STEPS = 4  # of a search that are actually run; the last three are timed
 RECORD_BYTES = 100_000  # approximate: two copies of a record, its outcomes and pairs, plus the journal
@@ -84,7 +84,7 @@ def rehearse(
     test = store.testing(protocol.data, examples or protocol.test)
     passes = expected(protocol, test, clean=shares.clean, robust=shares.robust)
     dry = Dry(seconds)
-    lab = Lab(jobs[0][1], protocol, store, dry, device=where, resolve=lambda spec: parse(spec).pruner)
+    lab = Lab(jobs[0][1], protocol, store, dry, device=where, resolve=lambda spec: resolve(spec).pruner)
     paces: dict[int, dict[str, float]] = {}  # of attacks, by density class
     lines = []
     for spec, job in jobs:
@@ -159,7 +159,7 @@ def pruned(lab: Lab, spec: str, job: Job) -> tuple[nn.Module, Meter]:
     """The net that pruner `spec` makes in a dry `lab`, and its charges. Raises PrunebenchError if the pruner fails."""
     lab.job, lab.meter = job, Meter(lab.meter.granted)
     try:
-        return lab.model(parse(spec).pruner(job, lab)), lab.meter
+        return lab.model(resolve(spec).pruner(job, lab)), lab.meter
     except Exception as error:  # a pruner may be third-party code
         at = traceback.extract_tb(error.__traceback__)[-1]
         fault = f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
@@ -167,7 +167,7 @@ def pruned(lab: Lab, spec: str, job: Job) -> tuple[nn.Module, Meter]:
         raise PrunebenchError(f"{job.name} would fail: {why}") from error
 
 
-def validation_passes(plan: Plan, images: int) -> int:
+def validation_passes(plan: TrainingPlan, images: int) -> int:
     """Sample passes of all validations in the training by `plan`, each on at most `images` images."""
     every = plan.validate_every
     times = -(-plan.last // every) - plan.start // every  # the last epoch is always validated

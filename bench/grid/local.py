@@ -8,29 +8,26 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from logging.handlers import QueueHandler, QueueListener
 from multiprocessing.connection import wait
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
-if TYPE_CHECKING:
-    from prunebench.bench.lab.train import Report
-
-News = tuple[str, str, float, float]  # step name, current activity, amount done, total
+from prunebench.bench.progress import ProgressCallback, ProgressUpdate
 
 
-class Work(Protocol):
+class Runnable(Protocol):
     """A step that can be sent to another process: a name, and a call that takes a progress callback."""
 
     @property
     def name(self) -> str:
         """Unique among the running steps."""
 
-    def __call__(self, report: Report) -> Any:
+    def __call__(self, report: ProgressCallback) -> Any:
         """Run the step; the result, too, can be sent between processes."""
 
 
@@ -46,10 +43,10 @@ class Engine(Protocol):
     def room(self, running: int) -> bool:
         """Whether one more step may be submitted while `running` steps are unfinished."""
 
-    def submit(self, step: Work) -> Future[Any]:
+    def submit(self, step: Runnable) -> Future[Any]:
         """Run `step`; the future holds its result, or the error that ended its process."""
 
-    def news(self) -> Iterator[News]:
+    def updates(self) -> Iterator[ProgressUpdate]:
         """Progress reported since the last call, without waiting for more."""
 
     def why(self, error: BaseException) -> str:
@@ -71,12 +68,12 @@ class Pool:
     def __enter__(self) -> Self:
         spawn = multiprocessing.get_context("spawn")
         self._others = set(multiprocessing.active_children())
-        self._news = spawn.Queue()
+        self._updates = spawn.Queue()
         logged = spawn.Queue()
         self._listener = QueueListener(logged, _Here())
         self._listener.start()
         self._worker = partial(
-            ProcessPoolExecutor, 1, mp_context=spawn, initializer=_begin, initargs=(self._news, logged)
+            ProcessPoolExecutor, 1, mp_context=spawn, initializer=_begin, initargs=(self._updates, logged)
         )
         self._workers = [self._worker() for _ in range(self.workers)]
         self._last: list[Future[Any] | None] = [None] * self.workers  # the last step given to each worker
@@ -97,7 +94,7 @@ class Pool:
         """Whether a process is idle: the next step is chosen as late as possible."""
         return running < self.workers
 
-    def submit(self, step: Work) -> Future[Any]:
+    def submit(self, step: Runnable) -> Future[Any]:
         """Run `step` in the first idle process, which has started if any has. Requires room for the step."""
         number = next(n for n, last in enumerate(self._last) if last is None or last.done())
         try:
@@ -109,11 +106,11 @@ class Pool:
         self._last[number] = future
         return future
 
-    def news(self) -> Iterator[News]:
+    def updates(self) -> Iterator[ProgressUpdate]:
         """Progress reported by the processes."""
         while True:
             try:
-                yield self._news.get_nowait()
+                yield self._updates.get_nowait()
             except queue.Empty:
                 return
 
@@ -124,15 +121,15 @@ class Pool:
         return f"{type(error).__name__}: {error}"
 
 
-def seldom(tell: Callable[[str, float, float], None], seconds: float = 0.25) -> Report:
-    """`tell`, called at most once every `seconds`."""
+def throttled(callback: ProgressCallback, seconds: float = 0.25) -> ProgressCallback:
+    """`callback`, called at most once every `seconds`."""
     last = -seconds
 
     def report(what: str, done: float, total: float) -> None:
         nonlocal last
         if time.monotonic() - last > seconds:
             last = time.monotonic()
-            tell(what, done, total)
+            callback(what, done, total)
 
     return report
 
@@ -146,15 +143,15 @@ class _Here(logging.Handler):
             logging.getLogger(record.name).handle(record)
 
 
-_news: Any = None  # in a worker: the queue to the process that started the grid
+_updates: Any = None  # in a worker: the queue to the process that started the grid
 
 
-def _begin(news: Any, logged: Any) -> None:
+def _begin(updates: Any, logged: Any) -> None:
     """In a worker: connect to the parent, and die with it, so that no worker writes after a new run has begun."""
-    global _news
-    _news = news
+    global _updates
+    _updates = updates
     logging.getLogger("prunebench").addHandler(QueueHandler(logged))
-    news.cancel_join_thread()  # unread news must not delay the exit; log records are read until then
+    updates.cancel_join_thread()  # unread updates must not delay the exit; log records are read until then
     parent = multiprocessing.parent_process()
     if parent is not None:
         sentinel = parent.sentinel
@@ -166,6 +163,6 @@ def _begin(news: Any, logged: Any) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _do(step: Work) -> Any:
+def _do(step: Runnable) -> Any:
     """In a worker: run `step`."""
-    return step(seldom(lambda *told: _news.put((step.name, *told))))
+    return step(throttled(lambda *progress: _updates.put((step.name, *progress))))

@@ -42,7 +42,7 @@ class Forecast:
         }
 
 
-def plan(
+def forecast(
     protocol: Protocol,
     grid: list[tuple[str, Job]],
     store: Store,

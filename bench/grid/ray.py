@@ -24,7 +24,8 @@ from typing import Any, Self
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import write_bytes
-from prunebench.bench.grid.local import News, Work, seldom
+from prunebench.bench.grid.local import Runnable, throttled
+from prunebench.bench.progress import ProgressUpdate
 
 SHARE = 0.25  # of a GPU per job, by default
 RETRIES = 3  # of a step after its process or node was lost
@@ -103,7 +104,7 @@ class Ray:
                 f"No node of the cluster has {self.threads} CPUs and {self.gpus:g} GPUs for a job; ask for less "
                 "(--threads, --gpus-per-job), or start a node that has them."
             )
-        self._token, self._looked, self._seen = uuid.uuid4().hex, 0.0, dict[str, News]()
+        self._token, self._looked, self._seen = uuid.uuid4().hex, 0.0, dict[str, ProgressUpdate]()
         shutil.rmtree(self.desk, ignore_errors=True)  # left by a killed run
         write_bytes(self.desk / TOKEN, self._token.encode())
         self._do = self._ray.remote(
@@ -137,14 +138,14 @@ class Ray:
         """Allow one queued step per running step: no node is idle, and an added node finds work."""
         return running < max(2 * self._fitting(), 1)
 
-    def submit(self, step: Work) -> Future[Any]:
+    def submit(self, step: Runnable) -> Future[Any]:
         """Run `step` on a node that has room for it; if that node is lost, on another."""
         task = self._do.remote(step, os.fspath(Path.cwd()), os.fspath(self.desk), self._token)
         future: Future[Any] = task.future()
         self._steps[future] = task
         return future
 
-    def news(self) -> Iterator[News]:
+    def updates(self) -> Iterator[ProgressUpdate]:
         """Progress reported by the steps, in files that are read at most once per second."""
         if time.monotonic() - self._looked < OFTEN:
             return
@@ -153,9 +154,9 @@ class Ray:
             for path in self.desk.glob("*.json"):
                 with suppress(OSError, ValueError):  # the step has just ended
                     name, what, done, of = json.loads(path.read_bytes())
-                    if self._seen.get(name) != (told := (name, what, done, of)):
-                        self._seen[name] = told
-                        yield told
+                    if self._seen.get(name) != (update := (name, what, done, of)):
+                        self._seen[name] = update
+                        yield update
 
     def why(self, error: BaseException) -> str:
         """The sentence of a PrunebenchError; else that the step was lost repeatedly, or why Ray could not run it."""
@@ -173,7 +174,7 @@ class Ray:
         )
 
 
-def _do(step: Work, home: str, desk: str, token: str) -> Any:
+def _do(step: Runnable, home: str, desk: str, token: str) -> Any:
     """On a node: run `step`, in the working folder of the process that submitted it."""
     try:
         os.chdir(home)
@@ -185,19 +186,19 @@ def _do(step: Work, home: str, desk: str, token: str) -> Any:
             f"The node {socket.gethostname()} does not see {home} and {Path(desk).parent} as they are where the run "
             f"began ({found[:40]}); nodes share these folders under the same paths."
         )
-    left = Path(desk) / f"{step.name}.json"
-    aside = left.with_suffix(".aside")
+    update_path = Path(desk) / f"{step.name}.json"
+    aside = update_path.with_suffix(".aside")
 
-    def tell(*told: str | float) -> None:  # atomic for readers, but not flushed to disk: no `write_bytes`
+    def write(*progress: str | float) -> None:  # atomic for readers, but not flushed to disk: no `write_bytes`
         with suppress(OSError):  # if the disk is full, the job fails when it saves a result
-            aside.write_text(json.dumps([step.name, *told]))
-            aside.replace(left)
+            aside.write_text(json.dumps([step.name, *progress]))
+            aside.replace(update_path)
 
     try:
-        return step(seldom(tell, OFTEN))
+        return step(throttled(write, OFTEN))
     finally:
         with suppress(OSError):
-            left.unlink()
+            update_path.unlink()
 
 
 def _ray() -> Any:

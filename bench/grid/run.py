@@ -12,13 +12,12 @@ from prunebench.bench.beside import NET, RECORD, REFUSAL, publish
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of, sole_user
-from prunebench.bench.grid.local import Engine, News, Pool
+from prunebench.bench.grid.local import Engine, Pool
 from prunebench.bench.grid.task import Ended, Step, Task
-from prunebench.bench.player.host import resolve
+from prunebench.bench.player.host import describe
+from prunebench.bench.progress import JobProgressCallback, ProgressUpdate
 from prunebench.bench.protocol import Job, Protocol, as_sparsity
 from prunebench.bench.spec import source_of
-
-Watcher = Callable[[str, str, float, float], None]  # job, current activity, amount done, total
 
 
 class Pruner(Interface):
@@ -34,25 +33,25 @@ class Pruner(Interface):
     def prunes(self) -> bool: ...
 
 
-def job_of(chosen: Pruner, sparsity: float | None, seed: int) -> Job:
+def job_of(pruner: Pruner, sparsity: float | None, seed: int) -> Job:
     """The job of one pruner. Raises PrunebenchError if that sparsity cannot be requested of the pruner."""
-    if not chosen.prunes:
+    if not pruner.prunes:
         if sparsity:
             raise PrunebenchError(
-                f"Pruner {chosen.name!r} does not prune, so sparsity {sparsity} makes no sense; use 0."
+                f"Pruner {pruner.name!r} does not prune, so sparsity {sparsity} makes no sense; use 0."
             )
         sparsity = 0.0
     elif sparsity is None:
-        raise PrunebenchError(f"Pruner {chosen.name!r} needs a sparsity in [0, 1); give --sparsity.")
-    return Job(pruner=chosen.name, options=chosen.options, sparsity=float(as_sparsity(sparsity)), seed=seed)
+        raise PrunebenchError(f"Pruner {pruner.name!r} needs a sparsity in [0, 1); give --sparsity.")
+    return Job(pruner=pruner.name, options=pruner.options, sparsity=float(as_sparsity(sparsity)), seed=seed)
 
 
 def grid(specs: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int]) -> list[tuple[str, Job]]:
     """Every pruner at every sparsity (0 if it does not prune) for every seed, seeds outermost, without duplicates."""
-    chosen = [(one.spec, one) for one in resolve(list(specs))]
+    described = [(one.spec, one) for one in describe(list(specs))]
     jobs: dict[str, tuple[str, Job]] = {}
     for seed in seeds:
-        for spec, pruner in chosen:
+        for spec, pruner in described:
             for sparsity in sparsities if pruner.prunes else [0.0]:
                 job = job_of(pruner, sparsity, seed)
                 jobs.setdefault(job.name, (spec, job))
@@ -72,7 +71,7 @@ def run(
     keep_proposals: bool = False,
     tensorboard: bool = False,
     sandbox: bool = False,
-    report: Watcher | None = None,
+    report: JobProgressCallback | None = None,
     ended: Callable[[Ended], None] | None = None,
 ) -> list[Ended]:
     """Train and score `jobs` on `engine` (one process by default), and publish their records below `out/records`.
@@ -83,7 +82,7 @@ def run(
     if another run is using `out`.
     """
     with sole_user(out):
-        order = order_of(
+        scheduler = scheduler_of(
             protocol,
             jobs,
             out,
@@ -97,7 +96,7 @@ def run(
         )
         results = []
         with engine or Pool() as engine:  # inside the lock: no worker outlives it
-            for result in _work_through(order, engine, report):
+            for result in _work_through(scheduler, engine, report):
                 _publish(result, out / "records")
                 results.append(result)
                 if ended is not None:
@@ -105,7 +104,7 @@ def run(
     return results
 
 
-def order_of(
+def scheduler_of(
     protocol: Protocol,
     jobs: list[tuple[str, Job]],
     out: Path,
@@ -117,7 +116,7 @@ def order_of(
     keep_proposals: bool = False,
     tensorboard: bool = False,
     sandbox: bool = False,
-) -> Order:
+) -> Scheduler:
     """The order in which the steps of `jobs` run, below `out`; a dense net is the parent of the nets of its seed."""
     folders = {job.name: out / "jobs" / job_id(protocol, spec, job) for spec, job in jobs}
     dense = {job.seed: job.name for _, job in jobs if job.pruner == "dense" and not job.options}
@@ -142,7 +141,7 @@ def order_of(
             )
         )
     images = len(store.testing(protocol.data, examples or protocol.test))
-    return Order(tasks, shards=-(-images // protocol.shard))
+    return Scheduler(tasks, shards=-(-images // protocol.shard))
 
 
 def job_id(protocol: Protocol, spec: str, job: Job) -> str:
@@ -151,7 +150,7 @@ def job_id(protocol: Protocol, spec: str, job: Job) -> str:
     return f"{job.name}-{sha256_of(canonical_json(facts))[:12]}"
 
 
-class Order:
+class Scheduler:
     """Chooses the next step: finishing a job goes before starting one, so that records appear early.
 
     A net is attacked, shard by shard, as soon as it has been trained. Its record is written once all shards are
@@ -163,7 +162,7 @@ class Order:
         self.shards = shards
         self.untrained = deque(tasks)
         self.attacks = deque[Step]()
-        self.left: dict[Path, int] = {}  # unfinished shards of each net without a record
+        self.unattacked: dict[Path, int] = {}  # unfinished shards of each net without a record
         self.settled: set[Path | None] = {None}  # parents that have been trained or have failed
         self.trained = list[Task]()
         self.over = set[Path]()
@@ -171,7 +170,7 @@ class Order:
     def next(self) -> Step | None:
         """The step to run now; None if all remaining steps depend on running ones."""
         for task in self.trained:
-            if not self.left[task.folder] and task.parent in self.settled:
+            if not self.unattacked[task.folder] and task.parent in self.settled:
                 self.trained.remove(task)
                 return Step(task, "record")
         if self.attacks:
@@ -191,49 +190,53 @@ class Order:
             self.trained = [other for other in self.trained if other.folder != task.folder]
         elif step.what == "train":
             self.trained.append(task)
-            self.left[task.folder] = self.shards
+            self.unattacked[task.folder] = self.shards
             self.attacks.extend(Step(task, "attack", shard) for shard in range(self.shards))
         else:
-            self.left[task.folder] -= 1
+            self.unattacked[task.folder] -= 1
         return ended
 
 
-def _work_through(order: Order, engine: Engine, report: Watcher | None) -> Iterator[Ended]:
-    """Run all steps of `order` on `engine`, and yield each task as it ends."""
+def _work_through(scheduler: Scheduler, engine: Engine, report: JobProgressCallback | None) -> Iterator[Ended]:
+    """Run all steps of `scheduler` on `engine`, and yield each task as it ends."""
     running: dict[Future[Ended | None], Step] = {}
     shares: dict[str, float] = {}  # share done of each attack step, by name
     while True:
-        while engine.room(len(running)) and (step := order.next()) is not None:
+        while engine.room(len(running)) and (step := scheduler.next()) is not None:
             running[engine.submit(step)] = step
         if not running:
             return
         wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
         if report is not None:
-            _pass_on(engine.news(), {step.name: step for step in running.values()}, order, shares, report)
+            _pass_on(engine.updates(), {step.name: step for step in running.values()}, scheduler, shares, report)
         for future in [future for future in running if future.done()]:
             step = running.pop(future)
             shares.pop(step.name, None)
             error = future.exception()
             result = future.result() if error is None else Ended(step.task, "failed", engine.why(error))
-            if (ended := order.came(step, result)) is not None:
+            if (ended := scheduler.came(step, result)) is not None:
                 yield ended
 
 
 def _pass_on(
-    news: Iterable[News], running: dict[str, Step], order: Order, shares: dict[str, float], report: Watcher
+    updates: Iterable[ProgressUpdate],
+    running: dict[str, Step],
+    scheduler: Scheduler,
+    shares: dict[str, float],
+    report: JobProgressCallback,
 ) -> None:
     """Report the progress of each job; for a net attacked in several shards, their combined progress."""
-    for name, what, done, of in news:
+    for name, what, done, of in updates:
         if (step := running.get(name)) is None:
             continue  # it has ended in the meantime
         job = step.task.job.name
-        if step.what != "attack" or order.shards == 1:
+        if step.what != "attack" or scheduler.shards == 1:
             report(job, what, done, of)
             continue
         shares[name] = done / of
-        over = order.shards - order.left.get(step.task.folder, 0)
+        over = scheduler.shards - scheduler.unattacked.get(step.task.folder, 0)
         at_work = sum(shares.get(other.name, 0.0) for other in running.values() if other.task is step.task)
-        report(job, f"attacks, {over} of {order.shards} shards done", over + at_work, order.shards)
+        report(job, f"attacks, {over} of {scheduler.shards} shards done", over + at_work, scheduler.shards)
 
 
 def _publish(result: Ended, records: Path) -> None:

@@ -20,11 +20,11 @@ from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.bench.lab.budget import allowed, price
 from prunebench.bench.lab.meter import granted
-from prunebench.bench.lab.train import Report
 from prunebench.bench.outcomes import complete, proposals_path
 from prunebench.bench.player import handover, sandbox
 from prunebench.bench.player.handover import Play
 from prunebench.bench.player.host import Fault, Host, host
+from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.score.effort import effort_of, save_effort
@@ -85,7 +85,7 @@ class Step:
         """Unique among the steps of a grid."""
         return f"{self.task.job.name} {self.what} {self.shard}"
 
-    def __call__(self, report: Report) -> Ended | None:
+    def __call__(self, report: ProgressCallback) -> Ended | None:
         """Run the step; returns None unless the task has ended. An error ends only this task."""
         task = self.task
         torch.set_num_threads(task.threads)
@@ -105,7 +105,7 @@ class Step:
         write_bytes(log, trace.encode(errors="replace"))
         return Ended(self.task, "failed", f"{sentence}; the whole story is in {log}")
 
-    def _train(self, report: Report) -> Ended | None:
+    def _train(self, report: ProgressCallback) -> Ended | None:
         task = self.task
         if _scored(task):
             return Ended(task, "kept", "done before")
@@ -126,7 +126,7 @@ class Step:
             return Ended(task, "failed", str(refused))
         return None
 
-    def _attack(self, report: Report) -> Ended | None:
+    def _attack(self, report: ProgressCallback) -> Ended | None:
         task = self.task
         try:
             score_shard(
@@ -144,7 +144,7 @@ class Step:
             return None  # the record step will refuse it, for all of its images
         return None
 
-    def _record(self, report: Report) -> Ended:
+    def _record(self, report: ProgressCallback) -> Ended:
         task = self.task
         record = score(
             task.folder / NET,
@@ -169,7 +169,7 @@ def train(
     store: Store,
     *,
     device: str = "auto",
-    report: Report | None = None,
+    report: ProgressCallback | None = None,
     tensorboard: bool = False,
     sandboxed: bool = False,
 ) -> Path:
@@ -240,7 +240,7 @@ def make_room(folder: Path, job: Job, protocol: Protocol, *, force: bool) -> Non
     path.unlink()
 
 
-def _sandboxed(play: Play, report: Report | None) -> tuple[object, float | None]:
+def _sandboxed(play: Play, report: ProgressCallback | None) -> tuple[object, float | None]:
     """Ask a process that serves this request alone, and can see and change only what its training needs."""
     covered = sandbox.hidden(play.store)
     prefix = sandbox.command(play.folder, covered, cards=play.device != "cpu")

@@ -14,7 +14,7 @@ from prunebench.bench.attacks.pgd import usual_pgd
 from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.data import Split, as_float
 from prunebench.bench.lab.objectives import OBJECTIVES
-from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.train import fit
 from prunebench.bench.mask import Masks
 from prunebench.bench.protocol import Protocol, Threat
@@ -27,14 +27,14 @@ NOWHERE = "1/1000000"  # an eps so small that no image is fooled, so that an att
 
 
 def training_pace(
-    plan: Plan, model: Callable[[], nn.Module], masks: Masks | None, train: Split, seconds: float
+    plan: TrainingPlan, model: Callable[[], nn.Module], masks: Masks | None, train: Split, seconds: float
 ) -> tuple[float, float]:
     """Seconds of fixed cost of the training by `plan` (mostly compilation), and seconds per sample pass.
 
     A short training of `model()` under `masks` is timed for about `seconds`, on the first images of `train`.
     """
     recipe = plan.recipe.model_copy(update={"validate_every": EPOCHS})
-    trial = Plan(recipe, plan.threat, EPOCHS)
+    trial = TrainingPlan(recipe, plan.threat, EPOCHS)
 
     def timed(images: int) -> tuple[float, float]:
         part = train.take(slice(0, images))

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.bench.data import Split
-from prunebench.bench.lab.schedule import Plan, Trained
-from prunebench.bench.lab.stages import Stages, keep, load_kept
+from prunebench.bench.lab.schedule import Trained, TrainingPlan
+from prunebench.bench.lab.stages import StageStore, load_stage, save_stage
 from prunebench.bench.lab.tensorboard import Curves
-from prunebench.bench.lab.train import Report, fit, refuse_collapse
+from prunebench.bench.lab.train import fit, refuse_collapse
 from prunebench.bench.mask import Masks, State
+from prunebench.bench.progress import ProgressCallback
 
 SAVE_EVERY = 5.0  # seconds between two checkpoints of a loop
 
@@ -34,7 +35,7 @@ class Fit:
 
     stage: str
     key: str
-    plan: Plan
+    plan: TrainingPlan
     model: Callable[[], nn.Module]
     masks: Masks | None
     density: float
@@ -96,7 +97,7 @@ class Computed:
     """
 
     folder: Path
-    report: Report | None = None
+    report: ProgressCallback | None = None
     curves: Curves | None = None
 
     def train(self, asked: Fit) -> Trained:
@@ -106,7 +107,7 @@ class Computed:
             curve = self.curves.stage(asked.stage, images=asked.plan.seen(images), sparsity=1 - asked.density)
         rows: list[dict[str, Any]] = []
 
-        def log(row: dict[str, Any], seconds: float) -> None:
+        def on_epoch(row: dict[str, Any], seconds: float) -> None:
             rows.append(row)
             if curve is not None:
                 curve.add(row, seconds)
@@ -123,13 +124,13 @@ class Computed:
                 masks=asked.masks,
                 partial=partial,
                 report=self._named(asked.stage),
-                log=log,
+                on_epoch=on_epoch,
             )
             halves = {f"weights/{key}": tensor for key, tensor in trained.weights.items()}
             halves |= {f"last/{key}": tensor for key, tensor in trained.last.items()}
             return halves, {"curve": trained.curve, "times": trained.times}
 
-        halves, about = Stages(self.folder).remember(asked.key, compute)
+        halves, about = StageStore(self.folder).remember(asked.key, compute)
         weights, last = (
             {key.removeprefix(half): tensor for key, tensor in halves.items() if key.startswith(half)}
             for half in ("weights/", "last/")
@@ -143,7 +144,7 @@ class Computed:
         report = self._named(asked.stage)
 
         def compute(partial: Path) -> tuple[State, Any]:
-            state, about = load_kept(partial) or (asked.start, {"done": 0, "seconds": 0.0})
+            state, about = load_stage(partial) or (asked.start, {"done": 0, "seconds": 0.0})
             state = {name: tensor.to(asked.device) for name, tensor in state.items()}
             saved = time.perf_counter()
             for index in range(about["done"], asked.steps):
@@ -151,20 +152,20 @@ class Computed:
                 state = asked.step(state, index)
                 about = {"done": index + 1, "seconds": about["seconds"] + time.perf_counter() - began}
                 if time.perf_counter() - saved > SAVE_EVERY:
-                    keep(partial, state, about)
+                    save_stage(partial, state, about)
                     saved = time.perf_counter()
                 report(f"step {index + 1}/{asked.steps}", index + 1, asked.steps)
             return state, about
 
-        state, about = Stages(self.folder).remember(asked.key, compute)
+        state, about = StageStore(self.folder).remember(asked.key, compute)
         return {name: tensor.cpu() for name, tensor in state.items()}, about["seconds"]
 
     def calibrate(self, asked: Calibration) -> State:
         """The calibration, which is never stored."""
         return calibrate(asked)
 
-    def _named(self, stage: str) -> Report:
-        """A report function that names the stage in progress."""
+    def _named(self, stage: str) -> ProgressCallback:
+        """A callback that names the stage in progress."""
         report = self.report
         return lambda what, done, total: None if report is None else report(f"{stage}: {what}", done, total)
 

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from prunebench.bench.data import Store
-from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.train import fit
 from prunebench.bench.models import build
 from prunebench.bench.protocol import Protocol
@@ -32,7 +32,7 @@ def price(protocol: Protocol, store: Store, threads: int) -> float:
     """
     train, validation = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
     info, images = store.info(protocol.data), min(16, len(train))
-    plan = Plan(protocol.training.model_copy(update={"validate_every": 2**31}), protocol.threat, 2, stop=1)
+    plan = TrainingPlan(protocol.training.model_copy(update={"validate_every": 2**31}), protocol.threat, 2, stop=1)
     with torch.random.fork_rng(devices=[]):
         while True:
             part = train.take(slice(0, images))

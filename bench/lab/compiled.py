@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from prunebench.bench.attacks.base import Model
 
-_SAY = logging.getLogger("prunebench.capture")
+_SAY = logging.getLogger("prunebench.compiled")
 TRIES = 3  # a CUDA graph is warmed up, recorded, and only then replayed
 AGREE = 0.01, 0.2  # the relative difference in norm allowed for gradients: in float32, and with bfloat16 layers
 

@@ -22,7 +22,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of
 from prunebench.bench.lab.backend import Backend, Calibration, Fit, Loop
 from prunebench.bench.lab.meter import Meter, granted
-from prunebench.bench.lab.schedule import Plan, Trained
+from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.mask import Masks, State, attach_scores, keep_count, split_scores
 from prunebench.bench.models import build, prunable
 from prunebench.bench.protocol import Job, Protocol, Threat, Training
@@ -229,13 +229,15 @@ class Lab:
         return state
 
     def _price(self, recipe: Training, epochs: int) -> int:
-        return Plan(recipe, self.protocol.threat, epochs).passes(len(self.train))
+        return TrainingPlan(recipe, self.protocol.threat, epochs).passes(len(self.train))
 
-    def _plan(self, stage: str, changes: dict[str, object], epochs: int, first: int, stop: int | None) -> Plan:
+    def _plan(self, stage: str, changes: dict[str, object], epochs: int, first: int, stop: int | None) -> TrainingPlan:
         """The protocol's recipe with `changes` (None: no change) over these epochs; an empty range is refused."""
         recipe = self.protocol.training
         wanted = {key: value for key, value in changes.items() if value is not None}
-        plan = Plan(recipe.model_validate(recipe.model_dump() | wanted), self.protocol.threat, epochs, first, stop)
+        plan = TrainingPlan(
+            recipe.model_validate(recipe.model_dump() | wanted), self.protocol.threat, epochs, first, stop
+        )
         if not 0 <= first < plan.last <= epochs:
             raise PrunebenchError(
                 f"Stage {stage!r} would train from epoch {first} to epoch {plan.last} of {epochs}, which is nothing; "
@@ -246,7 +248,7 @@ class Lab:
     def _train(
         self,
         stage: str,
-        plan: Plan,
+        plan: TrainingPlan,
         facts: list[object],
         model: Callable[[], nn.Module],
         masks: Masks | None = None,

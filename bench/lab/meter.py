@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from prunebench.bench.errors import BudgetExceeded
-from prunebench.bench.facts import Stage
-from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.facts import StageCost
+from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.protocol import Protocol
 
 
@@ -15,7 +15,7 @@ class Meter:
     """Sample passes spent, stage by stage, out of `granted` (forward 1, backward 2)."""
 
     granted: int
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[StageCost] = field(default_factory=list)
 
     @property
     def spent(self) -> int:
@@ -33,10 +33,10 @@ class Meter:
     def charge(self, name: str, passes: int, seconds: float | None = None) -> None:
         """Spend `passes` on the stage `name`. Raises BudgetExceeded, and spends nothing, when too few are left."""
         self.check(name, passes)
-        self.stages.append(Stage(name=name, passes=passes, seconds=seconds))
+        self.stages.append(StageCost(name=name, passes=passes, seconds=seconds))
 
 
 def granted(protocol: Protocol, images: int) -> int:
     """The sample passes in a pruner's budget when there are `images` training images."""
     recipe = protocol.training
-    return int(protocol.units * Plan(recipe, protocol.threat, recipe.epochs).passes(images))
+    return int(protocol.units * TrainingPlan(recipe, protocol.threat, recipe.epochs).passes(images))

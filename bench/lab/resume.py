@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from prunebench.bench.lab.stages import keep, load_kept
+from prunebench.bench.lab.stages import load_stage, save_stage
 from prunebench.bench.lab.trainer import Trainer
 from prunebench.bench.mask import State
 
@@ -18,12 +18,12 @@ def save(partial: Path, trainer: Trainer) -> None:
     tensors |= {f"average/{name}": tensor for name, tensor in trainer.average.items()}
     tensors |= {f"momentum/{name}": tensor for name, tensor in trainer.momentum.items()}
     about = {"epoch": trainer.epoch, "steps": trainer.steps, "times": trainer.times, "curve": trainer.curve}
-    keep(partial, tensors, about)
+    save_stage(partial, tensors, about)
 
 
 def restore(partial: Path, trainer: Trainer) -> None:
     """Restore `trainer` to the state where an earlier run was interrupted, if that left a complete file."""
-    kept = load_kept(partial)
+    kept = load_stage(partial)
     if kept is None or not _fits(trainer, *kept):
         return
     tensors, about = kept

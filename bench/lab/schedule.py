@@ -30,7 +30,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """The part of a schedule to train: epochs `start` to `stop` of `epochs`."""
 
     recipe: Training

@@ -17,7 +17,7 @@ _DONE, _PARTIAL = "done.safetensors", "partial.safetensors"
 
 
 @dataclass(frozen=True)
-class Stages:
+class StageStore:
     """A folder of finished stages, shared by the jobs of a run and by parallel processes."""
 
     folder: Path
@@ -30,20 +30,20 @@ class Stages:
         """
         place = self.folder / key
         with sole_user(place, wait=True):
-            if (kept := load_kept(place / _DONE)) is None:
+            if (kept := load_stage(place / _DONE)) is None:
                 kept = compute(place / _PARTIAL)
-                keep(place / _DONE, *kept)
+                save_stage(place / _DONE, *kept)
             (place / _PARTIAL).unlink(missing_ok=True)
         return kept
 
 
-def keep(path: Path, tensors: State, about: Any) -> None:
+def save_stage(path: Path, tensors: State, about: Any) -> None:
     """Write tensors and a JSON value to `path` atomically."""
     write_bytes(path, pack(tensors, about))
 
 
-def load_kept(path: Path) -> tuple[State, Any] | None:
-    """What `keep` wrote to `path`; None if the file is missing or incomplete."""
+def load_stage(path: Path) -> tuple[State, Any] | None:
+    """What `save_stage` wrote to `path`; None if the file is missing or incomplete."""
     try:
         return unpack(read_outside(path, "a stage of training", LARGEST_STAGE), str(path))
     except PrunebenchError:

@@ -15,43 +15,43 @@ from prunebench.bench.data import Split, as_float
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.lab import resume
 from prunebench.bench.lab.augmentation import crop_flip
-from prunebench.bench.lab.schedule import Plan, Trained
+from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.trainer import Trainer
 from prunebench.bench.mask import Masks
+from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.seeds import derive
 
-Report = Callable[[str, float, float], None]  # the task, the amount done, the total
-Log = Callable[[dict[str, Any], float], None]  # a row of the curve, and the seconds that its epoch took
+EpochCallback = Callable[[dict[str, Any], float], None]  # a row of the curve, and the seconds that its epoch took
 
 
 def fit(
     model: nn.Module,
-    plan: Plan,
+    plan: TrainingPlan,
     train: Split,
     validation: Split,
     *,
     seed: int,
     masks: Masks | None = None,
     partial: Path | None = None,
-    report: Report | None = None,
-    log: Log | None = None,
+    report: ProgressCallback | None = None,
+    on_epoch: EpochCallback | None = None,
     compiled: bool | None = None,
 ) -> Trained:
     """Train `model` in place by `plan` and return the averaged weights.
 
     `masks` hold pruned weights at zero. An epoch's batches, augmentation and noise depend only on `seed` and its
     number. After every epoch, everything that the next one needs is written to `partial`; a run that finds that file
-    resumes from it and ends in the same bytes. `log` receives every epoch, including those before a resume.
+    resumes from it and ends in the same bytes. `on_epoch` receives every epoch, including those before a resume.
     `compiled`: whether to compile the net, by default on a CUDA card. Raises PrunebenchError when the loss is no
-    longer finite; callers that train with one step also pass the rows of `log` to `refuse_collapse`.
+    longer finite; callers that train with one step also pass the rows of `on_epoch` to `refuse_collapse`.
     """
     device = train.images.device
     trainer = Trainer(model, plan, masks or {}, device)
     if partial is not None:
         resume.restore(partial, trainer)
-    if log is not None:
+    if on_epoch is not None:
         for row, seconds in zip(trainer.curve, trainer.times, strict=True):
-            log(row, seconds)
+            on_epoch(row, seconds)
     batch = min(plan.recipe.batch, len(train))
     batches = plan.batches(len(train))
     began = time.perf_counter()  # compiling is part of the first epoch
@@ -78,8 +78,8 @@ def fit(
         trainer.close_epoch(row, time.perf_counter() - began)
         if partial is not None:
             resume.save(partial, trainer)
-        if log is not None:
-            log(row, trainer.times[-1])
+        if on_epoch is not None:
+            on_epoch(row, trainer.times[-1])
         if report is not None:
             report(f"epoch {epoch + 1}/{plan.last}", epoch + 1 - plan.start, plan.last - plan.start)
         began = time.perf_counter()

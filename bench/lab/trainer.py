@@ -18,7 +18,7 @@ from prunebench.bench.data import Split, as_float
 from prunebench.bench.executor import Fast, fast
 from prunebench.bench.lab.compiled import captured, frozen
 from prunebench.bench.lab.objectives import OBJECTIVES
-from prunebench.bench.lab.schedule import Plan, Trained
+from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.mask import Masks, State, enforce
 from prunebench.bench.schema import exact
 
@@ -28,7 +28,7 @@ VALIDATED = 1000  # images; robust validation accuracy is for information and af
 class Trainer:
     """A net in training by `plan` under `masks`; `fit` drives it through batches and epochs."""
 
-    def __init__(self, model: nn.Module, plan: Plan, masks: Masks, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, plan: TrainingPlan, masks: Masks, device: torch.device) -> None:
         cuda = device.type == "cuda"
         self.model = model.to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError
 
 from prunebench.bench.errors import PrunebenchError, Refused
-from prunebench.bench.facts import Stage
+from prunebench.bench.facts import StageCost
 from prunebench.bench.files import read_outside, write_bytes
 from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.schema import Strict, explain
@@ -58,10 +58,10 @@ class Described(Strict):
 class Charged(Strict):
     """The stages of a training with their prices and seconds, as the pruner's process reported them."""
 
-    stages: tuple[Stage, ...] = Field(strict=False)
+    stages: tuple[StageCost, ...] = Field(strict=False)
 
 
-def leave(folder: Path, state: Any, stages: list[Stage]) -> None:
+def leave(folder: Path, state: Any, stages: list[StageCost]) -> None:
     """Write weights and stages for the referee. Raises PrunebenchError if `state` is not a dict of tensors."""
     from torch import Tensor
 
@@ -75,7 +75,7 @@ def leave(folder: Path, state: Any, stages: list[Stage]) -> None:
     write_bytes(folder / NAME, pack({key: tensor.detach().cpu().clone() for key, tensor in state.items()}, about))
 
 
-def take(folder: Path) -> tuple[State, tuple[Stage, ...]]:
+def take(folder: Path) -> tuple[State, tuple[StageCost, ...]]:
     """The weights and the stages that a pruner left in `folder`. Raises Refused for anything else."""
     from prunebench.bench.checkpoint import unpack
 

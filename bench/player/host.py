@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -24,10 +24,10 @@ from pydantic import ValidationError
 
 from prunebench.bench.errors import PrunebenchError, printable, unknown
 from prunebench.bench.player.handover import Describe, Described, Play
+from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.schema import explain
 from prunebench.bench.spec import read, source_of
 
-Report = Callable[[str, float, float], None]
 GONE = -signal.SIGKILL  # the exit code assumed for a process that reports none
 LONGEST = 2**20  # bytes per message; a longer one from a pruner is dropped
 
@@ -41,8 +41,8 @@ class Fault(PrunebenchError):
 
 
 @dataclass(frozen=True)
-class Resolved:
-    """A pruner as the referee knows it: `name` from its spec, `source` (sha256) of its file, the rest as reported."""
+class DescribedPruner:
+    """What the referee knows of a pruner: `name` from its spec, `source` (sha256) of its file, the rest as reported."""
 
     spec: str
     name: str
@@ -60,7 +60,7 @@ class Host:
     def __init__(self, prefix: Sequence[str] = ()) -> None:
         self.prefix = tuple(prefix)
         self._process: subprocess.Popen[bytes] | None = None
-        self._news = -1
+        self._messages = -1
         self._lock = threading.Lock()  # one request at a time
 
     def start(self) -> None:
@@ -68,16 +68,16 @@ class Host:
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
-        self._news, news = os.pipe()
-        os.set_blocking(self._news, False)
+        self._messages, messages = os.pipe()
+        os.set_blocking(self._messages, False)
         # Importing numpy starts threads, but a process must have a single thread to fork safely.
         env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
         try:
             self._process = subprocess.Popen(
-                [*self.prefix, sys.executable, "-P", "-m", "prunebench.bench.player.process", str(news)],
+                [*self.prefix, sys.executable, "-P", "-m", "prunebench.bench.player.process", str(messages)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                pass_fds=(news,),
+                pass_fds=(messages,),
                 env=env,
             )
         except OSError as error:
@@ -85,7 +85,7 @@ class Host:
                 f"Cannot start a process for the pruner ({error.strerror}); free memory or processes, then run again."
             ) from None
         finally:
-            os.close(news)
+            os.close(messages)
 
     def close(self) -> None:
         """End the process, and whatever it is doing."""
@@ -96,11 +96,11 @@ class Host:
             self._process.wait()
             self._process.stdout.close()
             self._process = None
-        if self._news >= 0:
-            os.close(self._news)
-            self._news = -1
+        if self._messages >= 0:
+            os.close(self._messages)
+            self._messages = -1
 
-    def ask(self, request: Describe | Play, report: Report | None = None) -> tuple[Any, float | None]:
+    def ask(self, request: Describe | Play, report: ProgressCallback | None = None) -> tuple[Any, float | None]:
         """Return the answer to the request, as JSON, and the processor seconds of all processes that worked on it.
 
         The kernel counts the seconds; None if it does not report them. Raises PrunebenchError for an error that the
@@ -115,7 +115,7 @@ class Host:
                 self.close()  # whatever the process is doing, nobody will read the result
                 raise
 
-    def _ask(self, request: Describe | Play, report: Report | None) -> tuple[Any, float | None]:
+    def _ask(self, request: Describe | Play, report: ProgressCallback | None) -> tuple[Any, float | None]:
         self.start()
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
@@ -129,13 +129,13 @@ class Host:
         heard = _Heard(number, report)
         code = None
         while code is None:
-            ready, _, _ = select.select([self._news, process.stdout.fileno()], [], [])
-            if self._news in ready:
-                heard.take(self._news)
+            ready, _, _ = select.select([self._messages, process.stdout.fileno()], [], [])
+            if self._messages in ready:
+                heard.take(self._messages)
             if process.stdout.fileno() in ready:
                 ended = os.read(process.stdout.fileno(), 8)
                 code = int.from_bytes(ended, "big", signed=True) if len(ended) == 8 else GONE
-        while heard.take(self._news):
+        while heard.take(self._messages):
             pass
         after = _spent(process.pid)
         if self.prefix or code == GONE:  # a process for one request only, or a dead one
@@ -147,14 +147,14 @@ class Host:
 class _Heard:
     """The messages from a pruner's process so far, all treated as mere text."""
 
-    def __init__(self, number: str, report: Report | None) -> None:
+    def __init__(self, number: str, report: ProgressCallback | None) -> None:
         self.number, self.report, self.rest = number, report, b""
         self.last: tuple[str, Any] | None = None
 
-    def take(self, news: int) -> bool:
+    def take(self, messages: int) -> bool:
         """Read the available bytes; returns whether there were any."""
         try:
-            data = os.read(news, 2**16)
+            data = os.read(messages, 2**16)
         except BlockingIOError:
             return False
         *lines, self.rest = (self.rest + data).split(b"\n")
@@ -220,8 +220,8 @@ def host() -> Host:
     return made
 
 
-def resolve(specs: Sequence[str]) -> list[Resolved]:
-    """Resolve the pruners that `specs` name; their code runs in another process.
+def describe(specs: Sequence[str]) -> list[DescribedPruner]:
+    """Describe the pruners that `specs` name; their code runs in another process.
 
     Raises PrunebenchError for an unknown name or option, and for a value of the wrong type.
     """
@@ -233,12 +233,12 @@ def resolve(specs: Sequence[str]) -> list[Resolved]:
     except (ValidationError, TypeError, ValueError) as error:
         why = explain(error) if isinstance(error, ValidationError) else str(error)
         raise PrunebenchError(f"The pruners {', '.join(specs)} do not say what they are: {why}") from None
-    return [_resolved(spec, one) for spec, one in zip(specs, found, strict=True)]
+    return [_described(spec, one) for spec, one in zip(specs, found, strict=True)]
 
 
-def _resolved(spec: str, told: Described) -> Resolved:
+def _described(spec: str, told: Described) -> DescribedPruner:
     asked = read(spec)
     keys = [key for key, _ in asked.options]
     if foreign := sorted(told.options.keys() - set(keys)):
         raise unknown(f"option of {asked.head}", foreign[0], keys)
-    return Resolved(spec, asked.label, told.options, told.prunes, source_of(spec))
+    return DescribedPruner(spec, asked.label, told.options, told.prunes, source_of(spec))

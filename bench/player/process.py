@@ -1,8 +1,8 @@
 """The process in which a pruner's code runs. It trains and hands over tensors; it scores, seals and records nothing.
 
-`python -m prunebench.bench.player.process NEWS` imports once what every pruner needs, then forks for each request that
-it reads. A pruner's code runs only in the fork, which ends with it. The fork writes its messages to the file
-descriptor NEWS.
+`python -m prunebench.bench.player.process FD` imports once what every pruner needs, then forks for each request that it
+reads. A pruner's code runs only in the fork, which ends with it. The fork writes its messages to the file descriptor
+FD.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from prunebench.bench.models import build
 from prunebench.bench.player.handover import Describe, Play, leave
 from prunebench.bench.spec import place_of, registered
 from prunebench.bench.spec import read as read_spec
-from prunebench.pruners import parse
+from prunebench.pruners import resolve
 
-Tell = Callable[[str, Any], None]  # the kind of a message, and its content
+Send = Callable[[str, Any], None]  # the kind of a message, and its content
 PATIENCE = 0.02  # seconds between checks that the referee is still alive
 SUBREAPER, DEATH_SIGNAL = 36, 1  # prctl: adopt orphans; die with the parent
 
 
 def describe(request: Describe) -> list[dict[str, Any]]:
     """Each pruner's description of itself."""
-    found = [parse(spec) for spec in request.specs]
-    return [{"options": chosen.options, "prunes": chosen.prunes} for chosen in found]
+    resolved = [resolve(spec) for spec in request.specs]
+    return [{"options": one.options, "prunes": one.prunes} for one in resolved]
 
 
-def play(request: Play, tell: Tell) -> None:
+def play(request: Play, send: Send) -> None:
     """Let the pruner train, and write its weights to the folder of the request."""
     torch.set_num_threads(request.threads)
     lab = Lab(
@@ -55,13 +55,13 @@ def play(request: Play, tell: Tell) -> None:
         request.store,
         Computed(
             request.stages,
-            report=lambda *told: tell("told", told),
+            report=lambda *told: send("told", told),
             curves=Curves(request.folder / "tensorboard") if request.tensorboard else None,
         ),
         device=machine.device_named(request.device),
-        resolve=lambda spec: parse(spec).pruner,
+        resolve=lambda spec: resolve(spec).pruner,
     )
-    leave(request.folder, parse(request.spec).pruner(request.job, lab), lab.meter.stages)
+    leave(request.folder, resolve(request.spec).pruner(request.job, lab), lab.meter.stages)
 
 
 def _prepare(request: Describe | Play) -> None:
@@ -78,18 +78,18 @@ def _prepare(request: Describe | Play) -> None:
             build(request.protocol.model)
 
 
-def _answer(request: Describe | Play, tell: Tell) -> None:
+def _answer(request: Describe | Play, send: Send) -> None:
     """Answer the request; report an error in the pruner with its line number."""
     try:
         if isinstance(request, Describe):
-            tell("answer", describe(request))
+            send("answer", describe(request))
         else:
-            play(request, tell)
-            tell("answer", None)
+            play(request, send)
+            send("answer", None)
     except PrunebenchError as error:
-        tell("error", str(error))
+        send("error", str(error))
     except BaseException as error:  # noqa: BLE001  a pruner may be third-party code, and may call sys.exit
-        tell("fault", [f"{type(error).__name__}: {error}{_line(request, error)}", traceback.format_exc()])
+        send("fault", [f"{type(error).__name__}: {error}{_line(request, error)}", traceback.format_exc()])
 
 
 def _line(request: Describe | Play, error: BaseException) -> str:
@@ -102,19 +102,19 @@ def _line(request: Describe | Play, error: BaseException) -> str:
     return ""
 
 
-class _News(logging.Handler):
+class _Forwarder(logging.Handler):
     """Forwards log records to the referee."""
 
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, send: Send) -> None:
         super().__init__()
-        self.tell = tell
+        self.send = send
 
     def emit(self, record: logging.LogRecord) -> None:
         """Forward one record."""
-        self.tell("log", [record.name, record.levelno, record.getMessage()])
+        self.send("log", [record.name, record.levelno, record.getMessage()])
 
 
-def _fork(number: str, request: Describe | Play, news: int, control: int) -> None:
+def _fork(number: str, request: Describe | Play, messages: int, control: int) -> None:
     """In the fork: answer the request, then end; prints go elsewhere, as standard output belongs to the referee."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _prctl(DEATH_SIGNAL, signal.SIGKILL)
@@ -122,17 +122,17 @@ def _fork(number: str, request: Describe | Play, news: int, control: int) -> Non
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
 
-    def tell(kind: str, said: Any) -> None:
+    def send(kind: str, said: Any) -> None:
         line = json.dumps([number, kind, said]).encode() + b"\n"
         while line:
-            line = line[os.write(news, line) :]
+            line = line[os.write(messages, line) :]
 
-    logging.getLogger("prunebench").addHandler(_News(tell))
-    _answer(request, tell)
+    logging.getLogger("prunebench").addHandler(_Forwarder(send))
+    _answer(request, send)
     sys.stderr.flush()
 
 
-def serve(news: int) -> None:
+def serve(messages: int) -> None:
     """Answer requests from standard input, each in a fork, until the input ends; kill what a fork leaves running.
 
     A request is its length in eight bytes, then its text. When the fork and all processes that it started have ended,
@@ -149,7 +149,7 @@ def serve(news: int) -> None:
         child = os.fork()
         if child == 0:
             try:
-                _fork(*asked, news, control)
+                _fork(*asked, messages, control)
             finally:
                 os._exit(0)
         os.write(control, _ended(child).to_bytes(8, "big", signed=True))

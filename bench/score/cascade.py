@@ -19,7 +19,7 @@ from prunebench.bench.protocol import Threat
 from prunebench.bench.schema import exact
 from prunebench.bench.score.curve import radii
 from prunebench.bench.score.journal import Entry, Finding, Journal
-from prunebench.bench.score.progress import Progress
+from prunebench.bench.score.progress import ProgressEstimate
 from prunebench.bench.score.referee import Referee
 from prunebench.bench.seeds import derive
 
@@ -63,7 +63,7 @@ def attack_shard(
     seed: int | None = None,
     also: Mapping[str, Listed] | None = None,
     keep_images: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressEstimate | None = None,
 ) -> Found:
     """Run the protocol's suite on shard `number` of `test`; `clean`, bool (k,), marks its correctly classified images.
 
@@ -136,7 +136,7 @@ def attack_all(
     seed: int | None = None,
     also: Mapping[str, Listed] | None = None,
     keep_images: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressEstimate | None = None,
 ) -> Found:
     """Run `attack_shard`, with the same options, on every shard of `test` and join the results; `clean`: bool (n,)."""
     each = partial(attack_shard, only=only, seed=seed, also=also, keep_images=keep_images, progress=progress)
@@ -148,7 +148,7 @@ class _Line:
     """The images of one shard and the journal entries of the attacks run on them."""
 
     def __init__(
-        self, referee: Referee, part: Split, shard: slice, journal: Journal, progress: Progress | None
+        self, referee: Referee, part: Split, shard: slice, journal: Journal, progress: ProgressEstimate | None
     ) -> None:
         self.referee, self.part, self.shard, self.journal, self.progress = referee, part, shard, journal, progress
         self.entries: list[Entry] = []

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from prunebench.bench.attacks.suite import Listed, Shape
 from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.data import Split
+from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Protocol
 from prunebench.bench.score.curve import radii
 
-Report = Callable[[str, float, float], None]  # current attack, sample passes done, sample passes in total
 Listen = Callable[[int], None]  # receives the sample passes of every forward
 
 
@@ -33,7 +33,7 @@ def shape_of(test: Split) -> Shape:
     return channels, height, width
 
 
-class Progress:
+class ProgressEstimate:
     """The work done in a scoring, and the work remaining if images are fooled at the same rates as so far."""
 
     def __init__(
@@ -41,7 +41,7 @@ class Progress:
         rules: Protocol,
         test: Split,
         images: int,
-        report: Report,
+        report: ProgressCallback,
         also: Mapping[str, Listed],
         only: Sequence[str] | None = None,
     ) -> None:
@@ -58,7 +58,7 @@ class Progress:
 
     def listener(self, attack: str, label: str, shard: int) -> Listen:
         """The callback that receives the sample passes of every forward of `attack` on shard number `shard`."""
-        self.estimate = self._left()
+        self.estimate = self._remaining()
 
         def listen(passes: int) -> None:
             self.current += passes
@@ -73,7 +73,7 @@ class Progress:
         before = self.seen[attack]
         self.seen[attack] = (before[0] + reached, before[1] + survived)
 
-    def _left(self) -> float:
+    def _remaining(self) -> float:
         """The sample passes remaining."""
         total, share = 0.0, 1.0
         for attack, price in self.price.items():

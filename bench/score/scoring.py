@@ -24,13 +24,14 @@ from prunebench.bench.interop.robustbench import PREFIX, open_zoo
 from prunebench.bench.mask import distribution
 from prunebench.bench.models import prunable
 from prunebench.bench.outcomes import pack_outcomes
+from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Protocol, load
 from prunebench.bench.record import Record
 from prunebench.bench.score import flags, probes
 from prunebench.bench.score.cascade import Bits, Found, attack_all, attack_shard, facts_of
 from prunebench.bench.score.effort import effort_of
 from prunebench.bench.score.journal import Journal
-from prunebench.bench.score.progress import Progress, Report
+from prunebench.bench.score.progress import ProgressEstimate
 from prunebench.bench.score.referee import NO_ANSWER, Referee, batch_size, exact_float32
 from prunebench.bench.score.result import Scored, refusal_of
 from prunebench.bench.seeds import derive
@@ -44,7 +45,7 @@ def score(
     out: str | Path | None = None,
     store: Store | None = None,
     device: str = "auto",
-    report: Report | None = None,
+    report: ProgressCallback | None = None,
     parent: str | Path | None = None,
     also: Sequence[str] = (),
     keep_proposals: bool = False,
@@ -92,7 +93,7 @@ def score_shard(
     out: str | Path,
     store: Store,
     device: str = "auto",
-    report: Report | None = None,
+    report: ProgressCallback | None = None,
     keep_proposals: bool = False,
 ) -> None:
     """Run the attacks of a scoring on shard `number` alone, and write the results to the journal in `out`.
@@ -148,7 +149,7 @@ class _Scoring:
         test: Split,
         device: torch.device,
         out: Path | None,
-        report: Report | None,
+        report: ProgressCallback | None,
         also: Mapping[str, Listed],
     ) -> None:
         self.net, self.rules, self.test, self.device = net, rules, test, device
@@ -190,9 +191,8 @@ class _Scoring:
             score = score.model_copy(update={"flags": self._flags(score, predicted, found, parent)})
             pairs = pack_pairs(probes.pairs(referee, test, clean, derive(rules.attack_seed, "pairs")))
             proposals = self._proposals(clean & ~robust, found) if keep_proposals else None
-        bits = (
-            {name: bits.numpy() for name, bits in kind.items()} for kind in (found.standing, found.weak, found.curve)
-        )
+        kinds = (found.standing, found.weak, found.curve)
+        bits = ({name: bits.numpy() for name, bits in kind.items()} for kind in kinds)
         outcomes = pack_outcomes(test.labels.numpy(), predicted.numpy(), *bits)
         record = self._record(score, found, whole, parent, outcomes, proposals, pairs)
         return Scored(record, outcomes, proposals, pairs)
@@ -207,8 +207,8 @@ class _Scoring:
                 self.referee, self.test, number, clean, self.journal, keep_images=keep_images, progress=progress
             )
 
-    def _progress(self, images: int) -> Progress | None:
-        return None if self.report is None else Progress(self.rules, self.test, images, self.report, self.also)
+    def _progress(self, images: int) -> ProgressEstimate | None:
+        return None if self.report is None else ProgressEstimate(self.rules, self.test, images, self.report, self.also)
 
     def _referee(self, net: Net) -> Referee:
         return Referee(net.module, self.rules, batch_size(self.rules, net.header.arch, self.device.type), self.device)

@@ -60,7 +60,7 @@ COLUMNS = (
     Column(
         "Place",
         {"role": lambda row: row.role, "place": lambda row: row.place, "tied": lambda row: row.tied},
-        lambda board, row: row.standing,
+        lambda board, row: row.place_shown,
         lambda board, row: row.place,
         left=True,
     ),

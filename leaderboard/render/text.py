@@ -118,11 +118,11 @@ def references(board: Board) -> list[dict[str, str]]:
     """Cells for tables of the numbers that others published on the board's task, not yet escaped."""
     return [
         {
-            "Place": reference.standing,
-            "Method": reference.entry.name,
-            "Sparsity": f"{reference.entry.sparsity:g}",
-            "AutoAttack %": f"{reference.entry.robust:g}",
-            "Clean %": f"{reference.entry.clean:g}",
+            "Place": reference.place_shown,
+            "Method": reference.net.name,
+            "Sparsity": f"{reference.net.sparsity:g}",
+            "AutoAttack %": f"{reference.net.robust:g}",
+            "Clean %": f"{reference.net.clean:g}",
             "Source": reference.source.title,
             "Other than here": "; ".join(reference.differs),
         }

@@ -16,7 +16,7 @@ from prunebench.leaderboard.board import Board, Ranking, Row
 from prunebench.leaderboard.provenance import MEANING
 from prunebench.leaderboard.render.columns import SITE_METHODS, SITE_OTHERS, texts
 from prunebench.leaderboard.render.text import CONTRASTS, SIGN, clean, doubts, percent, powers
-from prunebench.leaderboard.site import entry, plots, tables
+from prunebench.leaderboard.site import plots, row_page, tables
 from prunebench.leaderboard.site.assets import assets
 from prunebench.leaderboard.table import Results
 
@@ -40,7 +40,7 @@ def pages(ranking: Ranking, results: Results, source: Path) -> dict[str, bytes]:
         hrefs = [addresses[board.protocol, row.pruner, str(row.sparsity)] for row in board.rows]
         sections.append(_section(board, board_id, hrefs))
         for href, row in zip(hrefs, board.rows, strict=True):
-            made[href] = _entry(environment, board, row, board_id, results, source)
+            made[href] = _row_page(environment, board, row, board_id, results, source)
     page = environment.get_template("index.html").render(root="", sections=sections, refused=ranking.refused)
     made["index.html"] = page.encode()
     return dict(sorted(made.items()))
@@ -67,14 +67,14 @@ def _section(board: Board, board_id: str, hrefs: Sequence[str]) -> dict[str, obj
     }
 
 
-def _entry(
+def _row_page(
     environment: jinja2.Environment, board: Board, row: Row, board_id: str, results: Results, source: Path
 ) -> bytes:
     paths = [Path(path) for path in row.records]
     records = [record for path in paths if isinstance(record := results[path], Record)]
     flags = [(flag, record.job.seed) for record in records for flag in record.score.flags]
     flags.sort(key=lambda pair: (not pair[0].up, pair[0].name, pair[1]))
-    page = environment.get_template("entry.html").render(
+    page = environment.get_template("row.html").render(
         root="../",
         board=board,
         board_id=board_id,
@@ -83,13 +83,13 @@ def _entry(
         flags=flags,
         robust=percent(row.robust),
         clean=percent(row.clean),
-        comparisons=entry.comparisons(board, row),
-        counts=entry.counts(records),
-        beside=entry.beside(records),
-        curve=entry.curve(records),
-        plot=plots.of_entry(board, row, records),
-        pictures=[entry.pictures(record, source / path) for record, path in zip(records, paths, strict=True)],
-        grids=[entry.costs(records), entry.layers(records), entry.provenance(records, paths)],
+        comparisons=row_page.comparisons(board, row),
+        counts=row_page.counts(records),
+        beside=row_page.beside(records),
+        curve=row_page.curve(records),
+        plot=plots.of_row(board, row, records),
+        pictures=[row_page.pictures(record, source / path) for record, path in zip(records, paths, strict=True)],
+        grids=[row_page.costs(records), row_page.layers(records), row_page.provenance(records, paths)],
     )
     return page.encode()
 

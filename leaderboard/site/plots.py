@@ -38,7 +38,7 @@ def of_board(board: Board) -> list[Plot]:
     return [*plots, *_curves(board, looks), _attacks(board)]
 
 
-def of_entry(board: Board, row: Row, records: Sequence[Record]) -> Plot | None:
+def of_row(board: Board, row: Row, records: Sequence[Record]) -> Plot | None:
     """The security curve of each seed of `row`, None if no seed has one."""
     traces = []
     for i, record in enumerate(records):
@@ -119,7 +119,7 @@ def _sparsity(board: Board, looks: Mapping[str, int]) -> Plot:
         "ticktext": [f"{sparsity:f}" for sparsity in sparsities],
     }
     figure = _figure(traces, axis, {"title": "Robust accuracy, %"})
-    references = [row for row in board.rows if row.standing == "ref"]
+    references = [row for row in board.rows if row.place_shown == "ref"]
     if len(sparsities) > 1:
         for row in references:  # the unpruned net, across the whole plot
             figure.add_hline(y=100 * row.robust.mean, line={"dash": "dot", "width": 1}, name="reference")

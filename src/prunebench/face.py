@@ -23,7 +23,7 @@ from prunebench.bench.files import sole_user
 from prunebench.bench.grid import task
 from prunebench.bench.grid.run import job_of
 from prunebench.bench.interop.checkpoints import ingest
-from prunebench.bench.player.host import resolve
+from prunebench.bench.player.host import describe
 from prunebench.bench.protocol import Protocol
 from prunebench.bench.record import Record
 from prunebench.bench.score import scoring
@@ -60,8 +60,8 @@ def train(
     budget, and for another net in `out`.
     """
     rules, folder = _rules(protocol), Path(out)
-    (resolved,) = resolve([pruner])
-    job = job_of(resolved, sparsity, seed)
+    (described,) = describe([pruner])
+    job = job_of(described, sparsity, seed)
     with sole_user(folder):
         task.make_room(folder, job, rules, force=False)
         return open_net(task.train(pruner, job, rules, folder, folder / "stages", _store(data), device=device))

@@ -19,7 +19,7 @@ from prunebench.bench.grid.task import train
 from prunebench.bench.protocol import load
 from prunebench.bench.score.scoring import score
 from prunebench.bench.seeds import derive
-from prunebench.pruners import parse
+from prunebench.pruners import resolve
 from tests.support.nets import RANKED
 
 KEPT = Path(__file__).parents[2] / "runs" / "benchmarks"
@@ -32,7 +32,7 @@ def net(request: pytest.FixtureRequest) -> Path:
     """A magnitude-pruned net of `digits-linf`, trained once and kept."""
     torch.set_num_threads(1)
     with sole_user(KEPT):
-        job = job_of(parse("magnitude"), request.param, 0)
+        job = job_of(resolve("magnitude"), request.param, 0)
         return train("magnitude", job, load("digits-linf"), KEPT / job.name, KEPT / "stages", Store(Path("data")))
 
 

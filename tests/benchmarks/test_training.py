@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.bench.executor import fast
-from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.trainer import Trainer
 from prunebench.bench.mask import draw, masked
 from prunebench.bench.models import build, prunable
@@ -74,7 +74,7 @@ def step(arch: str, density: float, threads: int = 1) -> tuple[float, float]:
     keeps = {name: round(density * weight.numel()) for name, weight in prunable(net).items()}
     masks = draw(shapes, keeps, torch.Generator().manual_seed(1)) if density < 1 else {}
     net.load_state_dict(masked(net.state_dict(), masks))
-    plan, cpu = Plan(recipe, rules.threat, 1), torch.device("cpu")
+    plan, cpu = TrainingPlan(recipe, rules.threat, 1), torch.device("cpu")
     images = torch.rand(IMAGES[arch], *SHAPES[arch], generator=torch.Generator().manual_seed(0))
     labels = torch.arange(len(images)) % 10
     sides = [kind(copy.deepcopy(net), plan, masks, cpu) for kind in (Trainer, Stock)]

@@ -19,8 +19,8 @@ def save(folder, name, right, robust, *, labels=None, **changes):
     data = pack_outcomes(
         labels, np.where(right, labels, (labels + 1) % 10), dict.fromkeys(records.ATTACKS, right & robust), {}, {}
     )
-    clean, stands = int(right.sum()), int((right & robust).sum())
-    counts = {"n": n, "clean": clean, "robust": stands, "survived": dict.fromkeys(records.ATTACKS, stands)}
+    clean, standing = int(right.sum()), int((right & robust).sum())
+    counts = {"n": n, "clean": clean, "robust": standing, "survived": dict.fromkeys(records.ATTACKS, standing)}
     record = records.make(name, score=counts | {"weak": {}, "curve": []}, outcomes=sha256_of(data), **changes)
     path = folder / f"{name}.json"
     record.save(path)

@@ -98,12 +98,12 @@ def told(path, arrays=None, **changes):
         }
         raw = pack_outcomes(arrays["labels"], arrays["predicted"], *parts.values())
         write_bytes(outcomes_path(path), raw)
-        alive = arrays["labels"] == arrays["predicted"]
-        right, values["score"]["clean"] = alive, int(alive.sum())
+        standing = arrays["labels"] == arrays["predicted"]
+        right, values["score"]["clean"] = standing, int(standing.sum())
         for name, bits in parts["survived"].items():
-            alive = alive & bits
-            values["score"]["survived"][name] = int(alive.sum())
-        values["score"]["robust"] = int(alive.sum())
+            standing = standing & bits
+            values["score"]["survived"][name] = int(standing.sum())
+        values["score"]["robust"] = int(standing.sum())
         values["score"]["weak"] = {name: int((right & bits).sum()) for name, bits in parts["weak"].items()}
         for point in values["score"]["curve"]:
             point["robust"] = int((right & parts["curve"][point["eps"]]).sum())

@@ -138,8 +138,8 @@ def test_a_replay_reproduces_or_names_the_images():
     same = (labels, labels)
     assert replayed(claimed, index, bits(6, 0, 1), same).word == "reproduced"
     assert replayed(2, index, bits(6, 0, 1), None).word == "reproduced"
-    for stands, odd in ((bits(6, 0, 1, 3), (3,)), (bits(6, 0), (1,)), (bits(6, 0, 3), (1, 3))):
-        found = replayed(claimed, index, stands, same)
+    for standing, odd in ((bits(6, 0, 1, 3), (3,)), (bits(6, 0), (1,)), (bits(6, 0, 3), (1, 3))):
+        found = replayed(claimed, index, standing, same)
         assert (found.word, found.images) == ("not reproduced", odd)
     assert replayed(claimed, index, bits(6, 0, 1), (labels, labels + bits(6, 5))).images == (5,)
     found = replayed(2, index, bits(6, 0, 3), None)  # the count is right and an image is not

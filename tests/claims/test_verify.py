@@ -57,9 +57,9 @@ def check(claim, level="replay", **options):
 
 
 def test_the_claim_is_worth_testing(honest):
-    stands = robust(honest)
-    assert len(stands) == N and 0.2 * N < stands.sum() < 0.9 * N
-    assert load_claim(honest).robust == stands.sum()
+    standing = robust(honest)
+    assert len(standing) == N and 0.2 * N < standing.sum() < 0.9 * N
+    assert load_claim(honest).robust == standing.sum()
 
 
 @pytest.mark.parametrize(("level", "word"), [("replay", "reproduced"), ("quick", "holds"), ("full", "holds")])
@@ -315,9 +315,9 @@ def test_stored_images_outside_the_ball_are_brought_into_it(claim, nets):
 
     originals = as_float(test.images).numpy()
     kept = adversarials.load(claim.parent / "proposals.npz", facts.proposals.sha256, originals, 0.15)
-    stands = np.flatnonzero(robust(claim))[:1]
-    far = np.concatenate([kept.images, 1 - originals[stands]])
-    index = np.concatenate([kept.index, stands])
+    standing = np.flatnonzero(robust(claim))[:1]
+    far = np.concatenate([kept.images, 1 - originals[standing]])
+    index = np.concatenate([kept.index, standing])
     whole = np.ones(len(index), bool)
     for images in (far, np.where(np.arange(len(far))[:, None, None, None] == len(far) - 1, np.nan, far)):
         data = adversarials.pack(

@@ -17,7 +17,7 @@ import pytest
 from prunebench.bench.checkpoint import Header, seal
 from prunebench.bench.cli import run
 from prunebench.bench.datasets import DATASETS
-from prunebench.bench.facts import Stage
+from prunebench.bench.facts import StageCost
 from prunebench.bench.mask import keep_largest, masked
 from prunebench.bench.models import ARCHITECTURES, build, prunable
 from prunebench.bench.protocol import PROTOCOLS, Job
@@ -72,7 +72,7 @@ def net(tmp_path):
         source=None,
         train_sha256=None,
         job=Job(pruner="imp", options={"rounds": 2}, sparsity=0.9, seed=3),
-        stages=(Stage(name="search", passes=1_234_567, seconds=None),),
+        stages=(StageCost(name="search", passes=1_234_567, seconds=None),),
     )
     seal(tmp_path / "net.safetensors", masked(state, masks), header, passes_granted=2_000_000)
     return tmp_path / "net.safetensors"

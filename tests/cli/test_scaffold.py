@@ -13,7 +13,7 @@ import pytest
 from prunebench.bench.cli import scaffold
 from prunebench.bench.conformance.suite import check
 from prunebench.bench.errors import PrunebenchError
-from prunebench.pruners import PRUNERS, parse
+from prunebench.pruners import PRUNERS, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,7 +63,7 @@ def test_installed_it_is_listed_by_its_name(folder, tmp_path):
 
 
 def test_the_spec_that_is_told_names_the_class(folder):
-    assert parse(scaffold.spec(folder / "my_pruner.py")).name == "my_pruner.MyPruner"
+    assert resolve(scaffold.spec(folder / "my_pruner.py")).name == "my_pruner.MyPruner"
 
 
 @pytest.mark.parametrize(

@@ -64,18 +64,18 @@ struct File {
 struct Program {
     int64_t arena, pitch;  // floats: of one thread's arena, and from one to the next
     std::vector<Buffer> inputs, expected, blobs;
-    Buffer steps;  // their pointers: the number of a blob, from 1 on, or null
+    Buffer instructions;  // their pointers: the number of a blob, from 1 on, or null
 
     explicit Program(File& file)
         : arena(file.number()), pitch(file.number()), inputs(file.buffers()), expected(file.buffers()),
-          blobs(file.buffers()), steps(file.buffer()) {
-        for (Step* s = begin(); s < begin() + count(); ++s) {
+          blobs(file.buffers()), instructions(file.buffer()) {
+        for (Instruction* s = begin(); s < begin() + count(); ++s) {
             place(s->starts), place(s->bias), place(s->mean), place(s->std);
             s->entries = s->entries ? blobs[reinterpret_cast<intptr_t>(s->entries) - 1].memory.get() : nullptr;
         }
     }
-    Step* begin() const { return steps.as<Step>(); }
-    int64_t count() const { return steps.bytes / static_cast<int64_t>(sizeof(Step)); }
+    Instruction* begin() const { return instructions.as<Instruction>(); }
+    int64_t count() const { return instructions.bytes / static_cast<int64_t>(sizeof(Instruction)); }
     template <typename T>
     void place(const T*& pointer) const {
         if (pointer) pointer = blobs[reinterpret_cast<intptr_t>(pointer) - 1].as<T>();

@@ -298,13 +298,13 @@ def test_what_is_no_batch_of_images_is_refused(digits, shape):
         digits(torch.rand(shape))
 
 
-def test_another_size_that_the_net_takes_is_another_plan():
+def test_another_size_that_the_net_takes_is_split_on_its_own():
     net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)).requires_grad_(False)
     quick = sparsely(net)
     for size in ((9, 9), (5, 11), (9, 9), (30, 2)):
         images = torch.rand(3, 2, *size, generator=generator())
         assert apart(quick(images), net(images)) < 1e-5
-    assert sorted(quick.plans) == [(2, 5, 11), (2, 9, 9), (2, 30, 2)]
+    assert sorted(quick.pieces) == [(2, 5, 11), (2, 9, 9), (2, 30, 2)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -316,7 +316,7 @@ def test_images_of_another_type_are_the_nets_own_affair(dtype):
             quick(images)
         net.double()
     assert torch.equal(quick(images), net(images))
-    assert not quick.plans
+    assert not quick.pieces
 
 
 def test_no_images_have_no_gradient(digits):
@@ -361,14 +361,14 @@ def test_gradients_of_another_shape_are_refused():
     for shape in ((20, 11), (19, 10), (33, 10), (10,)):
         with pytest.raises(RuntimeError, match="shape"):
             torch.autograd.grad(digits(images), images, torch.ones(shape))
-    stage = compiled(digits)
-    outputs, saved = stage.forward((DIGITS,), keep=True)
+    piece = compiled(digits)
+    outputs, saved = piece.forward((DIGITS,), save=True)
     assert saved is not None
     for shape in ((20, 11), (20, 10, 1), (20, 9)):
         with pytest.raises(PrunebenchError, match="A value has the shape"):
-            stage.backward((torch.ones(shape),), saved)
+            piece.backward((torch.ones(shape),), saved)
     with pytest.raises(PrunebenchError, match="gradients of 33 images"):
-        stage.backward((torch.ones(33, 10),), saved)
+        piece.backward((torch.ones(33, 10),), saved)
     assert outputs[0].shape == (20, 10)
 
 
@@ -448,16 +448,17 @@ def test_the_number_of_threads_changes_no_bit(team, monkeypatch):
 
 
 def compiled(net: Fast) -> Compiled:
-    """The one part of the one plan that runs on the kernels."""
-    (plan,) = net.plans.values()
-    (stage,) = (stage for stage in plan or () if isinstance(stage, Compiled))
-    return stage
+    """The piece that runs on the kernels."""
+    (pieces,) = net.pieces.values()
+    (piece,) = (piece for piece in pieces or () if isinstance(piece, Compiled))
+    return piece
 
 
 def blocks(net: Fast) -> set[int]:
     """Into how many blocks the net's convolutions take their input channels."""
     lowered = compiled(net)._lowered
-    return {step.blocks for program in (lowered.forward, lowered.backward) for step in program.steps} - {0}
+    programs = (lowered.forward, lowered.backward)
+    return {instruction.blocks for program in programs for instruction in program.instructions} - {0}
 
 
 @pytest.mark.parametrize("size", [8, 10, 13])
@@ -549,7 +550,7 @@ def test_batches_of_any_size_share_one_arena_a_program(monkeypatch):
     net = sparsely(sparse_net("digits-cnn", 0.1))
     for images in (48, 32, 16, 1):
         both(net, torch.rand(images, 1, 8, 8, generator=generator()))
-    ((compiled,),) = net.plans.values()
+    ((compiled,),) = net.pieces.values()
     assert [len(idle) for idle in compiled._idle.values()] == [1, 1]  # forward and backward
 
 
@@ -560,7 +561,7 @@ def test_a_dense_net_runs_dense_and_a_sparse_or_small_one_on_the_kernels(arch, d
     images = torch.rand(2, *SHAPES[arch])
     quick = fast(sparse_net(arch, density))
     quick(images)
-    assert any(isinstance(stage, Compiled) for plan in quick.plans.values() for stage in plan or ()) == sparse
+    assert any(isinstance(piece, Compiled) for pieces in quick.pieces.values() for piece in pieces or ()) == sparse
     assert quick.differs(images.shape[1:])  # kernels, or norms folded
 
 
@@ -584,7 +585,7 @@ def small_source(monkeypatch, tmp_path):
     """Kernels that do nothing and compile in no time."""
     source = tmp_path / "small.cpp"
     source.write_text(
-        f'extern "C" {{ long long step_bytes() {{ return {ctypes.sizeof(native.Step)}; }}'
+        f'extern "C" {{ long long instruction_bytes() {{ return {ctypes.sizeof(native.Instruction)}; }}'
         " long long lanes() { return 4; } void execute() {} }"
     )
     monkeypatch.setattr(native, "SOURCE", source)

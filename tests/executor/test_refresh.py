@@ -40,7 +40,7 @@ def same(ours, theirs):
 
 
 def kinds(quick: Fast) -> set[type]:
-    return {type(stage) for plan in quick.plans.values() for stage in plan or ()}
+    return {type(piece) for pieces in quick.pieces.values() for piece in pieces or ()}
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -60,7 +60,7 @@ def test_read_again_it_is_the_fast_net_made_anew(arch, density, kind, given):
     lent, images = masks if given else None, torch.rand(5, *SHAPES[arch], generator=generator())
     quick = fast(net, masks=lent)
     stale = both(quick, images)
-    (plan,) = quick.plans.values()
+    (pieces,) = quick.pieces.values()
     for seed in (7, 8):
         step(net, masks, seed)
         assert same(both(quick, images), stale)  # the twin: until it is told, it knows the old weights
@@ -68,7 +68,7 @@ def test_read_again_it_is_the_fast_net_made_anew(arch, density, kind, given):
         stale = both(quick, images)
         assert same(stale, both(fast(net, masks=lent), images))
         assert apart(stale[0], net(images)) < 1e-5
-    assert list(quick.plans.values()) == [plan] and kinds(quick) == {kind}  # nothing was planned anew
+    assert list(quick.pieces.values()) == [pieces] and kinds(quick) == {kind}  # nothing was split anew
 
 
 def grown(monkeypatch, watched):
@@ -85,7 +85,7 @@ def grown(monkeypatch, watched):
     return both(quick, images), both(net, images), both(fast(net), images)
 
 
-def test_a_weight_outside_the_pattern_is_planned_for_anew(monkeypatch):
+def test_a_weight_outside_the_pattern_makes_the_net_split_anew(monkeypatch):
     ours, theirs, anew = grown(monkeypatch, watched=True)
     assert same(ours, anew) and apart(ours[0], theirs[0]) < 1e-5
     ours, theirs, _ = grown(monkeypatch, watched=False)  # the twin
@@ -100,13 +100,13 @@ def test_a_masked_weight_that_is_zero_for_now_keeps_its_place():
     quick, bare = fast(net, masks=masks), fast(net)
     for each in (quick, bare):
         each(images)
-    plans = list(quick.plans.values()), list(bare.plans.values())
+    before = list(quick.pieces.values()), list(bare.pieces.values())
     step(net, masks, 7)
     for each in (quick, bare):
         each.refresh()
         assert apart(each(images), net(images)) < 1e-5
-    assert list(quick.plans.values()) == plans[0]
-    assert list(bare.plans.values()) != plans[1]  # the twin: what is zero now is all that it left out
+    assert list(quick.pieces.values()) == before[0]
+    assert list(bare.pieces.values()) != before[1]  # the twin: what is zero now is all that it left out
 
 
 @pytest.mark.parametrize(("density", "kind"), [(0.05, Compiled), (0.9, Folded)])

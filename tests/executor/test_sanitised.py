@@ -74,34 +74,34 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, float
 class Written:
     """One program with what it reads and what it must give, as the driver takes it.
 
-    `blobs`: copies of what its steps point to, so that a twin may plant a fault in them; `pitch`: floats from one
-    thread's arena to the next.
+    `blobs`: copies of what its instructions point to, so that a twin may plant a fault in them; `pitch`: floats from
+    one thread's arena to the next.
     """
 
     program: Program
     inputs: list[torch.Tensor]
     expected: list[torch.Tensor]
     pitch: int = 0
-    steps: list[native.Step] = field(default_factory=list)
+    instructions: list[native.Instruction] = field(default_factory=list)
     blobs: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.pitch = self.program.arena
-        self.blobs = [values.copy() for values in self.program._alive]
-        places = {values.ctypes.data: number for number, values in enumerate(self.program._alive, 1)}
-        for step in self.program.steps:
-            moved = native.Step.from_buffer_copy(step)
-            for name, kind in native.Step._fields_:
+        self.blobs = [values.copy() for values in self.program._referenced]
+        places = {values.ctypes.data: number for number, values in enumerate(self.program._referenced, 1)}
+        for instruction in self.program.instructions:
+            moved = native.Instruction.from_buffer_copy(instruction)
+            for name, kind in native.Instruction._fields_:
                 if kind is ctypes.c_void_p and getattr(moved, name) is not None:
                     setattr(moved, name, places[getattr(moved, name)])
-            self.steps.append(moved)
+            self.instructions.append(moved)
 
     def pack(self) -> bytes:
         many = [[value.float().contiguous().numpy() for value in side] for side in (self.inputs, self.expected)]
         parts = [number(self.program.arena), number(self.pitch)]
         for buffers in (*many, self.blobs):
             parts += [number(len(buffers)), *(framed(values.tobytes()) for values in buffers)]
-        return b"".join([*parts, framed(b"".join(bytes(step) for step in self.steps))])
+        return b"".join([*parts, framed(b"".join(bytes(instruction) for instruction in self.instructions))])
 
 
 def number(value: int) -> bytes:
@@ -192,10 +192,11 @@ def thread(tmp_path_factory) -> Path:
 
 
 def test_the_cases_take_every_kernel(cases):
-    steps = [step for case in cases.values() for side in case.sides for step in side.steps]
-    assert {step.kind for step in steps} == set(range(7))
-    assert {step.tile for step in steps if step.kind == CONV} == {step.gate for step in steps} == {0, 1, 2}
-    assert max(step.blocks for step in steps) > 1
+    found = [instruction for case in cases.values() for side in case.sides for instruction in side.instructions]
+    assert {instruction.kind for instruction in found} == set(range(7))
+    tiles = {instruction.tile for instruction in found if instruction.kind == CONV}
+    assert tiles == {instruction.gate for instruction in found} == {0, 1, 2}
+    assert max(instruction.blocks for instruction in found) > 1
 
 
 def test_no_address_is_wrong_and_nothing_undefined(address, cases, tmp_path):
@@ -224,9 +225,9 @@ def test_an_offset_that_leaves_the_arena_is_seen(address, plain, tmp_path, dista
     """A group of 16 images before it, or one after its end."""
     case = Case("digits")
     forward = case.sides[0]
-    step = next(step for step in forward.steps if step.kind in (CONV, DENSE))
-    offsets = forward.blobs[step.entries - 1]["offset"]
-    offsets[0] = -getattr(step, "in") + distance if distance < 0 else forward.program.arena
+    instruction = next(instruction for instruction in forward.instructions if instruction.kind in (CONV, DENSE))
+    offsets = forward.blobs[instruction.entries - 1]["offset"]
+    offsets[0] = -getattr(instruction, "in") + distance if distance < 0 else forward.program.arena
     ended, said = drive([str(address)], [case.write(tmp_path / "file")])
     assert ended
     assert "heap-buffer-overflow" in said
@@ -234,7 +235,7 @@ def test_an_offset_that_leaves_the_arena_is_seen(address, plain, tmp_path, dista
 
 def test_a_vector_that_is_not_aligned_is_seen(address, plain, tmp_path):
     case = Case("digits")
-    next(step for step in case.sides[0].steps if step.kind == CONV).out += 1
+    next(instruction for instruction in case.sides[0].instructions if instruction.kind == CONV).out += 1
     ended, said = drive([str(address)], [case.write(tmp_path / "file")])
     assert ended
     assert "misaligned address" in said
@@ -242,8 +243,8 @@ def test_a_vector_that_is_not_aligned_is_seen(address, plain, tmp_path):
 
 def test_a_number_that_overflows_is_seen(address, plain, tmp_path):
     case = Case("digits")
-    step = case.sides[0].steps[-1]
-    step.channels = step.rows = 2**40
+    instruction = case.sides[0].instructions[-1]
+    instruction.channels = instruction.rows = 2**40
     ended, said = drive([str(address)], [case.write(tmp_path / "file")])
     assert ended
     assert "signed integer overflow" in said

@@ -20,7 +20,7 @@ pytest.importorskip("ray", reason="needs the extra 'ray': make test-extras")
 from prunebench.bench.beside import NET
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid.ray import Ray
-from prunebench.bench.grid.run import grid, order_of, run
+from prunebench.bench.grid.run import grid, run, scheduler_of
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.record import load_record
 from tests.support.held import PRUNER, HeldStore, Telling
@@ -212,9 +212,9 @@ def test_no_process_of_ray_ever_imports_a_pruner(tmp_path):
 
 def steps(asked, out):
     """All steps of these jobs, one after the other."""
-    order = order_of(RULES, asked, out, STORE, device="cpu")
-    while (step := order.next()) is not None:
-        order.came(step, None)
+    scheduler = scheduler_of(RULES, asked, out, STORE, device="cpu")
+    while (step := scheduler.next()) is not None:
+        scheduler.came(step, None)
         yield step
 
 
@@ -233,7 +233,7 @@ def test_progress_comes_from_the_nodes(cluster, tmp_path):
     with nodes(cluster, 1), Ray(tmp_path, address=cluster.address, device="cpu") as engine:
         future, deadline = engine.submit(step), time.monotonic() + PATIENCE
         while not told and time.monotonic() < deadline:
-            told += engine.news()
+            told += engine.updates()
             time.sleep(0.1)
         step.go.touch()
         assert future.result(PATIENCE) == "done"

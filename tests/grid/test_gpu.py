@@ -15,7 +15,7 @@ from prunebench.bench.grid.run import grid, run
 from prunebench.bench.grid.task import train
 from prunebench.bench.lab.augmentation import crop_flip
 from prunebench.bench.lab.compiled import captured
-from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.train import fit
 from prunebench.bench.lab.trainer import Trainer
 from prunebench.bench.machine import device_named
@@ -73,7 +73,7 @@ def test_compiled_training_learns_as_plain_training_does(objective, caplog):
         [split.to(device_named("cuda")) for split in STORE.training("digits", validation=64)],
     )
     rules = changed(rules, objective=objective)
-    plan = Plan(rules.training, rules.threat, 10)
+    plan = TrainingPlan(rules.training, rules.threat, 10)
     losses = [
         fit(build("digits-cnn", info=STORE.info("digits"), seed=0), plan, *splits, seed=0, compiled=compiled).curve[-1][
             "loss"
@@ -88,7 +88,10 @@ def test_an_epoch_does_not_wait_for_the_card():
     rules = changed(objective="trades", augment="crop-flip")
     train = STORE.training("digits", validation=64)[0].to(device_named("cuda"))
     trainer = Trainer(
-        build("digits-cnn", info=STORE.info("digits")), Plan(rules.training, rules.threat, 2), {}, torch.device("cuda")
+        build("digits-cnn", info=STORE.info("digits")),
+        TrainingPlan(rules.training, rules.threat, 2),
+        {},
+        torch.device("cuda"),
     )
     noise = torch.Generator("cuda").manual_seed(0)
     order = torch.randperm(len(train)).cuda()
@@ -114,7 +117,7 @@ def test_a_training_that_was_cut_off_goes_on(tmp_path):
     splits = [split.to(device_named("cuda")) for split in STORE.training("digits", validation=64)]
     partial, seen = tmp_path / "partial", []
     for stop in (2, 4):
-        plan = Plan(changed().training, TINY.threat, 4, stop=stop)
+        plan = TrainingPlan(changed().training, TINY.threat, 4, stop=stop)
         fit(
             build("digits-cnn", info=STORE.info("digits")),
             plan,

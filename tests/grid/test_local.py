@@ -29,9 +29,9 @@ class Warns:
 def test_what_a_worker_logs_is_heard_here(caplog):
     """But not why nets run dense: the run says that once, for all of its jobs."""
     with Pool(2) as pool:
-        for step in (Warns("capture", "prunebench.capture"), Warns("executor", "prunebench.executor")):
+        for step in (Warns("compiled", "prunebench.compiled"), Warns("executor", "prunebench.executor")):
             pool.submit(step).result()
-    assert [record.getMessage() for record in caplog.records] == ["capture says so"]
+    assert [record.getMessage() for record in caplog.records] == ["compiled says so"]
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,19 @@ from prunebench.bench.data import Split
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid import dry_run, timing
 from prunebench.bench.grid.dry_run import RECORD_BYTES, Dry, Line, Shares, pruned, rehearse, validation_passes
-from prunebench.bench.grid.plan import Forecast, makespan, plan
+from prunebench.bench.grid.plan import Forecast, forecast, makespan
 from prunebench.bench.grid.run import grid
 from prunebench.bench.grid.task import train
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.lab.schedule import Plan, Trained
+from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.trainer import Trainer
 from prunebench.bench.models import build
 from prunebench.bench.protocol import Threat
 from prunebench.bench.score.curve import radii
 from prunebench.bench.score.progress import expected
 from prunebench.bench.score.referee import Referee
-from prunebench.pruners import parse
+from prunebench.pruners import resolve
 from tests.support.nets import STORE, changed
 
 SHARES = Shares(clean=0.8, robust=0.5)
@@ -52,11 +52,11 @@ def gone_through(specs, rules=RULES, shares=SHARES):
 def test_the_stages_are_those_of_a_run(flat, tmp_path):
     """Names and passes of every stage, and which of them another job has computed already."""
     jobs, new, dry = grid(SPECS, [0.9], [0]), [], Dry(0.01)
-    lab = Lab(jobs[0][1], RULES, STORE, dry, device=CPU, resolve=lambda name: parse(name).pruner)
+    lab = Lab(jobs[0][1], RULES, STORE, dry, device=CPU, resolve=lambda name: resolve(name).pruner)
     for spec, job in jobs:
         before, there = len(dry.stages), set(tmp_path.rglob("done.safetensors"))
-        real = Lab(job, RULES, STORE, Computed(tmp_path), device=CPU, resolve=lambda name: parse(name).pruner)
-        parse(spec).pruner(job, real)
+        real = Lab(job, RULES, STORE, Computed(tmp_path), device=CPU, resolve=lambda name: resolve(name).pruner)
+        resolve(spec).pruner(job, real)
         charged = [[(s.name, s.passes) for s in meter.stages] for meter in (pruned(lab, spec, job)[1], real.meter)]
         assert charged[0] == charged[1]
         assert len(dry.stages) - before == len(set(tmp_path.rglob("done.safetensors")) - there)
@@ -102,7 +102,7 @@ def test_the_passes_of_validations_on_paper():
     recipe = changed(steps=10, validate_every=5).training
 
     def times(start, stop, **changes):
-        trained = Plan(recipe.model_copy(update=changes), RULES.threat, 80, start, stop)
+        trained = TrainingPlan(recipe.model_copy(update=changes), RULES.threat, 80, start, stop)
         return validation_passes(trained, 64) / (64 * 32)
 
     assert (times(0, 80), times(0, 12), times(9, 12), times(10, 12)) == (16, 3, 2, 1)
@@ -121,7 +121,7 @@ def test_the_pace_of_a_training_on_paper(seconds, images, monkeypatch):
         return Trained({}, {}, [], [epoch + (50 if seen[1:] else 900), epoch, epoch, epoch + 7])
 
     monkeypatch.setattr(timing, "fit", timed)
-    asked = Plan(RULES.training, RULES.threat, 80)
+    asked = TrainingPlan(RULES.training, RULES.threat, 80)
     start, each = timing.training_pace(asked, lambda: None, None, split, seconds)
     assert seen == [16, images] and (start, each) == (50, 1)
 
@@ -131,7 +131,7 @@ def test_one_step_training_that_overfits_is_timed_all_the_same(monkeypatch):
     rates = (rate for _ in count() for rate in (1.0, 0.1))
     monkeypatch.setattr(Trainer, "validate", lambda *_: {"clean": 1.0, "robust": next(rates)})
     split = STORE.training("digits", validation=16, train=16)[0]
-    asked = Plan(changed(RULES, objective="fgsm-rs", steps=7).training, RULES.threat, 80)
+    asked = TrainingPlan(changed(RULES, objective="fgsm-rs", steps=7).training, RULES.threat, 80)
     net = lambda: build("digits-cnn", info=STORE.info("digits"))  # noqa: E731
     assert timing.training_pace(asked, net, None, split, 0.0)[1] > 0
 
@@ -207,7 +207,7 @@ def test_the_whole_in_a_process_of_its_own():
     """Two seeds cost the same; two devices take half of the work each, after the same start of the command."""
     jobs = grid(["dense"], [0.9], [0, 1])
     options = {"device": "cpu", "shares": SHARES, "seconds": 0.01, "examples": 16}
-    found = plan(changed(RULES, epochs=1), jobs, STORE, devices=(1, 2), began=time.time() - 1000, **options)
+    found = forecast(changed(RULES, epochs=1), jobs, STORE, devices=(1, 2), began=time.time() - 1000, **options)
     assert [(line.pruner, line.jobs, line.train_passes) for line in found.lines] == [("dense", 2, 2 * 4 * 64 * 6)]
     seconds = found.total.train_seconds + found.total.score_seconds
     assert found.spans[1] - found.spans[2] == pytest.approx(seconds / 2)

@@ -89,7 +89,7 @@ def desk(folder, token="token"):
     engine._looked, engine._seen = -OFTEN, {}
     engine.desk.mkdir()
     (engine.desk / TOKEN).write_text(token)
-    engine.looked = lambda: [*engine.news()]
+    engine.looked = lambda: [*engine.updates()]
     return engine
 
 

@@ -20,20 +20,22 @@ from prunebench.bench.beside import NET, beside, net_path
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, sole_user
-from prunebench.bench.grid.run import Order, grid, job_id, job_of, run
+from prunebench.bench.grid.run import Scheduler, grid, job_id, job_of, run
 from prunebench.bench.grid.task import Ended, Step, Task, train
 from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path, recount
 from prunebench.bench.record import Record, Refusal, load_record
 from prunebench.bench.score.scoring import score
-from prunebench.pruners import parse
+from prunebench.pruners import resolve
 from tests.support.held import HalvedStore
 from tests.support.here import Here
 from tests.support.nets import STORE, UNATTACKED, changed, job, toml
+from tests.support.pruner_texts import FAULTS_AND_CUT
 from tools.kill_and_resume import timeless
 
 RULES = changed(UNATTACKED, test=16, shard=16)
 
-PRUNER = '''
+PRUNER = (
+    '''
 from dataclasses import dataclass
 
 @dataclass(frozen=True)
@@ -43,20 +45,12 @@ class Mine:
     mode: str = "works"
 
     def __call__(self, job, lab):
-        if self.mode == "raises":
-            raise RuntimeError("the pruner has a fault")
-        if self.mode == "dies":
-            import os, signal
-            os.kill(os.getpid(), signal.SIGKILL)
+        fail(self.mode)
         state = lab.fit("train", lab.initial(), epochs=1).weights
-        keep = {"works": lab.keep, "keeps too many": lab.keep + 1}[self.mode]
-        flat = dict.fromkeys(lab.shapes, 0)
-        for name in lab.shapes:
-            left = state[name].view(-1)
-            left[min(keep, left.numel()):] = 0
-            keep -= min(keep, left.numel())
-        return state
+        return cut(state, lab.shapes, {"works": lab.keep, "keeps too many": lab.keep + 1}[self.mode])
 '''
+    + FAULTS_AND_CUT
+)
 
 
 @pytest.fixture
@@ -93,12 +87,12 @@ def test_no_job_stands_in_a_grid_twice():
 
 def test_sparsities_that_a_pruner_cannot_be_asked_for():
     with pytest.raises(PrunebenchError, match=r"does not prune, so sparsity 0\.5 makes no sense"):
-        job_of(parse("dense"), 0.5, 0)
+        job_of(resolve("dense"), 0.5, 0)
     with pytest.raises(PrunebenchError, match="needs a sparsity"):
-        job_of(parse("imp"), None, 0)
+        job_of(resolve("imp"), None, 0)
     for sparsity in (1.0, -0.1, float("nan")):
         with pytest.raises(PrunebenchError, match=r"not in \[0, 1\)"):
-            job_of(parse("imp"), sparsity, 0)
+            job_of(resolve("imp"), sparsity, 0)
 
 
 def test_a_grid_is_trained_scored_and_published(here, tmp_path):
@@ -168,10 +162,10 @@ def tasks(*names, parent=None):
     ]
 
 
-def taken(order):
-    """All that `order` has to give at once: (folder, what, shard)."""
+def taken(scheduler):
+    """All that `scheduler` has to give at once: (folder, what, shard)."""
     steps = []
-    while (step := order.next()) is not None:
+    while (step := scheduler.next()) is not None:
         steps.append(step)
     return steps
 
@@ -182,44 +176,44 @@ def named(steps):
 
 def test_records_come_before_attacks_and_attacks_before_trainings():
     first, second = tasks("first", "second")
-    order = Order([first, second], shards=2)
-    train = order.next()
+    scheduler = Scheduler([first, second], shards=2)
+    train = scheduler.next()
     assert named([train]) == [("first", "train", 0)]
-    assert order.came(train, None) is None
-    attacks = [order.next(), order.next()]
+    assert scheduler.came(train, None) is None
+    attacks = [scheduler.next(), scheduler.next()]
     assert named(attacks) == [("first", "attack", 0), ("first", "attack", 1)]
-    order.came(attacks[1], None)
-    assert named([order.next()]) == [("second", "train", 0)]  # a shard is still at work, so there is no record yet
-    order.came(attacks[0], None)
-    record = order.next()
+    scheduler.came(attacks[1], None)
+    assert named([scheduler.next()]) == [("second", "train", 0)]  # a shard is still at work, so there is no record yet
+    scheduler.came(attacks[0], None)
+    record = scheduler.next()
     assert named([record]) == [("first", "record", 0)]
     end = Ended(first, "done", "")
-    assert order.came(record, end) is end
+    assert scheduler.came(record, end) is end
 
 
 def test_a_net_is_attacked_without_its_parent_and_recorded_after_it():
     child, dense = tasks("child", "dense", parent="dense")
-    order = Order([child, dense], shards=1)
-    train_child, train_dense = taken(order)
-    order.came(train_child, None)
-    (attack,) = taken(order)
+    scheduler = Scheduler([child, dense], shards=1)
+    train_child, train_dense = taken(scheduler)
+    scheduler.came(train_child, None)
+    (attack,) = taken(scheduler)
     assert named([attack]) == [("child", "attack", 0)]
-    order.came(attack, None)
-    assert taken(order) == []  # all waits for the dense net
-    order.came(train_dense, Ended(dense, "failed", "no net"))
-    assert named(taken(order)) == [("child", "record", 0)]
+    scheduler.came(attack, None)
+    assert taken(scheduler) == []  # all waits for the dense net
+    scheduler.came(train_dense, Ended(dense, "failed", "no net"))
+    assert named(taken(scheduler)) == [("child", "record", 0)]
 
 
 def test_a_job_ends_once_and_takes_its_other_shards_with_it():
     lost, other = tasks("lost", "other")
-    order = Order([lost, other], shards=3)
-    for step in taken(order):
-        order.came(step, None)
-    first, second = order.next(), order.next()
+    scheduler = Scheduler([lost, other], shards=3)
+    for step in taken(scheduler):
+        scheduler.came(step, None)
+    first, second = scheduler.next(), scheduler.next()
     end = Ended(lost, "failed", "once")
-    assert order.came(first, end) is end
-    assert order.came(second, Ended(lost, "failed", "twice")) is None
-    assert named(taken(order)) == [("other", "attack", shard) for shard in range(3)]
+    assert scheduler.came(first, end) is end
+    assert scheduler.came(second, Ended(lost, "failed", "twice")) is None
+    assert named(taken(scheduler)) == [("other", "attack", shard) for shard in range(3)]
 
 
 def test_a_lost_worker_ends_its_job_and_no_other(here, tmp_path, monkeypatch):
@@ -264,14 +258,14 @@ def test_a_record_is_written_from_what_the_shards_left(tmp_path, here, monkeypat
 def test_the_progress_of_shards_is_that_of_their_net(tmp_path):
     """Two of four shards are done, one is at work and half done: 2.5 of 4, under the name of the job."""
     (task,) = tasks("net")
-    order, told = Order([task], shards=4), []
-    order.came(order.next(), None)
-    attacks = taken(order)
+    scheduler, told = Scheduler([task], shards=4), []
+    scheduler.came(scheduler.next(), None)
+    attacks = taken(scheduler)
     for step in attacks[:2]:
-        order.came(step, None)
+        scheduler.came(step, None)
     running = {step.name: step for step in attacks[2:]}
-    news = [(attacks[2].name, "fab-t", 5.0, 10.0), (attacks[0].name, "late", 1.0, 1.0)]
-    prunebench.bench.grid.run._pass_on(news, running, order, {}, lambda *line: told.append(line))
+    updates = [(attacks[2].name, "fab-t", 5.0, 10.0), (attacks[0].name, "late", 1.0, 1.0)]
+    prunebench.bench.grid.run._pass_on(updates, running, scheduler, {}, lambda *line: told.append(line))
     assert told == [("dense-s0-seed0", "attacks, 2 of 4 shards done", 2.5, 4)]
 
 
@@ -342,7 +336,8 @@ def test_a_pruner_with_a_fault_is_reported_once_and_stops_nobody(here, tmp_path,
     assert [end.how for end in results] == ["failed", "failed", "done"] and told == results
     raised, greedy, _ = results
     log = raised.task.folder / "error.txt"
-    assert raised.why == f"RuntimeError: the pruner has a fault (mine.py, line 12); the whole story is in {log}"
+    line = PRUNER[: PRUNER.index("raise RuntimeError")].count("\n") + 1
+    assert raised.why == f"RuntimeError: the pruner has a fault (mine.py, line {line}); the whole story is in {log}"
     assert 'raise RuntimeError("the pruner has a fault")' in (raised.task.folder / "error.txt").read_text()
     assert "keeps 3817 of 38160 weights; sparsity 0.9 leaves 3816 at most" in greedy.why
     assert [path.stem for path in (tmp_path / "out" / "records").rglob("*.json")] == ["random-s0.9-seed0"]
@@ -480,8 +475,8 @@ def alive(session):
 def test_progress_comes_from_the_workers_to_this_process(tmp_path):
     told, threads = [], set()
 
-    def report(*news):
-        told.append(news)
+    def report(*progress):
+        told.append(progress)
         threads.add(threading.current_thread())
 
     run(RULES, jobs("random"), tmp_path, STORE, device="cpu", report=report)

@@ -16,7 +16,7 @@ from torch import nn
 import prunebench.bench.lab.train
 import prunebench.bench.lab.trainer
 from prunebench.bench.lab.compiled import captured, frozen
-from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.train import fit
 from prunebench.bench.mask import attach_scores, draw
 from prunebench.bench.models import build
@@ -44,7 +44,7 @@ def masks():
 def trained(monkeypatch, *, compiled, backend="aot_eager", **changes):
     monkeypatch.setattr(prunebench.bench.lab.trainer, "captured", lambda *args: captured(*args, backend=backend))
     rules = changed(RULES, **changes)
-    plan = Plan(rules.training, rules.threat, 2)
+    plan = TrainingPlan(rules.training, rules.threat, 2)
     return fit(net(), plan, TRAIN, VALIDATION, seed=5, masks=masks(), compiled=compiled)
 
 
@@ -65,7 +65,7 @@ def test_compiling_is_part_of_the_first_epoch(monkeypatch):
         now[0] += 100.0
 
     monkeypatch.setattr(prunebench.bench.lab.trainer, "captured", slowly)
-    plan = Plan(RULES.training, RULES.threat, 2)
+    plan = TrainingPlan(RULES.training, RULES.threat, 2)
     assert fit(net(), plan, TRAIN, VALIDATION, seed=5, compiled=True).times == [100.0, 0.0]
     assert fit(net(), plan, TRAIN, VALIDATION, seed=5, compiled=False).times == [0.0, 0.0]
 
@@ -150,7 +150,7 @@ def test_what_does_not_agree_or_fails_is_said_and_training_goes_on_without(fault
         return lambda images: fault(compiled, images)
 
     monkeypatch.setattr(torch, "compile", wrong)
-    with caplog.at_level(logging.WARNING, "prunebench.capture"):
+    with caplog.at_level(logging.WARNING, "prunebench.compiled"):
         found = trained(monkeypatch, compiled=True)
     assert sentence in caplog.text
     monkeypatch.setattr(torch, "compile", compile_)

@@ -47,7 +47,7 @@ def test_cut_off_after_any_epoch_it_ends_in_the_same_bytes(how, masked, after, t
 @pytest.mark.parametrize("part", ["momentum", "average", "steps"])
 def test_a_resume_that_forgets_a_part_is_found(part, tmp_path, monkeypatch):
     """The twin of the test above."""
-    partial, real = tmp_path / "partial.safetensors", resume.load_kept
+    partial, real = tmp_path / "partial.safetensors", resume.load_stage
 
     def forgetful(path):
         if (kept := real(path)) is None:
@@ -62,7 +62,7 @@ def test_a_resume_that_forgets_a_part_is_found(part, tmp_path, monkeypatch):
         return tensors, about
 
     trained(plan(stop=2), partial=partial)
-    monkeypatch.setattr(resume, "load_kept", forgetful)
+    monkeypatch.setattr(resume, "load_stage", forgetful)
     assert content(trained(partial=partial)) != content(trained())
 
 
@@ -93,7 +93,7 @@ def test_a_whole_file_of_another_training_starts_anew(change, tmp_path):
     """Under a hash of its own it would be believed, and end in a traceback or in another net."""
     partial, seen = tmp_path / "partial.safetensors", []
     trained(plan(stop=2), partial=partial)
-    tensors, about = resume.load_kept(partial)
+    tensors, about = resume.load_stage(partial)
     name = min(name for name in tensors if name.startswith("average/"))
     match change:
         case "other facts":
@@ -106,6 +106,6 @@ def test_a_whole_file_of_another_training_starts_anew(change, tmp_path):
             del tensors[name]
         case "one more":
             tensors["more/1"] = tensors[name].clone()
-    resume.keep(partial, tensors, about)
+    resume.save_stage(partial, tensors, about)
     result = trained(partial=partial, report=lambda what, done, of: seen.append(done))
     assert seen == [1, 2, 3, 4] and content(result) == content(trained())

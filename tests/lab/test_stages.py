@@ -14,7 +14,7 @@ import torch
 
 import prunebench.bench.lab.stages
 from prunebench.bench.checkpoint import pack
-from prunebench.bench.lab.stages import Stages, keep, load_kept
+from prunebench.bench.lab.stages import StageStore, load_stage, save_stage
 
 STATE = {"weight": torch.tensor([1.5, -0.0]), "mask": torch.tensor([True, False]), "count": torch.tensor(7)}
 ABOUT = {"seconds": 0.25, "curve": [{"epoch": 1}]}
@@ -40,18 +40,18 @@ def check_once(stages):
 
 
 def test_computed_once_and_the_same_ever_after(tmp_path):
-    check_once(Stages(tmp_path))
+    check_once(StageStore(tmp_path))
     calls = []
-    Stages(tmp_path).remember("key", computing(calls))  # another process's view of the folder
+    StageStore(tmp_path).remember("key", computing(calls))  # another process's view of the folder
     assert not calls
-    Stages(tmp_path).remember("other", computing(calls))
+    StageStore(tmp_path).remember("other", computing(calls))
     assert len(calls) == 1
 
 
 def test_twin_a_store_that_forgets(tmp_path, monkeypatch):
-    monkeypatch.setattr(prunebench.bench.lab.stages, "keep", lambda *arguments: None)
+    monkeypatch.setattr(prunebench.bench.lab.stages, "save_stage", lambda *arguments: None)
     with pytest.raises(AssertionError):
-        check_once(Stages(tmp_path))
+        check_once(StageStore(tmp_path))
 
 
 SPOILT = {
@@ -65,11 +65,11 @@ SPOILT = {
 
 @pytest.mark.parametrize("how", SPOILT)
 def test_a_spoilt_stage_is_computed_anew(how, tmp_path):
-    stages, calls = Stages(tmp_path), []
+    stages, calls = StageStore(tmp_path), []
     stages.remember("key", computing(calls))
     (done,) = tmp_path.rglob("done.safetensors")
     done.write_bytes(SPOILT[how](done.read_bytes()))
-    assert load_kept(done) is None
+    assert load_stage(done) is None
     state, about = stages.remember("key", computing(calls))
     assert len(calls) == 2 and about == ABOUT and torch.equal(state["weight"], STATE["weight"])
     stages.remember("key", computing(calls))
@@ -79,27 +79,27 @@ def test_a_spoilt_stage_is_computed_anew(how, tmp_path):
 @pytest.mark.parametrize("how", SPOILT)
 def test_a_spoilt_partial_file_is_as_none(how, tmp_path):
     path = tmp_path / "partial.safetensors"
-    assert load_kept(path) is None
-    keep(path, STATE, {"done": 3})
-    state, about = load_kept(path)
+    assert load_stage(path) is None
+    save_stage(path, STATE, {"done": 3})
+    state, about = load_stage(path)
     assert about == {"done": 3} and torch.equal(state["mask"], STATE["mask"])
     path.write_bytes(SPOILT[how](path.read_bytes()))
-    assert load_kept(path) is None
+    assert load_stage(path) is None
 
 
 def test_what_failed_leaves_its_partial_file_and_no_lock(tmp_path):
     def fail(partial):
-        keep(partial, STATE, {"done": 1})
+        save_stage(partial, STATE, {"done": 1})
         raise RuntimeError("killed")
 
     def go_on(partial):
-        found.append(load_kept(partial)[1])
+        found.append(load_stage(partial)[1])
         return STATE, ABOUT
 
     found = []
     with pytest.raises(RuntimeError, match="killed"):
-        Stages(tmp_path).remember("key", fail)
-    Stages(tmp_path).remember("key", go_on)
+        StageStore(tmp_path).remember("key", fail)
+    StageStore(tmp_path).remember("key", go_on)
     assert found == [{"done": 1}]
     assert not list(tmp_path.rglob("partial.safetensors")) and len(list(tmp_path.rglob("done.safetensors"))) == 1
 
@@ -126,7 +126,7 @@ def race(stages):
 
 
 def test_two_that_ask_at_once_compute_once(tmp_path):
-    assert race(Stages(tmp_path)) == 1
+    assert race(StageStore(tmp_path)) == 1
 
 
 def test_twin_without_a_lock_both_compute(tmp_path, monkeypatch):
@@ -137,20 +137,20 @@ def test_twin_without_a_lock_both_compute(tmp_path, monkeypatch):
         __enter__ = __exit__ = lambda *_: None
 
     monkeypatch.setattr(prunebench.bench.lab.stages, "sole_user", Open)
-    assert race(Stages(tmp_path)) == 2
+    assert race(StageStore(tmp_path)) == 2
 
 
 CHILD = """
 import sys, time, torch
 from pathlib import Path
-from prunebench.bench.lab.stages import Stages, keep
+from prunebench.bench.lab.stages import StageStore, save_stage
 
 def compute(partial):
-    keep(partial, {"x": torch.ones(1)}, {"done": 1})
+    save_stage(partial, {"x": torch.ones(1)}, {"done": 1})
     Path(sys.argv[2]).touch()
     time.sleep(600)
 
-Stages(Path(sys.argv[1])).remember("key", compute)
+StageStore(Path(sys.argv[1])).remember("key", compute)
 """
 
 
@@ -158,12 +158,12 @@ def test_another_process_is_waited_for_and_taken_over_from_when_it_is_killed(tmp
     begun, found = tmp_path / "begun", []
 
     def go_on(partial):
-        found.append(load_kept(partial)[1])
+        found.append(load_stage(partial)[1])
         return STATE, ABOUT
 
     root = Path(__file__).parents[2]
     words = [sys.executable, "-c", CHILD, str(tmp_path / "stages"), str(begun)]
-    asking = threading.Thread(target=lambda: Stages(tmp_path / "stages").remember("key", go_on), daemon=True)
+    asking = threading.Thread(target=lambda: StageStore(tmp_path / "stages").remember("key", go_on), daemon=True)
     with subprocess.Popen(words, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}) as child:
         try:
             until = time.monotonic() + 120

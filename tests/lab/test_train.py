@@ -18,7 +18,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.executor import Fast
 from prunebench.bench.executor.compiled import Compiled
 from prunebench.bench.executor.folded import Folded
-from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.train import fit, refuse_collapse
 from prunebench.bench.lab.trainer import Trainer, _attacking
 from prunebench.bench.mask import attach_scores, draw
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def plan(epochs=4, start=0, stop=None, **changes):
-    return Plan(changed(RULES, **changes).training, RULES.threat, epochs, start, stop)
+    return TrainingPlan(changed(RULES, **changes).training, RULES.threat, epochs, start, stop)
 
 
 def net(seed=0):
@@ -68,7 +68,7 @@ class Ramp(nn.Module):
 
 def trainer(model, rules=RULES, **changes):
     rules = changed(rules, **changes)
-    return Trainer(model, Plan(rules.training, rules.threat, 4), {}, CPU)
+    return Trainer(model, TrainingPlan(rules.training, rules.threat, 4), {}, CPU)
 
 
 PIXELS = torch.tensor([0.3, 0.4, 0.5, 0.6, 0.7]).view(-1, 1, 1, 1)
@@ -204,7 +204,7 @@ def test_the_attack_runs_quickly_on_the_weights_of_now(density, kind, monkeypatc
 def kinds(it):
     with it.attacked() as model:
         model(as_float(TRAIN.images[:2]))
-    return {type(stage) for plan in it.quick.plans.values() for stage in plan}
+    return {type(piece) for pieces in it.quick.pieces.values() for piece in pieces}
 
 
 @pytest.mark.usefixtures("dense_on_torch")

@@ -29,7 +29,7 @@ def board(tmp_path):
     return records
 
 
-def entries(records):
+def logged(records):
     """The cells of the log's lines, the hashes left out."""
     lines = (records.parent / LOG).read_text().splitlines()
     rows = [line for line in lines if re.match(r"\| \d", line)]
@@ -37,7 +37,7 @@ def entries(records):
 
 
 def test_the_rows_of_a_new_board_are_added(board):
-    assert entries(board) == [
+    assert logged(board) == [
         ["2026-01-31", "digits-linf", "imp", "0.9", "none", "50.5 % of 100, seeds 0-1", "The first look."],
         ["2026-01-31", "digits-linf", "random", "0.9", "none", "20.5 % of 100, seeds 0-1", "The first look."],
     ]
@@ -56,7 +56,7 @@ def test_what_was_added_changed_and_removed_is_appended(board):
     ):
         check(board)
     write(board, reason="More seeds.", date="2026-02-01")
-    assert entries(board)[2:] == [
+    assert logged(board)[2:] == [
         ["2026-02-01", "digits-linf", "hydra", "0.9", "none", "40.0 % of 100, seed 3", "More seeds."],
         [
             "2026-02-01",

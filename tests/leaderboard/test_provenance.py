@@ -11,7 +11,7 @@ import pytest
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.leaderboard.check import check, look, write
-from prunebench.leaderboard.provenance import LEDGER, MEANING, Entry, measured, note, of_row, read_ledger, trained
+from prunebench.leaderboard.provenance import LEDGER, MEANING, Attestation, measured, note, of_row, read_ledger, trained
 from prunebench.leaderboard.site import folder
 from prunebench.leaderboard.table import read
 from tests.support.records import make, save
@@ -44,11 +44,11 @@ def board(tmp_path):
     return records
 
 
-def noted(records, names, make_entry):
+def noted(records, names, attest):
     results = read(records)
-    entries = [make_entry(result) for path, result in results.items() if path.stem in names]
-    note(records.parent, results, entries)
-    return entries
+    attestations = [attest(result) for path, result in results.items() if path.stem in names]
+    note(records.parent, results, attestations)
+    return attestations
 
 
 def origins(records):
@@ -67,12 +67,14 @@ def test_the_words_follow_from_ledger_and_files(board):
     assert origins(board)["imp"] == "re-measured, trained here 2 of 3"
 
 
-def test_an_entry_speaks_of_that_record_and_net_alone(board):
+def test_an_attestation_speaks_of_that_record_and_net_alone(board):
     noted(board, {"random-s0.9-seed0"}, again)
     save(board, make("random", robust=21, env=ENV))
     assert origins(board)["random"] == "as handed in"
-    (entry,) = noted(board, {"random-s0.9-seed0"}, lambda record: again(record).model_copy(update={"net": "e" * 64}))
-    assert entry in read_ledger(board.parent).entries
+    (attestation,) = noted(
+        board, {"random-s0.9-seed0"}, lambda record: again(record).model_copy(update={"net": "e" * 64})
+    )
+    assert attestation in read_ledger(board.parent).entries
     assert origins(board)["random"] == "as handed in"
 
 
@@ -86,13 +88,13 @@ def test_only_what_holds_counts(board, word):
 def test_the_ledger_keeps_what_is_on_the_board(board):
     noted(board, {"random-s0.9-seed0", "imp-s0.9-seed0"}, again)
     noted(board, {"random-s0.9-seed0"}, lambda record: again(record, day="2026-02-01"))
-    assert sorted(entry.date for entry in read_ledger(board.parent).entries) == ["2026-01-31", "2026-02-01"]
+    assert sorted(one.date for one in read_ledger(board.parent).entries) == ["2026-01-31", "2026-02-01"]
     noted(board, {"random-s0.9-seed0"}, lambda record: again(record, "refuted", "2026-02-02"))
     assert origins(board)["random"] == "as handed in"  # the newest counts
     for path in board.rglob("random*"):
         path.unlink()
     noted(board, set(), again)
-    assert [entry.how for entry in read_ledger(board.parent).entries] == ["re-measured"]
+    assert [one.how for one in read_ledger(board.parent).entries] == ["re-measured"]
     before = (board.parent / LEDGER).read_bytes()
     noted(board, {"imp-s0.9-seed1"}, lambda record: trained(record).model_copy(update={"date": "2026-01-01"}))
     once = (board.parent / LEDGER).read_bytes()
@@ -158,7 +160,7 @@ def test_a_changed_ledger_makes_the_board_out_of_date(board):
 
 
 def test_an_entry_says_with_what_it_was_measured():
-    entry = again(make(env=ENV))
-    assert (entry.versions["torch"], entry.processor) == ("2.11.0", "a processor")
-    assert isinstance(again(make(env=ENV | {"device": "a card"})), Entry)
+    attestation = again(make(env=ENV))
+    assert (attestation.versions["torch"], attestation.processor) == ("2.11.0", "a processor")
+    assert isinstance(again(make(env=ENV | {"device": "a card"})), Attestation)
     assert again(make(env=ENV | {"device": "a card"})).processor == "a card"

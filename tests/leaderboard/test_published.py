@@ -41,19 +41,19 @@ def read(tmp_path: Path, text: str):
 
 def test_the_file_holds_what_its_sources_say():
     """HYDRA's ResNet-18 on Piras' board, and PGD training for 110 epochs."""
-    rows = {(each.entry.name, each.entry.sparsity): each for each in rows_for("cifar10-linf")}
-    hydra = [rows["HYDRA", sparsity].entry for sparsity in (0.9, 0.95, 0.99)]
-    assert [(entry.clean, entry.robust) for entry in hydra] == [(76.74, 43.34), (76.16, 42.45), (72.21, 38.80)]
-    assert rows["PGD-10, 110 epochs, last", 0.0].entry.robust == 48.72
+    rows = {(each.net.name, each.net.sparsity): each for each in rows_for("cifar10-linf")}
+    hydra = [rows["HYDRA", sparsity].net for sparsity in (0.9, 0.95, 0.99)]
+    assert [(net.clean, net.robust) for net in hydra] == [(76.74, 43.34), (76.16, 42.45), (72.21, 38.80)]
+    assert rows["PGD-10, 110 epochs, last", 0.0].net.robust == 48.72
     assert len(rows) == 6 + 10 * 3 and len(rows_for("cifar10-linf-vgg16")) == 10 * 3
 
 
 def test_eps_is_kept_to_the_letter_and_the_difference_told():
-    rows = {(each.entry.name, each.entry.sparsity): each for each in rows_for(CIFAR)}
-    assert rows["HYDRA", 0.9].entry.eps == "0.031" and rows["HYDRA", 0.9].differs == ("eps 0.031, not 8/255",)
+    rows = {(each.net.name, each.net.sparsity): each for each in rows_for(CIFAR)}
+    assert rows["HYDRA", 0.9].net.eps == "0.031" and rows["HYDRA", 0.9].differs == ("eps 0.031, not 8/255",)
     assert rows["PGD-10, 110 epochs, last", 0.0].differs == ()
     assert rows["FGSM-RS", 0.0].differs == ("PreAct ResNet-18",)
-    assert all(each.standing == "published" for each in rows.values())
+    assert all(each.place_shown == "published" for each in rows.values())
 
 
 def test_rows_of_another_threat_data_or_net_are_left_out():
@@ -63,12 +63,12 @@ def test_rows_of_another_threat_data_or_net_are_left_out():
     jpeg = CIFAR.model_copy(update={"data": "folder:cifar10-jpeg"})
     assert rows_for(half) == rows_for(other_norm) == rows_for(jpeg) == ()
     decimal = CIFAR.model_copy(update={"threat": Threat(norm="Linf", eps="0.031")})
-    differs = {each.entry.eps: each.differs for each in rows_for(decimal) if not each.entry.note}
+    differs = {each.net.eps: each.differs for each in rows_for(decimal) if not each.net.note}
     assert differs == {"8/255": ("eps 8/255, not 0.031",), "0.031": ()}
 
 
 def test_rows_are_ordered_by_sparsity_then_robustness():
-    order = [(each.entry.sparsity, -each.entry.robust) for each in rows_for(CIFAR)]
+    order = [(each.net.sparsity, -each.net.robust) for each in rows_for(CIFAR)]
     assert order == sorted(order)
 
 

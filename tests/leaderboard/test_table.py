@@ -82,9 +82,9 @@ def test_a_row_with_one_seed_has_wilsons_interval_and_ties():
     assert (row.robust.low, row.robust.high) == pytest.approx((centre - half, centre + half))
     assert row.robust.interval == "wilson"
     assert "A row with one seed has Wilson's interval" in board.note
-    assert {row.pruner: row.standing for row in board.rows} == {"imp": "1=", "magnitude": "1=", "hydra": "2"}
+    assert {row.pruner: row.place_shown for row in board.rows} == {"imp": "1=", "magnitude": "1=", "hydra": "2"}
     alone = only_board(make("imp", robust=70), make("hydra", robust=10), make("imp", 0.95, robust=5))
-    assert [row.standing for row in alone.rows] == ["1=", "1=", "1"]
+    assert [row.place_shown for row in alone.rows] == ["1=", "1=", "1"]
     assert "Every row has one seed" in alone.note
     assert "one seed" not in only_board(*three("imp", 50)).note.removeprefix("Nets of one seed")
 
@@ -98,7 +98,7 @@ def test_controls_and_references_have_no_place():
         *steps("imp", [78, 80, 79], options={"shuffle": True}),
         *steps("random", [1, 2, 3], options={"shuffle": True}),
     )
-    shown = [(row.pruner, row.role, row.standing, row.place) for row in board.rows]
+    shown = [(row.pruner, row.role, row.place_shown, row.place) for row in board.rows]
     assert shown == [
         ("dense", "reference", "ref", None),
         ("iwi-dense", "reference", "ref", None),
@@ -121,7 +121,7 @@ def test_a_place_counts_the_methods_that_are_better():
     assert {family for family, _ in found.values()} == {"places"}
     assert found["a", "b"] == found["b", "c"] == found["a", "c"] == ("places", "-")
     assert [found[pair][1] for pair in (("a", "d"), ("b", "d"), ("c", "d"))] == ["="] * 3
-    assert [(row.pruner, row.standing) for row in board.rows] == [("c", "1="), ("d", "1="), ("b", "2"), ("a", "3")]
+    assert [(row.pruner, row.place_shown) for row in board.rows] == [("c", "1="), ("d", "1="), ("b", "2"), ("a", "3")]
 
 
 def test_pairs_with_magnitude_are_judged_once_with_the_primary_contrasts():
@@ -132,7 +132,7 @@ def test_pairs_with_magnitude_are_judged_once_with_the_primary_contrasts():
         ("hydra", "magnitude"): ("primary", "="),
         ("hydra", "imp"): ("places", "-"),
     }
-    assert {row.pruner: row.standing for row in board.rows} == {"imp": "1", "magnitude": "2=", "hydra": "2="}
+    assert {row.pruner: row.place_shown for row in board.rows} == {"imp": "1", "magnitude": "2=", "hydra": "2="}
 
 
 def test_what_is_compared_does_not_depend_on_results():
@@ -267,11 +267,11 @@ def test_the_order_of_the_files_does_not_matter_to_the_numbers(order):
     shown = only_board(*(records[i] for i in order))
     expected = only_board(*records)
     for row, same in zip(shown.rows, expected.rows, strict=True):
-        assert (row.pruner, row.robust, row.clean, row.standing) == (
+        assert (row.pruner, row.robust, row.clean, row.place_shown) == (
             same.pruner,
             same.robust,
             same.clean,
-            same.standing,
+            same.place_shown,
         )
 
 
@@ -322,7 +322,7 @@ def test_without_two_common_seeds_nothing_is_told_apart():
     none, one = (contrast(board, pruner, "magnitude") for pruner in ("imp", "hydra"))
     assert (none.seeds, none.gap, none.low, none.p, none.verdict) == ((), None, None, 1.0, "=")
     assert (one.seeds, one.gap, one.low, one.p, one.verdict) == ((0,), pytest.approx(0.79), None, 1.0, "=")
-    assert {row.standing for row in board.rows} == {"1="}
+    assert {row.place_shown for row in board.rows} == {"1="}
 
 
 def test_methods_are_held_against_their_controls_and_shuffles_against_none():

@@ -22,17 +22,19 @@ from prunebench.bench.lab import budget
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.player import handover, sandbox
 from prunebench.bench.player.handover import Described
-from prunebench.bench.player.host import Fault, Host, _Heard, _resolved, resolve
+from prunebench.bench.player.host import Fault, Host, _described, _Heard, describe
 from prunebench.bench.record import load_record
 from prunebench.bench.score.effort import effort_of
 from tests.support.here import Here
 from tests.support.nets import RANKED, STORE, UNATTACKED, changed, job, use_attacks
+from tests.support.pruner_texts import FAULTS_AND_CUT
 from tools.kill_and_resume import timeless
 
 RULES = changed(UNATTACKED, test=16, shard=16)
 
 # One file and so one source: what it does beside pruning is named by a file next to it, "nothing" for the honest one.
-PLAYER = '''
+PLAYER = (
+    '''
 import os
 import sys
 import threading
@@ -92,12 +94,9 @@ class Mine:
     """Trains once and cuts the last weights."""
 
     def __call__(self, job, lab):
-        if DEED == "raises":
-            raise RuntimeError("the pruner has a fault")
+        fail(DEED)
         if DEED == "leaves":
             sys.exit(0)
-        if DEED == "dies":
-            os.kill(os.getpid(), 9)
         if DEED == "returns a list":
             return [1, 2, 3]
         if DEED == "thread":
@@ -115,13 +114,10 @@ class Mine:
         if DEED == "orphan":
             while not Path(__file__).with_name("burnt").exists():
                 time.sleep(0.01)
-        keep = lab.keep + (DEED == "keeps too many")
-        for name in lab.shapes:
-            left = state[name].view(-1)
-            left[min(keep, left.numel()):] = 0
-            keep -= min(keep, left.numel())
-        return state
+        return cut(state, lab.shapes, lab.keep + (DEED == "keeps too many"))
 '''
+    + FAULTS_AND_CUT
+)
 
 
 @pytest.fixture
@@ -319,9 +315,9 @@ def test_what_is_no_handover_is_refused(left, tmp_path):
         handover.take(tmp_path)
 
 
-def test_news_is_text_of_bounded_length_and_nothing_more():
+def test_messages_are_text_of_bounded_length_and_nothing_more():
     told = []
-    heard = _Heard("7", lambda *news: told.append(news))
+    heard = _Heard("7", lambda *progress: told.append(progress))
     ours, theirs = os.pipe()
     os.set_blocking(ours, False)
     lines = [
@@ -350,26 +346,26 @@ def test_news_is_text_of_bounded_length_and_nothing_more():
 
 def test_a_pruner_that_says_what_it_was_not_asked_is_refused(mine):
     with pytest.raises(PrunebenchError, match=r"Unknown option of .* 'rounds'"):
-        _resolved(mine, Described(options={"rounds": 3}, prunes=True))
-    assert _resolved("imp:rounds=3", Described(options={"rounds": 3}, prunes=True)).options == {"rounds": 3}
+        _described(mine, Described(options={"rounds": 3}, prunes=True))
+    assert _described("imp:rounds=3", Described(options={"rounds": 3}, prunes=True)).options == {"rounds": 3}
 
 
 # Names and sources
 
 
-def test_a_pruner_is_resolved_as_it_parses():
-    from prunebench.pruners import parse
+def test_a_pruner_is_described_as_it_resolves():
+    from prunebench.pruners import resolve
 
     for text in ("dense", "imp:rounds=3,shuffle=true", "iwi:ticket=random", "prunebench.pruners.imp:IMP:rounds=2"):
-        (found,), chosen = resolve([text]), parse(text)
+        (found,), resolved = describe([text]), resolve(text)
         assert (found.name, found.options, found.prunes, found.source) == (
-            chosen.name,
-            chosen.options,
-            chosen.prunes,
-            chosen.source,
+            resolved.name,
+            resolved.options,
+            resolved.prunes,
+            resolved.source,
         )
     with pytest.raises(PrunebenchError, match="did you mean 'magnitude'"):
-        resolve(["dense", "magnitud"])
+        describe(["dense", "magnitud"])
 
 
 def test_a_source_is_read_and_not_run(tmp_path):
@@ -522,12 +518,12 @@ def test_a_request_that_was_given_up_is_not_answered_in_place_of_the_next(mine, 
     for attempt in ("first", "second"):
         with pytest.raises(Enough):
             train(mine, job(mine), RULES, tmp_path / attempt, tmp_path / attempt, STORE, device="cpu", report=listen)
-        assert [one.name for one in resolve(["imp", "dense"])] == ["imp", "dense"]
+        assert [one.name for one in describe(["imp", "dense"])] == ["imp", "dense"]
 
 
 def test_paths_begin_where_the_referee_is(mine, tmp_path, monkeypatch):
     """The process was started elsewhere."""
-    resolve(["dense"])
+    describe(["dense"])
     monkeypatch.chdir(tmp_path)
     net = train("mine.py:Mine", job("mine.py:Mine"), RULES, Path("out"), Path("stages"), STORE, device="cpu")
     assert net == Path("out") / NET and (tmp_path / "stages").exists()

@@ -389,7 +389,7 @@ def test_a_killed_search_goes_on(variant, tmp_path, monkeypatch):
 
 
 def test_twin_a_search_that_forgets_its_momentum(tmp_path, monkeypatch):
-    load = prunebench.bench.lab.backend.load_kept
+    load = prunebench.bench.lab.backend.load_stage
 
     def forgetful(path):
         kept = load(path)
@@ -397,7 +397,7 @@ def test_twin_a_search_that_forgets_its_momentum(tmp_path, monkeypatch):
             return None
         return {name: 0 * t if name.startswith("first/") else t for name, t in kept[0].items()}, kept[1]
 
-    monkeypatch.setattr(prunebench.bench.lab.backend, "load_kept", forgetful)
+    monkeypatch.setattr(prunebench.bench.lab.backend, "load_stage", forgetful)
     with pytest.raises(AssertionError):
         check_resumes(tmp_path, monkeypatch, "weights")
 

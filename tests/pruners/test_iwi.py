@@ -14,7 +14,7 @@ from prunebench.bench.errors import BudgetExceeded, PrunebenchError
 from prunebench.bench.grid.run import job_of
 from prunebench.bench.grid.task import train
 from prunebench.bench.mask import draw, masked
-from prunebench.pruners import imp, iwi, parse
+from prunebench.pruners import imp, iwi, resolve
 from prunebench.pruners.imp import IMP
 from prunebench.pruners.iwi import IWI, IWIDense, inherit
 from tests.lab.test_lab import counting
@@ -39,7 +39,7 @@ class Inheriting(Watched):
 def use(pruner, tmp_path, sparsity=0.8, rules=WIDE):
     """The lab that `pruner` was let work in, and what it returned."""
     sparsity = 0.0 if isinstance(pruner, IWIDense) else sparsity
-    room = lab(tmp_path, rules, sparsity=sparsity, kind=Inheriting, resolve=lambda spec: parse(spec).pruner)
+    room = lab(tmp_path, rules, sparsity=sparsity, kind=Inheriting, resolve=lambda spec: resolve(spec).pruner)
     return room, pruner(room.job, room)
 
 
@@ -194,11 +194,11 @@ def test_iwi_dense_stops_before_the_cut(tmp_path):
 
 
 def test_iwi_dense_is_run_at_sparsity_0_alone():
-    chosen = parse("iwi-dense")
-    assert not chosen.prunes and parse("iwi").prunes
-    assert job_of(chosen, None, 0).sparsity == 0.0
+    resolved = resolve("iwi-dense")
+    assert not resolved.prunes and resolve("iwi").prunes
+    assert job_of(resolved, None, 0).sparsity == 0.0
     with pytest.raises(PrunebenchError, match=r"'iwi-dense' does not prune, so sparsity 0\.9"):
-        job_of(chosen, 0.9, 0)
+        job_of(resolved, 0.9, 0)
 
 
 def test_shuffle_permutes_the_last_mask(tmp_path):
@@ -258,7 +258,7 @@ def test_a_mended_ticket_makes_another_source(tmp_path, monkeypatch):
     mended.write_text(Path(imp.__file__).read_text() + "\n# mended\n")
     asked = ("imp", "iwi", "iwi-dense", "iwi:ticket=random", "hydra")
     before = {one: spec.source_of(one) for one in asked}
-    assert before["iwi"] == parse("iwi").source and before["iwi"] != before["iwi:ticket=random"]
+    assert before["iwi"] == resolve("iwi").source and before["iwi"] != before["iwi:ticket=random"]
     points = dict(spec.registered()) | {"imp": EntryPoint("imp", f"{mended}:IMP", spec.GROUP)}
     monkeypatch.setattr(spec, "registered", lambda: points)
     after = {one: spec.source_of(one) for one in asked}

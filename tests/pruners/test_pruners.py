@@ -13,7 +13,7 @@ from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.errors import BudgetExceeded
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.lab.schedule import Plan, Trained
+from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.train import fit
 from prunebench.bench.mask import keep_largest, shuffled
 from prunebench.pruners import baselines, imp
@@ -251,7 +251,7 @@ def test_imp_with_one_round_and_no_rewind_is_the_one_shot_ticket(tmp_path):
     assert [asked.stage for asked in room.asked] == ["search 1", "train the ticket"]
 
     def training(start, masks, epochs):
-        plan = Plan(RULES.training, RULES.threat, epochs)
+        plan = TrainingPlan(RULES.training, RULES.threat, epochs)
         return fit(room.model(start), plan, room.train, room.validation, seed=room.job.seed, masks=masks).weights
 
     fresh = room.model().state_dict()

@@ -11,7 +11,7 @@ from prunebench import pruners
 from prunebench.bench import spec
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of
-from prunebench.pruners import PRUNERS, parse
+from prunebench.pruners import PRUNERS, resolve
 from prunebench.pruners.baselines import Dense, Magnitude, Random
 from prunebench.pruners.imp import IMP
 
@@ -56,7 +56,7 @@ def mine(tmp_path):
 def refused(text):
     """The one sentence with which the pruner `text` is refused."""
     with pytest.raises(PrunebenchError) as error:
-        parse(str(text))
+        resolve(str(text))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -76,53 +76,53 @@ def test_the_built_in_pruners():
 
 @pytest.mark.parametrize("name", ["dense", "random", "magnitude", "imp"])
 def test_a_name_alone_is_the_pruner_with_its_defaults(name):
-    chosen = parse(name)
-    assert (chosen.name, chosen.options) == (name, {})
-    assert chosen.pruner == PRUNERS[name]()
-    assert chosen.prunes is (name != "dense")
+    resolved = resolve(name)
+    assert (resolved.name, resolved.options) == (name, {})
+    assert resolved.pruner == PRUNERS[name]()
+    assert resolved.prunes is (name != "dense")
 
 
 def test_options_have_the_types_of_the_fields_and_only_changes_are_kept():
-    chosen = parse("magnitude:dense=0.25,lr=1,shuffle=TRUE")
-    assert chosen.pruner == Magnitude(dense=0.25, lr=1.0, shuffle=True)
-    assert chosen.options == {"dense": 0.25, "lr": 1.0, "shuffle": True}
-    assert type(chosen.options["lr"]) is float
-    assert parse("magnitude:dense=0.5,shuffle=false").options == {}  # the defaults, spelled out
-    assert parse("imp:rounds=7").pruner == IMP(rounds=7)
+    resolved = resolve("magnitude:dense=0.25,lr=1,shuffle=TRUE")
+    assert resolved.pruner == Magnitude(dense=0.25, lr=1.0, shuffle=True)
+    assert resolved.options == {"dense": 0.25, "lr": 1.0, "shuffle": True}
+    assert type(resolved.options["lr"]) is float
+    assert resolve("magnitude:dense=0.5,shuffle=false").options == {}  # the defaults, spelled out
+    assert resolve("imp:rounds=7").pruner == IMP(rounds=7)
 
 
 def test_a_class_by_its_module():
-    chosen = parse("prunebench.pruners.baselines:Magnitude")
-    assert (chosen.pruner, chosen.name) == (Magnitude(), "prunebench.pruners.baselines.Magnitude")
-    assert parse("prunebench.pruners.imp:IMP:rounds=2").pruner == IMP(rounds=2)
+    resolved = resolve("prunebench.pruners.baselines:Magnitude")
+    assert (resolved.pruner, resolved.name) == (Magnitude(), "prunebench.pruners.baselines.Magnitude")
+    assert resolve("prunebench.pruners.imp:IMP:rounds=2").pruner == IMP(rounds=2)
 
 
 def test_a_class_in_a_file(mine, monkeypatch):
-    chosen = parse(f"{mine}:Mine:rounds=4,share=0.1,name=b,fast=true")
-    assert chosen.options == {"rounds": 4, "share": 0.1, "name": "b", "fast": True}
-    assert chosen.name == "my_pruner.Mine"  # no path of a machine gets into a record
-    assert chosen.prunes is False
+    resolved = resolve(f"{mine}:Mine:rounds=4,share=0.1,name=b,fast=true")
+    assert resolved.options == {"rounds": 4, "share": 0.1, "name": "b", "fast": True}
+    assert resolved.name == "my_pruner.Mine"  # no path of a machine gets into a record
+    assert resolved.prunes is False
     monkeypatch.chdir(mine.parent)
-    assert parse("my_pruner.py:Mine").name == "my_pruner.Mine"
+    assert resolve("my_pruner.py:Mine").name == "my_pruner.Mine"
 
 
 def test_two_files_of_one_name_are_two_pruners(mine, tmp_path):
     other = tmp_path / "other" / "my_pruner.py"
     other.parent.mkdir()
     other.write_text(MINE.replace("rounds: int = 3", "rounds: int = 30"))
-    assert parse(f"{mine}:Mine").pruner.rounds == 3
-    assert parse(f"{other}:Mine").pruner.rounds == 30
-    assert parse(f"{mine}:Mine").pruner.rounds == 3
+    assert resolve(f"{mine}:Mine").pruner.rounds == 3
+    assert resolve(f"{other}:Mine").pruner.rounds == 30
+    assert resolve(f"{mine}:Mine").pruner.rounds == 3
 
 
 def test_a_mended_pruner_is_another_pruner(mine):
-    before = parse(f"{mine}:Mine")
-    assert before.source == sha256_of(mine.read_bytes()) == parse(f"{mine}:Mine").source
+    before = resolve(f"{mine}:Mine")
+    assert before.source == sha256_of(mine.read_bytes()) == resolve(f"{mine}:Mine").source
     mine.write_text(MINE.replace("rounds: int = 3", "rounds: int = 5"))
-    after = parse(f"{mine}:Mine")
+    after = resolve(f"{mine}:Mine")
     assert after.source == sha256_of(mine.read_bytes()) != before.source
     assert after.pruner.rounds == 5
-    assert parse("imp").source != parse("magnitude").source
+    assert resolve("imp").source != resolve("magnitude").source
 
 
 def test_pruners_installed_by_others_are_found_by_name_and_imported_when_used(mine, monkeypatch):
@@ -139,7 +139,7 @@ def test_pruners_installed_by_others_are_found_by_name_and_imported_when_used(mi
     monkeypatch.delitem(sys.modules, "my_pruner")
     assert list(registry) == ["broken", "empty", "mine"]
     assert "my_pruner" not in sys.modules
-    assert parse("mine:rounds=9").options == {"rounds": 9}
+    assert resolve("mine:rounds=9").options == {"rounds": 9}
     assert "my_pruner" in sys.modules
     del sys.modules["my_pruner"]
     assert pruners.summary("mine") == "Mine prunes. Options: rounds=3, share=0.5, name=a, fast=false."
@@ -199,7 +199,7 @@ def test_what_cannot_be_read_says_why(text, said):
 
 
 def test_classes_that_are_no_pruners(mine):
-    assert parse(f"{mine}:Mine").pruner.rounds == 3
+    assert resolve(f"{mine}:Mine").pruner.rounds == 3
     assert "is not a pruner: write a frozen dataclass with __call__" in refused(f"{mine}:NoPruner")
     assert "Unknown class in" in refused(f"{mine}:Plain")
     assert "did you mean 'Mine'?" in refused(f"{mine}:Mime")
@@ -217,5 +217,5 @@ def test_a_file_that_cannot_be_imported(tmp_path, text, said):
 def test_an_option_of_a_type_that_no_command_line_can_spell(tmp_path):
     path = tmp_path / "odd.py"
     path.write_text(MINE.replace("rounds: int = 3", "rounds: int | None = 3"))
-    assert parse(f"{path}:Mine:share=0.25").options == {"share": 0.25}
+    assert resolve(f"{path}:Mine:share=0.25").options == {"share": 0.25}
     assert "is not of type int | None; its default is 3." in refused(f"{path}:Mine:rounds=4")

@@ -244,7 +244,7 @@ def test_only_what_is_classified_rightly_is_attacked(tmp_path, monkeypatch):
 
 def test_progress_tells_how_much_is_left(nets, quick):
     told = []
-    scoring(nets["dense"], None, changed(shard=32), report=lambda *news: told.append(news))
+    scoring(nets["dense"], None, changed(shard=32), report=lambda *progress: told.append(progress))
     beside = [*WEAK, *(f"pgd-20 eps {eps}" for eps in ("3:80", "3:40", "9:80", "9:40", "3:10", "9:20", "1:2"))]
     assert {what for what, _, _ in told} == {f"shard {k}, {name}" for k in (1, 2) for name in [*RANKED, *beside]}
     done = [value for _, value, _ in told]

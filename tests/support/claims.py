@@ -18,7 +18,7 @@ from prunebench.bench.checkpoint import open_net
 from prunebench.bench.claims.claim import Claim, load_claim
 from prunebench.bench.claims.make import make
 from prunebench.bench.files import sha256_of, write_bytes
-from prunebench.bench.outcomes import load_arrays, pack_outcomes, standing
+from prunebench.bench.outcomes import load_arrays, pack_outcomes, standing_of
 from prunebench.bench.score.scoring import score
 from tests.support.nets import STORE, changed, quick_attacks, seal_state, suite_with
 
@@ -65,13 +65,13 @@ def edited(claim: Path, *, drop: tuple[str, ...] = (), **changes) -> Path:
 def robust(claim: Path) -> np.ndarray:
     """Which images are claimed to stand."""
     facts: Claim = load_claim(claim)
-    return standing(load_arrays(claim.parent / "outcomes.npz", facts.outcomes.sha256, "outcomes"))
+    return standing_of(load_arrays(claim.parent / "outcomes.npz", facts.outcomes.sha256, "outcomes"))
 
 
 def overstated(claim: Path, points: float) -> Path:
     """Rewrite the claim and its outcomes, consistently, to say that so many points more of the images stand."""
     arrays = load_arrays(claim.parent / "outcomes.npz", load_claim(claim).outcomes.sha256, "outcomes")
-    bits = standing(arrays)
+    bits = standing_of(arrays)
     bits[np.flatnonzero(arrays["clean"] & ~bits)[: round(points * N / 100)]] = True
     return claiming(claim, bits)
 

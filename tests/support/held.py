@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunebench.bench.data import Split, Store
-from prunebench.bench.lab.train import Report
+from prunebench.bench.progress import ProgressCallback
+from tests.support.pruner_texts import FAULTS_AND_CUT
 
 NODE = "PRUNEBENCH_TEST_NODE"
 
@@ -73,14 +74,15 @@ class Telling:
     name: str
     go: Path
 
-    def __call__(self, report: Report) -> str:
+    def __call__(self, report: ProgressCallback) -> str:
         report("half", 1.0, 2.0)
         while not self.go.exists():
             time.sleep(0.1)
         return "done"
 
 
-PRUNER = '''
+PRUNER = (
+    '''
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,17 +96,10 @@ class Held:
     mode: str = "works"
 
     def __call__(self, job, lab):
-        if self.mode == "raises":
-            raise RuntimeError("the pruner has a fault")
-        if self.mode == "dies":
-            import os, signal
-            os.kill(os.getpid(), signal.SIGKILL)
+        fail(self.mode)
         first = lab.fit("first", lab.initial(), epochs=1)
         hold(Path(__file__).with_name("training-held"))
-        state, keep = lab.fit("second", first.weights, epochs=1).weights, lab.keep
-        for name in lab.shapes:
-            flat = state[name].view(-1)
-            flat[min(keep, flat.numel()):] = 0
-            keep -= min(keep, flat.numel())
-        return state
+        return cut(lab.fit("second", first.weights, epochs=1).weights, lab.shapes, lab.keep)
 '''
+    + FAULTS_AND_CUT
+)

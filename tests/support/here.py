@@ -26,7 +26,7 @@ class Here:
         future.set_result(step(lambda *told: self.told.append((step.name, *told))))
         return future
 
-    def news(self):
+    def updates(self):
         told, self.told = self.told, []
         return iter(told)
 

@@ -27,7 +27,7 @@ from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.protocol import Job, Protocol, Threat, Training
-from prunebench.pruners import parse
+from prunebench.pruners import resolve
 
 TINY = Protocol(
     name="tiny",
@@ -75,8 +75,8 @@ UNATTACKED = changed(
 
 def job(spec: str = "dense", sparsity: float | None = None, seed: int = 0) -> Job:
     """The job of the pruner `spec`; sparsity 0.9 where one is needed."""
-    chosen = parse(spec)
-    return job_of(chosen, 0.9 if sparsity is None and chosen.prunes else sparsity, seed)
+    resolved = resolve(spec)
+    return job_of(resolved, 0.9 if sparsity is None and resolved.prunes else sparsity, seed)
 
 
 def make_nets(folder: Path) -> dict[str, Path]:

@@ -23,8 +23,8 @@ def outcomes(n: int, clean: int, robust: int) -> bytes:
     """Outcomes in which the first `clean` of `n` images are right, and all attacks but the first find nothing."""
     labels = np.arange(n) % 10
     predicted = np.where(np.arange(n) < clean, labels, (labels + 1) % 10)
-    alive = np.arange(n) < robust
-    return pack_outcomes(labels, predicted, dict.fromkeys(ATTACKS, alive), {"pgd-20": alive}, {"0.2": alive})
+    standing = np.arange(n) < robust
+    return pack_outcomes(labels, predicted, dict.fromkeys(ATTACKS, standing), {"pgd-20": standing}, {"0.2": standing})
 
 
 def make(

@@ -86,14 +86,14 @@ def ages(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> dict[s
         path.unlink()
     records.refusal().save(made["attacked"] / "job" / "refusal.json")  # as an earlier scoring may have left it
 
-    def tell(*news: object) -> None:
+    def send(*message: object) -> None:
         if all(list((made["cut"] / "stages").rglob(f"{name}.safetensors")) for name in ("done", "partial")):
             raise Cut
 
     task = task_in(made["cut"])
     asked = Play(task.spec, task.job, RULES, STORE, task.folder, task.stages, "cpu", torch.get_num_threads(), False)
     with pytest.raises(Cut):
-        play(asked, tell)
+        play(asked, send)
     return made
 
 

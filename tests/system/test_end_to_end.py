@@ -13,7 +13,7 @@ import pytest
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.protocol import Threat
-from prunebench.bench.record import load_records
+from prunebench.bench.record import Record, load_all
 from tests.support.nets import RANKED, changed, toml
 
 RULES = changed(threat=Threat(norm="Linf", eps="0.1"), train=128, test=16, shard=16, seeds=(0, 1))
@@ -37,8 +37,9 @@ def test_from_a_protocol_to_a_checked_board(tmp_path):
 def the_run_ends_in_a_ranked_board(folder, code, out, err):
     assert code == 0, err
     assert "4 jobs of tiny, 2 side by side" in err and "Traceback" not in err
-    records = load_records(folder / "out" / "records")
+    records = list(load_all(folder / "out" / "records").values())
     assert len(records) == 4 and not any(record.official for record in records)
+    assert all(isinstance(record, Record) for record in records), "a net was refused"
     assert "dense" in out and "magnitude" in out and "Written: " in out
     assert "Origin of all rows: trained here." in " ".join(out.split())
 
@@ -48,11 +49,11 @@ def the_run_ends_in_a_ranked_board(folder, code, out, err):
         with np.load(outcomes_path(path)) as raw:
             assert len(raw["labels"]) == 16
             clean = raw["labels"] == raw["predicted"]
-            alive = clean.copy()
+            standing = clean.copy()
             for attack in RANKED:
-                assert not (raw[f"survived/{attack}"] & ~alive).any()
-                alive &= raw[f"survived/{attack}"]
-        counted.setdefault((record.job.label, record.job.sparsity), []).append((alive.mean(), clean.mean()))
+                assert not (raw[f"survived/{attack}"] & ~standing).any()
+                standing &= raw[f"survived/{attack}"]
+        counted.setdefault((record.job.label, record.job.sparsity), []).append((standing.mean(), clean.mean()))
         net = next((folder / "out" / "jobs").glob(f"{record.job.name}-*")) / "net.safetensors"
         assert open_net(net).id == record.net
         assert record.net.nonzero == (38160 if record.job.pruner == "dense" else 3816)

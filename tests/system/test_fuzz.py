@@ -30,7 +30,7 @@ import tomli_w
 import torch
 from safetensors.torch import save as save_safetensors
 
-from prunebench.bench import adversarials
+from prunebench.bench import adversarials, signature
 from prunebench.bench.checkpoint import open_net, pack, unpack
 from prunebench.bench.claims.claim import load_claim, outcomes_of, rules_of, sound
 from prunebench.bench.claims.make import make
@@ -38,9 +38,9 @@ from prunebench.bench.cli import main
 from prunebench.bench.errors import LONGEST, PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of
 from prunebench.bench.interop import checkpoints
-from prunebench.bench.lab.schedule import Plan
+from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.models import build
-from prunebench.bench.outcomes import load_arrays, outcomes_path, recount, standing
+from prunebench.bench.outcomes import load_arrays, outcomes_path, recount, standing_of
 from prunebench.bench.protocol import load
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.score.curve import radii
@@ -365,7 +365,7 @@ def test_outcomes_and_proposals(tmp_path, share):
                 assert found.images.shape[1:] == images.shape[1:] and len(found.index) == len(found.images)
             else:
                 found = recount(path, record.model_copy(update={"outcomes": sha256_of(changed)}))
-                assert standing(found).sum() == record.score.robust
+                assert standing_of(found).sum() == record.score.robust
 
         tally.run(case, read)
     tally.close()
@@ -433,7 +433,7 @@ def test_protocols(tmp_path, share):
             assert (
                 len(rules.sha256) == 64
                 and rules.threat.radius > 0
-                and Plan(rules.training, rules.threat, 1).passes(1) > 0
+                and TrainingPlan(rules.training, rules.threat, 1).passes(1) > 0
             )
             assert all(len(eps) < 200 for eps in radii(rules.threat, 64))
             if rules.data == "digits":
@@ -565,6 +565,7 @@ VERBS = (
     "import",
     "inspect",
     "rank",
+    "sign",
     "site",
     "compare",
     "claim",
@@ -642,6 +643,7 @@ OPTIONS = {
     "--format": ("md,csv", "", ",", "x"),
     "--check": (),
     "--net": PATHS,
+    "--key": PATHS,
     "--level": ("replay", "quick", "full", "x"),
     "--help": (),
     "--no-such": ("x",),
@@ -664,6 +666,7 @@ SOUND = {
     ),
     "inspect": (["bent.net"], ("--json",)),
     "rank": (["digits-linf"], ("--out", "--format", "--check")),
+    "sign": (["record.json", "--key", "bent.net"], ("--key",)),
     "site": (["digits-linf", "--out", "o"], ("--out",)),
     "compare": (["record.json", "digits-linf/imp-s0.9-seed0.json"], ("--json",)),
     "claim": (["digits-linf/imp-s0.9-seed0.json", "--out", "o"], ("--net", "--out")),
@@ -709,6 +712,7 @@ def test_command_lines(tmp_path, share, monkeypatch):
     """Each ends with the exit code 0, 1 or 2, and what it says steers no terminal."""
     tally = Tally("lines", share)
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(signature, "PASSPHRASE", 1.0)  # a key may be a pipe that nobody writes to
     threads = torch.get_num_threads()
     for case in tally.cases:
         draw, work = random.Random(case), tmp_path / "work"

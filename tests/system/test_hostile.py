@@ -175,7 +175,7 @@ def test_a_stored_image_without_finite_logits_refuses_a_replay(tmp_path, monkeyp
 # Rounding and sizes
 
 
-def standing(net):
+def standing_of(net):
     """Which of the images stand after all of AutoAttack, and the referee."""
     judge = Referee(net, FEW, 64, CPU)
     clean = judge.answers(IMAGES) == TEST.labels
@@ -187,7 +187,7 @@ def standing(net):
 def plain(nets):
     """A trained net, and which images stand."""
     net = open_net(nets["dense"]).module
-    return net, standing(net)[0]
+    return net, standing_of(net)[0]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def plain(nets):
 def test_an_offset_buys_no_image(kind, size, plain, monkeypatch):
     net, honest = plain
     assert 4 <= honest.sum() <= 20
-    found, _ = standing(rescaled(net, kind, size))
+    found, _ = standing_of(rescaled(net, kind, size))
     assert not (found & ~honest).any()
 
 
@@ -215,7 +215,7 @@ def test_a_referee_that_trusts_float32_sells_images(kind, size, plain, monkeypat
     monkeypatch.setattr(referee, "unheld", lambda narrow, wide: torch.zeros(len(narrow), dtype=torch.bool))
     monkeypatch.setattr(referee, "undecided", lambda logits: torch.zeros(len(logits), dtype=torch.bool))
     monkeypatch.setattr(Referee, "_looked", lambda self, shape: self.sizes)
-    found, _ = standing(rescaled(plain[0], kind, size))
+    found, _ = standing_of(rescaled(plain[0], kind, size))
     assert (found & ~plain[1]).any()
 
 
@@ -223,11 +223,11 @@ def test_a_referee_that_trusts_float32_sells_images(kind, size, plain, monkeypat
 def test_sizes_beyond_float32_are_attacked_in_float64(kind, size, plain, monkeypatch):
     use_attacks(monkeypatch, {"apgd-t": RANKED["apgd-t"]})
     net, honest = plain
-    found, judge = standing(rescaled(net, kind, size))
+    found, judge = standing_of(rescaled(net, kind, size))
     assert judge.fast is judge.wide and judge.sizes.excess > 1
     assert judge.fast.bits(IMAGES.shape[1:]) == "float64"
     assert not (found & ~honest).any()
-    assert standing(net)[1].sizes.excess < 1e-3
+    assert standing_of(net)[1].sizes.excess < 1e-3
 
 
 def test_only_in_the_ball(plain):

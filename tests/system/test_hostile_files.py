@@ -21,7 +21,7 @@ from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.bench.interop import checkpoints
-from prunebench.bench.lab.stages import load_kept
+from prunebench.bench.lab.stages import load_stage
 from prunebench.bench.models import LARGEST, build, size
 from prunebench.bench.outcomes import complete, outcomes_path, pairs_path, recount
 from prunebench.bench.protocol import EPOCHS, PROTOCOLS, Job, from_values, load
@@ -78,7 +78,7 @@ def test_what_may_be_missing_counts_as_missing_when_it_is_no_file(place, sealed,
         PLACES[place](tmp_path / name)
     assert _listed(tmp_path / MANIFEST) == frozenset()
     assert effort_of(tmp_path / "net", header) is None
-    assert load_kept(tmp_path / "done.safetensors") is None
+    assert load_stage(tmp_path / "done.safetensors") is None
     assert digest_of(tmp_path / TIMES) is None
     calls = []
 

@@ -32,9 +32,9 @@ def test_16_images(monkeypatch):
 
 def test_the_limits_on_paper():
     """One count in 256 and three images; images that change places count too."""
-    stand = torch.arange(256) < 100
+    standing = torch.arange(256) < 100
     for moved, agrees in (([99], True), ([98, 99], False), ([99, 100], True), ([98, 99, 100, 101], False)):
-        other = stand.clone()
+        other = standing.clone()
         other[moved] = ~other[moved]
-        assert Verdicts(other, stand).differ == moved
-        assert Verdicts(other, stand).agree is agrees
+        assert Verdicts(other, standing).differ == moved
+        assert Verdicts(other, standing).agree is agrees
