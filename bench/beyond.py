@@ -22,13 +22,14 @@ class Best(Strict):
     """The images that survive AutoAttack and then every attack of the suite `suite`, each on the survivors so far.
 
     `by`: how many images each attack was the first to fool, in the order that the attacks ran. `long`: how many images
-    were in shards where the suite's long attacks ran too.
+    were in shards where the suite's long attacks ran too. `passes`: the sample passes of all these attacks.
     """
 
     suite: str
     robust: Natural
     by: dict[str, Natural]
     long: Natural
+    passes: Natural
 
     def kinds(self, n: int) -> Kinds:
         """The arrays of `n` images that hold the raw outcomes: the survivors after each attack."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from prunebench.bench.beyond import Kinds
 from prunebench.bench.bounded import arrays_of
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import read_known
@@ -38,18 +39,20 @@ def pack_outcomes(
     survived: Mapping[str, np.ndarray],
     weak: Mapping[str, np.ndarray],
     curve: Mapping[str, np.ndarray],
+    beyond: Mapping[str, np.ndarray] | None = None,
 ) -> bytes:
     """The bytes of an outcomes file: true labels, predicted labels, and per attack the images that survive it.
 
     `labels`, `predicted`: int64, shape (n,). `survived`: bool, shape (n,), in the order that the attacks ran. `weak`,
-    by attack, and `curve`, by eps: the same, but each attack runs alone on all images.
+    by attack, and `curve`, by eps: the same, but each attack runs alone on all images. `beyond`: more arrays, under the
+    names of `Beyond.kinds`.
     """
     arrays: dict[str, np.ndarray] = {"labels": labels.astype(_LABEL), "predicted": predicted.astype(_LABEL)}
     arrays |= {"clean": labels == predicted}
     for kind, bits in (("survived", survived), ("weak", weak), ("curve", curve)):
         arrays |= {f"{kind}/{name}": standing.astype(bool) for name, standing in bits.items()}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **arrays, **(beyond or {}))  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
@@ -64,7 +67,9 @@ def recount(path: Path, record: Record) -> dict[str, np.ndarray]:
     beside = {f"weak/{attack}": count for attack, count in score.weak.items()}
     beside |= {f"curve/{point.eps}": point.robust for point in score.curve}
     bits = dict.fromkeys(["clean", *(f"survived/{attack}" for attack in score.survived), *beside], np.dtype(bool))
-    wanted = {name: (kind, (score.n,)) for name, kind in {"labels": _LABEL, "predicted": _LABEL, **bits}.items()}
+    kinds = {"labels": _LABEL, "predicted": _LABEL, **bits}
+    wanted: Kinds = {name: (kind, (score.n,)) for name, kind in kinds.items()}
+    wanted |= record.beyond.kinds(score.n)
     found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     if found != wanted:
         odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
@@ -74,12 +79,13 @@ def recount(path: Path, record: Record) -> dict[str, np.ndarray]:
         raise PrunebenchError(
             f"{raw} contradicts itself: its clean bits are not those of its labels; score the net again."
         )
-    counted = {"clean": (int(standing.sum()), score.clean)}
+    counted: dict[str, tuple[float | None, float | None]] = {"clean": (int(standing.sum()), score.clean)}
     for attack in score.survived:
         standing = standing & arrays[f"survived/{attack}"]
         counted[attack] = (int(standing.sum()), score.survived[attack])
     counted["robust"] = (int(standing.sum()), score.robust)
     counted |= {what: (int((arrays["clean"] & arrays[what]).sum()), stated) for what, stated in beside.items()}
+    counted |= record.beyond.recounted(arrays, standing)
     for what, (count, stated) in counted.items():
         if count != stated:
             raise PrunebenchError(f"{path} says {what} = {stated}, its outcomes say {count}; score the net again.")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
+from prunebench.bench.beyond import Beyond
 from prunebench.bench.bounded import json_of
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.facts import Cost, DataId, NetId, ProtocolId, Score, Sha256
@@ -15,9 +16,9 @@ from prunebench.bench.protocol import PROTOCOLS, Job, Protocol
 from prunebench.bench.schema import Strict, explain
 
 # Schema 4 added `processor_seconds`. Schema 5 added the rules and renamed `disagreements` to `rejected` and
-# `unconfirmed` to `kernel_only`. Older records remain readable under their own hash.
-Schema = Literal[3, 4, 5]
-SCHEMA: Schema = 5
+# `unconfirmed` to `kernel_only`. Schema 6 added `beyond`. Older records remain readable under their own hash.
+Schema = Literal[3, 4, 5, 6]
+SCHEMA: Schema = 6
 _RENAMED = {"disagreements": "rejected", "unconfirmed": "kernel_only"}  # in schema 5
 LARGEST = 8 * 2**20  # bytes; our records and outcomes files are far smaller
 LARGEST_NET = 2**28  # bytes of a net file; the largest net of the table takes 60 MB
@@ -57,6 +58,7 @@ class Record(Hashed):
     job: Job
     net: NetId
     score: Score
+    beyond: Beyond = Beyond()
     data: DataId
     official: bool
     cost: Cost
@@ -98,6 +100,8 @@ class Record(Hashed):
     def _has_what_its_schema_has(self) -> Record:
         if self.schema_ < 4 and self.cost.processor_seconds is not None:
             raise ValueError(f"cost.processor_seconds = {self.cost.processor_seconds}: absent before schema 4")
+        if self.schema_ < 6 and self.beyond != Beyond():
+            raise ValueError(f"beyond is in records from schema 6 on, and this is schema {self.schema_}")
         if (self.rules is None) != (self.schema_ < 5):
             raise ValueError(f"rules are in records from schema 5 on, and this is schema {self.schema_}")
         if self.rules is not None:
@@ -120,6 +124,8 @@ class Record(Hashed):
     @model_serializer(mode="wrap")
     def _as_its_schema_has_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
+        if self.schema_ < 6:
+            del values["beyond"]
         if self.schema_ < 5:
             del values["rules"]
             old = {new: old for old, new in _RENAMED.items()}

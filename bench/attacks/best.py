@@ -67,5 +67,5 @@ BEST = Pursuit(
         "square-20k": Listed(partial(long_square, salt=1), _queries),
         "square-20k-again": Listed(partial(long_square, salt=2), _queries),
     },
-    trigger=0.02,
+    trigger=0.04,
 )

@@ -15,10 +15,10 @@ from prunebench.bench.attacks.suite import Listed
 from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.checkpoint import Net
 from prunebench.bench.data import Split, as_float
-from prunebench.bench.protocol import Threat
 from prunebench.bench.schema import exact
 from prunebench.bench.score.curve import radii
-from prunebench.bench.score.journal import Entry, Finding, Journal
+from prunebench.bench.score.journal import Journal
+from prunebench.bench.score.line import Line
 from prunebench.bench.score.progress import ProgressEstimate
 from prunebench.bench.score.referee import Referee
 from prunebench.bench.seeds import derive
@@ -73,7 +73,7 @@ def attack_shard(
     """
     rules, suite = referee.rules, suite_of(referee.rules)
     shard = referee.shards(len(test))[number]
-    line = _Line(referee, test.take(shard), shard, journal, progress)
+    line = Line(referee, test.take(shard), shard, journal, progress)
     standing, images = clean, None
     after: Bits = {}
     if keep_images:
@@ -142,49 +142,3 @@ def attack_all(
     each = partial(attack_shard, only=only, seed=seed, also=also, keep_images=keep_images, progress=progress)
     shards = enumerate(referee.shards(len(test)))
     return joined([each(referee, test, number, clean[shard], journal) for number, shard in shards])
-
-
-class _Line:
-    """The images of one shard and the journal entries of the attacks run on them."""
-
-    def __init__(
-        self, referee: Referee, part: Split, shard: slice, journal: Journal, progress: ProgressEstimate | None
-    ) -> None:
-        self.referee, self.part, self.shard, self.journal, self.progress = referee, part, shard, journal, progress
-        self.entries: list[Entry] = []
-
-    def run(
-        self,
-        name: str,
-        listed: Listed,
-        seed: int,
-        standing: Tensor,
-        images: Tensor | None = None,
-        threat: Threat | None = None,
-    ) -> Tensor:
-        """The images of `standing`, bool (k,), that survive an attack; adversarials of the rest go to `images`."""
-        label = name.replace(":", " ") if threat is None else f"{name} eps {threat.eps.replace('/', ':')}"
-        listen = (
-            None
-            if self.progress is None
-            else self.progress.listener(name, label, self.shard.start // self.referee.rules.shard)
-        )
-
-        def measure() -> Finding:
-            after = standing.clone()
-            if not after.any():
-                return Finding(after, 0, 0, self.referee.batch, 0, as_float(self.part.images[:0]))
-            part = self.part.take(after.nonzero().squeeze(1))
-            found = self.referee.fooled(listed.attack, as_float(part.images), part.labels, seed, threat, listen)
-            after[standing] = ~found.fooled
-            return Finding(
-                after, found.rejected, found.kernel_only, self.referee.batch, found.passes, found.images[found.fooled]
-            )
-
-        entry, found = self.journal.entry(label, self.shard, seed, standing, measure, keep_images=images is not None)
-        if self.progress is not None:
-            self.progress.finished(name, len(standing), int(entry.bits.sum()))
-        self.entries.append(entry)
-        if images is not None and found is not None:
-            images[standing & ~entry.bits] = found
-        return entry.bits

@@ -44,15 +44,23 @@ class ProgressEstimate:
         report: ProgressCallback,
         also: Mapping[str, Listed],
         only: Sequence[str] | None = None,
+        *,
+        best: bool = False,
     ) -> None:
-        """`images`: the number of images of `test` to attack; `also`, `only`: as in `cascade.attack_shard`."""
+        """`images`: the number of images of `test` to attack; `also`, `only`: as in `cascade.attack_shard`.
+
+        `best`: the survivors are attacked again; the long attacks are not part of the estimate.
+        """
         suite, shape = suite_of(rules), shape_of(test)
-        self.images, self.report, self.ranked = images, report, suite.ranked
+        self.images, self.report = images, report
         self.done = self.current = self.estimate = 0.0
         self.price = suite.prices(rules.threat, shape)
         self.price |= {name: listed.price(rules.threat, shape) for name, listed in also.items()}
         if only is not None:
             self.price = {name: self.price[name] for name in only}
+        again = suite.best.short if best else {}
+        self.price |= {name: listed.price(rules.threat, shape) for name, listed in again.items()}
+        self.in_turn = {*suite.ranked, *again}  # each on the survivors of those before
         self.seen = dict.fromkeys(self.price, (0, 0))  # attack -> images attacked, images that survived
         self.runs = dict.fromkeys(self.price, 1) | {suite.curve: len(radii(rules.threat, math.prod(shape)))}
 
@@ -70,7 +78,7 @@ class ProgressEstimate:
     def finished(self, attack: str, reached: int, survived: int) -> None:
         """Record how many images of a shard an attack reached, and how many survived it."""
         self.done, self.current = self.done + self.current, 0.0
-        before = self.seen[attack]
+        before = self.seen.get(attack, (0, 0))
         self.seen[attack] = (before[0] + reached, before[1] + survived)
 
     def _remaining(self) -> float:
@@ -78,7 +86,7 @@ class ProgressEstimate:
         total, share = 0.0, 1.0
         for attack, price in self.price.items():
             reached, survived = self.seen[attack]
-            ranked = attack in self.ranked
+            ranked = attack in self.in_turn
             total += (self.images * self.runs[attack] - reached) * (share if ranked else 1.0) * price
             if ranked and reached:
                 share = survived / reached

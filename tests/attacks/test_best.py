@@ -16,7 +16,7 @@ from prunebench.bench.attacks.suite import Listed
 from prunebench.bench.executor import fast
 from prunebench.bench.protocol import Threat
 
-THREATS = [Threat(norm="Linf", eps="0.1"), Threat(norm="L2", eps="0.3")]
+THREATS = [Threat(norm="Linf", eps="0.03"), Threat(norm="L2", eps="0.1")]
 BY_GRADIENT = {name: listed for name, listed in BEST.attacks.items() if "square" not in name}
 PIXELS = 16
 
@@ -31,14 +31,14 @@ def fooled(listed: Listed, model, images: Tensor, labels: Tensor, threat: Threat
 
 
 class Linear(nn.Module):
-    """Logits W x + b of images (n, 1, 4, 4)."""
+    """Logits W (x - 1/2) of images (n, 1, 4, 4)."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(classes, PIXELS, generator=draw(1)), requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return images.flatten(1) @ self.weight.T
+        return (images - 0.5).flatten(1) @ self.weight.T
 
 
 class Still(nn.Module):
@@ -56,17 +56,21 @@ class Still(nn.Module):
 @pytest.mark.parametrize("name", BY_GRADIENT)
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_a_linear_net_is_fooled_exactly_where_a_boundary_is_within_reach(name, threat, classes):
+    """An attack without targets may climb towards the wrong class where there are several; it never goes too far."""
     net = Linear(classes)
-    images = 0.3 + 0.4 * torch.rand(60, 1, 4, 4, generator=draw(2))  # the ball lies inside [0, 1]
+    images = 0.12 + 0.76 * torch.rand(60, 1, 4, 4, generator=draw(2))  # the ball lies inside [0, 1]
     logits = net(images)
     labels = logits.argmax(1)
     apart = net.weight[:, None] - net.weight[labels][None]  # (classes, n, pixels)
     reach = threat.radius * apart.norm(p=1 if threat.norm == "Linf" else 2, dim=2).T
-    left = (reach - (logits.max(1, keepdim=True).values - logits)).amax(1)  # how far beyond the nearest boundary
+    beyond = reach - (logits.max(1, keepdim=True).values - logits)
+    left = beyond.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1)  # how far the ball reaches over a boundary
     clear = left.abs() > 0.02 * reach.amax(1)  # steps of finite length may miss by a hair
     found = fooled(BY_GRADIENT[name], net, images, labels, threat)
     assert 5 < int((left > 0).sum()) < 55
-    assert torch.equal(found[clear], left[clear] > 0)
+    assert not (found & clear & (left <= 0)).any()
+    if classes == 2 or "malt" in name or "targets" in name or "long" in name:
+        assert torch.equal(found[clear], left[clear] > 0)
     assert int(fooled(BY_GRADIENT[name], Still(net), images, labels, threat).sum()) < int(found.sum()) / 2  # the twin
 
 
@@ -97,10 +101,11 @@ def test_leaking_gradients_find_what_a_unit_that_is_off_hides():
     net = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 1), nn.ReLU(), nn.Linear(1, 2)).eval().requires_grad_(False)
     net[1].weight.fill_(2.0), net[1].bias.fill_(-2 * 16 * 0.59)
     net[3].weight.copy_(torch.tensor([[0.0], [1.0]])), net[3].bias.copy_(torch.tensor([0.05, 0.0]))
+    threat = Threat(norm="Linf", eps="0.1")
     images, labels = torch.full((5, 1, 4, 4), 0.5), torch.zeros(5, dtype=torch.int64)
     listed = BEST.short["malt-leak-.01"]
-    assert fooled(listed, fast(net, always=True, leak=listed.leak), images, labels, THREATS[0]).all()
-    assert not fooled(listed, fast(net, always=True), images, labels, THREATS[0]).any()  # the twin does not leak
+    assert fooled(listed, fast(net, always=True, leak=listed.leak), images, labels, threat).all()
+    assert not fooled(listed, fast(net, always=True), images, labels, threat).any()  # the twin does not leak
 
 
 def test_targets_are_ordered_by_the_distance_of_their_boundary():

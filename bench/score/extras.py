@@ -1,0 +1,31 @@
+"""The measurements that a scoring makes on request, by the names that `--also` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from prunebench.bench.data import Split
+from prunebench.bench.schema import Strict
+from prunebench.bench.score.referee import Referee
+from prunebench.bench.seeds import derive
+
+Arrays = dict[str, np.ndarray]  # for the outcomes file
+Extra = Callable[[Referee, Split, Tensor, Tensor, int], tuple[Strict, Arrays]]
+# Each takes the images right when clean and the survivors of AutoAttack, bool (n,), and a seed.
+
+EXTRAS: Mapping[str, Extra] = {}
+
+
+def measured(
+    names: Sequence[str], referee: Referee, test: Split, clean: Tensor, robust: Tensor
+) -> tuple[dict[str, Strict], Arrays]:
+    """The facts for `beyond` in a record, by field, and the arrays for its outcomes file."""
+    facts, arrays = dict[str, Strict](), Arrays()
+    for name in names:
+        seed = derive(referee.rules.attack_seed, name)
+        facts[name.replace("-", "_")], more = EXTRAS[name](referee, test, clean, robust, seed)
+        arrays |= more
+    return facts, arrays
