@@ -71,9 +71,7 @@ def recount(path: Path, record: Record) -> dict[str, np.ndarray]:
         raise PrunebenchError(f"{raw} and {path} differ in the images or attacks of {odd}; score the net again.")
     alive = arrays["labels"] == arrays["predicted"]
     if not np.array_equal(alive, arrays["clean"]):
-        raise PrunebenchError(
-            f"{raw} contradicts itself: its clean bits are not those of its labels; score the net again."
-        )
+        raise PrunebenchError(f"{raw} contradicts itself: its clean bits do not match its labels; score the net again.")
     counted = {"clean": (int(alive.sum()), score.clean)}
     for attack in score.survived:
         alive = alive & arrays[f"survived/{attack}"]
@@ -82,7 +80,7 @@ def recount(path: Path, record: Record) -> dict[str, np.ndarray]:
     counted |= {what: (int((arrays["clean"] & arrays[what]).sum()), stated) for what, stated in beside.items()}
     for what, (count, stated) in counted.items():
         if count != stated:
-            raise PrunebenchError(f"{path} says {what} = {stated}, its outcomes say {count}; score the net again.")
+            raise PrunebenchError(f"{path} says {what} = {stated}, but its outcomes say {count}; score the net again.")
     return arrays
 
 

@@ -188,11 +188,11 @@ def forecast_table(found: Forecast) -> list[Table | str]:
     spans = [
         f"In all about {_duration(span)} on {count} of this device, {side}." for count, span in found.spans.items()
     ]
-    shares = f"{found.shares.clean:.0%} of the test images right and {found.shares.robust:.0%} robust"
+    shares = f"{found.shares.clean:.0%} of the test images correct and {found.shares.robust:.0%} robust"
     about = (
-        "Sample passes (forward 1, backward 2) in millions, as they are charged. A stage\n"
-        "that jobs share is computed once: its time and disk stand with the first. Times\n"
-        "are one worker's, after short trials here.\n"
+        "Sample passes (forward 1, backward 2) in millions, as charged. A stage\n"
+        "that jobs share is computed once; the first job bears its time and disk. Times\n"
+        "are for one worker, from short trials on this machine.\n"
         f"Assumed of every net: {shares} (--clean, --robust)."
     )
     return [
@@ -218,10 +218,10 @@ def score_table(record: Record) -> list[Table | str]:
     rules = f"{record.protocol.name} v{record.protocol.version}, {'official' if record.official else 'not official'}"
     return [
         f"{record.job.label}, sparsity {record.net.sparsity:.4f}, {rules}\n",
-        table("still right", "images", "% [95 % interval]", rows=rows, right=("images",)),
+        table("still correct", "images", "% [95 % interval]", rows=rows, right=("images",)),
         "",
         table(
-            "eps", "still right after pgd-20", rows=[(p.eps, rate(p.robust)[1]) for p in score.curve], right=("eps",)
+            "eps", "still correct after pgd-20", rows=[(p.eps, rate(p.robust)[1]) for p in score.curve], right=("eps",)
         ),
         "",
         table("flag", "", "", rows=[_flag_row(flag) for flag in score.flags]),

@@ -39,7 +39,7 @@ def job_of(chosen: Pruner, sparsity: float | None, seed: int) -> Job:
     if not chosen.prunes:
         if sparsity:
             raise PrunebenchError(
-                f"Pruner {chosen.name!r} does not prune, so sparsity {sparsity} makes no sense; use 0."
+                f"Pruner {chosen.name!r} does not prune, so sparsity {sparsity} is impossible; use 0."
             )
         sparsity = 0.0
     elif sparsity is None:

@@ -238,8 +238,8 @@ class Lab:
         plan = Plan(recipe.model_validate(recipe.model_dump() | wanted), self.protocol.threat, epochs, first, stop)
         if not 0 <= first < plan.last <= epochs:
             raise PrunebenchError(
-                f"Stage {stage!r} would train from epoch {first} to epoch {plan.last} of {epochs}, which is nothing; "
-                "the budget is too small for these options: raise the epochs or let the other stages take less."
+                f"Stage {stage!r} would train from epoch {first} to epoch {plan.last} of {epochs}, which is no "
+                "training; the budget is too small for these options: raise the epochs or make other stages cheaper."
             )
         return plan
 

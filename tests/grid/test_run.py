@@ -342,7 +342,7 @@ def test_a_pruner_with_a_fault_is_reported_once_and_stops_nobody(here, tmp_path,
     assert [end.how for end in results] == ["failed", "failed", "done"] and told == results
     raised, greedy, _ = results
     log = raised.task.folder / "error.txt"
-    assert raised.why == f"RuntimeError: the pruner has a fault (mine.py, line 12); the whole story is in {log}"
+    assert raised.why == f"RuntimeError: the pruner has a fault (mine.py, line 12); details are in {log}"
     assert 'raise RuntimeError("the pruner has a fault")' in (raised.task.folder / "error.txt").read_text()
     assert "keeps 3817 of 38160 weights; sparsity 0.9 leaves 3816 at most" in greedy.why
     assert [path.stem for path in (tmp_path / "out" / "records").rglob("*.json")] == ["random-s0.9-seed0"]
@@ -366,7 +366,7 @@ def test_a_net_that_is_refused_leaves_a_refusal_among_the_records(here, tmp_path
 
 
 def test_two_runs_in_one_folder_the_second_refuses(here, tmp_path):
-    with sole_user(tmp_path), pytest.raises(PrunebenchError, match="Another prunebench command is at work in"):
+    with sole_user(tmp_path), pytest.raises(PrunebenchError, match="Another prunebench command is using"):
         run(RULES, jobs("random"), tmp_path, STORE, device="cpu")
     assert not (tmp_path / "records").exists()
     assert run(RULES, jobs("random"), tmp_path, STORE, device="cpu")[0].how == "done"
@@ -406,7 +406,7 @@ def test_a_worker_that_is_killed_fails_its_job_and_no_other(tmp_path, mine):
     specs = jobs(f"{mine}:mode=dies", "random")
     results = run(RULES, specs, tmp_path / "out", STORE, device="cpu")
     assert ends(results) == [("mine.Mine:mode=dies", "failed"), ("random", "done")]
-    assert results[0].why.startswith("The pruner's process was killed by signal 9, perhaps for want of memory")
+    assert results[0].why.startswith("The pruner's process was killed by signal 9, perhaps because memory ran out")
 
 
 def test_nobody_works_on_after_run_has_ended_with_an_error(tmp_path):
