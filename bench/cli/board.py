@@ -93,7 +93,7 @@ def site(
     records: Annotated[Path, typer.Argument(metavar="RECORDS", help="A folder of records, or a run folder.")],
     out: Annotated[Path, typer.Option(help="The folder for the site; an older site there is replaced.")],
 ) -> None:
-    """Make web pages from the records; a browser opens them without a server."""
+    """Make web pages from the records; no server is needed."""
     from prunebench.leaderboard.site import folder
 
     ranking, first = folder.write(_records_in(records), out)

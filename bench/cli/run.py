@@ -31,15 +31,20 @@ if TYPE_CHECKING:
 BEGAN = time.time()
 
 Protocols = Annotated[str, typer.Argument(metavar="PROTOCOL", help="A built-in protocol or a TOML file.")]
-Pruners = Annotated[list[str] | None, typer.Option("--pruner", help="NAME[:option=value,...]; all by default.")]
-Sparsities = Annotated[list[str] | None, typer.Option("--sparsity", help="In [0, 1); the protocol's by default.")]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", min=0, max=2**63 - 1, help="The protocol's by default.")]
+Pruners = Annotated[list[str] | None, typer.Option("--pruner", help="NAME[:option=value,...]; all pruners by default.")]
+Sparsities = Annotated[
+    list[str] | None, typer.Option("--sparsity", help="Sparsities in [0, 1); the protocol's by default.")
+]
+Seeds = Annotated[
+    list[int] | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Seeds; the protocol's by default.")
+]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs per unit, instead of the protocol's; not official.")]
 Tensorboard = Annotated[
-    bool, typer.Option("--tensorboard", help="Training curves as event files in each job's folder.")
+    bool, typer.Option("--tensorboard", help="Write training curves as event files into each job's folder.")
 ]
 Sandbox = Annotated[
-    bool, typer.Option("--sandbox", help="No network, no test images, one writable folder for the pruner (bubblewrap).")
+    bool,
+    typer.Option("--sandbox", help="Give the pruner no network, no test images and one writable folder (bubblewrap)."),
 ]
 
 
@@ -79,7 +84,7 @@ def run(
     threads: Threads = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Train, score and rank a whole grid; safe to kill and start again."""
+    """Train, score and rank a whole grid; resumes after a kill."""
     rules, grid = _grid(protocol, epochs, pruner, sparsity, seed)
 
     from prunebench.bench import executor, machine
@@ -171,7 +176,7 @@ def train(
     protocol: Protocols,
     pruner: Annotated[str, typer.Option(help="NAME[:option=value,...], module:Class or file.py:Class.")],
     out: Annotated[Path, typer.Option(help="The folder for the net.")],
-    sparsity: Annotated[str | None, typer.Option(help="In [0, 1).")] = None,
+    sparsity: Annotated[str | None, typer.Option(help="The sparsity, in [0, 1).")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     epochs: Epochs = None,
     tensorboard: Tensorboard = False,
@@ -182,7 +187,7 @@ def train(
     threads: Threads = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Train and prune one net; goes on where a killed run stopped."""
+    """Train and prune one net; resumes after a kill."""
     from prunebench.bench.player import host
 
     host.host().start()  # it imports torch while this process does

@@ -95,11 +95,11 @@ def import_(
     data: DataRoot = Path("data"),
     as_json: AsJson = False,
 ) -> None:
-    """Make a net file of a checkpoint that was trained elsewhere.
+    """Make a net file from a checkpoint that was trained elsewhere.
 
-    Nets here take pixels in [0, 1] and normalise them inside. A checkpoint that has no such step gets the mean and the
-    deviation of the protocol's data; name others, or none, if it was trained with others. Code in a pickle is never
-    run. The net counts as not trained under the protocol, and no record of it is official.
+    Nets here take pixels in [0, 1] and normalise them inside. A checkpoint without that step gets the mean and
+    deviation of the protocol's data, unless --normalisation names others or none. No code in a pickle is ever run. The
+    net counts as not trained under the protocol, so its records are never official.
     """
     from prunebench.bench.interop import checkpoints
 
@@ -141,7 +141,7 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="B", help="Another record with the same rules and images.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say whether two scored nets differ, by McNemar's test."""
+    """Test whether two scored nets differ, by McNemar's test."""
     from prunebench.bench.claims.compare import compare as differences
 
     found = differences(first, second)

@@ -146,7 +146,7 @@ def net_tables(net: Net, name: str) -> list[Table | str]:
     about = [
         ("architecture", f"{header.arch}, {header.classes} classes, images {header.shape}"),
         ("made for", f"{header.protocol.name} v{header.protocol.version}, sha256 {header.protocol.sha256[:12]}"),
-        ("made by", f"{job.label}, asked sparsity {job.sparsity}, seed {job.seed}"),
+        ("made by", f"{job.label}, requested sparsity {job.sparsity}, seed {job.seed}"),
         ("weights", f"{net.id.nonzero} of {net.id.prunable} kept, sparsity {net.sparsity:.6f}"),
         *((f"cost: {stage.name}", f"{stage.passes:,} sample passes") for stage in header.stages),
     ]
@@ -186,7 +186,8 @@ def forecast_table(found: Forecast) -> list[Table | str]:
     ]
     side = "one job at a time" if found.workers == 1 else f"{found.workers} jobs side by side on each"
     spans = [
-        f"In all about {_duration(span)} on {count} of this device, {side}." for count, span in found.spans.items()
+        f"In all about {_duration(span)} on {count} device{'s' * (count > 1)} like this one, {side}."
+        for count, span in found.spans.items()
     ]
     shares = f"{found.shares.clean:.0%} of the test images correct and {found.shares.robust:.0%} robust"
     about = (

@@ -155,7 +155,7 @@ def test_inspect(prunebench, net):
     assert code == 0
     assert widest(out) <= 80
     for fact in (
-        "imp:rounds=2, asked sparsity 0.9, seed 3",
+        "imp:rounds=2, requested sparsity 0.9, seed 3",
         "3816 of 38160 kept, sparsity 0.900000",
         "digits-linf v1",
         "search",

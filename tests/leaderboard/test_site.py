@@ -282,7 +282,9 @@ def test_colour_pictures_are_shown(tmp_path):
 def test_other_pairs_than_the_record_names_are_refused(tmp_path):
     fill(tmp_path / "records")
     write_bytes(tmp_path / "records" / "digits-linf" / "a-seed1.pairs.npz", pairs(channels=3))
-    with pytest.raises(PrunebenchError, match=r"a-seed1.pairs.npz is not the recorded file of image pairs: its sha256 differs"):
+    with pytest.raises(
+        PrunebenchError, match=r"a-seed1.pairs.npz is not the recorded file of image pairs: its sha256 differs"
+    ):
         folder.write(tmp_path / "records", tmp_path / "site")
     assert not (tmp_path / "site").exists()
 
