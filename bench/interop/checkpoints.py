@@ -108,7 +108,7 @@ def _completed(
     if given and (MEAN in state or STD in state):
         raise Refused("keys", f"{file!r} contains its own normalisation; leave --normalisation out.")
     if (MEAN in state) != (STD in state):
-        raise Refused("keys", f"{file!r} has either the mean or the deviation of pixels, but it needs both or neither.")
+        raise Refused("keys", f"{file!r} has only the mean or only the deviation of pixels; it needs both or neither.")
     for name, tensor in ours.items():
         if name not in state:
             state[name] = given.get(name, tensor).clone()

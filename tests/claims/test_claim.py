@@ -92,8 +92,8 @@ def test_a_sound_claim_is_read(place):
         ({"schema": 2, "about": {"sparsity": 1.0}}, "about.sparsity"),
         ({"schema": 2, "about": {"sparsity": float("nan")}}, "about.sparsity"),
         ({"schema": 2, "about": {"sparsity": "0.9"}}, "about.sparsity"),
-        ({"schema": 2, "about": {"date": "2026-02-30"}}, "is not a day"),
-        ({"schema": 2, "about": {"date": "20260101"}}, "is not a day"),
+        ({"schema": 2, "about": {"date": "2026-02-30"}}, "is not a date"),
+        ({"schema": 2, "about": {"date": "20260101"}}, "is not a date"),
         ({"schema": 2, "about": {"url": "javascript:alert(1)"}}, "about.url"),
         ({"schema": 2, "about": {"url": "https://a b"}}, "about.url"),
         ({"schema": 2, "about": {"url": f"https://{'a' * 500}"}}, "about.url"),
@@ -146,7 +146,7 @@ def test_a_claim_may_state_a_count_a_share_or_both(place):
 
 def test_a_share_that_the_outcomes_do_not_show_is_refused(place):
     data = records.outcomes(100, 80, 50)
-    for share, said in (("50 %", None), ("50.1 %", "claims at least 50.1 % of 100 images (51 images), but its")):
+    for share, said in (("50 %", None), ("50.1 %", "claims at least 50.1 % of 100 images \\(51 images\\), but its")):
         path = place(schema=2, at_least=share, outcomes={"path": "o.npz", "sha256": sha256_of(data)})
         path.write_text(path.read_text().replace("robust = 50\n", ""))
         (path.parent / "o.npz").write_bytes(data)
@@ -262,7 +262,7 @@ def test_what_can_be_read_for_ever_is_never_opened(place, tmp_path):
         path.write_bytes(sound_text)
     net.unlink()
     net.symlink_to("net.safetensors")  # a link to itself
-    with pytest.raises(Refused, match="which is not there"):
+    with pytest.raises(Refused, match="which does not exist"):
         sound(path, load_claim(path).net, "a net")
     net.unlink()
     net.write_bytes(b"a net")
@@ -279,7 +279,7 @@ def test_a_protocol_beside_the_claim(place):
 
 
 def test_protocols_that_are_none_or_reach_outside(place):
-    for name, said in (("digits-lin", "neither built in"), ("none.toml", "not there")):
+    for name, said in (("digits-lin", "neither built in"), ("none.toml", "does not exist")):
         path = place(protocol={"name": name, "sha256": DIGITS.sha256})
         with pytest.raises(PrunebenchError, match=said):
             rules_of(path, load_claim(path))

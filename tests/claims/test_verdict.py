@@ -262,7 +262,7 @@ def test_a_replayed_count_is_that_count_or_at_least_that():
     assert replay(2, three).word == "not reproduced" and replay(2, three, at_least=True).word == "reproduced"
     assert replay(4, three).word == replay(4, three, at_least=True).word == "not reproduced"
     found = replay(3, three, kept=(2, 3))  # the count is right, and a stored image does not fool the net any more
-    assert found.word == "not reproduced" and found.images == (2,) and "; 1 no longer fool: 2" in found.sentence
+    assert found.word == "not reproduced" and found.images == (2,) and "; 1 no longer fool the net: 2" in found.sentence
     assert "no longer" not in replay(4, three).sentence
     assert replayed(2, np.array([], int), np.array(three, bool), None).word == "not reproduced"  # no "at least" unasked
 

@@ -192,7 +192,7 @@ def test_a_forger_who_keeps_no_images_of_what_he_hides_is_reproduced_by_a_replay
     )
     edited(claim)
     found = check(claim)
-    assert (found.word, "A replay cannot show that more images fall" in found.sentence) == ("reproduced", True)
+    assert (found.word, "A replay cannot show that more images can be fooled" in found.sentence) == ("reproduced", True)
     assert check(claim, "full").word == "refuted" and not check(claim, "quick").good
 
 
