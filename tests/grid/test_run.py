@@ -92,7 +92,7 @@ def test_no_job_stands_in_a_grid_twice():
 
 
 def test_sparsities_that_a_pruner_cannot_be_asked_for():
-    with pytest.raises(PrunebenchError, match=r"does not prune, so sparsity 0\.5 makes no sense"):
+    with pytest.raises(PrunebenchError, match=r"does not prune, so sparsity 0\.5 is impossible"):
         job_of(parse("dense"), 0.5, 0)
     with pytest.raises(PrunebenchError, match="needs a sparsity"):
         job_of(parse("imp"), None, 0)
@@ -344,7 +344,7 @@ def test_a_pruner_with_a_fault_is_reported_once_and_stops_nobody(here, tmp_path,
     log = raised.task.folder / "error.txt"
     assert raised.why == f"RuntimeError: the pruner has a fault (mine.py, line 12); details are in {log}"
     assert 'raise RuntimeError("the pruner has a fault")' in (raised.task.folder / "error.txt").read_text()
-    assert "keeps 3817 of 38160 weights; sparsity 0.9 leaves 3816 at most" in greedy.why
+    assert "keeps 3817 of 38160 weights; sparsity 0.9 allows at most 3816" in greedy.why
     assert [path.stem for path in (tmp_path / "out" / "records").rglob("*.json")] == ["random-s0.9-seed0"]
 
 

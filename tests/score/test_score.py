@@ -203,7 +203,7 @@ def test_missing_keys_and_unkept_promises_are_refused(nets, tmp_path, quick):
     assert left.refused == "keys" and "'1.9.bias'" in left.reason
     promised = job("imp:rounds=2", 0.99).model_dump(mode="json")
     left = refusal(forged(nets["imp"], tmp_path / "b", job=promised), tmp_path / "dense")
-    assert left.refused == "sparsity" and "keeps 3816 of 38160 weights; sparsity 0.99 leaves 381" in left.reason
+    assert left.refused == "sparsity" and "keeps 3816 of 38160 weights; sparsity 0.99 allows at most 381" in left.reason
     left = refusal(forged(nets["imp"], tmp_path / "c", arch="resnet18"), tmp_path / "arch")
     assert left.refused == "keys"
     assert left.net is not None and left.job is None  # unreadable as a net, known as a file
