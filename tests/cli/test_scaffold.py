@@ -99,9 +99,9 @@ def test_names_that_are_no_words_are_refused(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("imp", "a pruner 'imp'"),
-        ("iwi_dense", "a pruner 'iwi-dense'"),
-        ("torch", "a module 'torch'"),
+        ("imp", "A pruner 'imp' already exists"),
+        ("iwi_dense", "A pruner 'iwi-dense' already exists"),
+        ("torch", "A module 'torch' already exists"),
         ("json", "module"),
     ],
 )

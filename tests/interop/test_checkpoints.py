@@ -236,7 +236,11 @@ HOSTILE = "evil\x1b[31m\u202e<script>\n" + "x" * 500
     [
         (lambda s: without(s, "0.weight"), "keys", "it lacks '1.0.weight'"),
         (lambda s: s | {"10.weight": torch.ones(1)}, "keys", "it adds '10.weight'"),
-        (lambda s: without(s, "0.weight") | {"zero.weight": s["0.weight"]}, "keys", "'1.0.weight'; it adds 'zero.weight'"),
+        (
+            lambda s: without(s, "0.weight") | {"zero.weight": s["0.weight"]},
+            "keys",
+            "'1.0.weight'; it adds 'zero.weight'",
+        ),
         (lambda s: s | {HOSTILE: torch.ones(1)}, "keys", r"evil\x1b[31m\u202e<script>\nxxx"),
         (lambda s: s | {"9.weight": torch.ones(10, 63)}, "shapes", "'9.weight' as (10, 63), not (10, 64)"),
         (lambda s: s | {"9.weight": torch.ones(1).expand(2**20, 2**20)}, "shapes", "(1048576, 1048576)"),
