@@ -54,7 +54,7 @@ def load(path: Path, sha256: str, images: np.ndarray, radius: float) -> Proposal
 
     Raises PrunebenchError when the file has another sha256 or does not fit the images.
     """
-    arrays = load_arrays(path, sha256, "the proposals that are named by their sha256", LARGEST_ARRAYS)
+    arrays = load_arrays(path, sha256, "the recorded file of proposals", LARGEST_ARRAYS)
     shape, n = images.shape[1:], len(images)
     kinds = {
         "index": (np.int64, ()),
@@ -68,7 +68,7 @@ def load(path: Path, sha256: str, images: np.ndarray, radius: float) -> Proposal
     index = np.concatenate([arrays["index"], arrays["whole_index"]])
     lengths = len(arrays["index"]) == len(arrays["offset"]) and len(arrays["whole_index"]) == len(arrays["whole"])
     if not lengths or len(set(index.tolist())) != len(index) or not ((index >= 0) & (index < n)).all():
-        raise PrunebenchError(f"{path} names other images than the {n} of the test; score the net again.")
+        raise PrunebenchError(f"{path} has invalid indices for the {n} test images; score the net again.")
     near = images[arrays["index"]] + arrays["offset"].astype(np.float32) * np.float32(radius / STEPS)
     order = np.argsort(index)
     return Proposals(index[order], np.concatenate([near, arrays["whole"]])[order])
@@ -96,7 +96,7 @@ def pack_pairs(pairs: Pairs) -> bytes:
 
 def load_pairs(path: Path, sha256: str) -> Pairs:
     """The pairs in the file `path`. Raises PrunebenchError when the file has another sha256."""
-    arrays = load_arrays(path, sha256, "the pairs that are named by their sha256")
+    arrays = load_arrays(path, sha256, "the recorded file of image pairs")
     shapes = {name: array.shape for name, array in arrays.items()}
     kinds = {name: array.dtype for name, array in arrays.items()}
     numbers, pictures = ("index", "labels", "predicted"), ("originals", "adversarial")

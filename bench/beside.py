@@ -72,8 +72,7 @@ def make_room(folder: Path, net: Path, name: str, *, force: bool) -> None:
     whose = _whose(record, name, sha256)
     if whose is not None and not force:
         raise PrunebenchError(
-            f"{record} is {whose}, and nothing is overwritten; name another folder with --out, or replace what is "
-            "there with --force."
+            f"{record} already holds {whose}; name another folder with --out, or replace its results with --force."
         )
     if whose is not None:
         clear(folder)
@@ -92,9 +91,9 @@ def _whose(path: Path, name: str, sha256: str | None) -> str | None:
     try:
         found = load_record(path)
     except PrunebenchError:
-        return "not a whole record"
+        return "a damaged record"
     if not isinstance(found, Record):
-        return "a refusal under the name of a record"
+        return "a refusal"
     same = found.job.pruner == name if sha256 is None else found.net.sha256 == sha256  # the job names a zoo's net
     return None if same else f"the record of another net (sha256 {found.net.sha256[:12]}...)"
 

@@ -99,7 +99,7 @@ def _refuse_explosive(bare: str) -> None:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key appears twice")
     return values
 
 
@@ -133,7 +133,7 @@ def _array(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     with members.open(member) as file:
         version = npy.read_magic(file)
         if version not in _VERSIONS:
-            raise ValueError(f"{member.filename!r} has a head of version {version}")
+            raise ValueError(f"{member.filename!r} has a header of version {version}")
         shape, _, kind = _VERSIONS[version](file)
         size = math.prod(shape) * kind.itemsize
         if kind.hasobject or size > member.file_size:

@@ -94,7 +94,8 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, Tensor], Any]:
         raise Refused("format", f"{name} is not a whole safetensors file ({error}); copy or train it again.") from None
     except (KeyError, TypeError, AttributeError):
         raise Refused(
-            "format", f"{name} was not written by prunebench: it has no header of ours; train the net here."
+            "format",
+            f"{name} was not written by prunebench: it lacks the header of a net file; use `prunebench import`.",
         ) from None
     if not whole:
         raise Refused(
@@ -122,7 +123,7 @@ def seal(path: Path, state: State, header: Header, *, passes_granted: int) -> No
     spent = sum(stage.passes for stage in header.stages)
     if spent > passes_granted:
         raise Refused(
-            "budget", f"The pruner spent {spent} sample passes of {passes_granted}; let its stages cost less."
+            "budget", f"The pruner spent {spent} of {passes_granted} granted sample passes; make its stages cheaper."
         )
     expected, names = _template(header, "The job")
     _check(state, expected, "The pruner's result")
@@ -165,7 +166,8 @@ def _restore(data: bytes, name: str) -> Net:
             state[key] = tensors.pop(key)
     if tensors:
         raise Refused(
-            "keys", f"{name} has {min(tensors)!r} ({len(tensors)} keys are foreign); give a file that `train` wrote."
+            "keys",
+            f"{name} has the unknown key {min(tensors)!r} ({len(tensors)} in all); give a file that `train` wrote.",
         )
     _check(state, expected, name)
     layers = tuple(
@@ -198,14 +200,15 @@ def _dense(tensors: dict[str, Tensor], key: str, shape: torch.Size, name: str) -
     try:
         bits, values = tensors.pop(f"{key}.bitmask"), tensors.pop(f"{key}.values")
     except KeyError:
-        raise Refused("keys", f"{name} has no bit mask and values for {key!r}, which its architecture has.") from None
+        raise Refused("keys", f"{name} lacks the bit mask or the values for {key!r} of its architecture.") from None
     size = shape.numel()
     if bits.dtype != torch.uint8 or values.dtype != torch.float32 or bits.shape != ((size + 7) // 8,):
-        raise Refused("shapes", f"{name} holds {key!r} in other types or another shape than {tuple(shape)} asks for.")
+        raise Refused("shapes", f"{name} holds {key!r} with types or sizes that do not fit the shape {tuple(shape)}.")
     mask = np.unpackbits(bits.numpy()).astype(bool)
     if mask[size:].any() or int(mask.sum()) != values.numel():
         raise Refused(
-            "shapes", f"{name} has {values.numel()} values for {int(mask.sum())} bits of {key!r}; they must agree."
+            "shapes",
+            f"{name} has {values.numel()} values for {int(mask.sum())} mask bits of {key!r}; both must be equal.",
         )
     weights = torch.zeros(size)
     weights[torch.from_numpy(mask[:size])] = values
@@ -215,11 +218,11 @@ def _dense(tensors: dict[str, Tensor], key: str, shape: torch.Size, name: str) -
 def _check(state: State, expected: State, name: str) -> None:
     if missing := sorted(expected.keys() - state.keys()):
         raise Refused(
-            "keys", f"{name} lacks {missing[0]!r} ({len(missing)} keys are missing); return the whole state dict."
+            "keys", f"{name} lacks the key {missing[0]!r} ({len(missing)} in all); return the whole state dict."
         )
     if foreign := sorted(state.keys() - expected.keys()):
         raise Refused(
-            "keys", f"{name} has {foreign[0]!r} ({len(foreign)} keys are foreign); return the state dict alone."
+            "keys", f"{name} has the unknown key {foreign[0]!r} ({len(foreign)} in all); return only the state dict."
         )
     for key, tensor in state.items():
         if tensor.shape != expected[key].shape:
@@ -235,5 +238,5 @@ def _check_sparsity(kept: int, total: int, header: Header, name: str) -> None:
     if kept > allowed:
         raise Refused(
             "sparsity",
-            f"{name} keeps {kept} of {total} weights; sparsity {header.job.sparsity} leaves {allowed} at most.",
+            f"{name} keeps {kept} of {total} weights; sparsity {header.job.sparsity} allows at most {allowed}.",
         )

@@ -38,7 +38,7 @@ def warnings(net: Net) -> list[str]:
     if not found and torch.equal(logits, logits[:1].expand_as(logits)):
         found.append(f"The net gives the same logits to {len(images)} different images.")
     if (excess := wide.look(images).excess) > 1:
-        found.append(f"The net's numbers are up to {excess:.3g} times as large as is sensible in float32.")
+        found.append(f"The net's largest number is {excess:.3g} times the limit that is safe in float32.")
     return found
 
 

@@ -105,7 +105,7 @@ class Store:
         if validation >= len(whole) or last > len(whole):
             raise PrunebenchError(
                 f"Data set {name} has {len(whole)} images to train on, fewer than the {validation} for validation and "
-                f"{train or 1} for training that the protocol asks for; lower `validation` or `train`."
+                f"{train or 1} for training that the protocol needs; lower `validation` or `train`."
             )
         return whole.take(slice(validation, last)), whole.take(slice(0, validation))
 
@@ -148,7 +148,7 @@ class Store:
             except _UNREADABLE as error:
                 raise PrunebenchError(
                     f"Data set {name} is not in {root} ({missing[0]} is missing) and could not be downloaded "
-                    f"({_reason(error)}); put it there or name its folder with --data."
+                    f"({_reason(error)}); put it there or name the folder that holds it with --data."
                 ) from error
         return self._decoded(name, train, [root / file for file in known.files], lambda: self._read(name, root, train))
 

@@ -124,13 +124,13 @@ class Score(Strict):
     def _within_clean(self) -> Score:
         beside = [*self.weak.values(), *(point.robust for point in self.curve)]
         if max(beside, default=0) > self.clean:
-            raise ValueError(f"after a weak attack {max(beside)} images are right, more than the clean {self.clean}")
+            raise ValueError(f"after a weak attack {max(beside)} images are correct, more than clean = {self.clean}")
         sizes = [exact(point.eps) for point in self.curve]
         if sizes != sorted(set(sizes)):
-            raise ValueError(f"the eps of the curve do not grow: {[point.eps for point in self.curve]}")
+            raise ValueError(f"the eps values of the curve do not increase: {[point.eps for point in self.curve]}")
         names = [flag.name for flag in self.flags]
         if len(set(names)) != len(names):
-            raise ValueError(f"a flag stands twice in {names}")
+            raise ValueError(f"a flag appears twice in {names}")
         return self
 
     @model_validator(mode="after")

@@ -121,7 +121,7 @@ def read_known(path: Path, sha256: str, what: str, largest: int, *, missing: str
     """
     data = read_outside(path, what, largest, way_out=missing)
     if sha256_of(data) != sha256:
-        raise PrunebenchError(f"{path} is not {what}: its sha256 is another; {other}.")
+        raise PrunebenchError(f"{path} is not {what}: its sha256 differs; {other}.")
     return data
 
 
@@ -144,7 +144,7 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
         aside.replace(path)
     except OSError as error:
         raise PrunebenchError(
-            f"Could not write {path} ({error.strerror or error}); what was finished before is kept: make room "
+            f"Could not write {path} ({error.strerror or error}); finished work is kept: make room "
             "or choose another folder, then run the same command again."
         ) from error
     finally:
@@ -187,7 +187,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         if old is not None and not folder.exists():
             old.rename(folder)
         raise PrunebenchError(
-            f"Could not write {folder} ({error.strerror or error}); what was there before is kept: make room or "
+            f"Could not write {folder} ({error.strerror or error}); the old content is kept: make room or "
             "choose another folder, then run the same command again."
         ) from error
     finally:
@@ -209,11 +209,11 @@ def sole_user(folder: Path, *, wait: bool = False) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise PrunebenchError(
-            f"Another prunebench command is at work in {folder}; only one may be: wait for it, or name another folder."
+            f"Another prunebench command is using {folder}; wait for it, or name another folder."
         ) from None
     except OSError as error:
         reason = error.strerror or error
-        raise PrunebenchError(f"Cannot use the folder {folder} ({reason}); name one that can be written.") from error
+        raise PrunebenchError(f"Cannot use the folder {folder} ({reason}); name a writable folder.") from error
     try:
         yield
     finally:

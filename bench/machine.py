@@ -28,7 +28,7 @@ def device_named(name: str) -> torch.device:
         raise PrunebenchError(f"Unknown device {name!r}; choose auto, cpu, cuda or cuda:N.")
     device, cards = torch.device(name), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= cards:
-        raise PrunebenchError(f"Device {name!r} is not here: torch sees {cards} CUDA cards; use --device cpu or auto.")
+        raise PrunebenchError(f"Device {name!r} is missing: torch sees {cards} CUDA GPUs; use --device cpu or auto.")
     return device
 
 

@@ -33,7 +33,7 @@ def keep_largest(scores: Mapping[str, Tensor], keep: int, among: Masks | None = 
     """
     flat = torch.cat([score.detach().reshape(-1) for score in scores.values()])
     if flat.isnan().any():
-        raise ValueError("scores hold NaN, so the largest are not defined")
+        raise ValueError("scores hold NaN, so the largest scores are not defined")
     ranked = flat.argsort(descending=True, stable=True)
     if among is not None:
         ranked = ranked[torch.cat([among[name].reshape(-1) for name in scores])[ranked]]

@@ -76,9 +76,7 @@ def recount(path: Path, record: Record) -> dict[str, np.ndarray]:
         raise PrunebenchError(f"{raw} and {path} differ in the images or attacks of {odd}; score the net again.")
     standing = arrays["labels"] == arrays["predicted"]
     if not np.array_equal(standing, arrays["clean"]):
-        raise PrunebenchError(
-            f"{raw} contradicts itself: its clean bits are not those of its labels; score the net again."
-        )
+        raise PrunebenchError(f"{raw} contradicts itself: its clean bits do not match its labels; score the net again.")
     counted: dict[str, tuple[float | None, float | None]] = {"clean": (int(standing.sum()), score.clean)}
     for attack in score.survived:
         standing = standing & arrays[f"survived/{attack}"]
@@ -88,7 +86,7 @@ def recount(path: Path, record: Record) -> dict[str, np.ndarray]:
     counted |= record.beyond.recounted(arrays, standing)
     for what, (count, stated) in counted.items():
         if count != stated:
-            raise PrunebenchError(f"{path} says {what} = {stated}, its outcomes say {count}; score the net again.")
+            raise PrunebenchError(f"{path} says {what} = {stated}, but its outcomes say {count}; score the net again.")
     return arrays
 
 

@@ -47,9 +47,9 @@ class Threat(Strict):
     def _check(self) -> Threat:
         largest = 1 if self.norm == "Linf" else 1000
         if exact(self.eps) < SMALLEST:
-            raise ValueError(f"eps {self.eps} is below {SMALLEST}, where float32 pixels do not move")
+            raise ValueError(f"eps {self.eps} is below {SMALLEST}, which is too small to change a float32 pixel")
         if exact(self.eps) > largest:
-            raise ValueError(f"eps {self.eps} is above {largest}, beyond which no image of [0, 1] pixels can move")
+            raise ValueError(f"eps {self.eps} is above {largest}, further than images in [0, 1] can move")
         return self
 
     @property
@@ -104,7 +104,7 @@ class Protocol(Strict):
     def _check(self) -> Protocol:
         folder = PurePosixPath(self.data.removeprefix("folder:"))
         if folder.is_absolute() or ".." in folder.parts or not self.data.isprintable():
-            raise ValueError(f"data = {self.data!r} leads outside the data folder; name one below it")
+            raise ValueError(f"data = {self.data!r} leads outside the data folder; name a folder inside it")
         for sparsity in self.sparsities:
             try:
                 as_sparsity(sparsity)
@@ -112,10 +112,10 @@ class Protocol(Strict):
                 raise ValueError(str(error)) from None
         for key, values in (("sparsities", self.sparsities), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
-                raise ValueError(f"{key} = {values} names one twice")
+                raise ValueError(f"{key} = {values} has a duplicate")
         if self.units * self.training.epochs > EPOCHS:
             raise ValueError(
-                f"{self.units:g} units of {self.training.epochs} epochs are more than {EPOCHS} epochs a net; lower "
+                f"{self.units:g} units of {self.training.epochs} epochs are more than {EPOCHS} epochs per net; lower "
                 "units or training.epochs"
             )
         return self
@@ -212,13 +212,13 @@ def load(spec: str | Path, *, to_train: bool = True) -> Protocol:
     if text in PROTOCOLS:
         return PROTOCOLS[text]
     if not text.endswith(".toml"):
-        raise unknown("protocol", text, PROTOCOLS, "Or name a TOML file (*.toml) with rules of your own.")
+        raise unknown("protocol", text, PROTOCOLS, "Or name a TOML file (*.toml) with your own rules.")
     path = Path(text)
     protocol = from_values(read_toml(path, "protocol"), str(path), to_train=to_train)
     if protocol.name in PROTOCOLS and not protocol.official:
         raise PrunebenchError(
-            f"The protocol {path} calls itself {protocol.name!r} but has other rules than the built-in one; "
-            "give it a name of its own."
+            f"The protocol {path} calls itself {protocol.name!r} but its rules differ from the built-in ones; "
+            "give it another name."
         )
     return protocol
 

@@ -99,11 +99,11 @@ class Record(Hashed):
     @model_validator(mode="after")
     def _has_what_its_schema_has(self) -> Record:
         if self.schema_ < 4 and self.cost.processor_seconds is not None:
-            raise ValueError(f"cost.processor_seconds = {self.cost.processor_seconds}: absent before schema 4")
+            raise ValueError(f"cost.processor_seconds = {self.cost.processor_seconds} is not allowed before schema 4")
         if self.schema_ < 6 and self.beyond != Beyond():
-            raise ValueError(f"beyond is in records from schema 6 on, and this is schema {self.schema_}")
+            raise ValueError(f"beyond is in records since schema 6, but this is schema {self.schema_}")
         if (self.rules is None) != (self.schema_ < 5):
-            raise ValueError(f"rules are in records from schema 5 on, and this is schema {self.schema_}")
+            raise ValueError(f"rules are in records since schema 5, but this is schema {self.schema_}")
         if self.rules is not None:
             self._fits(self.rules)
         return self
@@ -113,13 +113,13 @@ class Record(Hashed):
         sha256 = sha256_of(canonical_json(rules))
         named = (self.protocol.name, self.protocol.version, self.protocol.sha256)
         if (rules.get("name"), rules.get("version"), sha256) != named:
-            raise ValueError(f"the rules are {rules.get('name')} {sha256[:12]}, not those that protocol names")
+            raise ValueError(f"the rules are {rules.get('name')} {sha256[:12]}, not the rules that protocol names")
         if (rules.get("data"), rules.get("shard")) != (self.data.name, self.score.shard):
             raise ValueError(
-                f"the rules want {rules.get('data')} in shards of {rules.get('shard')}; its score is another"
+                f"the rules need {rules.get('data')} in shards of {rules.get('shard')}, but the score differs"
             )
         if self.official and rules.get("model") != self.net.arch:
-            raise ValueError(f"the rules are about {rules.get('model')}, and the net is a {self.net.arch}")
+            raise ValueError(f"the rules are for {rules.get('model')}, but the net is {self.net.arch}")
 
     @model_serializer(mode="wrap")
     def _as_its_schema_has_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -182,5 +182,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise PrunebenchError(f"{path} is not valid JSON ({error}); restore it or score the net again.") from None
     if not isinstance(values, dict):
-        raise PrunebenchError(f"{path} is not a record of prunebench: it holds no object.")
+        raise PrunebenchError(f"{path} is not a record of prunebench: it is not a JSON object.")
     return values

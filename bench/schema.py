@@ -26,7 +26,9 @@ class Strict(BaseModel):
 def exact(text: str) -> Fraction:
     """The exact number in `text`: "0.3" or "8/255". Raises ValueError for other or longer text."""
     if len(text) > LONGEST_EXACT:
-        raise ValueError(f"{text[:8]}... has {len(text)} letters, and {LONGEST_EXACT} are enough for an exact number")
+        raise ValueError(
+            f"{text[:8]}... has {len(text)} characters; write an exact number with at most {LONGEST_EXACT}"
+        )
     if not re.fullmatch(r"\d+(\.\d+)?|\d+/\d+", text):
         raise ValueError(f"{text!r} is not a number; write a decimal such as '0.3' or a fraction such as '8/255'")
     try:
@@ -56,7 +58,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     try:
         return toml_of(data)
     except ValueError as error:  # invalid TOML or UTF-8, or too costly to parse
-        raise PrunebenchError(f"The {what} {path} is not valid TOML ({error}); mend the file.") from None
+        raise PrunebenchError(f"The {what} {path} is not valid TOML ({error}); correct the file.") from None
 
 
 def explain(error: ValidationError) -> str:
@@ -77,7 +79,7 @@ def _shown(value: object) -> str:
     try:
         return _cut(repr(value))
     except ValueError:  # an int of more than 4,300 digits
-        return "a number of thousands of digits"
+        return "a number with thousands of digits"
 
 
 def _cut(text: str, longest: int = 400) -> str:

@@ -48,7 +48,7 @@ def signer(record: Path, allowed: Path) -> str | None:
     signature = read_outside(path, "a signature", LARGEST_SIGNATURE, way_out="remove it or sign the record again")
     if not allowed.exists():
         raise PrunebenchError(
-            f"{path} is a signature, and there is no file {allowed} that says whose keys count; add the key there, or "
+            f"{path} is a signature, but no file {allowed} lists the accepted keys; add the key there, or "
             "remove the signature."
         )
     names = read_outside(allowed, "a list of signers", LARGEST_ALLOWED, way_out="restore it")
@@ -64,11 +64,11 @@ def signer(record: Path, allowed: Path) -> str | None:
                 return name
     if found.returncode != 0:
         raise PrunebenchError(
-            f"{path} is by nobody whom {allowed} names ({_said(found)}); add the signer there, or remove the signature."
+            f"{path} is by a signer who is not in {allowed} ({_said(found)}); add the signer there, or remove it."
         )
     raise PrunebenchError(
-        f"{path} does not sign {record} as it is ({_said(done)}); sign it again with `prunebench sign`, or remove the "
-        "signature."
+        f"{path} does not sign the present {record} ({_said(done)}); sign it again with `prunebench sign`, or remove "
+        "the signature."
     )
 
 
@@ -76,13 +76,13 @@ def _call(options: Sequence[str], data: bytes, patience: float = PATIENCE) -> su
     program = shutil.which("ssh-keygen")
     if program is None:
         raise PrunebenchError(
-            "ssh-keygen is not installed, which signs and verifies records; install OpenSSH (Debian's package "
+            "ssh-keygen, which signs and verifies records, is not installed; install OpenSSH (Debian's package "
             "openssh-client)."
         )
     try:
         return subprocess.run([program, "-Y", *options], input=data, capture_output=True, timeout=patience, check=False)
     except (OSError, subprocess.TimeoutExpired, ValueError) as error:
-        raise PrunebenchError(f"ssh-keygen did not work ({error}); call it by hand to see why.") from None
+        raise PrunebenchError(f"ssh-keygen did not work ({error}); run it by hand to see why.") from None
 
 
 def _said(done: subprocess.CompletedProcess[bytes]) -> str:

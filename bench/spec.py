@@ -68,7 +68,7 @@ def place_of(head: str, points: Mapping[str, EntryPoint]) -> tuple[Path, str]:
     path, _, cls = text.rpartition(":")
     file = Path(path) if path.endswith(".py") else _file_of(path)
     if file is None or not file.is_file():
-        raise PrunebenchError(f"There is no source file for the pruner {head!r}; check its path or install it again.")
+        raise PrunebenchError(f"The pruner {head!r} has no source file; check its path or install it again.")
     return file, cls
 
 

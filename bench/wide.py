@@ -50,7 +50,8 @@ class Wide:
         except RuntimeError as error:  # a zoo's net; prunebench's own run in any dtype
             raise Refused(
                 "float64",
-                f"The net does not run in float64 ({error}), with which its float32 is compared; choose another.",
+                f"The net does not run in float64 ({error}), which its float32 answers are compared with; choose "
+                "another net.",
             ) from None
         return found
 

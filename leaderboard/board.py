@@ -116,15 +116,15 @@ class Board:
         single = sum(len(row.seeds) == 1 for row in self.rows)
         if single == len(self.rows):
             return (
-                "Every row has one seed, so the difference between two methods cannot be told from that between two "
-                "seeds: all methods share a place. Intervals are Wilson's 95 %, for the images alone."
+                "Every row has one seed, so a difference between methods may be only a difference between seeds: all "
+                "methods share a place. Intervals are Wilson's 95 %, for the images alone."
             )
         return (
             "Nets of one seed start from the same weights and see the same batches, so two rows are compared seed by "
-            "seed: a method is called better or worse when a t-test of these differences finds it at 5 %, allowing for "
-            "the number of comparisons (Holm). A row's 95 % interval comes from the spread between its own seeds, and "
-            "a method's place is one more than the number of methods that are better than it in this sense."
-        ) + (" A row with one seed has Wilson's interval, for the images alone, and ties." if single else "")
+            "seed. A method is called better or worse if a t-test of these differences is significant at 5 %, "
+            "corrected for the number of comparisons (Holm). A row's 95 % interval comes from the spread between its "
+            "own seeds. A method's place is one plus the number of methods that are better in this sense."
+        ) + (" A row with one seed has Wilson's interval, for the images alone, and counts as tied." if single else "")
 
 
 @dataclass(frozen=True)

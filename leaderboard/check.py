@@ -30,7 +30,7 @@ def default_out(records: Path) -> Path:
 def formats_named(names: Sequence[str]) -> list[Format]:
     """The formats with these names, without repeats. Raises PrunebenchError for an unknown name or an empty list."""
     if not names:
-        raise PrunebenchError(f"No format is named, so there is nothing to do; name some of {', '.join(FORMATS)}.")
+        raise PrunebenchError(f"No format is named; name one or more of {', '.join(FORMATS)}.")
     for name in names:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
@@ -72,7 +72,7 @@ def write(
     for path, form in paths.items():
         if path.exists() and not _bytes(path).startswith(form.begins.encode()):
             raise PrunebenchError(
-                f"{path} was not written by prunebench rank and stays as it is; move it away or choose another "
+                f"{path} was not written by prunebench rank and is not overwritten; move it away or choose another "
                 "folder with --out."
             )
     logged = log.append(target / log.LOG, ranking, reason, day)

@@ -41,8 +41,8 @@ def refuse_incomparable(records: Mapping[Path, Record]) -> None:
         net, asked = record.net, as_sparsity(record.job.sparsity)
         if net.prunable - net.nonzero < Fraction(asked) * net.prunable:
             raise PrunebenchError(
-                f"{path} was asked for sparsity {asked} and has {net.nonzero} of {net.prunable} weights left, "
-                "so it cannot be ranked there; score the net under the sparsity that it has."
+                f"{path} asks for sparsity {asked} but keeps {net.nonzero} of {net.prunable} weights, so it cannot "
+                "be ranked at that sparsity; score the net under its own sparsity."
             )
 
 
@@ -53,7 +53,7 @@ def _refuse_same_job(records: Mapping[Path, Record]) -> None:
         earlier = seen.setdefault(key, path)
         if earlier != path:
             raise PrunebenchError(
-                f"{earlier} and {path} are records of the same job, {key[0]} at sparsity {key[1]} with seed {key[2]}; "
+                f"{earlier} and {path} are both records of {key[0]} at sparsity {key[1]} with seed {key[2]}; "
                 "keep one of them."
             )
 

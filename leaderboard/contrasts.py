@@ -115,8 +115,8 @@ def _standing(path: Path, record: Record) -> np.ndarray:
         standing = np.empty(0)
     if standing.shape != (record.score.n,) or standing.dtype != bool or int(standing.sum()) != record.score.robust:
         raise PrunebenchError(
-            f"{raw} does not hold {record.score.n} images of which {record.score.robust} stand, as {path} says; score "
-            "the net again."
+            f"{raw} does not hold {record.score.n} images of which {record.score.robust} survive, as {path} says; "
+            "score the net again."
         )
     return standing
 

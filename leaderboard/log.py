@@ -78,7 +78,7 @@ def read(path: Path) -> dict[Key, str] | None:
         key = (protocol, pruner, sparsity)
         if rows.get(key, NONE) != was:
             raise PrunebenchError(
-                f"Line {number} of {path} says that a row was {was!r}, which it was not; restore the file."
+                f"Line {number} of {path} says that a row was {was!r}, but the lines above differ; restore the file."
             )
         rows[key] = now
         if now == NONE:
@@ -92,7 +92,7 @@ def append(path: Path, ranking: Ranking, reason: str | None, day: str) -> bool:
     Without `reason` no log is started or changed. Raises PrunebenchError when a log must change and no reason is given.
     """
     if reason is not None and not _cell(reason.strip()).replace(NONE, ""):
-        raise PrunebenchError("The reason is empty; say in a few words with --reason why the rows changed.")
+        raise PrunebenchError("The reason is empty; state with --reason in a few words why the rows changed.")
     old, new = read(path), state(ranking)
     if old is None and reason is None:
         return False
@@ -100,7 +100,7 @@ def append(path: Path, ranking: Ranking, reason: str | None, day: str) -> bool:
     if not changed:
         return False
     if reason is None:
-        raise PrunebenchError(f"{told(changed)} since {path} was written; say why with --reason.")
+        raise PrunebenchError(f"{told(changed)} since {path} was written; give the reason with --reason.")
     lines = [
         f"| {day} | {' | '.join(key)} | {was} | {now} | {_cell(reason)} |\n" for key, (was, now) in changed.items()
     ]
@@ -134,7 +134,7 @@ def _text(path: Path) -> str | None:
         text = ""
     if not text.startswith(_HEAD):
         raise PrunebenchError(
-            f"{path} was not written by prunebench rank and stays as it is; move it away or choose another folder with "
-            "--out."
+            f"{path} was not written by prunebench rank and is not overwritten; move it away or choose another folder "
+            "with --out."
         )
     return text

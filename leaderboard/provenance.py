@@ -29,10 +29,10 @@ MEASURED: Literal["re-measured"] = "re-measured"
 SIGNED = "signed"
 ORIGINS = (TRAINED, MEASURED, SIGNED, AS_HANDED_IN)  # the strongest first
 MEANING = (
-    "Origin: 'trained here' says that the keeper of this board trained and scored the net, 're-measured' that it was "
-    "scored here again with the same outcome, 'signed by NAME' that NAME vouches for the record, 'as handed in' that "
-    "its author's word is all there is; a row goes by its weakest record. "
-    "Nobody can see from a file on which images a net was trained."
+    "Origin: 'trained here' means that the keeper of this board trained and scored the net, 're-measured' that it was "
+    "scored here again with the same outcome, 'signed by NAME' that NAME vouches for the record, and 'as handed in' "
+    "that there is only its author's word. A row has the origin of its weakest record. "
+    "A file does not show which images its net was trained on."
 )
 
 
@@ -78,7 +78,7 @@ def day(text: str | None) -> str:
     try:
         return _day(text)
     except ValueError:
-        raise PrunebenchError(f"{text!r} is not a day; write --date as YYYY-MM-DD, such as 2026-01-31.") from None
+        raise PrunebenchError(f"{text!r} is not a date; write --date as YYYY-MM-DD, such as 2026-01-31.") from None
 
 
 def trained(record: Record) -> Attestation:

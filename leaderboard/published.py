@@ -65,7 +65,7 @@ class Published(Strict):
                 raise ValueError(f"{row.name!r} names the source {row.source!r}, which is not among the sources")
             key = (row.name, row.source, row.arch, row.data, row.norm, row.eps, row.sparsity)
             if key in seen:
-                raise ValueError(f"{row.name!r} at sparsity {row.sparsity} on {row.arch} stands twice")
+                raise ValueError(f"{row.name!r} at sparsity {row.sparsity} on {row.arch} appears twice")
             seen.add(key)
         if unused := sorted(self.sources.keys() - {row.source for row in self.rows}):
             raise ValueError(f"no row names the source {unused[0]!r}")
@@ -93,7 +93,7 @@ def load(path: Path = FILE) -> Published:
     except OSError as error:
         raise PrunebenchError(f"Cannot read {path} ({error.strerror}); restore the file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PrunebenchError(f"{path} is not valid TOML ({error}); mend the file.") from None
+        raise PrunebenchError(f"{path} is not valid TOML ({error}); correct the file.") from None
     except ValidationError as error:
         raise PrunebenchError(f"{path} breaks the rules: {explain(error)}") from None
 

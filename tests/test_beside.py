@@ -94,7 +94,7 @@ def scored(tmp_path):
 def test_a_folder_of_another_net_is_refused_and_stays_as_it_is(scored):
     _, record, other = scored
     before = contents(record.parent)
-    with pytest.raises(PrunebenchError, match=r"is the record of another net \(sha256 .*--out.*--force"):
+    with pytest.raises(PrunebenchError, match=r"already holds the record of another net \(sha256 .*--out.*--force"):
         make_room(record.parent, other, str(other), force=False)
     assert contents(record.parent) == before
 
@@ -126,7 +126,7 @@ def test_a_refusal_holds_nothing_that_could_be_lost(tmp_path):
 def test_what_is_no_record_is_not_overwritten_either(tmp_path):
     net, record = job(tmp_path)
     record.write_text('{"mine": 1}')
-    with pytest.raises(PrunebenchError, match="is not a whole record, and nothing is overwritten"):
+    with pytest.raises(PrunebenchError, match="already holds a damaged record; name another folder"):
         make_room(tmp_path, net, str(net), force=False)
     assert record.read_text() == '{"mine": 1}'
 

@@ -189,9 +189,9 @@ def nan(name, value=float("nan")):
 @pytest.mark.parametrize(
     ("change", "check", "numbers"),
     [
-        (lambda state: state.pop("1.7.bias"), "keys", "lacks '1.7.bias' (1 keys are missing)"),
-        (lambda state: state.clear(), "keys", "keys are missing"),
-        (put("1.7.mask", torch.ones(1)), "keys", "has '1.7.mask' (1 keys are foreign)"),
+        (lambda state: state.pop("1.7.bias"), "keys", "lacks the key '1.7.bias' (1 in all)"),
+        (lambda state: state.clear(), "keys", "lacks the key '0.mean' (18 in all)"),
+        (put("1.7.mask", torch.ones(1)), "keys", "has the unknown key '1.7.mask' (1 in all)"),
         (put(FIRST, torch.zeros(16, 1, 3, 4)), "shapes", f"'{FIRST}' as (16, 1, 3, 4), not (16, 1, 3, 3)"),
         (put("1.7.bias", torch.zeros(())), "shapes", "'1.7.bias' as (), not (64,)"),
         (put(FIRST, torch.zeros(16, 1, 3, 3, dtype=torch.float64)), "shapes", "as torch.float64, not torch.float32"),
@@ -200,7 +200,7 @@ def nan(name, value=float("nan")):
         (nan(FIRST), "non-finite", f"NaN or infinite values in '{FIRST}'"),
         (nan("1.1.running_var", float("inf")), "non-finite", "values in '1.1.running_var'"),
         (nan("0.mean", float("-inf")), "non-finite", "values in '0.mean'"),
-        (one_more, "sparsity", f"keeps {KEEP + 1} of {PRUNABLE} weights; sparsity 0.9 leaves {KEEP} at most"),
+        (one_more, "sparsity", f"keeps {KEEP + 1} of {PRUNABLE} weights; sparsity 0.9 allows at most {KEEP}"),
     ],
 )
 def test_a_wrong_result_is_refused_by_name_and_with_the_numbers(tmp_path, change, check, numbers):
@@ -218,7 +218,7 @@ def test_a_wrong_result_is_refused_by_name_and_with_the_numbers(tmp_path, change
 def test_the_budget_to_the_last_pass(tmp_path):
     write(tmp_path / "net.safetensors", granted=GRANTED)
     stages = (StageCost(name="a", passes=GRANTED, seconds=1.0), StageCost(name="b", passes=1, seconds=None))
-    with pytest.raises(Refused, match=f"spent {GRANTED + 1} sample passes of {GRANTED}") as error:
+    with pytest.raises(Refused, match=f"spent {GRANTED + 1} of {GRANTED} granted sample passes") as error:
         write(tmp_path / "more.safetensors", about=header(stages=stages))
     assert error.value.check == "budget"
     assert not (tmp_path / "more.safetensors").exists()
@@ -405,19 +405,19 @@ def test_a_forged_file_without_changes_is_taken(net):
     ("change", "check", "said"),
     [
         ({"arch": "resnet19"}, "arch", "'resnet19', not one of digits-cnn, mnist-cnn, resnet18, vgg16-bn"),
-        ({"arch": "resnet18"}, "keys", "no bit mask and values for '1.conv1.weight'"),
+        ({"arch": "resnet18"}, "keys", "lacks the bit mask or the values for '1.conv1.weight'"),
         ({"arch": "mnist-cnn"}, "arch", "mnist-cnn cannot take"),
-        ({"arch": "mnist-cnn", "shape": [1, 28, 28]}, "shapes", "'1.0.weight' in other types or another shape"),
+        ({"arch": "mnist-cnn", "shape": [1, 28, 28]}, "shapes", "'1.0.weight' with types or sizes that do not fit"),
         ({"arch": "vgg16-bn", "shape": [3, 8, 8]}, "arch", "vgg16-bn cannot take"),
-        ({"classes": 4}, "shapes", "'1.9.weight' in other types or another shape than (4, 64)"),
+        ({"classes": 4}, "shapes", "'1.9.weight' with types or sizes that do not fit the shape (4, 64)"),
         ({"classes": 1}, "header", "classes = 1"),
         ({"classes": 10**9}, "header", "classes = 1000000000"),
-        ({"shape": [3, 2, 2]}, "shapes", "'1.0.weight' in other types or another shape than (16, 3, 3, 3)"),
+        ({"shape": [3, 2, 2]}, "shapes", "'1.0.weight' with types or sizes that do not fit the shape (16, 3, 3, 3)"),
         ({"shape": [1, 2, 2, 2]}, "header", "shape"),
         ({"shape": [1, 10**6, 2]}, "header", "shape.1 = 1000000"),
         ({"format": 2}, "header", "format = 2"),
         ({"colour": "red"}, "header", "unknown key 'colour'"),
-        ({"job": {"pruner": "imp", "options": {}, "sparsity": 0.91, "seed": 0}}, "sparsity", "0.91 leaves 629 at most"),
+        ({"job": {"pruner": "imp", "options": {}, "sparsity": 0.91, "seed": 0}}, "sparsity", "0.91 allows at most 629"),
         ({"job": {"pruner": "imp", "options": {}, "sparsity": 1.0, "seed": 0}}, "header", "job.sparsity = 1.0"),
     ],
 )
@@ -452,18 +452,18 @@ def longer_bits(tensors):
     [
         (nan(f"{FIRST}.values"), "non-finite", f"values in '{FIRST}'"),
         (nan("1.7.bias", float("inf")), "non-finite", "values in '1.7.bias'"),
-        (drop("1.7.bias"), "keys", "lacks '1.7.bias'"),
-        (drop(f"{FIRST}.bitmask"), "keys", f"no bit mask and values for '{FIRST}'"),
-        (drop(f"{FIRST}.values"), "keys", f"no bit mask and values for '{FIRST}'"),
-        (put("extra", torch.zeros(1)), "keys", "has 'extra' (1 keys are foreign)"),
-        (put(FIRST, torch.zeros(16, 1, 3, 3)), "keys", f"has '{FIRST}' (1 keys are foreign)"),
+        (drop("1.7.bias"), "keys", "lacks the key '1.7.bias'"),
+        (drop(f"{FIRST}.bitmask"), "keys", f"lacks the bit mask or the values for '{FIRST}'"),
+        (drop(f"{FIRST}.values"), "keys", f"lacks the bit mask or the values for '{FIRST}'"),
+        (put("extra", torch.zeros(1)), "keys", "has the unknown key 'extra' (1 in all)"),
+        (put(FIRST, torch.zeros(16, 1, 3, 3)), "keys", f"has the unknown key '{FIRST}' (1 in all)"),
         (put("1.7.bias", torch.zeros(65)), "shapes", "'1.7.bias' as (65,), not (64,)"),
         (put("1.7.bias", torch.zeros(64, dtype=torch.float64)), "shapes", "as torch.float64"),
         (put(f"{FIRST}.values", torch.zeros(3)), "shapes", "has 3 values for "),
-        (put(f"{FIRST}.values", torch.zeros(3, dtype=torch.float64)), "shapes", "in other types"),
-        (hidden_nan, "keys", f"has '{FIRST}' (1 keys are foreign)"),
+        (put(f"{FIRST}.values", torch.zeros(3, dtype=torch.float64)), "shapes", "with types or sizes that do not fit"),
+        (hidden_nan, "keys", f"has the unknown key '{FIRST}' (1 in all)"),
         (other_bits, "shapes", "values for"),
-        (longer_bits, "shapes", "another shape"),
+        (longer_bits, "shapes", "do not fit the shape"),
     ],
 )
 def test_tensors_that_are_no_such_net(net, change, check, said):

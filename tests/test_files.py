@@ -134,7 +134,7 @@ with sole_user(Path(sys.argv[1])):
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
     with run(HOLD, tmp_path) as process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(PrunebenchError, match="Another prunebench command is at work"), sole_user(tmp_path):
+        with pytest.raises(PrunebenchError, match="Another prunebench command is using"), sole_user(tmp_path):
             pass
         process.kill()
         process.wait(timeout=60)

@@ -93,9 +93,9 @@ def test_every_rule_is_in_the_hash():
         ({"sparsities": [-0.5]}, "not in [0, 1)"),
         ({"sparsities": ["0.9"]}, "sparsities.0 = '0.9'"),
         ({"sparsities": []}, "sparsities"),
-        ({"sparsities": [0.9, 0.9]}, "names one twice"),
+        ({"sparsities": [0.9, 0.9]}, "has a duplicate"),
         ({"seeds": [-1]}, "seeds.0 = -1"),
-        ({"seeds": [0, 0]}, "names one twice"),
+        ({"seeds": [0, 0]}, "has a duplicate"),
         ({"units": "4"}, "units = '4'"),
         ({"units": -1.0}, "units = -1.0"),
         ({"units": True}, "units = True"),
@@ -144,7 +144,7 @@ def test_a_toml_file_changes_what_it_names_and_keeps_the_rest(tmp_path):
 
 def test_a_toml_file_may_repeat_a_built_in_but_not_take_its_name(tmp_path):
     assert load(write(tmp_path, 'base = "digits-linf"')).official
-    with pytest.raises(PrunebenchError, match="give it a name of its own"):
+    with pytest.raises(PrunebenchError, match="give it another name"):
         load(write(tmp_path, TOML.replace('"mine"', '"digits-linf"')))
 
 

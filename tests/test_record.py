@@ -73,9 +73,9 @@ def test_rules_that_have_a_key_more_than_today_leave_a_record_readable(tmp_path)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"schema": 5, "data": {"name": "mnist"}}, "the rules want digits in shards of 256"),
-        ({"score": {"shard": 16}}, "the rules want digits in shards of 256"),
-        ({"net": {"arch": "mnist-cnn"}}, "the rules are about digits-cnn, and the net is a mnist-cnn"),
+        ({"schema": 5, "data": {"name": "mnist"}}, "the rules need digits in shards of 256"),
+        ({"score": {"shard": 16}}, "the rules need digits in shards of 256"),
+        ({"net": {"arch": "mnist-cnn"}}, "the rules are for digits-cnn, but the net is mnist-cnn"),
     ],
 )
 def test_a_score_that_cannot_be_by_its_rules_is_refused(change, said):
@@ -84,9 +84,9 @@ def test_a_score_that_cannot_be_by_its_rules_is_refused(change, said):
 
 
 def test_rules_under_another_name_or_in_a_schema_without_them_are_refused():
-    with pytest.raises(ValidationError, match=r"the rules are tiny .*, not those that protocol names"):
+    with pytest.raises(ValidationError, match=r"the rules are tiny .*, not the rules that protocol names"):
         make(rules=plain(changed()))
-    with pytest.raises(ValidationError, match="rules are in records from schema 5 on"):
+    with pytest.raises(ValidationError, match="rules are in records since schema 5"):
         make(rules=None)
     values = make().model_dump(mode="json", by_alias=True) | {"schema": 4}
     with pytest.raises(ValidationError, match=r"it has \['kernel_only', 'rejected', 'rules'\], which schema 4"):
@@ -183,9 +183,9 @@ def test_no_number_that_is_none(tmp_path, place, number):
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
         (b"\xff", "not valid JSON"),
-        (b"[1]", "holds no object"),
+        (b"[1]", "is not a JSON object"),
         (b"[" * 100_000, "not valid JSON"),
-        (b'{"a": 1, "a": 2}', "a key stands twice"),
+        (b'{"a": 1, "a": 2}', "a key appears twice"),
         (b'{"refused": "finite"}', "is missing; add it"),
         (b" " * (LARGEST + 1), "larger than"),
     ],
@@ -199,7 +199,7 @@ def test_other_files_are_no_records(tmp_path, text, rule):
 def test_a_key_that_stands_twice_could_hide_a_number(tmp_path):
     path = save(tmp_path, make())
     path.write_text(path.read_text().replace('"clean": 80,', '"clean": 99, "clean": 80,'))
-    with pytest.raises(PrunebenchError, match="a key stands twice"):
+    with pytest.raises(PrunebenchError, match="a key appears twice"):
         load_record(path)
 
 
@@ -235,15 +235,15 @@ def test_recount_takes_survivors_of_one_attack_after_the_other(tmp_path):
     write_bytes(outcomes_path(path), raw)
     recount(path, load_record(path))
     edited(path, key("score.survived.a", 3), sealed=True)
-    with pytest.raises(PrunebenchError, match="says a = 3, its outcomes say 2"):
+    with pytest.raises(PrunebenchError, match="says a = 3, but its outcomes say 2"):
         recount(path, load_record(path))
 
 
 @pytest.mark.parametrize(
     ("score", "rule"),
     [
-        ({"clean": 81}, "says clean = 81, its outcomes say 80"),
-        ({"robust": 51, "survived": dict.fromkeys(ATTACKS, 51)}, "says apgd-ce = 51, its outcomes say 50"),
+        ({"clean": 81}, "says clean = 81, but its outcomes say 80"),
+        ({"robust": 51, "survived": dict.fromkeys(ATTACKS, 51)}, "says apgd-ce = 51, but its outcomes say 50"),
         ({"n": 101}, "differ in the images"),
         ({"survived": {"apgd-ce": 50}}, "differ in the images or attacks of"),
         ({"survived": dict.fromkeys((*ATTACKS, "more"), 50)}, "survived/more"),

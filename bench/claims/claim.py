@@ -59,7 +59,7 @@ def _percentage(text: str) -> str:
 
 def _plain(text: str) -> str:
     if not text.isprintable() or text != text.strip():
-        raise ValueError(f"{text!r} holds characters that do not print, or spaces around it; write plain text")
+        raise ValueError(f"{text!r} has unprintable characters or surrounding spaces; write plain text")
     return text
 
 
@@ -69,7 +69,7 @@ def _day(text: str) -> str:
             return text
     except ValueError:
         pass
-    raise ValueError(f"{text[:20]!r} is not a day; write it as '2026-01-31'")
+    raise ValueError(f"{text[:20]!r} is not a date; write it as '2026-01-31'")
 
 
 Percentage = Annotated[str, AfterValidator(_percentage)]
@@ -106,7 +106,7 @@ class Claim(Strict):
     @model_validator(mode="after")
     def _says_something(self) -> Claim:
         if self.schema_ == 1 and (self.at_least is not None or self.about is not None):
-            raise ValueError("`at_least` and `about` belong to schema = 2; write that")
+            raise ValueError("`at_least` and `about` need schema = 2; write schema = 2")
         if self.robust is None and self.at_least is None:
             raise ValueError("nothing is claimed; add robust = COUNT or at_least = 'SHARE %'")
         if self.robust is not None and self.robust > self.n:
@@ -173,8 +173,8 @@ def sound(path: Path, asset: Asset, what: str) -> Path:
     if found != asset.sha256:
         raise Refused(
             "hash",
-            f"{path} is of {what} with the sha256 {asset.sha256[:12]}..., and {where} has {found[:12]}...; restore the "
-            "file, or make a claim of the one that is there.",
+            f"{path} names {what} with the sha256 {asset.sha256[:12]}..., but {where} has {found[:12]}...; restore "
+            "that file, or make a new claim for this one.",
         )
     return where
 
@@ -183,7 +183,7 @@ def _locate(path: Path, name: str, what: str) -> Path:
     try:
         home, where = path.parent.resolve(strict=True), (path.parent / name).resolve(strict=True)
     except (OSError, RuntimeError):
-        raise Refused("file", f"{path} names {name} as {what}, which is not there; restore the file.") from None
+        raise Refused("file", f"{path} names {name} as {what}, which does not exist; restore the file.") from None
     if not where.is_relative_to(home) or not where.is_file() or where.stat().st_size > LARGEST:
         raise Refused(
             "file",
@@ -200,13 +200,13 @@ def rules_of(path: Path, claim: Claim) -> Protocol:
     if rules.sha256 != claim.protocol.sha256:
         raise Refused(
             "protocol",
-            f"{path} was made under {name} with the sha256 {claim.protocol.sha256[:12]}..., which has "
-            f"{rules.sha256[:12]}... today; score the net again and claim that.",
+            f"{path} was made under {name} with the sha256 {claim.protocol.sha256[:12]}..., but today its sha256 is "
+            f"{rules.sha256[:12]}...; score the net again and claim the new result.",
         )
     folder = rules.data.removeprefix("folder:")
     if folder != rules.data and (Path(folder).is_absolute() or ".." in Path(folder).parts):
         raise Refused(
-            "protocol", f"{path} wants images from {rules.data!r}, outside the data folder; put them below it."
+            "protocol", f"{path} needs images from {rules.data!r}, outside the data folder; move them into it."
         )
     return rules
 
@@ -233,17 +233,19 @@ def outcomes_of(path: Path, claim: Claim) -> dict[str, np.ndarray] | None:
     wanted = {name: ("i" if name in ("labels", "predicted") else "b", (claim.n,)) for name in kinds}
     bits = [name for name in kinds if name.startswith("survived/")]
     if kinds != wanted or not bits or not {"labels", "predicted", "clean"} <= kinds.keys():
-        raise Refused("outcomes", f"{where} does not hold outcomes of {claim.n} images; claim the score again.")
+        raise Refused(
+            "outcomes", f"{where} does not hold outcomes of {claim.n} images; make the claim again from its record."
+        )
     count = int(standing_of(arrays).sum())
     if claim.robust not in (None, count):
         raise Refused(
             "outcomes",
-            f"{path} claims {claim.robust} robust images, its outcomes show {count}; claim what they show.",
+            f"{path} claims {claim.robust} robust images, but its outcomes show {count}; correct the claim.",
         )
     if count < claim.least:
         raise Refused(
             "outcomes",
-            f"{path} claims at least {claim.at_least} of {claim.n} images, which are {claim.least}, and its outcomes "
-            f"show {count} robust; claim what they show.",
+            f"{path} claims at least {claim.at_least} of {claim.n} images ({claim.least} images), but its outcomes "
+            f"show {count} robust; correct the claim.",
         )
     return arrays

@@ -36,8 +36,8 @@ class Difference:
     def sentence(self) -> str:
         """The conclusion about the two nets."""
         counts = (
-            f"{self.a} against {self.b} of {self.n} images, {self.only_a} right under A alone, {self.only_b} under B "
-            f"alone, exact McNemar p = {self.p:.2g}"
+            f"{self.a} against {self.b} of {self.n} images, {self.only_a} correct only for A, {self.only_b} only "
+            f"for B, exact McNemar p = {self.p:.2g}"
         )
         if not self.significant:
             return f"{self.what} accuracy of A and B cannot be told apart: {counts}."
@@ -65,7 +65,7 @@ def compare(first: str | Path, second: str | Path) -> tuple[Difference, Differen
             )
     outcomes = [recount(path, record) for path, record in zip(paths, records, strict=True)]
     if not np.array_equal(outcomes[0]["labels"], outcomes[1]["labels"]):
-        raise PrunebenchError(f"{first} and {second} have other labels for the same images; score both nets again.")
+        raise PrunebenchError(f"{first} and {second} have different labels for the same images; score both nets again.")
     return (
         _difference("Robust", *(standing_of(arrays) for arrays in outcomes)),
         _difference("Clean", *(arrays["clean"] for arrays in outcomes)),

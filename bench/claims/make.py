@@ -28,7 +28,7 @@ def make(record: Path, net: Path, out: Path, *, at_least: str | None = None, for
     """
     scored = load_record(record)
     if not isinstance(scored, Record):
-        raise PrunebenchError(f"{record} is a refusal, of which there is nothing to claim; name a record with a score.")
+        raise PrunebenchError(f"{record} is a refusal, which supports no claim; name a record with a score.")
     recount(record, scored)
     files = {"net": _copy(net, scored.net.sha256, f"the net of {record}", "net.safetensors")}
     files["outcomes"] = _copy(outcomes_path(record), scored.outcomes, f"the outcomes of {record}", "outcomes.npz")
@@ -52,7 +52,7 @@ def make(record: Path, net: Path, out: Path, *, at_least: str | None = None, for
         raise PrunebenchError(f"This claim breaks the rules: {explain(error)}") from None
     if scored.score.robust < claim.least:
         raise PrunebenchError(
-            f"{record} has {scored.score.robust} of {claim.n} images robust, and at least {at_least} are "
+            f"{record} has {scored.score.robust} of {claim.n} images robust, but a claim of at least {at_least} needs "
             f"{claim.least}; claim a smaller share."
         )
     _put(out, dict([*files.values(), *beside, (NAME, _toml_of(claim))]), force=force)
@@ -78,8 +78,8 @@ def _put(out: Path, files: dict[str, bytes], *, force: bool) -> None:
     others = [name for name in FILES if _is_other(out / name, files.get(name))]
     if others and not force:
         raise PrunebenchError(
-            f"{out} holds another claim or another net ({', '.join(others)}); name another folder, or put the new "
-            "claim in its place with --force."
+            f"{out} holds another claim or another net ({', '.join(others)}); name another folder, or overwrite it "
+            "with --force."
         )
     try:
         if others:

@@ -21,10 +21,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--claim-level",
         choices=("replay", "quick", "full"),
         default="replay",
-        help="how claims are checked: replay the stored images, attack a tenth of all, or all",
+        help="replay the stored images (default), attack a tenth of the images (at least 200), or attack all",
     )
     group.addoption(
-        "--claim-data", metavar="DIR", default=None, help="where data sets lie; $PRUNEBENCH_DATA or ./data by default"
+        "--claim-data",
+        metavar="DIR",
+        default=None,
+        help="the folder of the data sets; $PRUNEBENCH_DATA or ./data by default",
     )
 
 

@@ -71,7 +71,7 @@ def draw(
     drawn = sorted(pool[index] for index in order(len(pool), "rescore", seed)[:count])
     said = f"Drew {len(drawn)} of {told} with --draw {seed}"
     absent = len(official) - len(here)
-    return Draw(tuple(drawn), said + (f"; the data of {absent} others is not here (--data)." if absent else "."))
+    return Draw(tuple(drawn), said + (f"; the data sets of {absent} others are missing (--data)." if absent else "."))
 
 
 def _changed(folder: Path, since: Sequence[str]) -> tuple[str | None, set[Path]]:
@@ -137,8 +137,8 @@ class Nets:
         while wanted not in self._known:
             if (file := next(self._rest, None)) is None:
                 raise PrunebenchError(
-                    f"{path} cannot be measured again: its net, {beside.name} with the sha256 {wanted[:12]}..., is not "
-                    "beside it; put it there, or name a folder of nets with --nets."
+                    f"{path} cannot be measured again: its net, {beside.name} with the sha256 {wanted[:12]}..., is "
+                    "missing; put it beside the record, or name a folder of nets with --nets."
                 )
             self._known.setdefault(digest_outside(file, "a net", LARGEST_NET), file)
         return self._known[wanted]
@@ -165,7 +165,7 @@ def rescore(
     if not record.built_in:
         raise PrunebenchError(
             f"{path} calls itself official under {record.protocol.name} with the sha256 "
-            f"{record.protocol.sha256[:12]}..., which are no built-in rules today; score the net under today's."
+            f"{record.protocol.sha256[:12]}..., which no built-in protocol has today; score the net again."
         )
     with tempfile.TemporaryDirectory(prefix="prunebench-rescore-") as scratch:
         copy = Path(scratch, NET)  # alone, so that no file beside the net is read
@@ -208,7 +208,7 @@ def _unequal(record: Record, again: Record) -> str | None:
         ("the passes of the training", (record.cost.train_passes, passes[0]), (again.cost.train_passes, passes[1])),
     ):
         if said != found:
-            return f"{what} is {cut(str(said), 120)} in the record and {cut(str(found), 120)} by the net"
+            return f"{what} is {cut(str(said), 120)} in the record, but {cut(str(found), 120)} for the net"
     return None
 
 
@@ -218,7 +218,7 @@ def _flagged(record: Record, again: Record) -> str | None:
     for flag in again.score.flags:
         said = theirs.get(flag.name)
         if said is None:
-            return f"the flag {flag.name} is missing in the record"
+            return f"the flag {flag.name} is missing from the record"
         if flag.value is None:
             continue  # needs more than the net: how it was trained, or the dense net
         if said.threshold != flag.threshold:
@@ -226,7 +226,7 @@ def _flagged(record: Record, again: Record) -> str | None:
                 f"the flag {flag.name} has the threshold {said.threshold:g} in the record and {flag.threshold:g} here"
             )
         if _clearly_up(flag) and not said.up:
-            return f"the flag {flag.name} is up here ({flag.value:.3g} > {flag.threshold:g}) and not in the record"
+            return f"the flag {flag.name} is up here ({flag.value:.3g} > {flag.threshold:g}), but not in the record"
     return None
 
 
@@ -238,13 +238,13 @@ def _clearly_up(flag: Flag) -> bool:
 def _compared(claimed: Mapping[str, np.ndarray], measured: Mapping[str, np.ndarray]) -> Verdict:
     """The verdict on the outcomes: the labels, and the images standing after each attack and at the end."""
     if not np.array_equal(claimed["labels"], measured["labels"]):
-        return Verdict("refuted", "the outcomes are of other images than the test images here")
+        return Verdict("refuted", "the outcomes belong to other images than the test images here")
     same = claimed["predicted"] == measured["predicted"]
     found = whole(np.ones_like(same), same)
     if found.word == "refuted":
         return Verdict(
             "refuted",
-            f"{int((~same).sum())} of {len(same)} clean images have another label by the net than in the record",
+            f"{int((~same).sum())} of {len(same)} clean images get another label from the net than the record says",
             p=found.p,
         )
     verdict = _both_ways(standing_of(claimed), standing_of(measured))
@@ -272,5 +272,5 @@ def _both_ways(claimed: np.ndarray, measured: np.ndarray) -> Verdict:
         return Verdict("undecided", f"{verdict.sentence} That is within {MARGIN:.0%} of the images.", (), verdict.p)
     if verdict.word == "refuted":
         return verdict
-    told = f"{int(measured.sum())} of {n} are robust, only {int(claimed.sum())} are in the record"
+    told = f"{int(measured.sum())} of {n} are robust, but only {int(claimed.sum())} in the record"
     return Verdict("refuted", f"{told} (p = {reverse.p:.2g} < {REFUTED:g}).", reverse.images, reverse.p)

@@ -21,7 +21,7 @@ REFUTED, DOUBTED = 1e-3, 1e-2  # a claim is refuted at p below REFUTED, undecide
 NOISE = 0.018
 POINTS = 5  # per cent of images; a measurement that could not refute an overstatement this large decides nothing
 
-_REPLAY = "A replay cannot show that more images fall; levels quick and full look for these."
+_REPLAY = "A replay cannot show that more images can be fooled; levels quick and full search for them."
 
 Word = Literal["reproduced", "not reproduced", "holds", "refuted", "undecided", "refused"]
 
@@ -58,7 +58,7 @@ def whole(claimed: np.ndarray, measured: np.ndarray, labels: Labels | None = Non
     n, fallen, risen = len(claimed), claimed & ~measured, measured & ~claimed
     b, c, robust, found = int(fallen.sum()), int(risen.sum()), int(claimed.sum()), int(measured.sum())
     told = (
-        f"{found} of {n} are robust, {robust} are claimed: {b} claimed robust are now fooled, {c} the other way round"
+        f"{found} of {n} are robust, {robust} were claimed: {b} claimed robust are now fooled, {c} the other way round"
     )
     return _harshest(
         told,
@@ -75,7 +75,7 @@ def whole(claimed: np.ndarray, measured: np.ndarray, labels: Labels | None = Non
 def counted(claimed: int, measured: int, n: int) -> Verdict:
     """The verdict when all `n` images were measured again and the claim is only a count of robust images."""
     p = noise_gap(claimed - measured, claimed, NOISE)
-    told = f"{measured} of {n} are robust, {claimed} are claimed"
+    told = f"{measured} of {n} are robust, {claimed} were claimed"
     reach = noise_gap(min(claimed, _points(n)), claimed, NOISE)
     return _decide(told, p, reach, claimed - measured, exhaustive=True)
 
@@ -90,7 +90,7 @@ def sampled(claimed: np.ndarray, index: np.ndarray, standing: np.ndarray, labels
     fallen = np.zeros(len(claimed), bool)
     fallen[index] = claimed[index] & ~standing
     k, robust, count = len(index), int(claimed.sum()), int(fallen.sum())
-    told = f"of {k} images drawn from the {robust} claimed robust {count} are now fooled"
+    told = f"{count} of {k} images drawn from the {robust} claimed robust are now fooled"
     expected = min(robust, _points(len(claimed))) * k // max(robust, 1)
     return _harshest(
         told,
@@ -109,7 +109,7 @@ def sampled_count(claimed: int, n: int, sample: int, standing: int) -> Verdict:
         return sampled_noise(max(0, found), sample, claimed, n, NOISE)
 
     expected = sample * claimed / n
-    told = f"{standing} of {sample} images survive, about {expected:.0f} do if {claimed} of {n} are robust"
+    told = f"{standing} of {sample} images survive, but about {expected:.0f} would if {claimed} of {n} were robust"
     return _decide(told, p(standing), p(int(expected) - _points(sample)), expected - standing)
 
 
@@ -128,22 +128,26 @@ def replayed(
         odd = np.zeros(n, bool)
         odd[index] = standing[index]
         if (found == claimed or (at_least and found > claimed)) and not odd.any():
-            return Verdict("reproduced", f"The stored images leave {found} of {n} standing, as claimed. {_REPLAY}")
+            return Verdict(
+                "reproduced", f"{found} of {n} images survive the stored adversarial images, as claimed. {_REPLAY}"
+            )
         return Verdict(
             "not reproduced",
-            f"The stored images leave {found} of {n} standing, {claimed} are claimed{_which(odd, 'no longer fool')}.",
+            f"{found} of {n} images survive the stored adversarial images, {claimed} were "
+            f"claimed{_which(odd, 'no longer fool the net')}.",
             _index(odd),
         )
     other = labels[0] != labels[1] if labels is not None else np.zeros(n, bool)
     kept, lost = standing & ~claimed, claimed & ~standing
     if not (other | kept | lost).any():
         return Verdict(
-            "reproduced", f"The stored images leave {found} of {n} standing, the very ones that are claimed. {_REPLAY}"
+            "reproduced",
+            f"{found} of {n} images survive the stored adversarial images, exactly those claimed. {_REPLAY}",
         )
     parts = [
-        _which(kept, "are claimed to be fooled and are not"),
-        _which(lost, "are claimed robust and are wrong here"),
-        _which(other, "get another label when clean"),
+        _which(kept, "were claimed to be fooled but are not"),
+        _which(lost, "were claimed robust but are wrong here"),
+        _which(other, "get another clean label"),
     ]
     said = "".join(parts).removeprefix("; ")
     return Verdict("not reproduced", f"Of {n} images {said}.", _index(other | kept | lost))
@@ -170,9 +174,9 @@ def _harshest(
     share = len(tests) + (labels is not None)
     found, strange = share * min(tests), share * noise(int(other.sum()), len(other), NOISE)
     if strange < DOUBTED:
-        told = f"{told}; {int(other.sum())} images get another label when clean"
+        told = f"{told}; {int(other.sum())} images get another clean label"
     if strange < REFUTED or max(found, share * foreign) < REFUTED:
-        told = f"{told}; so many do not change by chance: these outcomes are not this net's"
+        told = f"{told}; too many to be chance: these outcomes are not this net's"
     against = _index(other | fallen if found < DOUBTED else other) if strange < DOUBTED else _index(fallen)
     return _decide(told, min(1.0, found, strange), share * reach, overstated, against, exhaustive=exhaustive)
 

@@ -108,16 +108,19 @@ def _prepare(path: Path, store: Store) -> _Check:
     if (header.classes, header.shape) != (info.classes, info.shape):
         raise Refused(
             "protocol",
-            f"{weights} takes {header.shape} images of {header.classes} classes, {rules.name} has {info.shape} of "
+            f"{weights} takes {header.shape} images of {header.classes} classes, but {rules.name} has {info.shape} of "
             f"{info.classes}; claim it under a protocol that fits.",
         )
     if rules.test is not None and claim.n > rules.test:
-        raise Refused("images", f"{path} claims {claim.n} images, {rules.name} has {rules.test}; claim no more.")
+        raise Refused(
+            "images",
+            f"{path} claims {claim.n} images, but {rules.name} has only {rules.test}; claim at most {rules.test}.",
+        )
     test = store.testing(rules.data, claim.n)
     same = claim.data in (None, test.sha256)
     if not same or (outcomes is not None and not np.array_equal(outcomes["labels"], test.labels.numpy())):
         raise Refused(
-            "images", f"{path} speaks of other images of {rules.data} than those that are here; check --data."
+            "images", f"{path} was measured on other images of {rules.data} than the data folder holds; check --data."
         )
     return _Check(path, claim, rules, net, test, outcomes)
 
@@ -128,7 +131,7 @@ def _replay(check: _Check, device: torch.device) -> Verdict:
     if claim.proposals is None:
         raise PrunebenchError(
             f"{check.path} stores no adversarial images to replay; verify it at level quick or full, or score the net "
-            "anew with proposals kept."
+            "again with --keep-proposals."
         )
     images, labels = as_float(check.test.images), check.test.labels
     where = sound(check.path, claim.proposals, "adversarial images")

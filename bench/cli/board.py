@@ -19,23 +19,31 @@ if TYPE_CHECKING:
 
 def rank(
     records: Annotated[Path, typer.Argument(metavar="RECORDS", help="A folder of records.")],
-    out: Annotated[Path | None, typer.Option(help="Where the tables go; by default above a folder 'records'.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder for the tables; by default the parent of a folder 'records'.")
+    ] = None,
     formats: Annotated[str, typer.Option("--format", help="Any of md,csv,json,tex.")] = "md,csv,json,tex",
     write: Annotated[bool, typer.Option("--write", help="Write the tables, the log and the ledger.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Fail unless all is true and up to date.")] = False,
-    reason: Annotated[str | None, typer.Option(help="Why rows changed, for the log; with --write.")] = None,
-    date: Annotated[str | None, typer.Option(help="YYYY-MM-DD for log and ledger; today by default.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail unless records, tables and log are valid and up to date.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option(help="With --write: why rows changed, for the log.")] = None,
+    date: Annotated[str | None, typer.Option(help="The date in log and ledger, YYYY-MM-DD; today by default.")] = None,
     rescore: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Score N official records, drawn at random, again.")
+        int | None, typer.Option(min=1, metavar="N", help="Score N official records again, drawn at random.")
     ] = None,
     draw: Annotated[
-        int | None, typer.Option(min=0, metavar="SEED", help="Repeat a draw; by default no one can foresee it.")
+        int | None, typer.Option(min=0, metavar="SEED", help="The seed of the draw, to repeat it; by default random.")
     ] = None,
     since: Annotated[
         list[str] | None,
-        typer.Option(metavar="REF", help="Draw from what changed since this git commit; the first here."),
+        typer.Option(
+            metavar="REF", help="Draw from records changed since this git commit; the first given that exists."
+        ),
     ] = None,
-    nets: Annotated[Path | None, typer.Option(help="A folder of nets, if they are not beside the records.")] = None,
+    nets: Annotated[
+        Path | None, typer.Option(help="The folder of the nets, if they are not beside the records.")
+    ] = None,
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
@@ -53,7 +61,7 @@ def rank(
         ("--nets", nets, "--rescore", rescore),
     ):
         if value is not None and not given:
-            raise PrunebenchError(f"{name} does nothing without {other}; give both, or leave it out.")
+            raise PrunebenchError(f"{name} has no effect without {other}; give both, or leave {name} out.")
     folder, attestations = _records_in(records), []
     chosen = [name.strip() for name in formats.split(",") if name.strip()]
     board.formats_named(chosen)
@@ -73,7 +81,7 @@ def rank(
 
 def sign(
     records: Annotated[list[Path], typer.Argument(metavar="RECORD...", help="Records, as RECORD.json.")],
-    key: Annotated[Path, typer.Option(help="Your private SSH key, or the public one of a key in an agent.")],
+    key: Annotated[Path, typer.Option(help="Your private SSH key, or the public half of a key in an SSH agent.")],
 ) -> None:
     """Sign records with an SSH key: RECORD.json.sig beside each."""
     from prunebench.bench import signature
@@ -82,10 +90,10 @@ def sign(
 
 
 def site(
-    records: Annotated[Path, typer.Argument(metavar="RECORDS", help="A folder of records, or of a run.")],
-    out: Annotated[Path, typer.Option(help="The folder for the site; replaced if it is one already.")],
+    records: Annotated[Path, typer.Argument(metavar="RECORDS", help="A folder of records, or a run folder.")],
+    out: Annotated[Path, typer.Option(help="The folder for the site; an older site there is replaced.")],
 ) -> None:
-    """Make web pages of the records; they open from the disk."""
+    """Make web pages from the records; no server is needed."""
     from prunebench.leaderboard.site import folder
 
     ranking, first = folder.write(_records_in(records), out)
@@ -143,9 +151,9 @@ def _remeasured(
                 continue
             watch.finish(name, printable(verdict.line))
             if verdict.word == "refuted":
-                wrong.append(f"{folder / path} is not what its net does: {verdict.sentence}")
+                wrong.append(f"{folder / path} does not match its net: {verdict.sentence}")
             attestations.append(provenance.measured(record, again, verdict.word, day))
     if wrong:
-        more = f" ({len(wrong) - 1} more of the {len(drawn.paths)} do not hold.)" if len(wrong) > 1 else ""
+        more = f" ({len(wrong) - 1} more of the {len(drawn.paths)} records do not match.)" if len(wrong) > 1 else ""
         raise PrunebenchError(f"{wrong[0].rstrip('.')}.{more}")
     return attestations

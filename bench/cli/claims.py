@@ -21,7 +21,7 @@ def claim(
         Path | None, typer.Option(help="The net that was scored; by default the one beside the record.")
     ] = None,
     at_least: Annotated[
-        str | None, typer.Option(help="Claim that share of the images alone, as '60 %', in place of the count.")
+        str | None, typer.Option(help="Claim only this share of the images, such as '60 %', instead of the count.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another claim or another net in the folder.")] = False,
 ) -> None:
@@ -42,20 +42,24 @@ class Level(StrEnum):
 
 
 def verify(
-    place: Annotated[Path, typer.Argument(metavar="CLAIM", help="A claim, or a folder that holds some.")],
-    level: Annotated[Level, typer.Option(help="Replay stored images, attack a tenth of all, or all.")] = Level.replay,
+    place: Annotated[Path, typer.Argument(metavar="CLAIM", help="A claim, or a folder of claims.")],
+    level: Annotated[
+        Level, typer.Option(help="Replay stored images, attack a tenth (at least 200), or attack all.")
+    ] = Level.replay,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=2**63 - 1, help="Draws the images of level quick; a new one each time by default."),
+        typer.Option(min=0, max=2**63 - 1, help="The seed that draws the images of level quick; by default random."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Keep what level full has measured here, to go on.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder where level full saves its progress, to resume it.")
+    ] = None,
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure claims again; exit code 0 when all of them stand."""
+    """Measure claims again; exit code 0 when all of them hold."""
     from prunebench.bench.claims.claim import find
 
     claims = find(place)

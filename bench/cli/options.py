@@ -13,14 +13,14 @@ from prunebench.bench.protocol import as_sparsity
 if TYPE_CHECKING:
     from prunebench.bench.data import Store
 
-DataRoot = Annotated[Path, typer.Option("--data", envvar="PRUNEBENCH_DATA", help="The folder where data sets lie.")]
+DataRoot = Annotated[Path, typer.Option("--data", envvar="PRUNEBENCH_DATA", help="The folder of the data sets.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Threads = Annotated[int, typer.Option(min=1, max=1024, help="CPU threads a job; results depend on the number.")]
-Examples = Annotated[int | None, typer.Option(min=1, help="Score only the first so many test images.")]
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="CPU threads per job; results depend on this number.")]
+Examples = Annotated[int | None, typer.Option(min=1, help="Score only the first N test images.")]
 KeepProposals = Annotated[
-    bool, typer.Option("--keep-proposals", help="Keep what fooled the net, so that a claim can be replayed.")
+    bool, typer.Option("--keep-proposals", help="Keep the adversarial images, so that a claim can be replayed.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

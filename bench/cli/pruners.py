@@ -17,7 +17,7 @@ from prunebench.bench.protocol import PROTOCOLS, Protocol, as_sparsity
 
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and underscores.")],
-    out: Annotated[Path, typer.Option(help="Where the folder NAME goes.")] = Path(),
+    out: Annotated[Path, typer.Option(help="The parent of the new folder NAME.")] = Path(),
 ) -> None:
     """Write a pruner of your own, its test and its registration."""
     from prunebench import pruners
@@ -32,7 +32,7 @@ def check(
     threads: Threads = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Run a pruner through the conformance suite: seconds."""
+    """Run the conformance suite on a pruner; takes seconds."""
     import torch
 
     from prunebench.bench.conformance import suite
@@ -44,7 +44,7 @@ def check(
     else:
         show.out(str(report))
     if not report.holds:
-        raise PrunebenchError("Not every check holds; the report says what was found and how to mend it.")
+        raise PrunebenchError("Some checks failed; the report says what each found and how to fix it.")
 
 
 class Kind(StrEnum):

@@ -31,15 +31,20 @@ if TYPE_CHECKING:
 BEGAN = time.time()
 
 Protocols = Annotated[str, typer.Argument(metavar="PROTOCOL", help="A built-in protocol or a TOML file.")]
-Pruners = Annotated[list[str] | None, typer.Option("--pruner", help="NAME[:option=value,...]; all by default.")]
-Sparsities = Annotated[list[str] | None, typer.Option("--sparsity", help="In [0, 1); the protocol's by default.")]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", min=0, max=2**63 - 1, help="The protocol's by default.")]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs a unit, instead of the protocol's: not official.")]
+Pruners = Annotated[list[str] | None, typer.Option("--pruner", help="NAME[:option=value,...]; all pruners by default.")]
+Sparsities = Annotated[
+    list[str] | None, typer.Option("--sparsity", help="Sparsities in [0, 1); the protocol's by default.")
+]
+Seeds = Annotated[
+    list[int] | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Seeds; the protocol's by default.")
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs per unit, instead of the protocol's; not official.")]
 Tensorboard = Annotated[
-    bool, typer.Option("--tensorboard", help="Training curves as event files in each job's folder.")
+    bool, typer.Option("--tensorboard", help="Write training curves as event files into each job's folder.")
 ]
 Sandbox = Annotated[
-    bool, typer.Option("--sandbox", help="No network, no test images, one writable folder for the pruner (bubblewrap).")
+    bool,
+    typer.Option("--sandbox", help="Give the pruner no network, no test images and one writable folder (bubblewrap)."),
 ]
 
 
@@ -52,13 +57,11 @@ class Engines(StrEnum):
 
 Jobs = Annotated[
     int | None,
-    typer.Option(min=1, help="How many are trained and scored side by side, on a card too; ray: as many as fit."),
+    typer.Option(min=1, help="Jobs to train and score side by side, also on one GPU. Ray runs as many as fit."),
 ]
-EngineKind = Annotated[Engines, typer.Option(help="Processes of this machine, or Ray, on this one or on a cluster.")]
-Address = Annotated[str | None, typer.Option(help="The Ray to use: auto, on a machine of `ray start`, or HOST:PORT.")]
-GpusPerJob = Annotated[
-    float | None, typer.Option(help="Share of a GPU that Ray gives a job; 0.25 by default where there are GPUs.")
-]
+EngineKind = Annotated[Engines, typer.Option(help="Processes on this machine, or Ray on one or more machines.")]
+Address = Annotated[str | None, typer.Option(help="The Ray cluster: auto on one of its machines, or HOST:PORT.")]
+GpusPerJob = Annotated[float | None, typer.Option(help="GPUs per job under Ray; 0.25 by default if there are GPUs.")]
 
 
 def run(
@@ -66,7 +69,7 @@ def run(
     pruner: Pruners = None,
     sparsity: Sparsities = None,
     seed: Seeds = None,
-    out: Annotated[Path, typer.Option(help="Where everything goes; what is done there is kept.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="The folder for all results; a run resumes from it.")] = Path("runs"),
     jobs: Jobs = None,
     engine: EngineKind = Engines.local,
     address: Address = None,
@@ -81,7 +84,7 @@ def run(
     threads: Threads = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Train, score and rank a whole grid; safe to kill and start again."""
+    """Train, score and rank a whole grid; resumes after a kill."""
     rules, grid = _grid(protocol, epochs, pruner, sparsity, seed)
 
     from prunebench.bench import executor, machine
@@ -120,7 +123,7 @@ def run(
         _publish([end.task for end in ends if end.how in ("done", "kept")], out / "records")
     bad = sum(end.how in ("failed", "refused") for end in ends)
     if bad:
-        raise PrunebenchError(f"{bad} of {len(ends)} jobs did not end with a score; the reasons stand above.")
+        raise PrunebenchError(f"{bad} of {len(ends)} jobs did not end with a score; the reasons are above.")
 
 
 def plan(
@@ -128,11 +131,13 @@ def plan(
     pruner: Pruners = None,
     sparsity: Sparsities = None,
     seed: Seeds = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Jobs side by side, as for run; as many try at once.")] = 1,
-    devices: Annotated[int, typer.Option(min=1, help="Also the time on so many devices like this one.")] = 4,
-    clean: Annotated[float, typer.Option(help="Assumed share of images that nets classify rightly.")] = 0.85,
-    robust: Annotated[float, typer.Option(help="Assumed share that withstands every attack.")] = 0.55,
-    seconds: Annotated[float, typer.Option(min=0.01, help="Of one trial; there are a dozen or two.")] = 0.5,
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs side by side, as for run; trials run side by side too.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="Also estimate the time on N devices like this one.")] = 4,
+    clean: Annotated[float, typer.Option(help="Assumed share of images that nets classify correctly.")] = 0.85,
+    robust: Annotated[float, typer.Option(help="Assumed share of images that survive every attack.")] = 0.55,
+    seconds: Annotated[
+        float, typer.Option(min=0.01, help="Seconds per timing trial; there are one or two dozen.")
+    ] = 0.5,
     examples: Examples = None,
     epochs: Epochs = None,
     data: DataRoot = Path("data"),
@@ -171,18 +176,18 @@ def train(
     protocol: Protocols,
     pruner: Annotated[str, typer.Option(help="NAME[:option=value,...], module:Class or file.py:Class.")],
     out: Annotated[Path, typer.Option(help="The folder for the net.")],
-    sparsity: Annotated[str | None, typer.Option(help="In [0, 1).")] = None,
+    sparsity: Annotated[str | None, typer.Option(help="The sparsity, in [0, 1).")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     epochs: Epochs = None,
     tensorboard: Tensorboard = False,
     sandbox: Sandbox = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace another net that lies in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace another net in --out.")] = False,
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Train and prune one net; goes on where a killed run stopped."""
+    """Train and prune one net; resumes after a kill."""
     from prunebench.bench.player import host
 
     host.host().start()  # it imports torch while this process does
@@ -230,7 +235,7 @@ def _engine(
         return cluster.Ray(out, address=address, jobs=jobs, threads=threads, device=device, gpus=gpus)
     for name, value in (("--address", address), ("--gpus-per-job", gpus)):
         if value is not None:
-            raise PrunebenchError(f"{name} {value} is for Ray; give --engine ray with it, or leave it out.")
+            raise PrunebenchError(f"{name} {value} needs Ray; add --engine ray, or leave {name} out.")
     machine.device_named(device)
     return Pool(jobs or 1)
 

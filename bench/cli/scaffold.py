@@ -14,7 +14,7 @@ from string import Template
 
 from prunebench.bench.errors import PrunebenchError
 
-_METHOD = '''"""$title: a pruner for prunebench. Replace this method by your own."""
+_METHOD = '''"""$title: a pruner for prunebench. Replace this method with your own."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from prunebench.bench.protocol import Job
 class $cls:
     """Keep each layer's largest weights at initialisation, then spend the whole budget on training them.
 
-    A starting point that runs, not a method to publish: the mask is chosen before anything was learned. The fields are
+    A starting point that runs, not a method to publish: the mask is chosen before any training. The fields are
     the options. `lr`: the peak learning rate as a multiple of the protocol's. `shuffle`: permute the kept positions
-    inside each layer, which shows what the method is worth beside its layer densities.
+    inside each layer, which shows what the method adds to its layer densities.
     """
 
     lr: float = 1.0
@@ -42,7 +42,7 @@ class $cls:
             raise ValueError(f"lr = {self.lr} must be above 0")
 
     def __call__(self, job: Job, lab: Lab) -> State:
-        """Choose, then train under the masks; the mask of the result is `weight != 0`."""
+        """Choose the masks, then train under them; the mask of the result is `weight != 0`."""
         weights = lab.initial()
         scores = {name: weights[name].abs() for name in lab.shapes}
         masks = keep_largest_by_layer(scores, uniform(lab.shapes, lab.keep))
@@ -52,7 +52,7 @@ class $cls:
         return lab.fit("train", rescaled(weights, masks), epochs=lab.epochs, masks=masks, lr=rate).weights
 '''
 
-_TEST = '''"""$title keeps the rules of prunebench."""
+_TEST = '''"""$title obeys the rules of prunebench."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_it_passes_the_conformance_suite() -> None:
     assert report.holds, str(report)
 
 
-def test_a_learning_rate_of_nothing_is_refused() -> None:
+def test_a_learning_rate_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="must be above 0"):
         $cls(lr=0.0)
 '''
@@ -103,10 +103,10 @@ prunebench check $module.py:$cls          # the rules, in seconds
 prunebench train digits-linf --pruner $module.py:$cls --sparsity 0.95 --out out   # one net
 prunebench run digits-linf --pruner $module.py:$cls --pruner imp --sparsity 0.95 --out runs   # against IMP, ranked
 python -m pytest                          # the test
-pip install --no-deps .                   # then it is known as `$registered`
+pip install --no-deps .                   # afterwards, its name is `$registered`
 ```
 
-Options go behind the class: `$module.py:$cls:lr=0.5,shuffle=true`.
+Options follow the class: `$module.py:$cls:lr=0.5,shuffle=true`.
 """
 
 _FILES = {"$module.py": _METHOD, "test_$module.py": _TEST, "pyproject.toml": _PROJECT, "README.md": _README}
@@ -121,16 +121,16 @@ def new(name: str, out: Path, *, taken: Container[str] = ()) -> list[Path]:
     registered = name.replace("_", "-")
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) or name.endswith("_") or keyword.iskeyword(name):
         raise PrunebenchError(
-            f"Cannot call a pruner {name!r}: it names a file and a class, so write lower-case letters, digits and "
-            "underscores, a letter first, at most 40, and no word of Python; for example my_pruner."
+            f"{name!r} cannot name a file and a class; write at most 40 lower-case letters, digits and underscores, a "
+            "letter first, and no keyword of Python, for example my_pruner."
         )
     if registered in taken or name in taken:
-        raise PrunebenchError(f"There is a pruner {registered!r} already; choose another name.")
+        raise PrunebenchError(f"A pruner {registered!r} already exists; choose another name.")
     target = out / name
     if target.exists() or target.is_symlink():
-        raise PrunebenchError(f"{target} is there already and stays as it is; choose another name or another --out.")
+        raise PrunebenchError(f"{target} already exists and is not overwritten; choose another name or another --out.")
     if name in sys.stdlib_module_names or find_spec(name) is not None:
-        raise PrunebenchError(f"There is a module {name!r} already, which {name}.py would hide; choose another name.")
+        raise PrunebenchError(f"A module {name!r} already exists, which {name}.py would hide; choose another name.")
     words = {
         "module": name,
         "registered": registered,

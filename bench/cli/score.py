@@ -29,14 +29,14 @@ def score(
     examples: Examples = None,
     out: Annotated[Path | None, typer.Option(help="The folder for the record; by default the net's own.")] = None,
     parent: Annotated[
-        Path | None, typer.Option(help="The dense net; its adversarial images are tried too, for a flag.")
+        Path | None, typer.Option(help="The dense net, whose adversarial images are tried on NET for a flag.")
     ] = None,
     also: Annotated[
-        list[str] | None, typer.Option(help="One more weak attack: torchattacks:NAME, for example CW.")
+        list[str] | None, typer.Option(help="Another weak attack: torchattacks:NAME, for example torchattacks:CW.")
     ] = None,
     keep_proposals: KeepProposals = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the record of another net.")] = False,
-    mirror: Annotated[str | None, typer.Option(help="Fetch robustbench:NAME from MIRROR/DATA/NORM/NAME.pt.")] = None,
+    mirror: Annotated[str | None, typer.Option(help="Download robustbench:NAME from MIRROR/DATA/NORM/NAME.pt.")] = None,
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
@@ -79,25 +79,27 @@ def score(
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="CKPT", help="A .safetensors, or a .pt of tensors alone.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="CKPT", help="A .safetensors file, or a .pt file that holds only tensors.")
+    ],
     arch: Annotated[str, typer.Option(help="The architecture; see `list models`.")],
     protocol: Annotated[str, typer.Option(help="The rules to score by; see `list protocols`.")],
     out: Annotated[Path, typer.Option(help="The folder for net.safetensors.")],
     sparsity: Annotated[
-        str | None, typer.Option(help="What it claims, in [0, 1); scores need it. By default what is counted.")
+        str | None, typer.Option(help="The claimed sparsity, in [0, 1); scores need it. By default as counted.")
     ] = None,
-    label: Annotated[str | None, typer.Option(help="How the net is called in records, in place of 'import'.")] = None,
+    label: Annotated[str | None, typer.Option(help="The net's name in records, instead of 'import'.")] = None,
     normalisation: Annotated[
-        str | None, typer.Option(help="MEAN/STD, as 0.5/0.25 or 0.49,0.48,0.45/0.2,0.2,0.2, or none.")
+        str | None, typer.Option(help="MEAN/STD, such as 0.5/0.25 or 0.49,0.48,0.45/0.2,0.2,0.2, or none.")
     ] = None,
     data: DataRoot = Path("data"),
     as_json: AsJson = False,
 ) -> None:
-    """Make a net file of a checkpoint that was trained elsewhere.
+    """Make a net file from a checkpoint that was trained elsewhere.
 
-    Nets here take pixels in [0, 1] and normalise them inside. A checkpoint that has no such step gets the mean and the
-    deviation of the protocol's data; name others, or none, if it was trained with others. Code in a pickle is never
-    run. The net counts as not trained under the protocol, and no record of it is official.
+    Nets here take pixels in [0, 1] and normalise them inside. A checkpoint without that step gets the mean and
+    deviation of the protocol's data, unless --normalisation names others or none. No code in a pickle is ever run. The
+    net counts as not trained under the protocol, so its records are never official.
     """
     from prunebench.bench.interop import checkpoints
 
@@ -135,11 +137,11 @@ def inspect(net: Annotated[Path, typer.Argument(metavar="NET")], as_json: AsJson
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A record with its outcomes beside it.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same rules and images.")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="A record, with its outcomes beside it.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another record with the same rules and images.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say whether two scored nets differ, by McNemar's test."""
+    """Test whether two scored nets differ, by McNemar's test."""
     from prunebench.bench.claims.compare import compare as differences
 
     found = differences(first, second)

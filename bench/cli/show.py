@@ -146,7 +146,7 @@ def net_tables(net: Net, name: str) -> list[Table | str]:
     about = [
         ("architecture", f"{header.arch}, {header.classes} classes, images {header.shape}"),
         ("made for", f"{header.protocol.name} v{header.protocol.version}, sha256 {header.protocol.sha256[:12]}"),
-        ("made by", f"{job.label}, asked sparsity {job.sparsity}, seed {job.seed}"),
+        ("made by", f"{job.label}, requested sparsity {job.sparsity}, seed {job.seed}"),
         ("weights", f"{net.id.nonzero} of {net.id.prunable} kept, sparsity {net.sparsity:.6f}"),
         *((f"cost: {stage.name}", f"{stage.passes:,} sample passes") for stage in header.stages),
     ]
@@ -186,13 +186,14 @@ def forecast_table(found: Forecast) -> list[Table | str]:
     ]
     side = "one job at a time" if found.workers == 1 else f"{found.workers} jobs side by side on each"
     spans = [
-        f"In all about {_duration(span)} on {count} of this device, {side}." for count, span in found.spans.items()
+        f"In all about {_duration(span)} on {count} device{'s' * (count > 1)} like this one, {side}."
+        for count, span in found.spans.items()
     ]
-    shares = f"{found.shares.clean:.0%} of the test images right and {found.shares.robust:.0%} robust"
+    shares = f"{found.shares.clean:.0%} of the test images correct and {found.shares.robust:.0%} robust"
     about = (
-        "Sample passes (forward 1, backward 2) in millions, as they are charged. A stage\n"
-        "that jobs share is computed once: its time and disk stand with the first. Times\n"
-        "are one worker's, after short trials here.\n"
+        "Sample passes (forward 1, backward 2) in millions, as charged. A stage\n"
+        "that jobs share is computed once; the first job bears its time and disk. Times\n"
+        "are for one worker, from short trials on this machine.\n"
         f"Assumed of every net: {shares} (--clean, --robust)."
     )
     return [
@@ -218,10 +219,10 @@ def score_table(record: Record) -> list[Table | str]:
     rules = f"{record.protocol.name} v{record.protocol.version}, {'official' if record.official else 'not official'}"
     return [
         f"{record.job.label}, sparsity {record.net.sparsity:.4f}, {rules}\n",
-        table("still right", "images", "% [95 % interval]", rows=rows, right=("images",)),
+        table("still correct", "images", "% [95 % interval]", rows=rows, right=("images",)),
         "",
         table(
-            "eps", "still right after pgd-20", rows=[(p.eps, rate(p.robust)[1]) for p in score.curve], right=("eps",)
+            "eps", "still correct after pgd-20", rows=[(p.eps, rate(p.robust)[1]) for p in score.curve], right=("eps",)
         ),
         "",
         table("flag", "", "", rows=[_flag_row(flag) for flag in score.flags]),

@@ -10,15 +10,15 @@ from prunebench.bench.errors import cut, printable
 
 # What each check requires, and how to fix a pruner that fails it.
 CHECKS = {
-    "options": "Write a frozen dataclass, every field annotated bool, int, float or str with a default of that type.",
-    "runs": "Let it end without an error on the tiny task; the error stands above.",
+    "options": "Write a frozen dataclass; annotate every field bool, int, float or str, with a default of that type.",
+    "runs": "Make it finish without an error on the tiny task; the error is shown above.",
     "loads": "Return the whole state dict of lab.model(): its keys, shapes and types, every value finite.",
-    "sparsity": "Leave at most lab.keep weights that are not zero: choose them with bench.mask and train with masks=.",
-    "budget": "Train through lab.fit, and pay for work of your own with lab.loop(passes=...) or lab.meter.charge.",
-    "deterministic": "Draw from lab.generator(name) alone: no clock, no set order, no randomness of the system.",
+    "sparsity": "Keep at most lab.keep nonzero weights: choose them with bench.mask and train with masks=.",
+    "budget": "Train through lab.fit, and pay for other work with lab.loop(passes=...) or lab.meter.charge.",
+    "deterministic": "Draw only from lab.generator(name): no clock, no order of a set, no system randomness.",
     "random-state": "Leave the global generators of torch, numpy and random alone: use lab.generator(name).",
-    "test-split": "Learn from lab.train and lab.validation alone; the referee alone opens the test images.",
-    "files": "Return weights and nothing else: write no file, start no process; lab.loop saves what must last.",
+    "test-split": "Learn only from lab.train and lab.validation; only the referee opens the test images.",
+    "files": "Return weights and nothing else: write no file, start no process; lab.loop saves progress.",
     "shuffle": "Permute with bench.mask.shuffled after the masks are fixed, so that every layer keeps its count.",
 }
 

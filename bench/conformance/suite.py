@@ -71,9 +71,9 @@ def check(pruner: str, task: Protocol = TASK) -> Report:
             "budget": _budget(first),
             "deterministic": _deterministic(first, second),
             "random-state": _said(
-                loading.random + first.seen.random, "the generators of torch, numpy and random are as they were"
+                loading.random + first.seen.random, "the generators of torch, numpy and random are unchanged"
             ),
-            "test-split": _said(loading.data + first.seen.data, "no data set was opened while it was at work"),
+            "test-split": _said(loading.data + first.seen.data, "no data set was opened during the run"),
         }
         other = _other(resolved.pruner)
         third = (
@@ -83,13 +83,13 @@ def check(pruner: str, task: Protocol = TASK) -> Report:
         )
         runs = [run.seen for run in (first, second, third) if run is not None]
         seen = [line for seen in (loading, *runs) for line in seen.outside]
-        found["files"] = _said(seen, "nothing was written, started or connected to outside its folder")
+        found["files"] = _said(seen, "no file outside its folder, no process, no connection")
         found["shuffle"] = _shuffle(first, third, names, resolved)
     return Report(pruner, tuple(Check(name, *found[name]) for name in CHECKS))
 
 
 Found = tuple[bool | None, str]
-_NOT_RUN: Found = (None, "there are no weights to look at")
+_NOT_RUN: Found = (None, "there are no weights to check")
 
 
 def _said(offences: list[str], good: str) -> Found:
@@ -115,11 +115,11 @@ def _options(resolved: ResolvedPruner) -> Found:
             faults.append(f"{option.name}: {kind.__name__} has the default {default!r}")
     try:
         cls(no_such_option=1)
-        faults.append("an unknown option is taken without a word")
+        faults.append("an unknown option is accepted silently")
     except TypeError:
         pass
     names = ", ".join(option.name for option in dataclasses.fields(cls))
-    return _said(faults, f"frozen, typed, unknown ones refused: {names or 'it has none'}")
+    return _said(faults, f"{names or 'no options'}: frozen, typed, unknown ones refused")
 
 
 # Findings on a run
@@ -164,7 +164,7 @@ def _loads(run: Run, resolved: ResolvedPruner, path: Path) -> Found:
     except Refused as refused:
         return False, str(refused)
     same = all(torch.equal(opened[name], tensor.detach().cpu()) for name, tensor in run.state.items())
-    return same, f"sealed and opened again: {len(opened)} tensors, {'the same' if same else 'other'} values"
+    return same, f"sealed and opened again: {len(opened)} tensors, {'the same' if same else 'different'} values"
 
 
 def _sparsity(run: Run, resolved: ResolvedPruner, names: list[str]) -> Found:
@@ -173,8 +173,8 @@ def _sparsity(run: Run, resolved: ResolvedPruner, names: list[str]) -> Found:
     kept, whole = sum(_counts(run.state, names).values()), run.lab.prunable
     allowed = keep_count(whole, run.lab.job.sparsity)
     if not resolved.prunes:
-        return True, f"it says that it does not prune, and keeps {kept} of {whole} weights"
-    return kept <= allowed, f"keeps {kept} of {whole} weights; {run.lab.job.sparsity} leaves {allowed} at most"
+        return True, f"it declares that it does not prune, and keeps {kept} of {whole} weights"
+    return kept <= allowed, f"keeps {kept} of {whole} weights; {run.lab.job.sparsity} allows at most {allowed}"
 
 
 def _budget(run: Run) -> Found:
@@ -192,7 +192,7 @@ def _budget(run: Run) -> Found:
         )
     own, paid = run.lab.counter.passes, meter.spent - run.lab.counter.fitted
     if own > SLACK * paid:
-        return False, f"did the work of {own:,.0f} sample passes of its own and paid for {paid:,}; {spent}"
+        return False, f"its own work cost {own:,.0f} sample passes, but it paid for {paid:,}; {spent}"
     return meter.spent <= meter.granted, spent
 
 
@@ -204,10 +204,13 @@ def _deterministic(first: Run, second: Run) -> Found:
     if not (isinstance(first.state, dict) and isinstance(second.state, dict)):
         return _NOT_RUN
     if first.state.keys() != second.state.keys():
-        return False, "the second run gave other keys"
+        return False, "the second run gave different keys"
     differ = [name for name, tensor in first.state.items() if not _equal(tensor, second.state[name])]
     if differ:
-        return False, f"the second run gave other values in {differ[0]} ({len(differ)} of {len(first.state)} tensors)"
+        return (
+            False,
+            f"the second run gave different values in {differ[0]} ({len(differ)} of {len(first.state)} tensors)",
+        )
     return True, "two runs, the second in another folder, gave the same bytes"
 
 
@@ -228,20 +231,20 @@ def _other(pruner: Pruner) -> Pruner | None:
 
 def _shuffle(first: Run, third: Run | None, names: list[str], resolved: ResolvedPruner) -> Found:
     if third is None:
-        return True, "it has no option shuffle; with one, its masks could be told from their layer densities"
+        return True, "it has no option shuffle, which would show what its masks add to their layer densities"
     if first.error is not None or not names:
         return _NOT_RUN
     if third.error is not None or not _whole(third):
-        return False, f"with shuffle turned over it ended in {third.error or 'no weights'}"
+        return False, f"with the option shuffle flipped, it ended in {third.error or 'no weights'}"
     one, other = (first, third) if not getattr(resolved.pruner, "shuffle", False) else (third, first)
     plain, moved = _counts(one.state, names), _counts(other.state, names)
     told = f"without {', '.join(map(str, plain.values()))}; with {', '.join(map(str, moved.values()))}"
     lost = sum(plain.values()) - sum(moved.values())
     # Fewer may be nonzero: a weight kept by a shuffled mask may be zero and have no gradient (IWI's remainder).
     if any(moved[name] > plain[name] for name in names) or lost > LOST * sum(plain.values()):
-        return False, f"layers keep other numbers of weights with shuffle than without: {told}"
+        return False, f"layers keep different numbers of weights with and without shuffle: {told}"
     if resolved.prunes and all(torch.equal(first.state[name] != 0, third.state[name] != 0) for name in names):
-        return False, "shuffle moves nothing: the masks are the same with it and without"
+        return False, "shuffle has no effect: the masks are the same with and without it"
     return True, f"kept by layer: {told}"
 
 

@@ -105,7 +105,7 @@ class Fast:
             return None
         module = fx.GraphModule(self.net, graph)
         if (node := _overwritten(module)) is not None:
-            self._say(f"The net runs dense: {node} is overwritten while others still read it.")
+            self._say(f"The net runs dense: {node} is overwritten while other operations still read it.")
             return None
         return module
 
@@ -209,7 +209,9 @@ def _try(net: nn.Module, images: Tensor) -> None:
     """Raise PrunebenchError for images that the net does not accept."""
     shape = tuple(images.shape[1:])
     if len(shape) not in (1, 3):
-        raise PrunebenchError(f"fast() takes images (n, c, h, w) or (n, features), and each of these is {shape}.")
+        raise PrunebenchError(
+            f"fast() takes images (n, c, h, w) or (n, features), but each image given has the shape {shape}."
+        )
     try:
         net(images)
     except Exception as error:

@@ -71,7 +71,7 @@ class Compiled:
         """The input gradients, from the output gradients."""
         images = _images(gradients, self._after)
         if len(saved) != self._bytes(images):
-            raise PrunebenchError(f"There are gradients of {images} images, and the outputs were of another number.")
+            raise PrunebenchError(f"The gradients are for {images} images, but the outputs were for another number.")
         found = tuple(torch.empty(images, *shape) for shape in self._before)
         self._execute(self._lowered.backward, gradients, found, saved)
         return found
@@ -124,7 +124,7 @@ class _Run(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.segment.version != ctx.version:
-            raise RuntimeError("The weights were read anew between a forward pass and its gradient.")
+            raise RuntimeError("The weights were read again between a forward pass and its gradient.")
         (saved,) = ctx.saved_tensors
         return None, *ctx.segment.backward(gradients, saved)
 
@@ -135,7 +135,7 @@ def _images(values: tuple[Tensor, ...], shapes: list[tuple[int, ...]]) -> int:
     for value, shape in zip(values, shapes, strict=True):
         if value.shape != (images, *shape):
             raise PrunebenchError(
-                f"A value has the shape {tuple(value.shape)} where the plan has {(images, *shape)}, an image a row: "
+                f"A value has the shape {tuple(value.shape)} where the plan has {(images, *shape)}, one image per row: "
                 "the net mixes its images, so call the net itself."
             )
     return images

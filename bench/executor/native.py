@@ -125,7 +125,9 @@ def load(kept: Path, flags: Sequence[str] = FLAGS, targets: Sequence[str] = TARG
     path = compiler()
     if path is None:
         if wanted := os.environ.get("CXX"):
-            raise PrunebenchError(f"CXX names {wanted!r}, and no program of that name is here; name one, or unset it.")
+            raise PrunebenchError(
+                f"CXX names {wanted!r}, which is not a program on this machine; set CXX to a compiler, or unset it."
+            )
         raise PrunebenchError(f"there is no C++ compiler ({', '.join(COMPILERS)}) on the path; install one.")
     if sys.platform == "win32":
         raise PrunebenchError("the kernels are written for GCC and Clang, not for Windows.")
@@ -201,5 +203,5 @@ def _open(path: Path) -> ctypes.CDLL:
         pointer,
     ]
     if found.instruction_bytes() != ctypes.sizeof(Instruction):
-        raise PrunebenchError(f"the compiled kernels {path} are of another layout; delete the file.")
+        raise PrunebenchError(f"the compiled kernels {path} have an outdated layout; delete the file.")
     return found

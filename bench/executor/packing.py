@@ -66,8 +66,8 @@ def pack(phase: Phase, pitches: NDArray[np.int64], channels: int) -> Packed:
     span = int(offsets.max(initial=0)) - low + 1
     if span > np.iinfo(np.int32).max:
         raise PrunebenchError(
-            f"The images are too large for the sparse kernels: weights of a layer read {span} floats apart, and "
-            f"{np.iinfo(np.int32).max} is the most; call the net itself."
+            f"The images are too large for the sparse kernels: weights of a layer read {span} floats apart, but at "
+            f"most {np.iinfo(np.int32).max} is possible; call the net itself."
         )
     keys = outputs // QUAD * span + offsets - low
     shared = np.unique(keys)

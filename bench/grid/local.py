@@ -117,7 +117,7 @@ class Pool:
     def why(self, error: BaseException) -> str:
         """A process died, or a step or its result could not be sent between processes."""
         if isinstance(error, BrokenProcessPool):
-            return "Its worker process died, perhaps for want of memory; run again, with fewer --jobs."
+            return "Its worker process died, perhaps because memory ran out; run again with fewer --jobs."
         return f"{type(error).__name__}: {error}"
 
 

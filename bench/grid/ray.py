@@ -55,16 +55,18 @@ class Ray:
     ) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise PrunebenchError(
-                f"Ray chooses the card, so it cannot be asked for device {device!r}; name cuda or auto."
+                f"Ray chooses the GPU itself, so device {device!r} is not possible; name cuda or auto."
             )
         if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus == int(gpus))):
             raise PrunebenchError(f"A job cannot have {gpus} GPUs; give a share in [0, 1] or a whole number.")
         if gpus and device == "cpu":
-            raise PrunebenchError(f"A job on the device cpu needs no {gpus} GPUs; leave --gpus-per-job out.")
+            raise PrunebenchError(f"A job on the device cpu cannot use {gpus} GPUs; leave --gpus-per-job out.")
         if address is not None and jobs is not None:
-            raise PrunebenchError(f"How many jobs run side by side at {address} is up to Ray; leave --jobs out.")
+            raise PrunebenchError(f"Ray at {address} decides how many jobs run side by side; leave --jobs out.")
         if address is not None and address.startswith("ray://"):
-            raise PrunebenchError(f"{address} is Ray's client; run this on a machine of the cluster, with auto.")
+            raise PrunebenchError(
+                f"{address} is an address of Ray's client; run on a machine of the cluster with --address auto."
+            )
         self.folder, self.address, self.jobs = folder.absolute(), address, jobs
         self.desk = self.folder / DESK
         self.threads, self.device, self.gpus = threads, device, gpus
@@ -165,11 +167,11 @@ class Ray:
             return str(cause)
         if type(error).__name__ in LOST:
             return (
-                f"Its process or its node was lost {RETRIES + 1} times, perhaps for want of memory "
-                f"({type(error).__name__}); run again, with more --threads or a larger --gpus-per-job."
+                f"Its process or its node was lost {RETRIES + 1} times, perhaps because memory ran out "
+                f"({type(error).__name__}); run again with more --threads or a larger --gpus-per-job."
             )
         return (
-            f"Ray could not have it done ({type(cause).__name__}: {str(cause).partition(chr(10))[0]}); see that all "
+            f"Ray could not run it ({type(cause).__name__}: {str(cause).partition(chr(10))[0]}); make sure that all "
             "nodes have the same packages, pruners and versions, then run again."
         )
 
@@ -183,8 +185,8 @@ def _do(step: Runnable, home: str, desk: str, token: str) -> Any:
         found = str(error.strerror)
     if found != token:
         raise PrunebenchError(
-            f"The node {socket.gethostname()} does not see {home} and {Path(desk).parent} as they are where the run "
-            f"began ({found[:40]}); nodes share these folders under the same paths."
+            f"The node {socket.gethostname()} does not see {home} and {Path(desk).parent} as the node that started "
+            f"the run does ({found[:40]}); share these folders between all nodes under the same paths."
         )
     update_path = Path(desk) / f"{step.name}.json"
     aside = update_path.with_suffix(".aside")

@@ -38,7 +38,7 @@ def job_of(pruner: Pruner, sparsity: float | None, seed: int) -> Job:
     if not pruner.prunes:
         if sparsity:
             raise PrunebenchError(
-                f"Pruner {pruner.name!r} does not prune, so sparsity {sparsity} makes no sense; use 0."
+                f"Pruner {pruner.name!r} does not prune, so sparsity {sparsity} is impossible; use 0."
             )
         sparsity = 0.0
     elif sparsity is None:

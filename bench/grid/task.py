@@ -103,7 +103,7 @@ class Step:
     def _failed(self, sentence: str, trace: str) -> Ended:
         log = self.task.folder / "error.txt"
         write_bytes(log, trace.encode(errors="replace"))
-        return Ended(self.task, "failed", f"{sentence}; the whole story is in {log}")
+        return Ended(self.task, "failed", f"{sentence}; details are in {log}")
 
     def _train(self, report: ProgressCallback) -> Ended | None:
         task = self.task
@@ -233,8 +233,8 @@ def make_room(folder: Path, job: Job, protocol: Protocol, *, force: bool) -> Non
         return
     if not force:
         raise PrunebenchError(
-            f"{folder} holds another net, {what}, and this one is of {protocol.name}, {job.name}; name another folder "
-            "with --out, or replace that net and its scores with --force."
+            f"{folder} holds another net, {what}, while this net is of {protocol.name}, {job.name}; name another "
+            "folder with --out, or replace that net and its scores with --force."
         )
     beside.clear(folder)
     path.unlink()

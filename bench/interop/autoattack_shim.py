@@ -24,7 +24,7 @@ def provide_autoattack() -> None:
         return
     if find_spec("autoattack") is not None:
         raise PrunebenchError(
-            "Another package named 'autoattack' is installed, and pyautoattack would stand in for it: "
+            "Another package named 'autoattack' is installed, which pyautoattack would replace: "
             "run `pip uninstall autoattack`, or import robustbench without calling provide_autoattack()."
         )
     try:
@@ -32,7 +32,7 @@ def provide_autoattack() -> None:
         import pyautoattack.state
     except ImportError as error:
         raise PrunebenchError(
-            f"pyautoattack cannot be imported ({error}), and it is what stands in for 'autoattack': "
+            f"pyautoattack, which replaces 'autoattack', cannot be imported ({error}): "
             "run `pip install 'pyautoattack>=0.2,<0.3'`."
         ) from error
 

@@ -69,10 +69,10 @@ def ingest(
     names, for tensors that are missing, foreign, or of another shape.
     """
     if label is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", label):
-        raise PrunebenchError(f"The label {label!r} is no plain name; write up to 64 letters, digits and . _ + -.")
+        raise PrunebenchError(f"The label {label!r} is not a plain name; write at most 64 letters, digits and . _ + -.")
     path = out / NET
     if path.exists():
-        raise PrunebenchError(f"{path} is there already and stays as it is; choose another folder with --out.")
+        raise PrunebenchError(f"{path} already exists and is not overwritten; choose another folder with --out.")
     info = store.info(rules.data)
     ours = build(arch, info=info).state_dict()
     with torch.device("meta"):
@@ -106,9 +106,9 @@ def _completed(
     told = []
     given = {} if normalisation is None else _normalisation(normalisation, info.shape[0])
     if given and (MEAN in state or STD in state):
-        raise Refused("keys", f"{file!r} brings its own normalisation; leave --normalisation out.")
+        raise Refused("keys", f"{file!r} contains its own normalisation; leave --normalisation out.")
     if (MEAN in state) != (STD in state):
-        raise Refused("keys", f"{file!r} has a mean or a deviation of pixels, but not both.")
+        raise Refused("keys", f"{file!r} has only the mean or only the deviation of pixels; it needs both or neither.")
     for name, tensor in ours.items():
         if name not in state:
             state[name] = given.get(name, tensor).clone()
@@ -128,7 +128,7 @@ def _normalisation(text: str, channels: int) -> dict[str, Tensor]:
             raise ValueError
     except ValueError:
         raise PrunebenchError(
-            f"Cannot read the normalisation {text!r}; write MEAN/STD with one number or {channels} with commas, the "
-            "deviations above 0, or none."
+            f"Cannot read the normalisation {text!r}; write none, or MEAN/STD with one number or {channels} separated "
+            "by commas each, all of STD above 0."
         ) from None
     return {MEAN: torch.tensor(mean).view(-1, 1, 1), STD: torch.tensor(std).view(-1, 1, 1)}

@@ -32,7 +32,8 @@ def matched(
         base, role = _role(name)
         if role in parts.setdefault(base, {}):
             raise Refused(
-                "keys", f"{file!r} holds {quoted(name)} and {quoted(parts[base][role])}, which are one tensor."
+                "keys",
+                f"{file!r} holds {quoted(name)} and {quoted(parts[base][role])} for the same tensor; remove one.",
             )
         parts[base][role] = name
     rename = max(_renamings(arch), key=lambda rename: sum(rename(base) in ours for base in parts))
@@ -42,15 +43,15 @@ def matched(
     found = {places[base] for base, roles in parts.items() if "value" in roles}
     missing = [name for name in ours if name not in found | filled]
     if foreign or missing:
-        said = [f"it lacks {listed(missing)}"] * bool(missing) + [f"{listed(foreign)} have no place"] * bool(foreign)
-        raise Refused("keys", f"{file!r} is not a checkpoint of {arch}: {'; '.join(said)}; rename or leave out.")
+        said = [f"it lacks {listed(missing)}"] * bool(missing) + [f"it adds {listed(foreign)}"] * bool(foreign)
+        raise Refused("keys", f"{file!r} is not a checkpoint of {arch}: {'; '.join(said)}; rename or remove keys.")
     state: State = {}
     matches: list[tuple[str, str, str]] = []
     for base, roles in parts.items():
         place = places[base]
         if place in state or "value" not in roles:
             raise Refused(
-                "keys", f"{file!r} names {place!r} twice or masks it without a weight: {listed(roles.values())}."
+                "keys", f"{file!r} names {place!r} twice, or masks it without a weight: {listed(roles.values())}."
             )
         for name in roles.values():
             if not _fits(theirs[name], ours[place], place):
@@ -61,7 +62,7 @@ def matched(
             raise Refused(
                 "shapes", f"{file!r} holds {quoted(roles['value'])} as {values.dtype}, not {ours[place].dtype}."
             )
-        how = "as it is" if values.dtype == ours[place].dtype else f"{values.dtype} as {ours[place].dtype}"
+        how = "unchanged" if values.dtype == ours[place].dtype else f"{values.dtype} as {ours[place].dtype}"
         state[place] = values.to(ours[place].dtype).reshape(ours[place].shape).clone()
         for role, name in roles.items():
             if role != "value":
@@ -116,7 +117,9 @@ def _mask(tensor: Tensor, role: str, sparsity: float | None, name: str, file: st
             "masks", f"{file!r} holds the mask {quoted(name)} with values other than 0 and 1; make it binary."
         )
     if sparsity is None:
-        raise Refused("masks", f"{file!r} holds the scores {quoted(name)}; say with --sparsity how many they keep.")
+        raise Refused(
+            "masks", f"{file!r} holds the scores {quoted(name)}; state with --sparsity how many weights to keep."
+        )
     if not scores.isfinite().all():
         raise Refused("non-finite", f"{file!r} holds NaN or infinite scores in {quoted(name)}.")
     keep = keep_count(scores.numel(), sparsity)

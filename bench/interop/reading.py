@@ -34,8 +34,8 @@ def tensors_of(data: bytes, file: Path) -> dict[str, Tensor]:
     except Exception as error:  # noqa: BLE001  foreign bytes may break the reader anywhere; the result is discarded
         raise Refused(
             "format",
-            f"{str(file)!r} cannot be read as tensors alone ({short(error)}); no code in it was run: save "
-            "net.state_dict() and nothing else with torch.save, or write safetensors.",
+            f"{str(file)!r} cannot be read as plain tensors ({short(error)}), and no code in it was run; save "
+            "only net.state_dict() with torch.save, or write safetensors.",
         ) from None
     for key in _NESTED:
         if isinstance(held, dict) and isinstance(held.get(key), dict):
@@ -48,9 +48,12 @@ def tensors_of(data: bytes, file: Path) -> dict[str, Tensor]:
             kind = type(value).__name__
             raise Refused("keys", f"{str(file)!r} holds {quoted(name)} of type {kind}, not a tensor; leave it out.")
         if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
-            raise Refused("shapes", f"{str(file)!r} holds {quoted(name)} as no plain tensor; save it as float32.")
+            raise Refused(
+                "shapes",
+                f"{str(file)!r} holds {quoted(name)} in an unusual tensor format; save it as a dense float32 tensor.",
+            )
     if any(name.endswith(".bitmask") for name in held):
-        raise Refused("format", f"{str(file)!r} is a net file already; score it as it is.")
+        raise Refused("format", f"{str(file)!r} is already a net file of prunebench; score it directly.")
     return held
 
 

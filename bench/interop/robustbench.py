@@ -53,11 +53,13 @@ def open_zoo(name: str, rules: Protocol | None, store: Store, *, mirror: str | N
     """
     name = name.removeprefix(PREFIX)
     if rules is None:
-        raise PrunebenchError(f"{name} was made for no protocol of ours; name one (--protocol cifar10-linf).")
+        raise PrunebenchError(
+            f"{name} was not made for a protocol of prunebench; name a protocol (--protocol cifar10-linf)."
+        )
     data, norm = rules.data, rules.threat.norm
     if data not in _DATA or norm not in _NORMS:
         raise PrunebenchError(
-            f"RobustBench's zoo has models for {' and '.join(_DATA)}, and {rules.name} is about {data}; name a "
+            f"RobustBench's zoo has models for {' and '.join(_DATA)}, and {rules.name} uses {data}; name a "
             "protocol on one of these, such as --protocol cifar10-linf."
         )
     root = store.root / "robustbench"
@@ -103,7 +105,7 @@ def _models(data: str, norm: str) -> dict[str, dict[str, Any]]:
     """The zoo's table for a data set and a norm."""
     if machine.package("robustbench") is None:  # torchattacks bundles an old copy under that name
         raise PrunebenchError(
-            "robustbench is not installed, and the zoo is its; run `pip install 'prunebench[robustbench]'` in an "
+            "RobustBench's zoo needs the package robustbench; run `pip install 'prunebench[robustbench]'` in an "
             "environment without torchattacks."
         )
     provide_autoattack()
@@ -118,7 +120,7 @@ def _sources(name: str, data: str, norm: str, folder: Path) -> dict[Path, str]:
     """The files of a model, each with its download address in the zoo."""
     models = _models(data, norm)
     if name not in models:
-        raise unknown("RobustBench model", name, models, f"These are its models for {data} and {norm}.")
+        raise unknown("RobustBench model", name, models, f"These are RobustBench's models for {data} and {norm}.")
     ids = models[name]["gdrive_id"]
     if ids is None:
         raise PrunebenchError(
@@ -141,11 +143,11 @@ def _fetch(path: Path, source: str) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as aside:
             file = Path(aside, path.name)
             gdown.download(source, str(file), quiet=True)
-            _tensors(file, f"What {source} sent")
+            _tensors(file, f"The file from {source}")
             file.replace(path)
     except (requests.RequestException, FileURLRetrievalError) as error:
         raise PrunebenchError(
-            f"Could not download {source} ({reason(error)}); fetch it by other means and put it at {path}."
+            f"Could not download {source} ({reason(error)}); download it by other means and put it at {path}."
         ) from None
     except OSError as error:
         raise PrunebenchError(f"Could not write {path} ({error.strerror or error}); name another data root.") from error
@@ -163,7 +165,7 @@ def _tensors(path: Path, name: str) -> list[Tensor]:
     except _UNREADABLE as error:
         raise Refused(
             "format",
-            f"{name} is no checkpoint of tensors alone ({cut(reason(error), 200)}), and nothing else is unpickled; "
+            f"{name} cannot be read as plain tensors ({cut(reason(error), 200)}), and nothing else is unpickled; "
             "fetch it again or choose another model.",
         ) from None
     found = _nested(checkpoint)
@@ -187,7 +189,7 @@ def _load(name: str, data: str, norm: str, root: Path) -> nn.Module:
     except (RuntimeError, LookupError, TypeError) as error:
         said = cut(" ".join(str(error).split()), 200)
         raise Refused(
-            "keys", f"The weights of {name} in {root} are not those of its net ({said}); fetch them again."
+            "keys", f"The weights of {name} in {root} do not fit its net ({said}); fetch them again."
         ) from None
     return module.float().eval().requires_grad_(False)
 

@@ -44,11 +44,13 @@ def captured(
                     found = use(net, compiled, images)
                 distance = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
                 if not distance <= AGREE[autocast is not None]:
-                    _SAY.warning("Training goes on uncompiled: the compiled net's gradients are off by %.2g.", distance)
+                    _SAY.warning(
+                        "Training continues uncompiled: the compiled net's gradients are off by %.2g.", distance
+                    )
                     return None
     except Exception as error:  # noqa: BLE001  # whatever a compiler, a driver or a card may raise
         reason = str(error).partition("\n")[0]
-        _SAY.warning("Training goes on uncompiled: %s (%s).", type(error).__name__, reason)
+        _SAY.warning("Training continues uncompiled: %s (%s).", type(error).__name__, reason)
         return None
     finally:
         net.train(mode)

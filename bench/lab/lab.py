@@ -240,8 +240,8 @@ class Lab:
         )
         if not 0 <= first < plan.last <= epochs:
             raise PrunebenchError(
-                f"Stage {stage!r} would train from epoch {first} to epoch {plan.last} of {epochs}, which is nothing; "
-                "the budget is too small for these options: raise the epochs or let the other stages take less."
+                f"Stage {stage!r} would train from epoch {first} to epoch {plan.last} of {epochs}, which is no "
+                "training; the budget is too small for these options: raise the epochs or make other stages cheaper."
             )
         return plan
 

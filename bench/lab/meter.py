@@ -26,8 +26,8 @@ class Meter:
         """Raise BudgetExceeded when `passes` more would overspend."""
         if self.spent + passes > self.granted:
             raise BudgetExceeded(
-                f"Stage {name!r} costs {passes} sample passes and {self.granted - self.spent} of {self.granted} are "
-                "left; train fewer epochs or leave a stage out."
+                f"Stage {name!r} costs {passes} sample passes, but only {self.granted - self.spent} of {self.granted} "
+                "remain; train fewer epochs or leave a stage out."
             )
 
     def charge(self, name: str, passes: int, seconds: float | None = None) -> None:

@@ -79,10 +79,10 @@ def take(folder: Path) -> tuple[State, tuple[StageCost, ...]]:
     """The weights and the stages that a pruner left in `folder`. Raises Refused for anything else."""
     from prunebench.bench.checkpoint import unpack
 
-    way_out = "let the pruner end with the weights of its net, then run it again"
-    data = read_outside(folder / NAME, "what the pruner left", LARGEST, way_out=way_out, complain=Refused)
-    state, about = unpack(data, "What the pruner left")
+    way_out = "make the pruner return the weights of its net, then run it again"
+    data = read_outside(folder / NAME, "the result of the pruner", LARGEST, way_out=way_out, complain=Refused)
+    state, about = unpack(data, "The result of the pruner")
     try:
         return state, Charged.model_validate(about).stages
     except ValidationError as error:
-        raise Refused("handover", f"What the pruner says of its stages breaks the rules: {explain(error)}") from None
+        raise Refused("handover", f"The pruner's report of its stages breaks the rules: {explain(error)}") from None

@@ -187,7 +187,7 @@ class _Heard:
         if self.last is None:
             how = f"was killed by signal {-code}" if code < 0 else "ended without a result"
             raise PrunebenchError(
-                f"The pruner's process {how}, perhaps for want of memory; run again, with fewer --jobs."
+                f"The pruner's process {how}, perhaps because memory ran out; run again with fewer --jobs."
             )
         kind, said = self.last
         if kind == "answer":
@@ -232,7 +232,7 @@ def describe(specs: Sequence[str]) -> list[DescribedPruner]:
             raise ValueError(f"{len(found)} answers")
     except (ValidationError, TypeError, ValueError) as error:
         why = explain(error) if isinstance(error, ValidationError) else str(error)
-        raise PrunebenchError(f"The pruners {', '.join(specs)} do not say what they are: {why}") from None
+        raise PrunebenchError(f"The pruners {', '.join(specs)} could not be described: {why}") from None
     return [_described(spec, one) for spec, one in zip(specs, found, strict=True)]
 
 

@@ -46,7 +46,7 @@ class Lent(Store):
 
     def testing(self, name: str, count: int | None = None) -> Split:
         """Raise PrunebenchError: test images are not lent."""
-        raise PrunebenchError("The test images are not here: a pruner in a sandbox learns from training images alone.")
+        raise PrunebenchError("The test images are not available: a pruner in a sandbox sees only training images.")
 
 
 _PARTS = ("train", "validation")
@@ -77,8 +77,8 @@ def command(folder: Path, hidden: Iterable[Path], *, cards: bool) -> list[str]:
             continue
         if inside := [held for held in (place, sys.prefix, str(HERE)) if Path(held).resolve().is_relative_to(path)]:
             raise PrunebenchError(
-                f"The data folder {path} would be hidden from the pruner, and {inside[0]} lies in it; name a folder "
-                "that holds data alone with --data."
+                f"The sandbox hides the data folder {path}, but {inside[0]} lies in it; name a folder that holds only "
+                "data with --data."
             )
         covers += ["--tmpfs", str(path)]
     devices = ["--dev-bind", "/dev", "/dev"] if cards else ["--dev", "/dev"]
@@ -113,7 +113,7 @@ def hidden(store: Store) -> list[Path]:
 def require() -> None:
     """Raise PrunebenchError if there is no sandbox."""
     if (why := lacking()) is not None:
-        raise PrunebenchError(f"There is no sandbox here: {why} Install bubblewrap, or leave --sandbox out.")
+        raise PrunebenchError(f"No sandbox is available: {why} Install bubblewrap, or leave --sandbox out.")
 
 
 def lacking() -> str | None:
@@ -128,4 +128,4 @@ def lacking() -> str | None:
     )
     if tried.returncode == 0:
         return None
-    return f"the kernel does not let {PROGRAM} work ({tried.stderr.strip()[:200]})."
+    return f"the kernel does not allow {PROGRAM} ({tried.stderr.strip()[:200]})."

@@ -36,8 +36,8 @@ def black_box_wins(white_box: int, square: int, n: int) -> Flag:
         "black-box-wins",
         value,
         BLACK_BOX,
-        f"Square, which sees logits alone, fooled the net on {value:.1%} of the images after all attacks by gradient "
-        "had failed there; gradients that mislead look like this.",
+        f"Square, which sees only logits, fooled the net on {value:.1%} of the images after all gradient attacks had "
+        "failed there; this is a sign of misleading gradients.",
     )
 
 
@@ -48,7 +48,7 @@ def zero_gradients(cross_entropy: int, dlr: int, n: int) -> Flag:
         max(cross_entropy, dlr) / n,
         VANISHING,
         f"The input gradient is zero or vanishes on {cross_entropy / n:.1%} (cross-entropy) and {dlr / n:.1%} (DLR) of "
-        "the images; an attack that follows it stands still.",
+        "the images; attacks that follow the gradient cannot move there.",
     )
 
 
@@ -63,8 +63,8 @@ def eps_curve(curve: Sequence[Point], n: int, chance: float) -> Flag:
         "eps-curve",
         max(rise, end - chance, 0.0),
         CURVE,
-        f"From one eps to a larger one accuracy rises by up to {rise:.1%}, and at eps {curve[-1].eps}, where every "
-        f"image can be made grey, it is {end:.1%} (chance {chance:.1%}); an attack that works falls to chance.",
+        f"As eps grows, accuracy rises by up to {rise:.1%}, and at eps {curve[-1].eps}, where every "
+        f"image can be made grey, it is {end:.1%} (chance {chance:.1%}); a working attack reaches chance there.",
     )
 
 
@@ -74,8 +74,8 @@ def weak_beats_strong(beaten: int, n: int) -> Flag:
         "weak-beats-strong",
         beaten / n,
         WEAK_WINS,
-        f"FGSM or PGD fooled the net on {beaten / n:.1%} of the images that AutoAttack left standing; the number is "
-        "too high by that much at least.",
+        f"On {beaten / n:.1%} of the images a weak attack fooled the net after AutoAttack had failed; robust accuracy "
+        "is too high by at least this much.",
     )
 
 
@@ -86,8 +86,8 @@ def weak_strong_gap(pgd: int, robust: int, n: int) -> Flag:
         "weak-strong-gap",
         value,
         GAP,
-        f"PGD-20 leaves {value:.1%} of the images more than AutoAttack does; where the gap is wide, PGD's gradients do "
-        "not lead where the net is weak.",
+        f"{value:.1%} more of the images survive PGD-20 than AutoAttack; a wide gap means that PGD's gradients do not "
+        "lead to the weak spots of the net.",
     )
 
 
@@ -97,8 +97,8 @@ def quantised_input(unmoved: int, n: int, nudge: float) -> Flag:
         "quantised-input",
         unmoved / n,
         UNMOVED,
-        f"On {unmoved / n:.1%} of the images no logit changed when all pixels moved by up to {nudge:g}; an input that "
-        "is rounded has no gradient to follow.",
+        f"On {unmoved / n:.1%} of the images no logit changed when all pixels moved by up to {nudge:g}; a rounded "
+        "input has no gradient to follow.",
     )
 
 
@@ -108,7 +108,7 @@ def softmax_output(probabilities: int, n: int) -> Flag:
         "softmax-output",
         probabilities / n,
         PROBABILITIES,
-        f"On {probabilities / n:.1%} of the images the outputs are probabilities, not logits; losses on them saturate.",
+        f"On {probabilities / n:.1%} of the images the outputs are probabilities, not logits, so losses saturate.",
     )
 
 
@@ -118,13 +118,15 @@ def transfer(fooled: int | None, n: int) -> Flag:
     None: no dense net was available.
     """
     if fooled is None:
-        return _flag("transfer", None, TRANSFER, "No dense net was given whose adversarial images could be tried.")
+        return _flag(
+            "transfer", None, TRANSFER, "No dense net was given, so no adversarial images of a dense net were tried."
+        )
     return _flag(
         "transfer",
         fooled / n,
         TRANSFER,
-        f"Adversarial images of the dense net fooled this one on {fooled / n:.1%} of the images that its own gradients "
-        "had left standing.",
+        f"On {fooled / n:.1%} of the images, adversarial images of the dense net fooled this net after attacks with "
+        "its own gradients had failed.",
     )
 
 
@@ -140,9 +142,9 @@ def kernel_disagrees(kernel_only: int, proposals: int, turned: int, n: int) -> F
         "kernel-disagrees",
         value,
         KERNELS,
-        f"The fast net that attacks see called {kernel_only / max(proposals, 1):.2%} of the proposals adversarial that "
-        f"the net itself gets right, and its gradient points elsewhere on {turned / n:.1%} of the images; attacks that "
-        "saw another net are weaker than they should be: measure again on the net itself, with CXX=none.",
+        f"Attacks see an accelerated copy of the net. {kernel_only / max(proposals, 1):.2%} of the proposals fool "
+        f"only the copy, and on {turned / n:.1%} of the images its gradient points elsewhere. Attacks on a different "
+        "net are weaker: measure again on the net itself, with CXX=none.",
     )
 
 
@@ -153,16 +155,18 @@ def budget_overrun(processor: float | None, allowed: float | None) -> Flag:
     None: not trained here, or trained on a GPU, where processor time is meaningless.
     """
     if processor is None or allowed is None:
-        return _flag("budget-overrun", None, 0.0, "What the training took was not measured.")
+        return _flag("budget-overrun", None, 0.0, "The processor time of the training was not measured.")
     value = max(0.0, processor / allowed - 1)
     if value == 0:
-        return _flag("budget-overrun", 0.0, 0.0, "The training took no more processor time than its passes may.")
+        return _flag(
+            "budget-overrun", 0.0, 0.0, "The training took no more processor time than its sample passes allow."
+        )
     return _flag(
         "budget-overrun",
         value,
         0.0,
-        f"The training took {processor:.0f} s of the processor where its passes may take {allowed:.0f} s; the pruner "
-        "computed what it was not charged for.",
+        f"The training took {processor:.0f} s of processor time, but its sample passes allow {allowed:.0f} s; the "
+        "pruner did work that was not charged.",
     )
 
 
@@ -172,8 +176,8 @@ def out_of_range(excess: float) -> Flag:
         "out-of-range",
         min(excess, sys.float_info.max),
         RANGE,
-        f"The largest number in the net is {excess:.3g} times as large as is sensible in float32 ({LARGEST:g} for "
-        f"weights and hidden values, {LARGEST_LOGIT:g} for logits); above 1, attacks see the net in float64, since "
+        f"The largest number in the net is {excess:.3g} times the limit that is safe in float32 ({LARGEST:g} for "
+        f"weights and hidden values, {LARGEST_LOGIT:g} for logits). Above 1, attacks see the net in float64, because "
         "gradients in float32 may vanish or overflow.",
     )
 
@@ -184,8 +188,8 @@ def rounding(lost: int, n: int) -> Flag:
         "rounding",
         lost / n,
         0.0,
-        f"On {lost / n:.1%} of the images two logits share the first place, or float32 rounds the logits by more than "
-        f"{ROUNDED:g} of their differences there or beside them; such images count as wrong.",
+        f"On {lost / n:.1%} of the images two logits are equally large, or float32 rounds the logits by more than "
+        f"{ROUNDED:g} of their differences at the image or next to it; such images count as wrong.",
     )
 
 
@@ -195,7 +199,12 @@ def constant(collapsed: Sequence[str], predicted: Sequence[int], labels: Sequenc
     if len(set(predicted)) == 1 and len(set(labels)) > 1:
         answer = "no class" if predicted[0] < 0 else f"class {predicted[0]}"
         reasons.append(f"The net gives {answer} to all {len(predicted)} images.")
-    return _flag("constant", float(len(reasons)), 0.0, " ".join(reasons) or "The net tells its images apart.")
+    return _flag(
+        "constant",
+        float(len(reasons)),
+        0.0,
+        " ".join(reasons) or "The net gives different answers to different images.",
+    )
 
 
 def _flag(name: str, value: float | None, threshold: float, sentence: str) -> Flag:

@@ -142,8 +142,8 @@ class Referee:
             bad = int((first != second).any(1).sum())
             raise Refused(
                 "nondeterministic",
-                f"The same {len(first)} images gave other logits the second time on {bad} of them; an attack on a net "
-                "that draws at random measures luck, so take the randomness out.",
+                f"Given the same {len(first)} images twice, the net changed its logits on {bad} of them; an attack on "
+                "a random net measures luck, so remove the randomness.",
             )
         moved = [within(images + point, images, self.rules.threat) for point in self._points(images.shape[1:])]
         beside = [(points, self.logits(points)) for points in moved]
@@ -244,7 +244,7 @@ class Referee:
         proposals = attack(partial(self.attacked, leak=leak), *lent, threat, generator=generator)
         self._silent = [part for part in self._silent if len(part)]
         if self._silent:
-            _finite(self.logits(torch.cat(self._silent)), "images that an attack asked about")
+            _finite(self.logits(torch.cat(self._silent)), "images that an attack queried")
         return proposals
 
     def _looked(self, shape: Sequence[int]) -> Sizes:
@@ -270,8 +270,8 @@ def _finite(logits: Tensor, what: str) -> None:
     if bad:
         raise Refused(
             "non-finite",
-            f"The net gives NaN or infinite logits on {bad} of {len(logits)} {what}; a net has to answer every image "
-            "in [0, 1], so make its weights smaller or train it anew.",
+            f"The net gives NaN or infinite logits on {bad} of {len(logits)} {what}; a net must answer every image "
+            "in [0, 1], so make its weights smaller or train it again.",
         )
 
 

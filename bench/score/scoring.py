@@ -101,8 +101,8 @@ def _made_for(net: Net, path: Path) -> Protocol:
     if known != rules:
         raise Refused(
             "protocol",
-            f"{path} was made for {rules.name} with other rules (sha256 {rules.sha256[:12]}) than today's "
-            f"({known.sha256[:12]}); ask for a protocol by name (--protocol) to score it all the same.",
+            f"{path} was made for rules of {rules.name} (sha256 {rules.sha256[:12]}) that differ from today's "
+            f"({known.sha256[:12]}); name a protocol with --protocol to score it anyway.",
         )
     return rules
 
@@ -113,7 +113,7 @@ def _test_images(net: Net, path: Path, rules: Protocol, examples: int | None, st
     if (header.classes, header.shape) != (info.classes, info.shape):
         raise Refused(
             "protocol",
-            f"{path} takes {header.shape} images of {header.classes} classes, {rules.name} has {info.shape} of "
+            f"{path} takes {header.shape} images of {header.classes} classes, but {rules.name} has {info.shape} of "
             f"{info.classes}; name a protocol that fits.",
         )
     if examples is not None and rules.test is not None and examples > rules.test:

@@ -9,7 +9,7 @@ from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.contrasts import PRIMARY, Contrast
 from prunebench.leaderboard.render.text import SIGN, number, percent, points, resampled, verdict
 
-LESS, SAID = f"Less {PRIMARY}", "Verdict"  # the columns of the primary contrasts
+LESS, SAID = f"Minus {PRIMARY}", "Verdict"  # the columns of the primary contrasts
 
 
 @dataclass(frozen=True)

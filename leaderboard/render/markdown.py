@@ -60,7 +60,7 @@ def _board(board: Board) -> list[str]:
         f"## {title}",
         "",
         f"- Rules: {'official' if board.official else 'not official'}, sha256 {board.sha256[:12]}...",
-        *([f"- Asked: {escaped(board.asked)}."] if board.asked else []),
+        *([f"- Task: {escaped(board.asked)}."] if board.asked else []),
         f"- Images: {board.n} for testing, of {escaped(board.data)}, sha256 {board.data_sha256[:12]}...",
         f"- Records: {board.records}.",
         "",
@@ -76,7 +76,7 @@ def _board(board: Board) -> list[str]:
         *(["### Doubts", "", *(f"- {escaped(line)}" for line in said), ""] if said else []),
         "### After each attack",
         "",
-        f"How many of the {board.n} images are still classified rightly after each attack, mean over seeds:",
+        f"How many of the {board.n} images are still classified correctly after each attack, mean over seeds:",
         "",
         *_table(["Pruner", "Sparsity", *board.attacks], survivors, _LEFT),
         "### Cost and origin",
@@ -111,7 +111,7 @@ def _others(head: str, board: Board, rows: Sequence[Row]) -> list[str]:
 def _secondary(board: Board) -> list[str]:
     found = [contrast for contrast in board.contrasts if contrast.family == "secondary"]
     lines: dict[tuple[str, str], dict[str, str]] = {}
-    kinds = (f"Less {RANDOM}", "Less its shuffle")
+    kinds = (f"Minus {RANDOM}", "Minus its shuffle")
     for contrast in found:
         key = (contrast.pruner, f"{contrast.sparsity:f}")
         line = lines.setdefault(key, {"Pruner": key[0], "Sparsity": key[1], **dict.fromkeys(kinds, "")})
@@ -126,9 +126,9 @@ def _references(board: Board) -> list[str]:
     rows = references(board)
     if not rows:
         return []
-    left = ("Place", "Method", "Source", "Other than here")
+    left = ("Place", "Method", "Source", "Differs in")
     return [
-        "Numbers that others published, not measured here and not ranked:",
+        "Numbers published by others, neither measured here nor ranked:",
         "",
         *_table(list(rows[0]), [list(row.values()) for row in rows], left),
     ]

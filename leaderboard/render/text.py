@@ -14,15 +14,15 @@ SIGN = "\N{WARNING SIGN}"  # beside a number that a flag puts in doubt
 ODDS = "\N{DAGGER}"  # beside a verdict on which test and bootstrap disagree
 VERDICTS = {"+": "better", "-": "worse", "=": "cannot tell"}
 CONTRASTS = (
-    "A difference is the robust accuracy of the pruner less that of the control, in points, over the seeds that both "
-    "have; its 95 % interval is that of one comparison, while the verdict allows for all of them (Holm, 5 %; methods "
-    f"against {PRIMARY} for themselves, methods against {RANDOM} and their own shuffles for themselves). The bootstrap "
-    "is a second opinion: its interval comes from drawing seeds and test images anew 2,000 times, and "
-    f"{ODDS} marks where only one of the two intervals holds 0."
+    "A difference is the robust accuracy of the pruner minus that of the control, in points, over the seeds that both "
+    "have. Its 95 % interval is for this comparison alone; the verdict corrects for all comparisons of its family "
+    f"(Holm, 5 %). One family is methods against {PRIMARY}, another methods against {RANDOM} and their own shuffles. "
+    "The bootstrap is a second opinion: it resamples seeds and test images 2,000 times, and "
+    f"{ODDS} marks where only one of the two intervals contains 0."
 )
 SHUFFLES = (
     f"Methods against {RANDOM} and against their own shuffle. A method that does not beat its own shuffle has found "
-    "layer densities and nothing more."
+    "only layer densities."
 )
 
 
@@ -100,14 +100,14 @@ def power_of(board: Board, sparsity: Decimal) -> str:
         return ""
     asked = f"a true difference of {100 * power.gap:.0f} points to {PRIMARY}"
     if power.mean is None:
-        return f"No method shares two seeds with {PRIMARY}, so no difference to it can be found, however large."
-    said = f"{power.seeds} seeds find {asked} with probability {_probability(power.mean)}"
+        return f"No method shares two seeds with {PRIMARY}, so no difference to it can be detected."
+    said = f"{power.seeds} seeds detect {asked} with probability {_probability(power.mean)}"
     if power.lowest != power.highest:
         said += f" on average ({_probability(power.lowest or 0)} to {_probability(power.highest or 0)} by method)"
     if power.planned:
         more = [f"{seeds} would with {_probability(chance)}" for seeds, chance in power.planned.items()]
         said += f"; {', '.join(more)}"
-    return f"{said}." + (" More often than not such a difference goes unseen here." if power.mean < 0.5 else "")
+    return f"{said}." + (" Such a difference is more likely missed than detected here." if power.mean < 0.5 else "")
 
 
 def _probability(value: float) -> str:
@@ -124,7 +124,7 @@ def references(board: Board) -> list[dict[str, str]]:
             "AutoAttack %": f"{reference.net.robust:g}",
             "Clean %": f"{reference.net.clean:g}",
             "Source": reference.source.title,
-            "Other than here": "; ".join(reference.differs),
+            "Differs in": "; ".join(reference.differs),
         }
         for reference in rows_for(board.protocol)
     ]

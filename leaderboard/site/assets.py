@@ -31,7 +31,7 @@ def as_script(module: str) -> str:
     default = _DEFAULT.search(exports[0]) if len(exports) == 1 else None
     if default is None:
         raise PrunebenchError(
-            "The table widget of the package itables has another form than expected; install the version of itables "
+            "The table widget of the package itables has an unexpected form; install the version of itables "
             "that requirements/dev.txt names."
         )
     body = _EXPORT.sub(lambda _: f"window.DataTable={default[1]};", module)

@@ -42,7 +42,7 @@ def _refuse_foreign(target: Path) -> None:
     if not target.exists():
         return
     if not target.is_dir():
-        raise PrunebenchError(f"{target} is a file and stays as it is; name a folder for the site with --out.")
+        raise PrunebenchError(f"{target} is a file and is not overwritten; name a folder for the site with --out.")
     there = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_symlink() or path.is_file()}
     if not there and any(target.iterdir()):
         there = {"folders"}
@@ -50,7 +50,7 @@ def _refuse_foreign(target: Path) -> None:
     if foreign or (there and MANIFEST not in there):
         example = PurePosixPath(foreign[0]) if foreign else MANIFEST
         raise PrunebenchError(
-            f"{target} is not a site of prunebench alone: it holds {clean(str(example))}; move that away or choose "
+            f"{target} holds more than a site of prunebench: {clean(str(example))}; move that away or choose "
             "another folder with --out."
         )
 

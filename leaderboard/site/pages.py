@@ -31,7 +31,7 @@ def pages(ranking: Ranking, results: Results, source: Path) -> dict[str, bytes]:
     }
     if len(set(addresses.values())) != len(addresses):
         raise PrunebenchError(
-            "Two pruners have names that make the same file name; rename one of them and score it again."
+            "Two pruners have names that give the same file name; rename one pruner and score it again."
         )
     sections = []
     made = assets()

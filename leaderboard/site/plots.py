@@ -47,7 +47,7 @@ def of_row(board: Board, row: Row, records: Sequence[Record]) -> Plot | None:
             traces.append(_curve(f"seed {record.job.seed}", points, record.score.n, i))
     if not traces:
         return None
-    sentence = f"Images still right at growing eps, in per cent, for each seed of {row.pruner} at {row.sparsity:f}."
+    sentence = f"Images still correct as eps grows, in per cent, for each seed of {row.pruner} at {row.sparsity:f}."
     return Plot("Security curve", sentence, _curve_figure(board, traces))
 
 
@@ -114,7 +114,7 @@ def _sparsity(board: Board, looks: Mapping[str, int]) -> Plot:
     sparsities = sorted({row.sparsity for row in board.rows})
     traces = [_trace(rows, [place(row, look) for row in rows], look) for look, rows in _by_pruner(board, looks)]
     axis = {
-        "title": "Sparsity, log scale of the weights left",
+        "title": "Sparsity, log scale of the kept weights",
         "tickvals": [-math.log10(1 - sparsity) for sparsity in sparsities],
         "ticktext": [f"{sparsity:f}" for sparsity in sparsities],
     }
@@ -123,7 +123,7 @@ def _sparsity(board: Board, looks: Mapping[str, int]) -> Plot:
     if len(sparsities) > 1:
         for row in references:  # the unpruned net, across the whole plot
             figure.add_hline(y=100 * row.robust.mean, line={"dash": "dot", "width": 1}, name="reference")
-    sentence = "Robust accuracy against sparsity, with 95 % intervals, a line for each pruner."
+    sentence = "Robust accuracy against sparsity, with 95 % intervals, one line per pruner."
     if references and len(sparsities) > 1:
         sentence += " The dotted line is the unpruned net."
     return Plot("Robust accuracy against sparsity", sentence, _plain(figure))
@@ -169,9 +169,9 @@ def _attacks(board: Board) -> Plot:
             )
         )
     rows = {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed", "automargin": True}
-    figure = _figure(traces, {"title": "Images still right, %"}, rows)
+    figure = _figure(traces, {"title": "Images still correct, %"}, rows)
     figure.update_layout(height=max(340, 80 + 22 * len(names)))
-    sentence = "How many images are still right, one attack after the other, in per cent, a line for each row."
+    sentence = "Images still correct after each attack, in per cent, one line per row."
     return Plot("Survivors, attack by attack", sentence, _plain(figure), wide=True)
 
 
@@ -188,7 +188,7 @@ def _curves(board: Board, looks: Mapping[str, int]) -> list[Plot]:
             trace = _curve(name, points, board.n, looks[row.pruner])
             trace.line.dash = "solid" if row.sparsity == sparsity else "dot"
             traces.append(trace)
-        sentence = f"Images still right at growing eps, in per cent, for the pruners at sparsity {sparsity:f}."
+        sentence = f"Images still correct as eps grows, in per cent, for the pruners at sparsity {sparsity:f}."
         plots.append(Plot(f"Security curves at sparsity {sparsity:f}", sentence, _curve_figure(board, traces)))
     return plots
 
@@ -210,7 +210,7 @@ def _curve(name: str, points: Mapping[str, float], n: int, look: int) -> go.Scat
 
 
 def _curve_figure(board: Board, traces: Sequence[go.Scatter]) -> Mapping[str, Any]:
-    figure = _figure(traces, {"title": "eps"}, {"title": "Images still right, %", "rangemode": "tozero"})
+    figure = _figure(traces, {"title": "eps"}, {"title": "Images still correct, %", "rangemode": "tozero"})
     if board.rules is not None:
         threat = board.rules.threat
         figure.add_vline(x=threat.radius, line={"dash": "dot", "width": 1}, name="reference")

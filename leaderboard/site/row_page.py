@@ -76,7 +76,7 @@ def curve(records: Sequence[Record]) -> Grid:
 def comparisons(board: Board, row: Row) -> Grid:
     """Every contrast that involves the row, on either side."""
     rows = tuple(
-        (f"{c.pruner} less {c.control}", (points(c), resampled(c), verdict(c), f"{c.adjusted:.3f}", str(len(c.seeds))))
+        (f"{c.pruner} minus {c.control}", (points(c), resampled(c), verdict(c), f"{c.adjusted:.3f}", str(len(c.seeds))))
         for c in board.contrasts
         if c.sparsity == row.sparsity and row.pruner in (c.pruner, c.control)
     )
@@ -96,7 +96,7 @@ def costs(records: Sequence[Record]) -> Grid:
             said = cell(stage.passes, stage.seconds)
             cells[i] = said if cells[i] == "none" else f"{cells[i]}; {said}"
     rows = [(name, tuple(cells)) for name, cells in stages.items()]
-    rows.append(("all the training", tuple(cell(r.cost.train_passes, r.cost.train_seconds) for r in records)))
+    rows.append(("whole training", tuple(cell(r.cost.train_passes, r.cost.train_seconds) for r in records)))
     rows.append(("scoring", tuple(cell(r.cost.score_passes, r.cost.score_seconds) for r in records)))
     return Grid("Cost by stage", "Stage", _seeds(records), tuple(rows))
 
@@ -108,11 +108,11 @@ def layers(records: Sequence[Record]) -> Grid:
     rows = []
     for name, layer in every.items():
         sparsities = (
-            f"{1 - of[name].nonzero / of[name].size:.4f}, {of[name].nonzero:,} left" if name in of else MISSING
+            f"{1 - of[name].nonzero / of[name].size:.4f}, {of[name].nonzero:,} kept" if name in of else MISSING
             for of in found
         )
         rows.append((name, ("x".join(map(str, layer.shape)), f"{layer.size:,}", *sparsities)))
-    whole = tuple(f"{record.net.sparsity:.4f}, {record.net.nonzero:,} left" for record in records)
+    whole = tuple(f"{record.net.sparsity:.4f}, {record.net.nonzero:,} kept" for record in records)
     rows.append(("all", ("", f"{records[0].net.prunable:,}", *whole)))
     return Grid("Sparsity by layer", "Layer", ("Shape", "Weights", *_seeds(records)), tuple(rows))
 
@@ -157,9 +157,9 @@ def pictures(record: Record, path: Path) -> Pictures:
     """
     seed = record.job.seed
     if record.pairs is None:
-        return Pictures(seed, (), "The scoring kept none.")
+        return Pictures(seed, (), "The scoring kept no pictures.")
     if not pairs_path(path).exists():
-        return Pictures(seed, (), f"{pairs_path(path).name} does not lie beside the record.")
+        return Pictures(seed, (), f"{pairs_path(path).name} is missing beside the record.")
     pairs = load_pairs(pairs_path(path), record.pairs)
     channels, *size = pairs.originals.shape[1:]
     if channels not in _CHANNELS or 0 in size:

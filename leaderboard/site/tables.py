@@ -64,7 +64,7 @@ def of_attacks(board: Board, hrefs: Sequence[str]) -> Sortable:
         shares = [None if count is None else 100 * count / board.n for count in counts]
         percents = [Cell("" if share is None else f"{share:.1f}", -1.0 if share is None else share) for share in shares]
         rows.append((Cell(row.pruner, None, href), Cell(f"{row.sparsity:f}", float(row.sparsity)), *percents))
-    caption = f"{board.protocol}, version {board.version}: images still right, %"
+    caption = f"{board.protocol}, version {board.version}: images still correct, %"
     return Sortable(caption, titles, tuple(rows))
 
 

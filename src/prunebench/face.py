@@ -89,7 +89,7 @@ def score(
     if isinstance(net, nn.Module):
         return _score_module(net, protocol, arch, normalisation, examples, out, data, device)
     if arch is not None or normalisation is not None:
-        raise PrunebenchError("A net file says itself how it was made; name arch and normalisation for a module alone.")
+        raise PrunebenchError("A net file states how it was made; give arch and normalisation only with a module.")
     rules = None if protocol is None else _rules(protocol, to_train=False)
     if out is None:
         return scoring.score(net, rules, examples, store=_store(data), device=device)
@@ -110,7 +110,7 @@ def _score_module(
 ) -> Record:
     """The score of a module, sealed as a net file in `out` or in a temporary folder."""
     if protocol is None or arch is None:
-        raise PrunebenchError("A module does not say how it was made; name its architecture and a protocol.")
+        raise PrunebenchError("A module does not state how it was made; give its architecture and a protocol.")
     with TemporaryDirectory() as folder:
         file, store = Path(folder) / "module.safetensors", _store(data)
         save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in net.state_dict().items()}, file)

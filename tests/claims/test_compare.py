@@ -44,8 +44,8 @@ def test_the_counts_and_p_on_paper(tmp_path):
     assert robust.p == pytest.approx(2 * (45 + 10 + 1) / 2**10) and not robust.significant
     assert (clean.a, clean.b, clean.only_a, clean.only_b, clean.p) == (100, 97, 3, 0, 0.25)
     assert robust.sentence == (
-        "Robust accuracy of A and B cannot be told apart: 58 against 52 of 100 images, 8 right under A alone, 2 under "
-        "B alone, exact McNemar p = 0.11."
+        "Robust accuracy of A and B cannot be told apart: 58 against 52 of 100 images, 8 correct only for A, 2 only "
+        "for B, exact McNemar p = 0.11."
     )
 
 
@@ -64,7 +64,7 @@ def test_what_cannot_be_paired_is_refused(tmp_path):
     for name, changes, said in (
         ("rules", {"protocol": {"sha256": "0" * 64}}, "different rules"),
         ("data", {"data": {"sha256": "0" * 64}}, "different test images"),
-        ("labels", {"labels": np.zeros(100, int)}, "other labels for the same images"),
+        ("labels", {"labels": np.zeros(100, int)}, "different labels for the same images"),
     ):
         with pytest.raises(PrunebenchError, match=said):
             compare(a, save(tmp_path, name, everything, some, **changes))
@@ -77,7 +77,7 @@ def test_outcomes_that_are_missing_or_edited_are_refused(tmp_path):
     everything, some = at(100, (0, 100)), at(100, (0, 40))
     a, b = save(tmp_path, "a", everything, some), save(tmp_path, "b", everything, some)
     outcomes_path(b).write_bytes(outcomes_path(b).read_bytes() + b"\0")
-    with pytest.raises(PrunebenchError, match="its sha256 is another"):
+    with pytest.raises(PrunebenchError, match="its sha256 differs"):
         compare(a, b)
     outcomes_path(b).unlink()
     with pytest.raises(PrunebenchError, match="Cannot read"):

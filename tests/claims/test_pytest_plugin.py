@@ -34,7 +34,7 @@ def test_claims_are_items_that_pass_or_fail_with_a_sentence(claims):
     found.stdout.fnmatch_lines(
         ["*bad/mine.claim.toml::replay FAILED*", "*good/CLAIM.toml::replay PASSED*", "*test_ordinary PASSED*"]
     )
-    found.stdout.fnmatch_lines(["not reproduced: Of 400 images 20 are claimed robust and are wrong here: *"])
+    found.stdout.fnmatch_lines(["not reproduced: Of 400 images 20 were claimed robust but are wrong here: *"])
     assert "Traceback" not in found.stdout.str() and "verify.py" not in found.stdout.str()
 
 
@@ -50,7 +50,7 @@ def test_a_refused_claim_fails_with_the_reason(claims):
     (claims.path / "good" / "net.safetensors").write_bytes(b"another net")
     found = claims.runpytest("good")
     found.assert_outcomes(failed=1)
-    found.stdout.fnmatch_lines(["refused: *is of a net with the sha256 *restore the file, or make a claim*"])
+    found.stdout.fnmatch_lines(["refused: *names a net with the sha256 *restore that file, or make a new claim*"])
 
 
 def test_images_are_looked_for_where_the_option_says(claims):

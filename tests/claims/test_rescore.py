@@ -206,9 +206,9 @@ def other_job(path):
 
 
 FORGERIES = {
-    "overstated by 5 points": (lambda path: overstated(path, 20), "are claimed|now fooled"),
-    "understated by 5 points": (lambda path: understated(path, 20), "only .* are in the record|claimed"),
-    "other labels": (relabelled, "clean images have another label"),
+    "overstated by 5 points": (lambda path: overstated(path, 20), "were claimed|now fooled"),
+    "understated by 5 points": (lambda path: understated(path, 20), "but only .* in the record|claimed"),
+    "other labels": (relabelled, "clean images get another label"),
     "weak attacks that find nothing": (other_weak, "weak/"),
     "no flags": (flags_gone, "the flag black-box-wins is missing"),
     "another source": (other_source, "the pruner's source is e+"),
@@ -253,13 +253,13 @@ def test_another_net_than_the_record_names_is_refuted(scored, board):
 def test_official_is_what_the_net_is(board):
     net = seal_state(net_path(board), open_net(net_path(board)).module, changed(RULES, name="other"))
     told(board, net=open_net(net).id.model_dump(mode="json"))
-    assert "official is True in the record and False by the net" in measured(board).sentence
+    assert "official is True in the record, but False for the net" in measured(board).sentence
 
 
 def test_rules_that_are_not_built_in_are_refused(board):
     other = changed(RULES, name="others")
     told(board, protocol={"name": "others", "sha256": other.sha256}, rules=other.model_dump(mode="json"))
-    with pytest.raises(PrunebenchError, match="which are no built-in rules today"):
+    with pytest.raises(PrunebenchError, match="which no built-in protocol has today"):
         measured(board)
 
 
@@ -325,7 +325,7 @@ def test_records_whose_images_are_not_here_are_counted(tmp_path):
     cifar = PROTOCOLS["cifar10-linf"]
     records[tmp_path / "c"] = make(protocol={"name": cifar.name, "sha256": cifar.sha256}, data={"name": "digits"})
     drawn = rescore.draw(records, tmp_path, 9, 0, [], STORE)
-    assert len(drawn.paths) == 2 and drawn.told.endswith("; the data of 1 others is not here (--data).")
+    assert len(drawn.paths) == 2 and drawn.told.endswith("; the data sets of 1 others are missing (--data).")
 
 
 @pytest.fixture
@@ -422,7 +422,7 @@ def test_a_board_that_was_measured_again_says_so(board, prunebench):
     assert look(records).boards[0].rows[0].origin == "as handed in"
     code, out, err = prunebench("rank", records, "--write", "--rescore", 1, *SEED)
     assert code == 1 and out == "" and "Traceback" not in err and ledger.read_bytes() == before
-    assert "good.json is not what its net does: " in err.splitlines()[-1]
+    assert "good.json does not match its net: " in err.splitlines()[-1]
 
 
 def test_a_record_without_its_net_fails_and_is_named(board, prunebench):
@@ -455,7 +455,7 @@ def test_options_that_do_nothing_are_refused(board, prunebench):
         (("--nets", "x"), "--rescore"),
     ):
         code, _, err = prunebench("rank", board.parent, *option)
-        assert code == 1 and f"{option[0]} does nothing without {other}" in err
+        assert code == 1 and f"{option[0]} has no effect without {other}" in err
 
 
 def test_rank_looks_and_writes_nothing_unless_asked(board, prunebench):

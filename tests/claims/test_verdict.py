@@ -50,7 +50,7 @@ def test_fallen_images_are_held_against_the_noise_on_paper():
     assert sorted(words, key=("holds", "undecided", "refuted").index) == words and len(set(words)) == 3
     assert found.images == tuple(range(40)) and "Images 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 30 more." in found.sentence
     assert "40 claimed robust are now fooled, 40 the other way round" in found.sentence
-    assert "so many do not change by chance: these outcomes are not this net's" in found.sentence
+    assert "too many to be chance: these outcomes are not this net's" in found.sentence
     assert not found.good and whole(claimed, claimed).good
 
 
@@ -75,7 +75,7 @@ def test_other_clean_labels_are_evidence_of_another_net():
         assert found.p == pytest.approx(min(1, 3 * tail(other, 1000)), abs=1e-12)
         words.append(found.word)
     assert words[0] == "holds" and words[-1] == "refuted" and found.images == tuple(range(941, 1000))
-    assert "59 images get another label when clean; so many do not change by chance" in found.sentence
+    assert "59 images get another clean label; too many to be chance" in found.sentence
     quick = sampled(claimed, np.arange(100), np.ones(100, bool), (SAME[0], now))
     assert quick.word == "refuted" and "not this net's" in quick.sentence
     assert whole(claimed, claimed, SAME).word == sampled(claimed, np.arange(200), first(200, 200), SAME).word == "holds"
@@ -262,7 +262,7 @@ def test_a_replayed_count_is_that_count_or_at_least_that():
     assert replay(2, three).word == "not reproduced" and replay(2, three, at_least=True).word == "reproduced"
     assert replay(4, three).word == replay(4, three, at_least=True).word == "not reproduced"
     found = replay(3, three, kept=(2, 3))  # the count is right, and a stored image does not fool the net any more
-    assert found.word == "not reproduced" and found.images == (2,) and "; 1 no longer fool: 2" in found.sentence
+    assert found.word == "not reproduced" and found.images == (2,) and "; 1 no longer fool the net: 2" in found.sentence
     assert "no longer" not in replay(4, three).sentence
     assert replayed(2, np.array([], int), np.array(three, bool), None).word == "not reproduced"  # no "at least" unasked
 
@@ -271,7 +271,7 @@ def test_a_replayed_count_is_that_count_or_at_least_that():
 def test_a_replay_sees_a_clean_label_that_is_smaller_or_larger(other):
     labels = np.array([1, 1, 1, 1]), np.array([1, other, 1, 1])
     found = replay(np.array([1, 1, 1, 0], bool), [1, 1, 1, 0], labels=labels)
-    assert found.images == (1,) and "1 get another label when clean: 1" in found.sentence
+    assert found.images == (1,) and "1 get another clean label: 1" in found.sentence
 
 
 def test_images_that_speak_against_a_claim_are_the_fallen_ones_the_relabelled_ones_or_both():
@@ -293,7 +293,7 @@ def test_images_that_speak_against_a_claim_are_the_fallen_ones_the_relabelled_on
 def test_a_claim_that_understates_holds_without_a_test():
     """More survive than are claimed, which no p-value is needed for."""
     found = counted(100, 140, 400)
-    assert (found.word, found.p) == ("holds", 1.0) and found.sentence == "140 of 400 are robust, 100 are claimed."
+    assert (found.word, found.p) == ("holds", 1.0) and found.sentence == "140 of 400 are robust, 100 were claimed."
 
 
 def test_a_sample_that_falls_does_not_say_whose_outcomes_they_are():

@@ -81,7 +81,7 @@ def test_one_bit_and_the_claim_is_refused_before_anything_runs(file, level, clai
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(Refused, match="restore the file, or make a claim") as refused:
+    with pytest.raises(Refused, match="restore that file, or make a new claim") as refused:
         check(claim, level)
     assert refused.value.check == "hash"
 
@@ -119,7 +119,7 @@ def test_a_disturbed_net_does_not_reproduce_its_clean_labels(claim):
     weakened(claim.parent / "net.safetensors", claim.parent / "net.safetensors", spread=0.3)
     edited(claim)
     found = check(claim)
-    assert found.word == "not reproduced" and "get another label when clean" in found.sentence
+    assert found.word == "not reproduced" and "get another clean label" in found.sentence
 
 
 def test_an_overstated_claim_is_refuted_with_the_images_that_refute_it(claim):
@@ -171,7 +171,7 @@ def test_labels_of_another_net_are_refuted_by_the_clean_images_alone(claim):
     edited(claim)
     for level in ("quick", "full"):
         found = check(claim, level)
-        assert found.word == "refuted" and "images get another label when clean" in found.sentence, found
+        assert found.word == "refuted" and "images get another clean label" in found.sentence, found
         assert set(found.images) <= set(wrong.tolist()) and len(found.images) > 20
 
 
@@ -192,7 +192,7 @@ def test_a_forger_who_keeps_no_images_of_what_he_hides_is_reproduced_by_a_replay
     )
     edited(claim)
     found = check(claim)
-    assert (found.word, "A replay cannot show that more images fall" in found.sentence) == ("reproduced", True)
+    assert (found.word, "A replay cannot show that more images can be fooled" in found.sentence) == ("reproduced", True)
     assert check(claim, "full").word == "refuted" and not check(claim, "quick").good
 
 
@@ -204,7 +204,7 @@ def test_at_least_a_share(claim):
         assert found.word == word
         assert found.sentence.endswith(f" At least {below} of {N} images are {-(-int(below[:-2]) * N // 100)}.")
     edited(claim, drop=("robust",), schema=2, at_least=above)
-    with pytest.raises(Refused, match=r"claims at least .* show \d+ robust; claim what they show"):
+    with pytest.raises(Refused, match=r"claims at least .* show \d+ robust; correct the claim"):
         check(claim, "full")
     edited(claim, drop=("outcomes", "data", "robust"), schema=2, at_least=above)
     assert check(claim, "full").word == "refuted" and check(claim).word == "not reproduced"
@@ -216,7 +216,7 @@ def test_at_least_a_share(claim):
 def test_a_replay_names_the_images_that_are_claimed_robust_and_are_fooled(claim):
     overstated(claim, 1)
     found = check(claim)
-    assert found.word == "not reproduced" and "are claimed robust and are wrong here" in found.sentence
+    assert found.word == "not reproduced" and "were claimed robust but are wrong here" in found.sentence
 
 
 def test_an_understated_claim_holds(claim):
@@ -287,7 +287,7 @@ def test_a_full_check_goes_on_where_it_was_killed(claim, tmp_path, monkeypatch):
 
 
 def test_images_of_another_folder_are_refused(claim):
-    with pytest.raises(Refused, match="speaks of other images"):
+    with pytest.raises(Refused, match="was measured on other images"):
         check(edited(claim, data="0" * 64))
     with pytest.raises(Refused, match="claims 401 images, tiny-400 has 400"):
         check(edited(claim, drop=("outcomes", "proposals", "data"), n=N + 1))

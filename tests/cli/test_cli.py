@@ -155,7 +155,7 @@ def test_inspect(prunebench, net):
     assert code == 0
     assert widest(out) <= 80
     for fact in (
-        "imp:rounds=2, asked sparsity 0.9, seed 3",
+        "imp:rounds=2, requested sparsity 0.9, seed 3",
         "3816 of 38160 kept, sparsity 0.900000",
         "digits-linf v1",
         "search",
@@ -217,7 +217,11 @@ def test_a_claim_from_a_record_to_its_verdicts(prunebench, honest, tmp_path):
     assert (code, out, err) == (0, "Written: mine/CLAIM.toml\n", "")
     assert (tmp_path / "mine" / "CLAIM.toml").read_bytes() == honest.read_bytes()
     code, out, err = prunebench("verify", "mine", "--quiet")
-    assert (code, err) == (0, "") and out.startswith("mine/CLAIM.toml: reproduced: The stored images leave ")
+    assert (
+        (code, err) == (0, "")
+        and out.startswith("mine/CLAIM.toml: reproduced: ")
+        and "survive the stored adversarial images" in out
+    )
     (found,) = json.loads(prunebench("verify", "mine/CLAIM.toml", "--quiet", "--json")[1])
     assert (found["claim"], found["level"], found["word"], found["images"]) == (
         "mine/CLAIM.toml",
@@ -228,7 +232,7 @@ def test_a_claim_from_a_record_to_its_verdicts(prunebench, honest, tmp_path):
 
     overstated(copied(honest, tmp_path / "over"), 5)
     code, out, err = prunebench("verify", "over", "--quiet")
-    assert (code, err) == (1, "") and "not reproduced: Of 400 images 20 are claimed robust and are wrong here: " in out
+    assert (code, err) == (1, "") and "not reproduced: Of 400 images 20 were claimed robust but are wrong here: " in out
 
     refused = mistake(prunebench, "claim", scored, "--out", "mine", "--at-least", "10 %")
     assert "mine holds another claim or another net (CLAIM.toml)" in refused and "--force" in refused
@@ -263,7 +267,7 @@ def test_compare_says_whether_two_nets_differ(prunebench, tmp_path):
     a, b = "digits-linf/a.json", "digits-linf/b.json"
     code, out, _ = prunebench("compare", a, b)
     assert code == 0
-    assert "Robust accuracy of A is higher: 50 against 40 of 100 images, 10 right under A alone" in out
+    assert "Robust accuracy of A is higher: 50 against 40 of 100 images, 10 correct only for A" in out
     assert "Clean accuracy of A and B cannot be told apart" in out
     robust, clean = json.loads(prunebench("compare", b, a, "--json")[1])
     assert (robust["a"], robust["only_b"], robust["p"], robust["significant"]) == (40, 10, 2 / 2**10, True)
@@ -305,7 +309,7 @@ def training(*changes, protocol="digits-linf", pruner="imp", sparsity="0.9"):
         (training(sparsity="0.99999999999999999999"), "Sparsity 1.0 is not in [0, 1)"),
         (training("--device", "gpu"), "Unknown device 'gpu'; choose auto, cpu, cuda or cuda:N."),
         (training("--device", "meta"), "Unknown device 'meta'"),
-        (training("--device", "cuda:99"), "Device 'cuda:99' is not here"),
+        (training("--device", "cuda:99"), "Device 'cuda:99' is missing"),
         (training(protocol="mnist-linf"), "Data set mnist is not in data (MNIST/raw/train-images-idx3-ubyte is m"),
         (training("--data", "there", protocol="cifar10-linf"), "Data set cifar10 is not in there"),
         (("run", "digits-lin"), "did you mean 'digits-linf'?"),
@@ -318,8 +322,8 @@ def training(*changes, protocol="digits-linf", pruner="imp", sparsity="0.9"):
         (("score", "none.safetensors"), "There is no file none.safetensors"),
         (("rank", "none"), "none"),
         (("site", "none", "--out", "site"), "There is no folder none"),
-        (("new", "../mine"), "Cannot call a pruner '../mine'"),
-        (("new", "imp"), "There is a pruner 'imp' already"),
+        (("new", "../mine"), "'../mine' cannot name a file and a class"),
+        (("new", "imp"), "A pruner 'imp' already exists"),
         (("check", "impp"), "Unknown pruner 'impp'; did you mean 'imp'?"),
         (("import", "none.pt", "--arch", "digits-cnn", "--protocol", "digits-linf", "--out", "o"), "read none.pt, a"),
         (("import", "x.pt", "--arch", "digitscnn", "--protocol", "digits-linf", "--out", "o"), "'digits-cnn'?"),
@@ -349,7 +353,7 @@ def test_mistakes(prunebench, tmp_path, arguments, said):
             SMALL.replace("train = 64", "train = 6400"),
             "has 1297 images to train on, fewer than the 10 for",
         ),
-        (SMALL.replace('"small"', '"digits-linf"'), "give it a name of its own"),
+        (SMALL.replace('"small"', '"digits-linf"'), "give it another name"),
     ],
 )
 def test_mistakes_in_a_protocol(prunebench, tmp_path, text, said):
@@ -417,7 +421,7 @@ def test_a_score_is_not_written_over_that_of_another_net(prunebench, nets, quick
     first = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
     assert {path.name for path in first} >= {"record.json", "record.outcomes.npz", "record.proposals.npz"}
     said = mistake(prunebench, "score", nets["dense"], *score)
-    assert "here/record.json is the record of another net" in said and "--force" in said
+    assert "here/record.json already holds the record of another net" in said and "--force" in said
     assert {path: path.read_bytes() for path in first} == first
     entries = {path: path.stat().st_mtime_ns for path in first if path.parent.name == "journal"}
     assert prunebench("score", nets["imp"], *score, "--keep-proposals")[0] == 0  # the same net: its journal is used
@@ -438,7 +442,7 @@ def test_rank_writes_the_log_and_signs_on_request(prunebench, tmp_path):
     assert code == 0 and "runs/LOG.md" in " ".join(out.split())
     assert "| 2026-01-31 | digits-linf | imp | 0.9 | none |" in (tmp_path / "runs" / "LOG.md").read_text()
     assert prunebench("rank", "runs", "--check")[1].rstrip().splitlines()[-1].startswith("Up to date")
-    assert "does nothing without --write" in mistake(prunebench, "rank", "runs", "--reason", "New.")
+    assert "has no effect without --write" in mistake(prunebench, "rank", "runs", "--reason", "New.")
     assert "cannot sign with none" in mistake(prunebench, "sign", record, "--key", "none")
 
 

@@ -91,7 +91,7 @@ def test_the_spec_that_is_told_names_the_class(folder):
     ],
 )
 def test_names_that_are_no_words_are_refused(name, tmp_path):
-    with pytest.raises(PrunebenchError, match="Cannot call a pruner"):
+    with pytest.raises(PrunebenchError, match="cannot name a file and a class"):
         scaffold.new(name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -99,9 +99,9 @@ def test_names_that_are_no_words_are_refused(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("imp", "a pruner 'imp'"),
-        ("iwi_dense", "a pruner 'iwi-dense'"),
-        ("torch", "a module 'torch'"),
+        ("imp", "A pruner 'imp' already exists"),
+        ("iwi_dense", "A pruner 'iwi-dense' already exists"),
+        ("torch", "A module 'torch' already exists"),
         ("json", "module"),
     ],
 )
@@ -120,7 +120,7 @@ def test_nothing_is_overwritten(kind, tmp_path):
         target.write_text("x")
     else:
         target.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(PrunebenchError, match="stays as it is"):
+    with pytest.raises(PrunebenchError, match="already exists and is not overwritten"):
         scaffold.new("mine", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 

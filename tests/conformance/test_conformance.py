@@ -166,7 +166,7 @@ def test_an_honest_pruner_holds_them_all_and_the_report_says_what_was_found(hone
     text = str(honest)
     assert len(text.splitlines()) == len(CHECKS) + 1 and text.endswith("10 of 10 checks hold.")
     # 38160 - ceil(.937 * 38160 = 35755.92); 2 epochs of 2 steps of 64 images at 3 * 2 + 3 passes
-    assert "keeps 2404 of 38160 weights; 0.937 leaves 2404 at most" in text
+    assert "keeps 2404 of 38160 weights; 0.937 allows at most 2404" in text
     assert f"spent {2 * 2 * 64 * 9:,} of {12 * 2 * 64 * 9:,} sample passes: train 2,304" in text
 
 

@@ -64,7 +64,7 @@ def test_a_process_that_dies_takes_neither_its_neighbour_nor_its_successors_with
         for _ in range(2):
             with pytest.raises(BrokenProcessPool) as died:
                 pool.submit(Dies("dies")).result()
-            assert "Its worker process died, perhaps for want of memory" in pool.why(died.value)
+            assert "Its worker process died, perhaps because memory ran out" in pool.why(died.value)
         assert not neighbour.done()
         following = pool.submit(Works("next", tmp_path / "go"))
         (tmp_path / "go").touch()

@@ -18,10 +18,10 @@ from prunebench.bench.grid.ray import DESK, LOST, OFTEN, SHARE, TOKEN, Ray, _do
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"device": "cuda:1"}, "cannot be asked for device 'cuda:1'"),
+        ({"device": "cuda:1"}, "device 'cuda:1' is not possible"),
         ({"gpus": -0.5}, r"cannot have -0\.5 GPUs"),
         ({"gpus": 1.5}, r"cannot have 1\.5 GPUs"),
-        ({"gpus": 0.5, "device": "cpu"}, r"device cpu needs no 0\.5 GPUs"),
+        ({"gpus": 0.5, "device": "cpu"}, r"device cpu cannot use 0\.5 GPUs"),
         ({"address": "auto", "jobs": 2}, "leave --jobs out"),
         ({"address": "ray://head:10001"}, "on a machine of the cluster"),
     ],
@@ -132,7 +132,7 @@ def test_a_node_that_does_not_see_the_run_folder_refuses(other, tmp_path, monkey
     if other == "another run":
         desk(tmp_path, "another")
     home, step = tmp_path / "missing" if other == "no folder" else tmp_path, Step()
-    with pytest.raises(PrunebenchError, match="nodes share these folders under the same paths"):
+    with pytest.raises(PrunebenchError, match="share these folders between all nodes under the same paths"):
         _do(step, str(home), str(tmp_path / DESK), "token")
     assert step.at is None
 
@@ -143,15 +143,15 @@ def test_what_a_future_holds_is_said_in_a_sentence(tmp_path):
     caused.cause = PrunebenchError("What is wrong.")
     assert engine.why(caused) == "What is wrong."
     lost = type(LOST[0], (Exception,), {})
-    assert f"was lost 4 times, perhaps for want of memory ({LOST[0]})" in engine.why(lost("and so on"))
+    assert f"was lost 4 times, perhaps because memory ran out ({LOST[0]})" in engine.why(lost("and so on"))
     caused.cause = ModuleNotFoundError("No module named 'mine'\nand more")
     said = engine.why(caused)
-    assert "(ModuleNotFoundError: No module named 'mine'); see that all nodes have the same" in said
+    assert "(ModuleNotFoundError: No module named 'mine'); make sure that all nodes have the same" in said
     assert "lost" not in said
 
 
 @pytest.mark.parametrize("option", ["--address=auto", "--gpus-per-job=0.5"])
 def test_options_for_ray_are_refused_without_it(option, tmp_path):
     result = CliRunner().invoke(app, ["run", "digits-linf", "--out", str(tmp_path / "out"), option])
-    assert isinstance(result.exception, PrunebenchError) and "give --engine ray with it" in str(result.exception)
+    assert isinstance(result.exception, PrunebenchError) and "add --engine ray" in str(result.exception)
     assert not (tmp_path / "out").exists()

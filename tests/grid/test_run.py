@@ -86,7 +86,7 @@ def test_no_job_stands_in_a_grid_twice():
 
 
 def test_sparsities_that_a_pruner_cannot_be_asked_for():
-    with pytest.raises(PrunebenchError, match=r"does not prune, so sparsity 0\.5 makes no sense"):
+    with pytest.raises(PrunebenchError, match=r"does not prune, so sparsity 0\.5 is impossible"):
         job_of(resolve("dense"), 0.5, 0)
     with pytest.raises(PrunebenchError, match="needs a sparsity"):
         job_of(resolve("imp"), None, 0)
@@ -337,9 +337,9 @@ def test_a_pruner_with_a_fault_is_reported_once_and_stops_nobody(here, tmp_path,
     raised, greedy, _ = results
     log = raised.task.folder / "error.txt"
     line = PRUNER[: PRUNER.index("raise RuntimeError")].count("\n") + 1
-    assert raised.why == f"RuntimeError: the pruner has a fault (mine.py, line {line}); the whole story is in {log}"
+    assert raised.why == f"RuntimeError: the pruner has a fault (mine.py, line {line}); details are in {log}"
     assert 'raise RuntimeError("the pruner has a fault")' in (raised.task.folder / "error.txt").read_text()
-    assert "keeps 3817 of 38160 weights; sparsity 0.9 leaves 3816 at most" in greedy.why
+    assert "keeps 3817 of 38160 weights; sparsity 0.9 allows at most 3816" in greedy.why
     assert [path.stem for path in (tmp_path / "out" / "records").rglob("*.json")] == ["random-s0.9-seed0"]
 
 
@@ -361,7 +361,7 @@ def test_a_net_that_is_refused_leaves_a_refusal_among_the_records(here, tmp_path
 
 
 def test_two_runs_in_one_folder_the_second_refuses(here, tmp_path):
-    with sole_user(tmp_path), pytest.raises(PrunebenchError, match="Another prunebench command is at work in"):
+    with sole_user(tmp_path), pytest.raises(PrunebenchError, match="Another prunebench command is using"):
         run(RULES, jobs("random"), tmp_path, STORE, device="cpu")
     assert not (tmp_path / "records").exists()
     assert run(RULES, jobs("random"), tmp_path, STORE, device="cpu")[0].how == "done"
@@ -401,7 +401,7 @@ def test_a_worker_that_is_killed_fails_its_job_and_no_other(tmp_path, mine):
     specs = jobs(f"{mine}:mode=dies", "random")
     results = run(RULES, specs, tmp_path / "out", STORE, device="cpu")
     assert ends(results) == [("mine.Mine:mode=dies", "failed"), ("random", "done")]
-    assert results[0].why.startswith("The pruner's process was killed by signal 9, perhaps for want of memory")
+    assert results[0].why.startswith("The pruner's process was killed by signal 9, perhaps because memory ran out")
 
 
 def test_nobody_works_on_after_run_has_ended_with_an_error(tmp_path):

@@ -70,7 +70,7 @@ def test_a_plain_state_dict_gives_the_same_logits(prefix, file, net, tmp_path):
     made = bring(tmp_path, body, file=file)
     assert same(made, net)
     matches = {theirs: (ours, how) for theirs, ours, how in made.matches if theirs}
-    assert matches.keys() == body.keys() and matches[f"{prefix}0.weight"] == ("1.0.weight", "as it is")
+    assert matches.keys() == body.keys() and matches[f"{prefix}0.weight"] == ("1.0.weight", "unchanged")
     assert {(ours, how) for theirs, ours, how in made.matches if not theirs} == {
         ("0.mean", "of the data set"),
         ("0.std", "of the data set"),
@@ -205,7 +205,7 @@ def test_no_record_of_it_is_official(net, quick, tmp_path):
 
 @pytest.mark.parametrize("label", ["", "a b", "\x1b[2J", "<b>", "../x", "a" * 65])
 def test_labels_are_plain(label, net, tmp_path):
-    with pytest.raises(PrunebenchError, match="is no plain name"):
+    with pytest.raises(PrunebenchError, match="is not a plain name"):
         bring(tmp_path, net.state_dict(), label=label)
 
 
@@ -216,7 +216,7 @@ def test_a_claimed_sparsity_must_be_there(net, tmp_path):
 def test_nothing_is_overwritten(net, tmp_path):
     made = bring(tmp_path, net.state_dict())
     before = made.path.read_bytes()
-    with pytest.raises(PrunebenchError, match="stays as it is"):
+    with pytest.raises(PrunebenchError, match="already exists and is not overwritten"):
         bring(tmp_path, net.state_dict())
     assert made.path.read_bytes() == before
 
@@ -235,21 +235,25 @@ HOSTILE = "evil\x1b[31m\u202e<script>\n" + "x" * 500
     ("change", "check", "said"),
     [
         (lambda s: without(s, "0.weight"), "keys", "it lacks '1.0.weight'"),
-        (lambda s: s | {"10.weight": torch.ones(1)}, "keys", "'10.weight' have no place"),
-        (lambda s: without(s, "0.weight") | {"zero.weight": s["0.weight"]}, "keys", "'1.0.weight'; 'zero.weight'"),
+        (lambda s: s | {"10.weight": torch.ones(1)}, "keys", "it adds '10.weight'"),
+        (
+            lambda s: without(s, "0.weight") | {"zero.weight": s["0.weight"]},
+            "keys",
+            "'1.0.weight'; it adds 'zero.weight'",
+        ),
         (lambda s: s | {HOSTILE: torch.ones(1)}, "keys", r"evil\x1b[31m\u202e<script>\nxxx"),
         (lambda s: s | {"9.weight": torch.ones(10, 63)}, "shapes", "'9.weight' as (10, 63), not (10, 64)"),
         (lambda s: s | {"9.weight": torch.ones(1).expand(2**20, 2**20)}, "shapes", "(1048576, 1048576)"),
         (lambda s: s | {"9.weight": torch.ones(10, 64).long()}, "shapes", "torch.int64"),
-        (lambda s: s | {"9.weight": torch.eye(64)[:10].to_sparse()}, "shapes", "no plain tensor"),
+        (lambda s: s | {"9.weight": torch.eye(64)[:10].to_sparse()}, "shapes", "in an unusual tensor format"),
         (lambda s: s | {"9.weight": torch.full((10, 64), float("nan"))}, "non-finite", "1.9.weight"),
-        (lambda s: s | {"module.9.weight": s["9.weight"]}, "keys", "which are one tensor"),
-        (lambda s: s | {"1.9.weight": s["9.weight"]}, "keys", "twice|no place"),
+        (lambda s: s | {"module.9.weight": s["9.weight"]}, "keys", "for the same tensor"),
+        (lambda s: s | {"1.9.weight": s["9.weight"]}, "keys", "twice|it adds"),
         (lambda s: s | {"9.mask": torch.full((10, 64), 0.5)}, "masks", "values other than 0 and 1"),
         (lambda s: s | {"9.mask": torch.ones(64, 10)}, "shapes", "'9.mask' as (64, 10)"),
         (lambda s: s | {"9.popup_scores": torch.randn(10, 64)}, "masks", "--sparsity"),
         (lambda s: without(s, "9.weight") | {"9.mask": torch.ones(10, 64)}, "keys", "it lacks '1.9.weight'"),
-        (lambda s: s | {"mean": torch.zeros(1)}, "keys", "but not both"),
+        (lambda s: s | {"mean": torch.zeros(1)}, "keys", "both or neither"),
         (lambda s: {"state_dict": {"state_dict": s}}, "keys", "Dict, not a tensor"),
         (lambda s: s | {"epoch": 3}, "keys", "'epoch' of type int"),
         (lambda s: s | {3: torch.ones(1)}, "keys", "'3' of type Tensor"),
@@ -315,7 +319,7 @@ def test_a_zip_that_swells_is_refused(tmp_path, monkeypatch):
 
 def test_a_net_file_of_ours_is_not_imported_again(net, tmp_path):
     path = seal_state(tmp_path / "net.safetensors", net, TINY)
-    with pytest.raises(Refused, match="is a net file already"):
+    with pytest.raises(Refused, match="is already a net file"):
         checkpoints.ingest(path, "digits-cnn", DIGITS, tmp_path / "out", STORE)
 
 
@@ -374,7 +378,7 @@ def test_the_command(net, tmp_path, monkeypatch, capsys):
     values = json.loads(capsys.readouterr().out)
     assert (
         values["sparsity"] == 0.0
-        and {"theirs": "0.weight", "ours": "1.0.weight", "how": "as it is"} in values["matches"]
+        and {"theirs": "0.weight", "ours": "1.0.weight", "how": "unchanged"} in values["matches"]
     )
 
 

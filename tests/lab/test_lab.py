@@ -102,7 +102,7 @@ def test_the_whole_budget_can_be_spent_and_no_pass_more(tmp_path, monkeypatch):
     room = lab(tmp_path, RULES)
     plans = counting(monkeypatch)
     room.fit("most", room.initial(), epochs=5)
-    with pytest.raises(BudgetExceeded, match=r"'too much' costs 3072 sample passes and 1536 of 9216 are left"):
+    with pytest.raises(BudgetExceeded, match=r"'too much' costs 3072 sample passes, but only 1536 of 9216 remain"):
         room.fit("too much", room.initial(), epochs=2)
     assert len(plans) == 1 and [stage.name for stage in room.meter.stages] == ["most"]  # nothing computed or charged
     room.fit("rest", room.initial(), epochs=1)

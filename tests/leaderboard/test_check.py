@@ -80,7 +80,7 @@ def test_an_edited_count_with_its_own_hash_is_seen(records):
     values["sha256"] = Record.model_validate(values).own_sha256
     path.write_text(json.dumps(values))
     write(records)  # the hash alone cannot tell
-    with pytest.raises(PrunebenchError, match="says clean = 81, its outcomes say 80"):
+    with pytest.raises(PrunebenchError, match="says clean = 81, but its outcomes say 80"):
         check(records)
 
 

@@ -84,7 +84,7 @@ def test_a_change_without_a_reason_writes_nothing(board):
     before = {path: path.read_bytes() for path in board.parent.glob("*.*")}
     save(board, make(seed=0, robust=51))
     with pytest.raises(
-        PrunebenchError, match=r"1 row changed \(imp at 0.9 of digits-linf\) since .*; say why with --rea"
+        PrunebenchError, match=r"1 row changed \(imp at 0.9 of digits-linf\) since .*; give the reason with --rea"
     ):
         write(board)
     assert {path: path.read_bytes() for path in board.parent.glob("*.*")} == before
@@ -127,7 +127,7 @@ def test_the_text_is_the_same_for_the_same_day(board, tmp_path):
         (lambda text: text + "a line\n", "Line 10 of .* is not an entry of the log"),
         (lambda text: text.replace("| digits-linf | imp", "| digits-linf"), "Line 8 .*not an entry"),
         (lambda text: text.replace("| none | 20.5", "| 99.0 % | 20.5"), "Line 9 .* says that a row was '99.0 %'"),
-        (lambda text: "# My own log\n", "was not written by prunebench rank and stays"),
+        (lambda text: "# My own log\n", "was not written by prunebench rank and is not overwritten"),
         (lambda text: text[: text.index("| 2026-01-31 | digits-linf | random")], "1 row changed .*random"),
         (lambda text: text.replace("50.5 %", "60.5 %"), "1 row changed .*imp"),
     ],
@@ -166,5 +166,5 @@ def test_the_published_board_has_a_log():
 
 def test_a_day_is_a_day(board):
     for day in ("31.1.2026", "2026-02-30", "today", ""):
-        with pytest.raises(PrunebenchError, match=r"is not a day; write --date as YYYY-MM-DD"):
+        with pytest.raises(PrunebenchError, match=r"is not a date; write --date as YYYY-MM-DD"):
             write(board, reason="x", date=day)

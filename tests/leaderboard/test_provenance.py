@@ -139,7 +139,7 @@ def test_every_board_says_how_its_rows_came(board):
     home = board.parent
     for name in ("README.md", "board.json", "board.tex"):
         text = (home / name).read_text()
-        assert "Nobody can see from a file on which images a net was trained." in text, name
+        assert "A file does not show which images its net was trained on." in text, name
         assert "as handed in" in text and "measured" in text, name
     (imp, random) = csv.DictReader(io.StringIO((home / "board.csv").read_text()))
     assert (imp["origin"], random["origin"]) == ("as handed in", "re-measured")

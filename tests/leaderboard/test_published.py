@@ -102,7 +102,7 @@ def test_a_broken_file_is_refused(old, new, said, tmp_path):
 
 def test_a_row_that_stands_twice_is_refused(tmp_path):
     row = ROW[ROW.index("[[rows]]") :]
-    with pytest.raises(PrunebenchError, match="stands twice"):
+    with pytest.raises(PrunebenchError, match="appears twice"):
         read(tmp_path, ROW + row)
     assert len(read(tmp_path, ROW + row.replace("0.9", "0.95")).rows) == 2
 
@@ -121,7 +121,7 @@ def board_of(name):
 def test_they_stand_below_the_board_of_their_task_and_of_no_other(tmp_path):
     save(tmp_path / "records", board_of("cifar10-linf"))
     page = markdown(rank(read_records(tmp_path / "records")))
-    below = page.partition("not measured here and not ranked")[2]
+    below = page.partition("neither measured here nor ranked")[2]
     assert below.count("&#124;") == 0 and "eps 0.031, not 8/255" in below and "45.69" in below
     assert below.count("published") == len(rows_for("cifar10-linf")) > 0
     folder.write(tmp_path / "records", tmp_path / "site")

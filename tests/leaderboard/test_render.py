@@ -171,20 +171,20 @@ def test_power_reads_well():
         (
             Power(Decimal("0.9"), 0.03, 6, 15, 0.84, 0.36, 1.0, {20: 0.95}),
             (
-                "15 seeds find a true difference of 3 points to magnitude with probability .84 on average (.36 to 1.00 "
-                "by method); 20 would with .95."
+                "15 seeds detect a true difference of 3 points to magnitude with probability .84 on average (.36 to "
+                "1.00 by method); 20 would with .95."
             ),
         ),
         (
             Power(Decimal("0.9"), 0.03, 1, 20, 0.36, 0.36, 0.36, {}),
             (
-                "20 seeds find a true difference of 3 points to magnitude with probability .36. More often than not "
-                "such a difference goes unseen here."
+                "20 seeds detect a true difference of 3 points to magnitude with probability .36. Such a difference "
+                "is more likely missed than detected here."
             ),
         ),
         (
             Power(Decimal("0.9"), 0.03, 1, 0, None, None, None, {}),
-            "No method shares two seeds with magnitude, so no difference to it can be found, however large.",
+            "No method shares two seeds with magnitude, so no difference to it can be detected.",
         ),
     ):
         assert power_of(dataclasses.replace(board, powers=(power,)), Decimal("0.9")) == said
@@ -197,7 +197,7 @@ def test_markdown_shows_each_row_once_and_the_evidence_beside_it():
     # imp: m = 153.5 / 301, log-odds .0399 +- t(.975, 2) * .01 / sqrt(3) / (m (1 - m)) = .0399 +- .0994: .4851, .5348.
     assert rows[0] == ["Reference", "Robust %", "Clean %", "Seeds"]
     assert rows[2] == ["dense", "61.0 [58.5, 63.4]", "80.0 [79.2, 80.6]", "3"]
-    assert rows[3] == ["Place", "Pruner", "Robust %", "Clean %", "Seeds", "Less magnitude", "Bootstrap", "Verdict"]
+    assert rows[3] == ["Place", "Pruner", "Robust %", "Clean %", "Seeds", "Minus magnitude", "Bootstrap", "Verdict"]
     # Differences 11, 12, 13: t(.975, 2) * .01 / sqrt(3) = 2.5
     assert rows[5] == [
         "1",
@@ -216,7 +216,7 @@ def test_markdown_shows_each_row_once_and_the_evidence_beside_it():
     assert ["imp", "0.9", *["51"] * 4] in rows
     assert ["imp", "0.9", "0.9000", "33.0", "12.5", "cpu", "as handed in", "official"] in rows
     assert "r/refused.json" in rows[-1]
-    for evidence in ("official", "sha256 dddddddddddd...", "Records: 12", "Holm", "3 seeds find a true difference"):
+    for evidence in ("official", "sha256 dddddddddddd...", "Records: 12", "Holm", "3 seeds detect a true difference"):
         assert evidence in text
     assert text.index("## digits-linf") < text.index("## Not scored")
     assert "pooled" not in text

@@ -141,7 +141,7 @@ def test_a_page_for_the_board_and_one_for_each_row(made):
         "51.0 [48.5, 53.5]",
         "+12.0 [+7.0, +17.0]",
         "better",
-        "3 seeds find a true difference",
+        "3 seeds detect a true difference",
         "official",
         "Square fools 7 of the survivors.",
         "refused.json",
@@ -161,7 +161,7 @@ def test_the_page_of_a_row_shows_counts_flags_and_where_they_come_from(made, rec
         "60 of 100",
         "eps 1/5",
         "20 of 100",
-        "0.9500, 50 left",
+        "0.9500, 50 kept",
         "2,900,000 passes, time unknown",
         "\u26a0 up",
         "down",
@@ -174,7 +174,7 @@ def test_the_page_of_a_row_shows_counts_flags_and_where_they_come_from(made, rec
         "env torch",
     ):
         assert shown in text, shown
-    for shown in ("imp less magnitude", "imp less imp:shuffle=true", "imp less random", "+12.0 [+7.0, +17.0]"):
+    for shown in ("imp minus magnitude", "imp minus imp:shuffle=true", "imp minus random", "+12.0 [+7.0, +17.0]"):
         assert shown in text, shown
     assert sum(tag == "img" for tag, *_ in page.shape) == 2 * 2 * 3  # two pairs, three seeds
     assert text.count("Square fools 7") == 4  # once at the head for two seeds, and a line a seed
@@ -265,7 +265,7 @@ def test_pictures_that_cannot_be_shown_are_accounted_for(tmp_path):
     save(tmp_path / "a", make(pairs="e" * 64))
     folder.write(tmp_path / "a", tmp_path / "site")
     text = " ".join(html_pages(tmp_path / "site")["entries/digits-linf-imp-s0.9.html"].texts)
-    assert "imp-s0.9-seed0.pairs.npz does not lie beside the record" in text
+    assert "imp-s0.9-seed0.pairs.npz is missing beside the record" in text
     fill(tmp_path / "b", shown=pairs(channels=2))
     folder.write(tmp_path / "b", tmp_path / "site")
     text = " ".join(html_pages(tmp_path / "site")["entries/digits-linf-imp-s0.95.html"].texts)
@@ -282,7 +282,9 @@ def test_colour_pictures_are_shown(tmp_path):
 def test_other_pairs_than_the_record_names_are_refused(tmp_path):
     fill(tmp_path / "records")
     write_bytes(tmp_path / "records" / "digits-linf" / "a-seed1.pairs.npz", pairs(channels=3))
-    with pytest.raises(PrunebenchError, match=r"a-seed1.pairs.npz is not the pairs .* its sha256 is another"):
+    with pytest.raises(
+        PrunebenchError, match=r"a-seed1.pairs.npz is not the recorded file of image pairs: its sha256 differs"
+    ):
         folder.write(tmp_path / "records", tmp_path / "site")
     assert not (tmp_path / "site").exists()
 
@@ -294,9 +296,7 @@ def test_nothing_foreign_is_replaced(made, records, tmp_path, foreign):
     (out / foreign).parent.mkdir(exist_ok=True)
     (out / foreign).write_text("mine")
     before = contents(out)
-    with pytest.raises(
-        PrunebenchError, match=f"is not a site of prunebench alone: it holds {re.escape(foreign)}; move"
-    ):
+    with pytest.raises(PrunebenchError, match=f"holds more than a site of prunebench: {re.escape(foreign)}; move"):
         folder.write(records, out)
     assert contents(out) == before
 
@@ -306,7 +306,7 @@ def test_other_places_are_refused(records, tmp_path):
     (tmp_path / "folder" / "index.html").write_text("<!doctype html>")
     (tmp_path / "file").write_text("")
     (tmp_path / "nest" / "deep").mkdir(parents=True)
-    for name, said in (("folder", "index.html"), ("file", "is a file"), ("nest", "is not a site")):
+    for name, said in (("folder", "index.html"), ("file", "is a file"), ("nest", "holds more than a site")):
         with pytest.raises(PrunebenchError, match=said):
             folder.write(records, tmp_path / name)
     with pytest.raises(PrunebenchError, match="inside the records"):
@@ -317,7 +317,7 @@ def test_other_places_are_refused(records, tmp_path):
     folder.write(records, tmp_path / "free")
     for manifest in ("[]", "{", '{"prunebench_site": 1, "files": 3}', '{"prunebench_site": 1, "files": [{}]}'):
         (tmp_path / "free" / folder.MANIFEST).write_text(manifest)
-        with pytest.raises(PrunebenchError, match="is not a site of prunebench alone"):
+        with pytest.raises(PrunebenchError, match="holds more than a site of prunebench"):
             folder.write(records, tmp_path / "free")
 
 

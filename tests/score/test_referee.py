@@ -220,7 +220,7 @@ class Broken(Bright):
 
 
 def test_nets_without_a_steady_answer_are_refused():
-    with pytest.raises(Refused, match="gave other logits the second time on 2") as refused:
+    with pytest.raises(Refused, match="changed its logits on 2") as refused:
         referee(Noisy()).steady_logits(DARK)
     assert refused.value.check == "nondeterministic"
     with pytest.raises(Refused, match="NaN or infinite logits on 1 of 3 images") as refused:

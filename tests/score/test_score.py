@@ -166,7 +166,7 @@ def test_official_are_whole_scores_by_the_letter_of_the_rules(quick, tmp_path):
 def test_other_rules_under_a_known_name_are_asked_for_by_name_or_refused(quick, tmp_path):
     net = seal_state(tmp_path / "net", build("digits-cnn", info=STORE.info("digits")), changed(DIGITS, epochs=1))
     left = refusal(net, tmp_path, None, 8)
-    assert left.refused == "protocol" and "made for digits-linf with other rules" in left.reason
+    assert left.refused == "protocol" and "made for rules of digits-linf" in left.reason
     assert scoring(net, tmp_path, "digits-linf", 8).score.n == 8
     assert not (tmp_path / REFUSAL).exists()  # the refusal goes when there is a score
 
@@ -193,7 +193,7 @@ def test_a_net_that_draws_at_random_is_refused(nets, tmp_path, monkeypatch):
     sound = open_net(nets["dense"])
     monkeypatch.setattr(prunebench.bench.score.scoring, "open_net", lambda path: Net(Noisy(), sound.header, sound.id))
     left = refusal(nets["dense"], tmp_path)
-    assert left.refused == "nondeterministic" and "take the randomness out" in left.reason
+    assert left.refused == "nondeterministic" and "remove the randomness" in left.reason
 
 
 def test_missing_keys_and_unkept_promises_are_refused(nets, tmp_path, quick):
@@ -203,7 +203,7 @@ def test_missing_keys_and_unkept_promises_are_refused(nets, tmp_path, quick):
     assert left.refused == "keys" and "'1.9.bias'" in left.reason
     promised = job("imp:rounds=2", 0.99).model_dump(mode="json")
     left = refusal(forged(nets["imp"], tmp_path / "b", job=promised), tmp_path / "dense")
-    assert left.refused == "sparsity" and "keeps 3816 of 38160 weights; sparsity 0.99 leaves 381" in left.reason
+    assert left.refused == "sparsity" and "keeps 3816 of 38160 weights; sparsity 0.99 allows at most 381" in left.reason
     left = refusal(forged(nets["imp"], tmp_path / "c", arch="resnet18"), tmp_path / "arch")
     assert left.refused == "keys"
     assert left.net is not None and left.job is None  # unreadable as a net, known as a file

@@ -62,7 +62,7 @@ def resumed(folder: Path) -> str:
         if ended is not None and ended.how in ("done", "kept"):
             return ""
         if ended is not None:
-            assert ended.how == "refused" or "whole story" not in ended.why, ended.why
+            assert ended.how == "refused" or "details are in" not in ended.why, ended.why
             return ended.why
     raise AssertionError("the job has not ended")
 

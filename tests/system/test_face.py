@@ -51,9 +51,9 @@ def test_a_module_is_scored_like_the_file_that_it_came_from(nets, monkeypatch, t
     other = prunebench.score(module, FEW, arch="digits-cnn", device="cpu")
     assert (one.clean, one.survived) == (other.score.clean, other.score.survived)
     assert not other.official and other.job.pruner == "import"
-    with pytest.raises(prunebench.PrunebenchError, match="name its architecture and a protocol"):
+    with pytest.raises(prunebench.PrunebenchError, match="give its architecture and a protocol"):
         prunebench.score(module, FEW)
-    with pytest.raises(prunebench.PrunebenchError, match="name arch and normalisation for a module alone"):
+    with pytest.raises(prunebench.PrunebenchError, match="give arch and normalisation only with a module"):
         prunebench.score(file, FEW, arch="digits-cnn")
 
 
@@ -62,7 +62,7 @@ def test_a_module_leaves_its_net_and_nothing_is_overwritten(nets, monkeypatch, t
     module = prunebench.load(nets["imp"]).module
     record = prunebench.score(module, FEW, arch="digits-cnn", out=tmp_path, device="cpu")
     assert prunebench.load(tmp_path / "net.safetensors").id == record.net
-    with pytest.raises(prunebench.PrunebenchError, match=r"nothing is overwritten; name another folder"):
+    with pytest.raises(prunebench.PrunebenchError, match=r"already holds .*; name another folder"):
         prunebench.score(nets["dense"], FEW, out=tmp_path, device="cpu")
 
 

@@ -84,10 +84,10 @@ def test_a_proposal_without_finite_logits_refuses_the_net():
 def test_an_attack_that_meets_no_finite_logits_refuses_the_net_whatever_it_proposes():
     """Also beyond the ball: FAB comes from there, and the curve goes there."""
     judge = Referee(Gap(), RULES, 4, CPU)
-    with pytest.raises(Refused, match="on 1 of 1 images that an attack asked about") as refused:
+    with pytest.raises(Refused, match="on 1 of 1 images that an attack queried") as refused:
         judge.fooled(asking(0.55, 0.7, 0.2), DARK, LABELS, 0)
     assert refused.value.check == "non-finite"
-    with pytest.raises(Refused, match="that an attack asked about"):
+    with pytest.raises(Refused, match="that an attack queried"):
         judge.fooled(asking(0.59), DARK, LABELS, 0, Threat(norm="Linf", eps="0.01"))
     assert judge.fooled(asking(0.61, 0.49), DARK, LABELS, 0).kernel_only == 0
 
@@ -132,7 +132,7 @@ def test_a_net_with_nan_only_where_perturbed_is_refused(hostile, tmp_path):
 def test_square_itself_meets_the_nan(hostile, monkeypatch):
     """Without the look at two points beforehand it ends there; the twin: a referee that ignores NaN counts images."""
     judge = Referee(open_net(hostile).module, FEW, 64, CPU)
-    with pytest.raises(Refused, match="that an attack asked about"):
+    with pytest.raises(Refused, match="that an attack queried"):
         judge.fooled(RANKED["square"], IMAGES, TEST.labels, 0)
     ignored(monkeypatch)
     assert (~judge.fooled(RANKED["square"], IMAGES, TEST.labels, 0).fooled).sum() >= 6
