@@ -188,7 +188,7 @@ def forecast_table(found: Forecast) -> list[Table | str]:
     spans = [
         f"In all about {_duration(span)} on {count} of this device, {side}." for count, span in found.spans.items()
     ]
-    shares = f"{found.shares.clean:.0%} of the test images right and {found.shares.robust:.0%} robust"
+    shares = f"{found.rehearsal.clean:.0%} of the test images right and {found.rehearsal.robust:.0%} robust"
     about = (
         "Sample passes (forward 1, backward 2) in millions, as they are charged. A stage\n"
         "that jobs share is computed once: its time and disk stand with the first. Times\n"
