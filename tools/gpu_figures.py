@@ -41,7 +41,7 @@ class Noise(Store):
         return self.testing(name, train), self.testing(name, validation)
 
     def testing(self, name: str, count: int | None = None) -> Split:
-        """The same first `count` images (None for 1) each time."""
+        """`count` images (None for 1), the same whenever that many are asked for."""
         chance, count = torch.Generator().manual_seed(0), count or 1
         pixels = torch.randint(256, (count, *self.shape), generator=chance, dtype=torch.uint8)
         return Split(pixels, torch.randint(10, (count,), generator=chance))
