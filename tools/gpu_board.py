@@ -10,18 +10,14 @@ import argparse
 import hashlib
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 12  # of the plain loop; the first two are warm-up
-TEST, CLEAN, ROBUST = 10_000, 0.85, 0.45  # of the measured scoring
 LATE = ("no time was left", "cut off by the time limit")  # these are not failures
 
 
@@ -113,85 +109,13 @@ def registered(out: Path) -> Path:
     return site
 
 
-def measure(asked: argparse.Namespace) -> str:
-    """A table line for a training epoch, or for the scoring of a sparse net, on random images."""
-    import torch
-
-    from prunebench.bench.data import Split
-    from prunebench.bench.datasets import Info
-    from prunebench.bench.grid.timing import attack_paces
-    from prunebench.bench.lab.schedule import TrainingPlan
-    from prunebench.bench.lab.train import fit
-    from prunebench.bench.mask import draw, masked, rescaled
-    from prunebench.bench.models import build, prunable
-    from prunebench.bench.protocol import PROTOCOLS
-    from prunebench.bench.score.progress import expected
-
-    rules, device = PROTOCOLS["cifar10-linf"].model_copy(update={"model": asked.arch}), torch.device(asked.device)
-    shape = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28)}.get(asked.arch, (3, 32, 32))
-    info, chance = Info(10, shape, (0.5,) * shape[0], (0.25,) * shape[0]), torch.Generator().manual_seed(0)
-    net, count = build(asked.arch, info=info), asked.images if asked.measure == "train" else rules.shard
-    pixels = torch.randint(256, (count, *shape), generator=chance, dtype=torch.uint8)
-    split = Split(pixels, torch.randint(10, (count,), generator=chance))
-    if asked.measure == "train":
-        split = split.to(device)
-        recipe = rules.training.model_copy(update={"validate_every": 9, "lr": 0.01})  # random labels must not diverge
-        plan = TrainingPlan(recipe, rules.threat, epochs=10, stop=3)
-        epoch = fit(net, plan, split, split.take(slice(0, 16)), seed=0).times[
-            1
-        ]  # the first compiles, the last validates
-        plain = [
-            plain_step(build(asked.arch, info=info), split, rules, half=half) * plan.batches(count)
-            for half in (False, True)
-        ]
-        ratios = " and ".join(f"{each:.3g} s ({each / epoch:.2f} times)" for each in plain)
-        return f"{asked.arch}, PGD-10, epoch of {count:,}: {epoch:.3g} s; plain loop in float32 and bfloat16: {ratios}"
-    weights = prunable(net)
-    keeps = {name: round(0.1 * weight.numel()) for name, weight in weights.items()}
-    masks = draw({name: tuple(weight.shape) for name, weight in weights.items()}, keeps, chance)
-    net.load_state_dict(masked(rescaled(net.state_dict(), masks), masks))
-    paces = attack_paces(net, rules, split, ROBUST, device, seconds=5.0)
-    passes = expected(rules, split, clean=CLEAN, robust=ROBUST)
-    seconds = TEST / count * sum(each * paces.get(name, paces["pgd"]) for name, each in passes.items())
-    return f"{asked.arch} 90 % sparse, {TEST:,} images, {ROBUST:.0%} robust: {seconds / 60:.3g} min to score"
-
-
-def plain_step(net: Any, split: Any, rules: Any, *, half: bool) -> float:
-    """Seconds per step of a plain eager loop: a batch fetched from the CPU, PGD, SGD, a loss read back."""
-    import torch
-    import torch.nn.functional as F
-
-    from prunebench.bench.data import as_float
-
-    device, radius, times = split.images.device, rules.threat.radius, []
-    net, batch = net.to(device), min(rules.training.batch, len(split))
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    images, labels = as_float(split.images.cpu()), split.labels.cpu()
-    for step in range(STEPS):
-        began = time.perf_counter()
-        index = torch.arange(step * batch, (step + 1) * batch) % len(labels)
-        x, y = images[index].to(device), labels[index].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            net.eval()
-            moved = (x + torch.empty_like(x).uniform_(-radius, radius)).clamp(0, 1)
-            for _ in range(rules.training.steps):
-                (gradient,) = torch.autograd.grad(F.cross_entropy(net(moved.requires_grad_()), y), moved)
-                moved = (moved.detach() + 2 / 255 * gradient.sign()).clamp(x - radius, x + radius).clamp(0, 1)
-            net.train()
-            loss = F.cross_entropy(net(moved), y)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        loss.item()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[2:])
-
-
 def main(arguments: list[str]) -> int:
     """Run all parts and print the table; 0 if none failed."""
     asked = options(arguments)
     if asked.measure:
-        print(measure(asked))
+        from tools.gpu_figures import measure
+
+        print(measure(asked.measure, asked.arch, asked.images, asked.device))
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # no part may outlive this call
     asked.out.mkdir(parents=True, exist_ok=True)

@@ -149,23 +149,12 @@ def plan(
     rules, grid = _grid(protocol, epochs, pruner, sparsity, seed)
 
     from prunebench.bench import machine
-    from prunebench.bench.grid.dry_run import Shares
+    from prunebench.bench.grid.dry_run import Rehearsal
     from prunebench.bench.grid.plan import forecast
 
     machine.device_named(device)
-    found = forecast(
-        rules,
-        grid,
-        store_of(data),
-        workers=jobs,
-        devices=sorted({1, devices}),
-        threads=threads,
-        device=device,
-        examples=examples,
-        shares=Shares(clean, robust),
-        seconds=seconds,
-        began=BEGAN,
-    )
+    rehearsal = Rehearsal(rules, store_of(data), clean, robust, device, threads, examples, seconds)
+    found = forecast(grid, rehearsal, workers=jobs, devices=sorted({1, devices}), began=BEGAN)
     if as_json:
         show.as_json(found.as_json())
     else:

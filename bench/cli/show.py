@@ -189,7 +189,7 @@ def forecast_table(found: Forecast) -> list[Table | str]:
         f"In all about {_duration(span)} on {count} device{'s' * (count > 1)} like this one, {side}."
         for count, span in found.spans.items()
     ]
-    shares = f"{found.shares.clean:.0%} of the test images correct and {found.shares.robust:.0%} robust"
+    shares = f"{found.rehearsal.clean:.0%} of the test images correct and {found.rehearsal.robust:.0%} robust"
     about = (
         "Sample passes (forward 1, backward 2) in millions, as charged. A stage\n"
         "that jobs share is computed once; the first job bears its time and disk. Times\n"

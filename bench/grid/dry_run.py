@@ -6,13 +6,14 @@ import math
 import statistics
 import time
 import traceback
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import nn
 
 from prunebench.bench import machine
-from prunebench.bench.data import Store
+from prunebench.bench.data import Split, Store
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid.timing import attack_paces, training_pace
 from prunebench.bench.lab.backend import Calibration, Fit, Loop, calibrate
@@ -28,21 +29,6 @@ from prunebench.pruners import resolve
 
 STEPS = 4  # of a search that are actually run; the last three are timed
 RECORD_BYTES = 100_000  # approximate: two copies of a record, its outcomes and pairs, plus the journal
-
-
-@dataclass(frozen=True)
-class Shares:
-    """Assumed shares of test images that are right: without attack (`clean`) and under every attack (`robust`)."""
-
-    clean: float
-    robust: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.robust <= self.clean <= 1:
-            raise PrunebenchError(
-                f"--robust {self.robust} and --clean {self.clean} are shares of the test images, and what is robust is "
-                "clean too; give 0 <= robust <= clean <= 1."
-            )
 
 
 @dataclass(frozen=True)
@@ -62,66 +48,89 @@ class Line:
     bytes: int
 
 
-def rehearse(
-    jobs: list[tuple[str, Job]],
-    protocol: Protocol,
-    store: Store,
-    *,
-    device: str,
-    threads: int,
-    examples: int | None,
-    shares: Shares,
-    seconds: float,
-) -> tuple[float, list[Line]]:
-    """Run the pruners of `jobs` (each with its spec) with training stubbed out.
+SUMS = tuple(field.name for field in fields(Line))[2:]  # the columns of a line that can be summed
 
-    Each kind of work is timed for about `seconds`. Returns the start time, by `time.time()`, and one line per job.
-    Raises PrunebenchError if a job would fail.
+
+def summed(pruner: str, sparsity: float, lines: Sequence[Line]) -> Line:
+    """The sum of `lines`, under another name."""
+    return Line(pruner, sparsity, *(sum(getattr(line, column) for line in lines) for column in SUMS))
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A dry run of jobs on a device: training is stubbed out, and each kind of work is timed for about `seconds`.
+
+    `clean`, `robust`: assumed shares of test images that are right without attack, and under every attack.
     """
-    began = time.time()
-    torch.set_num_threads(threads)
-    where = machine.device_named(device)
-    test = store.testing(protocol.data, examples or protocol.test)
-    passes = expected(protocol, test, clean=shares.clean, robust=shares.robust)
-    dry = Dry(seconds)
-    lab = Lab(jobs[0][1], protocol, store, dry, device=where, resolve=lambda spec: resolve(spec).pruner)
-    paces: dict[int, dict[str, float]] = {}  # of attacks, by density class
-    lines = []
-    for spec, job in jobs:
-        before = len(dry.stages)
-        net, meter = pruned(lab, spec, job)
-        fresh = list(dry.stages.values())[before:]
-        kept = sum(int(weight.count_nonzero()) for weight in prunable(net).values())
-        size = _bytes(net.state_dict()) - 4 * (lab.prunable - kept) + lab.prunable // 8 + RECORD_BYTES
-        kind = _alike(kept / lab.prunable)
-        if kind not in paces:
-            paces[kind] = attack_paces(net, protocol, test, shares.robust, where, seconds)
-        each = paces[kind]
-        lines.append(
-            Line(
-                job.label,
-                job.sparsity,
-                jobs=1,
-                train_passes=meter.spent,
-                score_passes=round(sum(passes.values())),
-                train_seconds=sum(taken for taken, _ in fresh),
-                score_seconds=sum(cost * each.get(attack, each["pgd"]) for attack, cost in passes.items()),
-                bytes=size + sum(size for _, size in fresh),
+
+    protocol: Protocol
+    store: Store
+    clean: float
+    robust: float
+    device: str = "auto"
+    threads: int = 1
+    examples: int | None = None
+    seconds: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.robust <= self.clean <= 1:
+            raise PrunebenchError(
+                f"--robust {self.robust} and --clean {self.clean} are shares of the test images, and what is robust is "
+                "clean too; give 0 <= robust <= clean <= 1."
             )
-        )
-    return began, lines
+
+    @property
+    def test(self) -> Split:
+        """The images to attack."""
+        return self.store.testing(self.protocol.data, self.examples or self.protocol.test)
+
+    def __call__(self, jobs: list[tuple[str, Job]]) -> tuple[float, list[Line]]:
+        """Run the pruners of `jobs`, each with its spec.
+
+        Returns the start time, by `time.time()`, and one line per job. Raises PrunebenchError if a job would fail.
+        """
+        began = time.time()
+        torch.set_num_threads(self.threads)
+        where, test = machine.device_named(self.device), self.test
+        passes = expected(self.protocol, test, clean=self.clean, robust=self.robust)
+        dry = Dry(self.seconds)
+        lab = Lab(jobs[0][1], self.protocol, self.store, dry, device=where, resolve=lambda spec: resolve(spec).pruner)
+        paces: dict[int, dict[str, float]] = {}  # of attacks, by density class
+        lines = []
+        for spec, job in jobs:
+            before = len(dry.stages)
+            net, meter = pruned(lab, spec, job)
+            fresh = list(dry.stages.values())[before:]
+            kept = sum(int(weight.count_nonzero()) for weight in prunable(net).values())
+            size = _bytes(net.state_dict()) - 4 * (lab.prunable - kept) + lab.prunable // 8 + RECORD_BYTES
+            kind = _alike(kept / lab.prunable)
+            if kind not in paces:
+                paces[kind] = attack_paces(net, self.protocol, test, self.robust, where, self.seconds)
+            lines.append(
+                Line(
+                    job.label,
+                    job.sparsity,
+                    jobs=1,
+                    train_passes=meter.spent,
+                    score_passes=round(sum(passes.values())),
+                    train_seconds=sum(taken for taken, _ in fresh),
+                    score_seconds=sum(cost * paces[kind][attack] for attack, cost in passes.items()),
+                    bytes=size + sum(size for _, size in fresh),
+                )
+            )
+        return began, lines
 
 
+@dataclass
 class Dry:
     """A backend that trains nothing: it returns the starting weights and notes what training would cost.
 
     `trainings`: seconds per start and per sample pass, by kind of work. `stages`: seconds and bytes, by key.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.trainings: dict[object, tuple[float, float]] = {}
-        self.stages: dict[str, tuple[float, int]] = {}
+    seconds: float
+    trainings: dict[object, tuple[float, float]] = field(default_factory=dict)
+    stages: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def train(self, asked: Fit) -> Trained:
         """Return the starting weights, slightly perturbed."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import nn
 
 from prunebench.bench.attacks.base import Attack
-from prunebench.bench.attacks.pgd import usual_pgd
 from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.data import Split, as_float
-from prunebench.bench.lab.objectives import OBJECTIVES
 from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.train import fit
 from prunebench.bench.mask import Masks
@@ -45,17 +44,19 @@ def training_pace(
     batch = min(recipe.batch, len(train))
     least = batch if train.images.device.type == "cuda" else min(SMALL, batch)  # a GPU needs whole batches
     _, each = timed(least)  # the first training in a process is the slowest
-    fits = int(seconds / EPOCHS / each / OBJECTIVES[recipe.objective].passes(recipe.steps))
+    fits = int(least * seconds / (each * trial.passes(least)))
     return timed(min(len(train), max(least, fits // batch * batch or fits)))
 
 
 def attack_paces(
     net: nn.Module, rules: Protocol, test: Split, robust: float, device: torch.device, seconds: float
 ) -> dict[str, float]:
-    """Seconds per sample pass, by ranked attack; "pgd" is for every weak attack.
+    """Seconds per sample pass, by attack; one weak attack is timed for all of them.
 
     Each is timed for about `seconds` on the share `robust` of a shard of `test`, on which most attacks work.
     """
+    suite = suite_of(rules)
+    timed = dict(suite.ranked) | {suite.curve: suite.weak[suite.curve]}
     referee = Referee(net, rules, batch_size(rules, rules.model, device.type), device)
     shard = as_float(test.take(referee.shards(len(test))[0]).images)
     images = shard[: max(SMALL, round(robust * len(shard)))]
@@ -65,9 +66,8 @@ def attack_paces(
         referee.logits(images)
         if CALLS * (time.perf_counter() - began) > seconds:
             images = images[:SMALL]
-        ranked = {name: listed.attack for name, listed in suite_of(rules).ranked.items()}
-        attacks = ranked | {"pgd": usual_pgd(50)}
-        return {name: attack_pace(referee, attack, images, seconds) for name, attack in attacks.items()}
+        paces = {name: attack_pace(referee, listed.attack, images, seconds) for name, listed in timed.items()}
+    return dict.fromkeys(suite.weak, paces[suite.curve]) | paces
 
 
 def attack_pace(referee: Referee, attack: Attack, images: torch.Tensor, seconds: float) -> float:
@@ -83,11 +83,9 @@ def attack_pace(referee: Referee, attack: Attack, images: torch.Tensor, seconds:
         if len(calls) > CALLS and calls[-1][0] - calls[1][0] > seconds:
             raise _EnoughError
 
-    try:
+    with suppress(_EnoughError):
         referee.fooled(attack, images, labels, 0, Threat(norm=referee.rules.threat.norm, eps=NOWHERE), listen)
-    except _EnoughError:
-        calls.pop()  # this forward was not run
-    return (time.perf_counter() - calls[1][0]) / sum(passes for _, passes in calls[1:])
+    return (calls[-1][0] - calls[1][0]) / sum(passes for _, passes in calls[1:-1])
 
 
 class _EnoughError(Exception):

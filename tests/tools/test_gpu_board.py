@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from prunebench.bench.grid.dry_run import Line
+from prunebench.bench.grid.plan import Forecast
 from tests.support.nets import SMALL
-from tools import gpu_board
+from tools import gpu_board, gpu_figures
 from tools.gpu_board import LATE, call, main, options, parts, registered
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +106,24 @@ def test_paths_of_the_grid_are_those_of_the_caller(tmp_path, monkeypatch):
     assert main(asked) == 1
     log = (tmp_path / "out" / "grid.log").read_text()
     assert "Unknown protocol 'nothing-known'" in log and "not ours" not in log
+
+
+def test_the_figures_on_paper(monkeypatch):
+    """10,000 epochs take 30,000 s, and the attacks on a shard of 256 images 15.36 s; the plain loop takes two steps."""
+    planned = []
+
+    def forecast(jobs, rehearsal):
+        planned.append((jobs[0][0], jobs[0][1].sparsity, rehearsal.clean, rehearsal.robust, len(rehearsal.test)))
+        line = Line("any", 0.9, 1, 0, 0, train_seconds=30_000.0, score_seconds=15.36, bytes=0)
+        return Forecast((line,), {}, 1, rehearsal)
+
+    monkeypatch.setattr(gpu_figures, "forecast", forecast)
+    monkeypatch.setattr(gpu_figures, "plain_step", lambda *_, half: 3.0 if half else 6.0)
+    train, score = (gpu_figures.measure(what, "digits-cnn", 512, "cpu") for what in ("train", "score"))
+    assert train.startswith("digits-cnn, PGD-10, epoch of 512: 3 s; plain loop in float32 and bfloat16: ")
+    assert train.endswith(": 12 s (4.00 times) and 6 s (2.00 times)")
+    assert score == "digits-cnn 90 % sparse, 10,000 images, 45% robust: 10 min to score"
+    assert planned == [("dense", 0.0, 0.85, 0.45, 256), ("random", 0.9, 0.85, 0.45, 256)]
 
 
 def script(*arguments):
