@@ -41,8 +41,9 @@ class Row:
     `sparsity` is the requested sparsity, `true_sparsity` was counted in the net. Methods have a `place` among the
     methods of the same requested sparsity, `tied` if another method shares it; controls and references have none.
     `survived` holds mean counts in the order of the attacks. So do `weak`, by attack, and `curve`, by eps, for the keys
-    that every seed has. `train_seconds` is None when it is unknown for a seed. `origin`: where its records came from,
-    in the words of `leaderboard.provenance`.
+    that every seed has. `best` is the rate under the suite for the best-known number, None unless the nets of all seeds
+    were attacked by the same one. `train_seconds` is None when it is unknown for a seed. `origin`: where its records
+    came from, in the words of `leaderboard.provenance`.
     """
 
     pruner: str
@@ -54,6 +55,7 @@ class Row:
     robust: Rate
     clean: Rate
     survived: dict[str, float]
+    best: Rate | None
     weak: dict[str, float]
     curve: dict[str, float]
     flags: tuple[Doubt, ...]

@@ -127,6 +127,7 @@ def _row(sparsity: Decimal, label: str, group: Group, taken: Mapping[str, int]) 
         robust=_rate([record.score.robust for record in records], records[0].score.n),
         clean=_rate([record.score.clean for record in records], records[0].score.n),
         survived=_means([record.score.survived for record in records]),
+        best=_best(records),
         weak=_means([record.score.weak for record in records]),
         curve=_means([{point.eps: point.robust for point in record.score.curve} for record in records]),
         flags=_doubts(records),
@@ -146,6 +147,15 @@ def _rate(counts: Sequence[int], n: int) -> Rate:
     if len(counts) == 1:
         return Rate(tuple(counts), mean, *stats.wilson(counts[0], n, 1 - ALPHA), "wilson")
     return Rate(tuple(counts), mean, *stats.logit_interval(counts, n, 1 - ALPHA), "logit-t")
+
+
+def _best(records: Sequence[Record]) -> Rate | None:
+    """The best-known rate; None unless one suite attacked the nets of all seeds."""
+    found = [record.beyond.best for record in records]
+    known = [best for best in found if best is not None]
+    if len(known) < len(found) or len({best.suite for best in known}) > 1:
+        return None
+    return _rate([best.robust for best in known], records[0].score.n)
 
 
 def _means(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:

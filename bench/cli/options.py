@@ -20,6 +20,9 @@ Examples = Annotated[int | None, typer.Option(min=1, help="Score only the first 
 KeepProposals = Annotated[
     bool, typer.Option("--keep-proposals", help="Keep the adversarial images, so that a claim can be replayed.")
 ]
+Best = Annotated[
+    bool, typer.Option("--best", help="Attack the survivors again, for the best-known number beside AutoAttack's.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

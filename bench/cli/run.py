@@ -12,6 +12,7 @@ import typer
 from prunebench.bench.cli import show
 from prunebench.bench.cli.options import (
     AsJson,
+    Best,
     DataRoot,
     Device,
     Examples,
@@ -76,6 +77,7 @@ def run(
     gpus_per_job: GpusPerJob = None,
     examples: Examples = None,
     epochs: Epochs = None,
+    best: Best = False,
     keep_proposals: KeepProposals = False,
     tensorboard: Tensorboard = False,
     sandbox: Sandbox = False,
@@ -113,6 +115,7 @@ def run(
             threads=threads,
             device=device,
             examples=examples,
+            best=best,
             keep_proposals=keep_proposals,
             tensorboard=tensorboard,
             sandbox=sandbox,

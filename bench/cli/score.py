@@ -10,6 +10,7 @@ import typer
 from prunebench.bench.cli import show
 from prunebench.bench.cli.options import (
     AsJson,
+    Best,
     DataRoot,
     Device,
     Examples,
@@ -34,6 +35,7 @@ def score(
     also: Annotated[
         list[str] | None, typer.Option(help="Another weak attack: torchattacks:NAME, for example torchattacks:CW.")
     ] = None,
+    best: Best = False,
     keep_proposals: KeepProposals = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the record of another net.")] = False,
     mirror: Annotated[str | None, typer.Option(help="Download robustbench:NAME from MIRROR/DATA/NORM/NAME.pt.")] = None,
@@ -67,6 +69,7 @@ def score(
             device=device,
             parent=parent,
             also=also or (),
+            best=best,
             keep_proposals=keep_proposals,
             mirror=mirror,
             report=lambda what, done, of: watch.report(str(net), what, done, of),

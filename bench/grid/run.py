@@ -68,6 +68,7 @@ def run(
     threads: int = 1,
     device: str = "auto",
     examples: int | None = None,
+    best: bool = False,
     keep_proposals: bool = False,
     tensorboard: bool = False,
     sandbox: bool = False,
@@ -76,10 +77,10 @@ def run(
 ) -> list[Ended]:
     """Train and score `jobs` on `engine` (one process by default), and publish their records below `out/records`.
 
-    `keep_proposals`: keep the images that fooled each net, so that a claim can be replayed. `tensorboard`, `sandbox`:
-    as for `task.train`. Finished steps are kept, so a killed run resumes where it stopped. A job that fails is
-    reported once and does not stop the others. `report` and `ended` are called in this process. Raises PrunebenchError
-    if another run is using `out`.
+    `best`: attack the survivors of AutoAttack again. `keep_proposals`: keep the images that fooled each net, so that a
+    claim can be replayed. `tensorboard`, `sandbox`: as for `task.train`. Finished steps are kept, so a killed run
+    resumes where it stopped. A job that fails is reported once and does not stop the others. `report` and `ended` are
+    called in this process. Raises PrunebenchError if another run is using `out`.
     """
     with sole_user(out):
         scheduler = scheduler_of(
@@ -90,6 +91,7 @@ def run(
             threads=threads,
             device=device,
             examples=examples,
+            best=best,
             keep_proposals=keep_proposals,
             tensorboard=tensorboard,
             sandbox=sandbox,
@@ -113,6 +115,7 @@ def scheduler_of(
     threads: int = 1,
     device: str = "auto",
     examples: int | None = None,
+    best: bool = False,
     keep_proposals: bool = False,
     tensorboard: bool = False,
     sandbox: bool = False,
@@ -134,6 +137,7 @@ def scheduler_of(
                 device,
                 threads,
                 examples,
+                best,
                 keep_proposals,
                 None if parent == job.name else folders[parent],
                 tensorboard,

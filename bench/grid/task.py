@@ -49,6 +49,7 @@ class Task:
     device: str
     threads: int
     examples: int | None
+    best: bool
     keep_proposals: bool
     parent: Path | None
     tensorboard: bool
@@ -138,6 +139,7 @@ class Step:
                 store=task.store,
                 device=task.device,
                 report=report,
+                best=task.best,
                 keep_proposals=task.keep_proposals,
             )
         except Refused:
@@ -155,9 +157,12 @@ class Step:
             report=report,
             protocol=task.protocol,
             parent=task.dense,
+            best=task.best,
             keep_proposals=task.keep_proposals,
         )
-        return Ended(task, "done", f"{record.score.robust} of {record.score.n} robust, {record.score.clean} clean")
+        best = "" if record.beyond.best is None else f" ({record.beyond.best.robust} best known)"
+        found = record.score
+        return Ended(task, "done", f"{found.robust} of {found.n} robust{best}, {found.clean} clean")
 
 
 def train(
@@ -274,6 +279,8 @@ def _scored(task: Task) -> bool:
     if not isinstance(record, Record):
         return False
     if task.dense is not None and record.notes.get("parent") != sha256_of(task.dense.read_bytes()):
+        return False
+    if task.best and record.beyond.best is None:
         return False
     if task.keep_proposals and not _holds(proposals_path(task.folder / RECORD), record.proposals):
         return False

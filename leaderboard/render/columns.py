@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.contrasts import PRIMARY, Contrast
-from prunebench.leaderboard.render.text import SIGN, number, percent, points, resampled, verdict
+from prunebench.leaderboard.render.text import SIGN, best_known, number, percent, points, resampled, verdict
 
 LESS, SAID = f"Minus {PRIMARY}", "Verdict"  # the columns of the primary contrasts
 
@@ -88,6 +88,17 @@ COLUMNS = (
         lambda board, row: row.robust.mean,
     ),
     Column(
+        "Best known %",
+        {
+            "best": lambda row: None if row.best is None else row.best.mean,
+            "best_low": lambda row: None if row.best is None else row.best.low,
+            "best_high": lambda row: None if row.best is None else row.best.high,
+        },
+        lambda board, row: "" if row.best is None else best_known(row.best, row.robust),
+        lambda board, row: -1.0 if row.best is None else row.best.mean,
+        short="Best %",
+    ),
+    Column(
         "Clean %",
         {
             "clean": lambda row: row.clean.mean,
@@ -135,16 +146,16 @@ COLUMNS = (
 )
 
 # The columns of each table, in order.
-MARKDOWN_METHODS = ("Place", "Pruner", "Robust %", "Clean %", "Seeds", LESS, "Bootstrap", SAID)
-MARKDOWN_OTHERS = ("Pruner", "Robust %", "Clean %", "Seeds")
+MARKDOWN_METHODS = ("Place", "Pruner", "Robust %", "Best known %", "Clean %", "Seeds", LESS, "Bootstrap", SAID)
+MARKDOWN_OTHERS = ("Pruner", "Robust %", "Best known %", "Clean %", "Seeds")
 MARKDOWN_COSTS = ("Pruner", "Sparsity", "Counted", "Training, M passes", "Training, s", "Device", "Origin", "Rules")
-TERMINAL = ("Place", "Pruner", "Robust %", "Clean %", "Seeds", SAID)
+TERMINAL = ("Place", "Pruner", "Robust %", "Best known %", "Clean %", "Seeds", SAID)
 LATEX = (
-    *("Place", "Pruner", "Sparsity", "Robust %", "Clean %", "Seeds", "Training, M passes", "Origin"),
+    *("Place", "Pruner", "Sparsity", "Robust %", "Best known %", "Clean %", "Seeds", "Training, M passes", "Origin"),
     *(LESS, SAID),
 )
 SITE_METHODS = (  # the most informative first: a phone shows only those
-    *("Place", "Pruner", "Sparsity", "Robust %", LESS, SAID, "Bootstrap", "Clean %", "Seeds"),
+    *("Place", "Pruner", "Sparsity", "Robust %", "Best known %", LESS, SAID, "Bootstrap", "Clean %", "Seeds"),
     *("Training, M passes", "Training, s", "Counted", "Device", "Origin", "Rules"),
 )
 SITE_OTHERS = tuple(title for title in SITE_METHODS if title not in ("Place", LESS, SAID, "Bootstrap"))
@@ -155,6 +166,11 @@ _BY_TITLE = {column.title: column for column in COLUMNS}
 def columns(titles: Sequence[str]) -> list[Column]:
     """The columns with these titles."""
     return [_BY_TITLE[title] for title in titles]
+
+
+def filled(titles: Sequence[str], lines: Sequence[Mapping[str, str]]) -> list[str]:
+    """The titles of the columns in which any of `lines` has a text."""
+    return [title for title in titles if any(line[title] for line in lines)]
 
 
 def texts(board: Board, row: Row) -> dict[str, str]:

@@ -9,7 +9,14 @@ from decimal import Decimal
 from prunebench.leaderboard.board import Board, Ranking, Row
 from prunebench.leaderboard.contrasts import RANDOM
 from prunebench.leaderboard.provenance import MEANING, summary
-from prunebench.leaderboard.render.columns import COLUMNS, MARKDOWN_COSTS, MARKDOWN_METHODS, MARKDOWN_OTHERS, texts
+from prunebench.leaderboard.render.columns import (
+    COLUMNS,
+    MARKDOWN_COSTS,
+    MARKDOWN_METHODS,
+    MARKDOWN_OTHERS,
+    filled,
+    texts,
+)
 from prunebench.leaderboard.render.text import (
     CONTRASTS,
     ODDS,
@@ -89,7 +96,7 @@ def _board(board: Board) -> list[str]:
 def _sparsity(board: Board, sparsity: Decimal) -> list[str]:
     rows = [row for row in board.rows if row.sparsity == sparsity]
     shown = [texts(board, row) for row in rows if row.role == "method"]
-    titles = [title for title in MARKDOWN_METHODS if any(line[title] for line in shown)]
+    titles = filled(MARKDOWN_METHODS, shown)
     methods = _table(titles, [[line[title] for title in titles] for line in shown], _LEFT) if shown else []
     found = power_of(board, sparsity)
     return [
@@ -104,8 +111,10 @@ def _sparsity(board: Board, sparsity: Decimal) -> list[str]:
 
 def _others(head: str, board: Board, rows: Sequence[Row]) -> list[str]:
     """A small table of rows without a place, titled `head`; no lines if there are no rows."""
-    lines = [[texts(board, row)[title] for title in MARKDOWN_OTHERS] for row in rows]
-    return _table([head, *MARKDOWN_OTHERS[1:]], lines, _LEFT) if rows else []
+    shown = [texts(board, row) for row in rows]
+    titles = filled(MARKDOWN_OTHERS, shown)
+    lines = [[line[title] for title in titles] for line in shown]
+    return _table([head, *titles[1:]], lines, _LEFT) if rows else []
 
 
 def _secondary(board: Board) -> list[str]:

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from prunebench.leaderboard.board import Ranking
 from prunebench.leaderboard.provenance import summary
-from prunebench.leaderboard.render.columns import TERMINAL, columns, texts
+from prunebench.leaderboard.render.columns import TERMINAL, columns, filled, texts
 from prunebench.leaderboard.render.text import clean, doubts, odds, powers
 
 
@@ -31,7 +31,7 @@ def terminal(ranking: Ranking) -> list[Table]:
             pad_edge=False,
         )
         lines = [texts(board, row) | {"Clean %": f"{100 * row.clean.mean:.1f}"} for row in board.rows]
-        shown = [column for column in columns(TERMINAL) if any(line[column.title] for line in lines)]
+        shown = columns(filled(TERMINAL, lines))
         for column in shown:
             left, whole = column.left, column.title != "Pruner"
             table.add_column(column.title, justify="left" if left else "right", overflow="fold", no_wrap=whole)

@@ -38,6 +38,11 @@ def percent(rate: Rate) -> str:
     return f"{100 * rate.mean:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
+def best_known(best: Rate, robust: Rate) -> str:
+    """The best-known rate in percent, with its difference from AutoAttack's in points: "53.2 (-4.8)"."""
+    return f"{100 * best.mean:.1f} ({_signed(best.mean - robust.mean)})"
+
+
 def points(contrast: Contrast) -> str:
     """A difference in points with its interval: "+1.3 [-4.2, +6.8]"; no interval with only one common seed."""
     if contrast.gap is None:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunebench.leaderboard.board import Board, Row
-from prunebench.leaderboard.render.columns import SAID, Column, columns, leading
+from prunebench.leaderboard.render.columns import SAID, Column, columns, filled, leading, texts
 from prunebench.leaderboard.render.text import percent, points, references, resampled, verdict
 
-_NUMBERS = ("Sparsity", "AutoAttack %", "Clean %", "Difference", "Bootstrap", "p, Holm", "Common seeds")
+_NUMBERS = ("Sparsity", "AutoAttack %", "Best known %", "Clean %", "Difference", "Bootstrap", "p, Holm", "Common seeds")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def of_rows(caption: str, board: Board, rows: Sequence[tuple[str, Row]], titles:
     """A table of these rows, each with the address of its page; None if there are no rows."""
     if not rows:
         return None
-    shown = columns(titles)
+    shown = columns(filled(titles, [texts(board, row) for _, row in rows]))
     lines = []
     for href, row in rows:
         line = {column.title: _cell(column, board, row) for column in shown}
