@@ -9,7 +9,7 @@ from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.render.columns import SAID, Column, columns, filled, leading, texts
 from prunebench.leaderboard.render.text import percent, points, references, resampled, verdict
 
-_NUMBERS = ("Sparsity", "AutoAttack %", "Best known %", "Clean %", "Difference", "Bootstrap", "p, Holm", "Common seeds")
+_NUMBERS = ("Sparsity", "AutoAttack %", "Clean %", "Difference", "Bootstrap", "p, Holm", "Common seeds")
 
 
 @dataclass(frozen=True)
