@@ -1,4 +1,4 @@
-"""What a record may say beyond AutoAttack: the best-known number, proof that the attacks work, distances, other threats.
+"""What a record may say beyond AutoAttack: best-known number, proof that attacks work, distances, other threats.
 
 Each part is measured on demand and is None otherwise. None of them is ranked.
 """

@@ -34,7 +34,7 @@ from prunebench.bench.seeds import derive
 SEVERITY = 3  # of 5
 LEAST = 32  # pixels a side, of images given to the package
 NOISES = frozenset({"gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"})
-COLOURFUL = ("saturate",)  # what changes only images with colours
+COLOURFUL = frozenset({"saturate"})  # what changes only images with colours
 
 Corrupt = Callable[..., Any]  # of the package: a PIL image and a severity to an image or an array of its shape
 
@@ -101,9 +101,10 @@ def measure_corruptions(
         raise PrunebenchError(
             f"Corruptions are made for grey images and images of three colours, and these have {channels} channels."
         )
-    left_out = COLOURFUL if channels == 1 else ()
+    table = known()
+    left_out = tuple(name for name in table if channels == 1 and name in COLOURFUL)
     right = {}
-    for name, corrupt in known().items():
+    for name, corrupt in table.items():
         if name not in left_out:
             found = []
             for shard in referee.shards(len(test)):  # this bounds the memory for large images

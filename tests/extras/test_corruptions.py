@@ -29,7 +29,7 @@ def noise(shape, count=3):
 
 
 def test_there_are_nineteen():
-    assert len(NAMES) == 19 and set(NAMES) >= NOISES | set(COLOURFUL)
+    assert len(NAMES) == 19 and set(NAMES) >= NOISES | COLOURFUL
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -81,7 +81,7 @@ def test_what_moves_pixels_about_leaves_a_flat_image(name):
 
 
 def test_jpeg_rounds_the_mean_of_a_block():
-    """At quality 15 libjpeg's step is 53 for eight times the mean less 128: -224 becomes -212, and 100 becomes 101.5."""
+    """At quality 15 libjpeg's step is 53 for 8 * (mean - 128): -224 becomes -212, and 100 becomes 101.5."""
     found = corrupted(flat(100), "jpeg_compression", known()["jpeg_compression"], 0)
     assert found.unique().tolist() in ([101], [102])
 
