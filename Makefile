@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 PACKAGES := $(VENV)/.packages-$(VERSION)
 READY := $(VENV)/.ready-$(VERSION)
-EXTRAS := torchattacks robustbench ray
+EXTRAS := torchattacks robustbench ray corruptions
 
 # A wheel of half a gigabyte may pause longer than uv's half minute.
 export UV_HTTP_TIMEOUT ?= 300
@@ -36,11 +36,12 @@ test: $(READY) ## run the tests that need neither minutes nor a GPU
 test-slow: $(READY) ## run the tests that take minutes
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "slow and not gpu"
 
-test-extras: $(READY) $(EXTRAS:%=.venv-%/.ready-$(VERSION)) ## test torchattacks, robustbench and Ray, each in its own environment
+test-extras: $(READY) $(EXTRAS:%=.venv-%/.ready-$(VERSION)) ## test torchattacks, robustbench, Ray and corruptions, each in its own environment
 	$(BIN)/pytest tests/extras/test_conflict.py tests/extras/test_wheel.py
 	.venv-torchattacks/bin/python -m pytest tests/extras/test_torchattacks.py
 	.venv-robustbench/bin/python -m pytest tests/extras/test_robustbench.py
 	.venv-ray/bin/python -m pytest tests/extras/test_ray.py
+	.venv-corruptions/bin/python -m pytest tests/extras/test_corruptions.py
 
 sanitise: $(READY) ## run the kernels under sanitisers and, where there is an emulator, on another processor
 	$(BIN)/pytest -m "" tests/executor/test_sanitised.py

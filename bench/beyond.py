@@ -103,10 +103,14 @@ class OtherNorm(Strict):
 
 
 class Corruptions(Strict):
-    """By corruption (Hendrycks & Dietterich 2019, arXiv 1903.12261) at `severity`, the images classified correctly."""
+    """By corruption (Hendrycks & Dietterich 2019, arXiv 1903.12261) at `severity`, the images classified correctly.
+
+    `left_out`: the corruptions that change no image of this kind, such as one of colours on grey images.
+    """
 
     severity: Annotated[int, Field(ge=1, le=5)]
     right: dict[str, Natural]
+    left_out: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
     def kinds(self, n: int) -> Kinds:
         """The arrays of `n` images: those right under each corruption."""

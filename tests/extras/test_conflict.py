@@ -18,7 +18,7 @@ def dry_run(extras: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*pip, "--editable", f".[{extras}]"], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("extra", ["torchattacks", "robustbench", "ray"])
+@pytest.mark.parametrize("extra", ["torchattacks", "robustbench", "ray", "corruptions"])
 def test_each_resolves(extra):
     done = dry_run(extra)
     assert done.returncode == 0, done.stderr
