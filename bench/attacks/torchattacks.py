@@ -24,7 +24,10 @@ def peer(name: str) -> Listed:
     ball, as always. Raises PrunebenchError for an unknown name, or when torchattacks is not installed.
     """
     if not name.startswith(PREFIX):
-        raise PrunebenchError(f"{name!r} is not an attack; write {PREFIX}NAME, for example {PREFIX}CW.")
+        raise PrunebenchError(
+            f"{name!r} is no measurement; write corruptions, other-norm, or {PREFIX}NAME for a "
+            f"weak attack, such as {PREFIX}CW."
+        )
     try:
         import torchattacks
     except ImportError:

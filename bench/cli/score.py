@@ -33,7 +33,8 @@ def score(
         Path | None, typer.Option(help="The dense net, whose adversarial images are tried on NET for a flag.")
     ] = None,
     also: Annotated[
-        list[str] | None, typer.Option(help="Another weak attack: torchattacks:NAME, for example torchattacks:CW.")
+        list[str] | None,
+        typer.Option(help="Also measure corruptions, other-norm, or a weak attack, torchattacks:NAME."),
     ] = None,
     best: Best = False,
     keep_proposals: KeepProposals = False,

@@ -30,7 +30,7 @@ from prunebench.bench.record import Record
 from prunebench.bench.score import flags, probes
 from prunebench.bench.score.cascade import Bits, Found, attack_all, attack_shard, facts_of
 from prunebench.bench.score.effort import effort_of
-from prunebench.bench.score.extras import EXTRAS, measured
+from prunebench.bench.score.extras import EXTRAS, measured, require
 from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.progress import ProgressEstimate
 from prunebench.bench.score.pursuit import Pursued, pursue_all, pursue_shard
@@ -56,6 +56,7 @@ class Asked:
     def of(cls, also: Sequence[str], *, best: bool, keep_images: bool) -> Asked:
         """From the names on the command line. Raises PrunebenchError for an unknown one."""
         extras = tuple(name for name in EXTRAS if name in also)
+        require(extras)
         return cls(best, extras, {name: peer(name) for name in also if name not in EXTRAS}, keep_images)
 
 

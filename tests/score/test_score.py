@@ -316,6 +316,6 @@ def test_outcomes_lie_beside_the_record(nets, quick, tmp_path):
 def test_attacks_of_torchattacks_are_asked_for_by_name(nets, tmp_path):
     with pytest.raises(PrunebenchError, match="needs the extra torchattacks"):
         scoring(nets["dense"], tmp_path, also=["torchattacks:CW"])
-    with pytest.raises(PrunebenchError, match="'CW' is not an attack"):
+    with pytest.raises(PrunebenchError, match="'CW' is no measurement"):
         scoring(nets["dense"], tmp_path, also=["CW"])
     assert list(tmp_path.iterdir()) == []
