@@ -3,7 +3,8 @@
 Pintor, Roli, Brendel & Biggio 2021, arXiv 2102.12827. A ball around each image grows until the net is fooled in it and
 shrinks while the net is fooled, and steps down the margin stay inside the ball. Other than published, steps are in
 units of the ball's radius, and in Linf they go along the gradient's signs: the published steps of one length for all
-images leave median distances an eighth larger on digits.
+images leave median distances an eighth larger on digits. The ball also grows a little past the linear estimate of
+where the boundary is, since the estimate may approach it from inside for ever.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def fmn(
         nearest = torch.where(nearer, length, nearest)
 
         way, slope = _downhill(gradient, norm, generator)
-        wider = torch.where(nearest.isinf(), length + margin / slope, radius * (1 + change))
-        radius = torch.where(margin <= 0, torch.minimum(radius * (1 - change), nearest), wider).clamp_max(largest)
+        reach = torch.where(nearest.isinf(), length + margin / slope, radius) * (1 + change)
+        radius = torch.where(margin <= 0, torch.minimum(radius * (1 - change), nearest), reach).clamp_max(largest)
         offsets = inside(offsets + pace * radius.unsqueeze(1) * way, radius, norm)
         offsets = (origin + offsets).clamp_(0.0, 1.0) - origin
     return (origin + best).clamp_(0.0, 1.0).view_as(images)
