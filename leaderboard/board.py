@@ -41,8 +41,9 @@ class Row:
     `sparsity` is the requested sparsity, `true_sparsity` was counted in the net. Methods have a `place` among the
     methods of the same requested sparsity, `tied` if another method shares it; controls and references have none.
     `survived` holds mean counts in the order of the attacks. So do `weak`, by attack, and `curve`, by eps, for the keys
-    that every seed has. `train_seconds` is None when it is unknown for a seed. `origin`: where its records came from,
-    in the words of `leaderboard.provenance`.
+    that every seed has. `distance`: the median over images of the smallest perturbation found, mean over seeds; None
+    unless every seed has one. `train_seconds` is None when it is unknown for a seed. `origin`: where its records came
+    from, in the words of `leaderboard.provenance`.
     """
 
     pruner: str
@@ -56,6 +57,7 @@ class Row:
     survived: dict[str, float]
     weak: dict[str, float]
     curve: dict[str, float]
+    distance: float | None
     flags: tuple[Doubt, ...]
     rejected: int
     seeds: tuple[int, ...]

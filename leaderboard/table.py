@@ -14,6 +14,7 @@ from prunebench.bench import stats
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.protocol import as_sparsity
 from prunebench.bench.record import Record, Refusal, load_all
+from prunebench.leaderboard import distances
 from prunebench.leaderboard.board import Board, Doubt, Ranking, Rate, Refused, Row
 from prunebench.leaderboard.comparable import refuse_incomparable
 from prunebench.leaderboard.contrasts import (
@@ -128,6 +129,7 @@ def _row(sparsity: Decimal, label: str, group: Group, taken: Mapping[str, int]) 
         clean=_rate([record.score.clean for record in records], records[0].score.n),
         survived=_means([record.score.survived for record in records]),
         weak=_means([record.score.weak for record in records]),
+        distance=_distance(records),
         curve=_means([{point.eps: point.robust for point in record.score.curve} for record in records]),
         flags=_doubts(records),
         rejected=sum(record.score.rejected for record in records),
@@ -146,6 +148,13 @@ def _rate(counts: Sequence[int], n: int) -> Rate:
     if len(counts) == 1:
         return Rate(tuple(counts), mean, *stats.wilson(counts[0], n, 1 - ALPHA), "wilson")
     return Rate(tuple(counts), mean, *stats.logit_interval(counts, n, 1 - ALPHA), "logit-t")
+
+
+def _distance(records: Sequence[Record]) -> float | None:
+    """The mean of the median distances of `records`; None unless each of them has one."""
+    known = [found.median for record in records if (found := distances.measured(record)) is not None]
+    medians = [median for median in known if median is not None]
+    return _mean(medians) if len(medians) == len(records) else None
 
 
 def _means(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:

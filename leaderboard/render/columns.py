@@ -18,7 +18,8 @@ class Column:
 
     `values`: its CSV columns by name, in full precision. `text`: its cell in tables for people, not yet escaped; None
     for a CSV-only column. `order`: the number by which the site sorts a table; None to sort by text. `left`: whether
-    texts are left-aligned. `short`: its title where space is limited.
+    texts are left-aligned. `short`: its title where space is limited. `optional`: whether a table in which it is empty
+    everywhere leaves it out.
     """
 
     title: str
@@ -27,6 +28,7 @@ class Column:
     order: Callable[[Board, Row], float | None] | None = None
     left: bool = False
     short: str | None = None
+    optional: bool = False
 
 
 def _compared(say: Callable[[Contrast], str]) -> Callable[[Board, Row], str]:
@@ -97,6 +99,13 @@ COLUMNS = (
         lambda board, row: percent(row.clean),
         lambda board, row: row.clean.mean,
     ),
+    Column(
+        "Median distance",
+        {"median_distance": lambda row: row.distance},
+        lambda board, row: "" if row.distance is None else f"{row.distance:.4f}",
+        lambda board, row: row.distance,
+        optional=True,
+    ),
     Column("Interval", {"interval": lambda row: row.robust.interval}),
     Column(
         "Seeds",
@@ -135,8 +144,8 @@ COLUMNS = (
 )
 
 # The columns of each table, in order.
-MARKDOWN_METHODS = ("Place", "Pruner", "Robust %", "Clean %", "Seeds", LESS, "Bootstrap", SAID)
-MARKDOWN_OTHERS = ("Pruner", "Robust %", "Clean %", "Seeds")
+MARKDOWN_METHODS = ("Place", "Pruner", "Robust %", "Clean %", "Median distance", "Seeds", LESS, "Bootstrap", SAID)
+MARKDOWN_OTHERS = ("Pruner", "Robust %", "Clean %", "Median distance", "Seeds")
 MARKDOWN_COSTS = ("Pruner", "Sparsity", "Counted", "Training, M passes", "Training, s", "Device", "Origin", "Rules")
 TERMINAL = ("Place", "Pruner", "Robust %", "Clean %", "Seeds", SAID)
 LATEX = (
@@ -144,7 +153,7 @@ LATEX = (
     *(LESS, SAID),
 )
 SITE_METHODS = (  # the most informative first: a phone shows only those
-    *("Place", "Pruner", "Sparsity", "Robust %", LESS, SAID, "Bootstrap", "Clean %", "Seeds"),
+    *("Place", "Pruner", "Sparsity", "Robust %", LESS, SAID, "Bootstrap", "Clean %", "Median distance", "Seeds"),
     *("Training, M passes", "Training, s", "Counted", "Device", "Origin", "Rules"),
 )
 SITE_OTHERS = tuple(title for title in SITE_METHODS if title not in ("Place", LESS, SAID, "Bootstrap"))

@@ -104,8 +104,10 @@ def _sparsity(board: Board, sparsity: Decimal) -> list[str]:
 
 def _others(head: str, board: Board, rows: Sequence[Row]) -> list[str]:
     """A small table of rows without a place, titled `head`; no lines if there are no rows."""
-    lines = [[texts(board, row)[title] for title in MARKDOWN_OTHERS] for row in rows]
-    return _table([head, *MARKDOWN_OTHERS[1:]], lines, _LEFT) if rows else []
+    lines = [texts(board, row) for row in rows]
+    titles = [title for title in MARKDOWN_OTHERS if any(line[title] for line in lines)]
+    shown = [[line[title] for title in titles] for line in lines]
+    return _table([head, *titles[1:]], shown, _LEFT) if rows else []
 
 
 def _secondary(board: Board) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunebench.leaderboard.board import Board, Row
-from prunebench.leaderboard.render.columns import SAID, Column, columns, leading
+from prunebench.leaderboard.render.columns import SAID, Column, columns, leading, texts
 from prunebench.leaderboard.render.text import percent, points, references, resampled, verdict
 
 _NUMBERS = ("Sparsity", "AutoAttack %", "Clean %", "Difference", "Bootstrap", "p, Holm", "Common seeds")
@@ -38,7 +38,8 @@ def of_rows(caption: str, board: Board, rows: Sequence[tuple[str, Row]], titles:
     """A table of these rows, each with the address of its page; None if there are no rows."""
     if not rows:
         return None
-    shown = columns(titles)
+    full = [texts(board, row) for _, row in rows]
+    shown = [column for column in columns(titles) if not column.optional or any(line[column.title] for line in full)]
     lines = []
     for href, row in rows:
         line = {column.title: _cell(column, board, row) for column in shown}

@@ -142,7 +142,9 @@ def test_a_start_is_drawn_in_to_the_boundary_without_any_slope(norm):
 
 def test_images_that_nothing_fools_come_back_unchanged():
     images = torch.rand(4, 1, 8, 8, generator=generator(3))
-    length, fooled = found(lambda points: two_logits(1 + 0 * points.flatten(1).sum(1)), images, "Linf", start=1 - images)
+    length, fooled = found(
+        lambda points: two_logits(1 + 0 * points.flatten(1).sum(1)), images, "Linf", start=1 - images
+    )
     assert not fooled.any() and (length == 0).all()
 
 
