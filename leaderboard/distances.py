@@ -26,7 +26,8 @@ def raw_distances(path: Path, record: Record) -> np.ndarray | None:
     if measured(record) is None or not outcomes_path(path).exists():
         return None
     found = load_arrays(outcomes_path(path), record.outcomes, f"the outcomes of {path}").get("distance")
-    if found is None or (found.dtype, found.shape) != (np.float32, (record.score.n,)) or not (found >= 0).all():
+    kind, shape = np.dtype("<f4"), (record.score.n,)
+    if found is None or found.dtype != kind or found.shape != shape or not (found >= 0).all():
         raise PrunebenchError(
             f"{outcomes_path(path)} holds no distances of {record.score.n} images, as {path} says; score the net again."
         )
