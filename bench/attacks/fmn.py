@@ -3,8 +3,8 @@
 Pintor, Roli, Brendel & Biggio 2021, arXiv 2102.12827. A ball around each image grows until the net is fooled in it and
 shrinks while the net is fooled, and steps down the margin stay inside the ball. Other than published, steps are in
 units of the ball's radius, and in Linf they go along the gradient's signs: the published steps of one length for all
-images leave median distances 3 to 14 % larger on nets of the digits. The ball also grows a little past the linear estimate of
-where the boundary is, since the estimate may approach it from inside for ever.
+images leave median distances 3 to 14 % larger on nets of the digits. The ball also grows a little past the linear
+estimate of where the boundary is, since the estimate may approach it from inside for ever.
 """
 
 from __future__ import annotations
