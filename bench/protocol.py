@@ -170,35 +170,46 @@ _CIFAR: dict[str, Any] = dict(
     ),
 )
 
+_LINF = (
+    Protocol(
+        name="digits-linf",
+        data="digits",
+        model="digits-cnn",
+        threat=Threat(norm="Linf", eps="0.2"),
+        units=4.0,
+        sparsities=(0.9, 0.95, 0.98),
+        seeds=tuple(range(15)),
+        validation=200,
+        test=500,
+        training=Training(objective="pgd", steps=10, step_size="0.05", epochs=20, batch=64, lr=0.2),
+    ),
+    Protocol(
+        name="mnist-linf",
+        data="mnist",
+        model="mnist-cnn",
+        threat=Threat(norm="Linf", eps="0.3"),
+        units=4.0,
+        sparsities=(0.9, 0.95, 0.99),
+        validation=5000,
+        test=1000,
+        training=Training(objective="pgd", steps=10, step_size="0.075", epochs=5, batch=128, lr=0.05),
+    ),
+    Protocol(name="cifar10-linf", model="resnet18", **_CIFAR),
+    Protocol(name="cifar10-linf-vgg16", model="vgg16-bn", **_CIFAR),
+)
+_L2 = {"digits": "0.6", "mnist": "2", "cifar10": "0.5"}  # eps by data set
+
+
+def _in_l2(rules: Protocol) -> Protocol:
+    """`rules` for its data set's L2 threat, trained with steps of 2.5 eps divided by their number."""
+    eps = _L2[rules.data]
+    step_size = str(exact(eps) * Fraction(5, 2) / rules.training.steps)
+    changes = {"name": rules.name.replace("linf", "l2"), "threat": Threat(norm="L2", eps=eps)}
+    return rules.model_copy(update=changes | {"training": rules.training.model_copy(update={"step_size": step_size})})
+
+
 PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            name="digits-linf",
-            data="digits",
-            model="digits-cnn",
-            threat=Threat(norm="Linf", eps="0.2"),
-            units=4.0,
-            sparsities=(0.9, 0.95, 0.98),
-            seeds=tuple(range(15)),
-            validation=200,
-            test=500,
-            training=Training(objective="pgd", steps=10, step_size="0.05", epochs=20, batch=64, lr=0.2),
-        ),
-        Protocol(
-            name="mnist-linf",
-            data="mnist",
-            model="mnist-cnn",
-            threat=Threat(norm="Linf", eps="0.3"),
-            units=4.0,
-            sparsities=(0.9, 0.95, 0.99),
-            validation=5000,
-            test=1000,
-            training=Training(objective="pgd", steps=10, step_size="0.075", epochs=5, batch=128, lr=0.05),
-        ),
-        Protocol(name="cifar10-linf", model="resnet18", **_CIFAR),
-        Protocol(name="cifar10-linf-vgg16", model="vgg16-bn", **_CIFAR),
-    )
+    rules.name: rules for rules in (*_LINF, *(_in_l2(rules) for rules in _LINF if rules.model != "vgg16-bn"))
 }
 
 

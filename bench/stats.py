@@ -138,6 +138,33 @@ def bootstrap(
     return float(low), float(high)
 
 
+def medians_apart(
+    ours: np.ndarray, theirs: np.ndarray, seeds: np.ndarray, images: np.ndarray, confidence: float = 0.95
+) -> tuple[float, float, float] | None:
+    """The difference of two rows' median distances, mean over seeds, and its interval, paired by seed and image.
+
+    `ours`, `theirs`: distances of the same images at the same seeds, (seeds, images), infinite where unknown. `seeds`,
+    `images`: how often each draw contains each of them, from `drawn`; two nets of one seed have `drawn(1, ...)`. The
+    bootstrap is that of `bootstrap`; medians are lower medians. None if a median, of all images or of a draw, is
+    infinite.
+    """
+    found = [np.stack([_medians(row, images) for row in rows]) for rows in (ours, theirs)]
+    whole = [np.stack([_medians(row, np.ones((1, len(row)))) for row in rows]) for rows in (ours, theirs)]
+    if not all(np.isfinite(part).all() for part in (*found, *whole)):
+        return None
+    means = ((found[0] - found[1]).T * seeds).sum(axis=1) / len(ours)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float((whole[0] - whole[1]).mean()), float(low), float(high)
+
+
+def _medians(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """The lower median of `values` (n,) in each of `draws`, (draws, n), which say how often they contain each value."""
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(draws[:, order], axis=1)
+    middle = (reached >= (len(values) + 1) // 2).argmax(axis=1)
+    return values.astype(np.float64)[order][middle]
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values adjusted for multiple testing (Holm 1979, Scand. J. Statist. 6, p. 65), in the order given."""
     adjusted, running = [1.0] * len(p_values), 0.0

@@ -42,8 +42,9 @@ class Row:
     methods of the same requested sparsity, `tied` if another method shares it; controls and references have none.
     `survived` holds mean counts in the order of the attacks. So do `weak`, by attack, and `curve`, by eps, for the keys
     that every seed has. `best` is the rate under the suite for the best-known number, None unless the nets of all seeds
-    were attacked by the same one. `train_seconds` is None when it is unknown for a seed. `origin`: where its records
-    came from, in the words of `leaderboard.provenance`.
+    were attacked by the same one. `distance`: the median over images of the smallest perturbation found, mean over
+    seeds; None unless every seed has one. `train_seconds` is None when it is unknown for a seed. `origin`: where its
+    records came from, in the words of `leaderboard.provenance`.
     """
 
     pruner: str
@@ -58,6 +59,7 @@ class Row:
     best: Rate | None
     weak: dict[str, float]
     curve: dict[str, float]
+    distance: float | None
     flags: tuple[Doubt, ...]
     rejected: int
     seeds: tuple[int, ...]

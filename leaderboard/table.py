@@ -14,6 +14,7 @@ from prunebench.bench import stats
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.protocol import as_sparsity
 from prunebench.bench.record import Record, Refusal, load_all
+from prunebench.leaderboard import distances
 from prunebench.leaderboard.board import Board, Doubt, Ranking, Rate, Refused, Row
 from prunebench.leaderboard.comparable import refuse_incomparable
 from prunebench.leaderboard.contrasts import (
@@ -129,6 +130,7 @@ def _row(sparsity: Decimal, label: str, group: Group, taken: Mapping[str, int]) 
         survived=_means([record.score.survived for record in records]),
         best=_best(records),
         weak=_means([record.score.weak for record in records]),
+        distance=_distance(records),
         curve=_means([{point.eps: point.robust for point in record.score.curve} for record in records]),
         flags=_doubts(records),
         rejected=sum(record.score.rejected for record in records),
@@ -156,6 +158,13 @@ def _best(records: Sequence[Record]) -> Rate | None:
     if len(known) < len(found) or len({best.suite for best in known}) > 1:
         return None
     return _rate([best.robust for best in known], records[0].score.n)
+
+
+def _distance(records: Sequence[Record]) -> float | None:
+    """The mean of the median distances of `records`; None unless each of them has one."""
+    known = [found.median for record in records if (found := distances.measured(record)) is not None]
+    medians = [median for median in known if median is not None]
+    return _mean(medians) if len(medians) == len(records) else None
 
 
 def _means(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:

@@ -58,8 +58,21 @@ def test_eps_are_the_exact_ones():
         "mnist-linf": "0.3",
         "cifar10-linf": "8/255",
         "cifar10-linf-vgg16": "8/255",
+        "digits-l2": "0.6",
+        "mnist-l2": "2",
+        "cifar10-l2": "0.5",
     }
     assert PROTOCOLS["cifar10-linf"].threat.radius == 8 / 255
+
+
+@pytest.mark.parametrize(("name", "eps", "step"), [("digits", 0.6, 0.15), ("mnist", 2, 0.5), ("cifar10", 0.5, 0.125)])
+def test_the_rules_in_l2_are_those_in_linf_for_another_threat(name, eps, step):
+    """The training's ten steps are a quarter of eps each, 2.5 eps together."""
+    linf, l2 = PROTOCOLS[f"{name}-linf"], PROTOCOLS[f"{name}-l2"]
+    assert (l2.threat.norm, l2.threat.radius, l2.training.steps) == ("L2", eps, 10)
+    assert float(Fraction(l2.training.step_size)) == step
+    training = linf.training.model_copy(update={"step_size": l2.training.step_size})
+    assert linf.model_copy(update={"name": l2.name, "threat": l2.threat, "training": training}) == l2
 
 
 def test_every_rule_is_in_the_hash():
@@ -201,7 +214,7 @@ def test_a_net_trained_by_such_rules_still_opens():
 
 
 def test_unknown_names_list_the_choices(tmp_path):
-    with pytest.raises(PrunebenchError, match=r"did you mean 'digits-linf'\? Choose from: cifar10-linf, .*\*.toml"):
+    with pytest.raises(PrunebenchError, match=r"did you mean 'digits-linf'\? Choose from: cifar10-l2, .*\*.toml"):
         load("digits-lnf")
     with pytest.raises(PrunebenchError, match="No such file"):
         load(tmp_path / "none.toml")

@@ -18,6 +18,7 @@ from prunebench.bench.stats import (
     holm,
     logit_interval,
     mcnemar,
+    medians_apart,
     noise,
     noise_gap,
     paired,
@@ -202,6 +203,45 @@ def test_the_bootstrap_has_owens_variance():
     noise = np.random.default_rng(0).choice([-1, 1], (10, 200))
     low, high = bootstrap(noise, drawn(10, 4000, 1), drawn(200, 4000, 2))
     assert (high - low) / (2 * Z) == pytest.approx(math.sqrt(3 / 2000), rel=0.15)
+
+
+ONE_SEED = drawn(1, 4000, 0)
+
+
+def test_a_shift_of_all_distances_is_found_without_any_doubt():
+    """Paired draws have the same middle image on both sides; the twin, drawn apart, does not."""
+    theirs = np.random.default_rng(0).permutation(np.arange(101.0))[None]
+    assert medians_apart(theirs + 3, theirs, ONE_SEED, drawn(101, 4000, 1)) == (3, 3, 3)
+    apart = np.concatenate([theirs + 3, theirs])[:, drawn(101, 1, 2)[0].argsort()]
+    _, low, high = medians_apart(apart[:1], np.flip(apart[1:], axis=1), ONE_SEED, drawn(101, 4000, 1))
+    assert low < 0 < 3 < high
+
+
+def test_the_median_of_three_draws_on_paper():
+    """Of 0 1 2, drawn three times: the median is 0 if two or three draws are, 3 x 1/9 x 2/3 + 1/27 = 7/27."""
+    images = drawn(3, 20_000, 1)
+    values, none = np.array([[2.0, 0.0, 1.0]]), np.zeros((1, 3))
+    seeds = drawn(1, 20_000, 0)
+    assert medians_apart(values, none, seeds, images) == (1, 0, 2)
+    assert medians_apart(values, none, seeds, images, confidence=1 - 2 * 0.24) == (1, 0, 2)  # 7/27 = .259
+    assert medians_apart(values, none, seeds, images, confidence=1 - 2 * 0.28) == (1, 1, 1)
+    even = np.array([[4.0, 1.0, 3.0, 2.0]])
+    assert medians_apart(even, np.zeros((1, 4)), seeds, np.ones((20_000, 4))) == (2, 2, 2)  # the lower one
+
+
+def test_seeds_are_drawn_in_pairs():
+    """Equal images; medians 1 and 3 apart at two seeds: the mean of two draws of a seed is 1, 2, 2 or 3."""
+    ours, theirs = np.array([[2.0] * 5, [7.0] * 5]), np.array([[1.0] * 5, [4.0] * 5])
+    seeds, images = drawn(2, 4000, 1), drawn(5, 4000, 2)
+    assert medians_apart(ours, theirs, seeds, images) == (2, 1, 3)
+    assert medians_apart(ours, theirs, seeds, images, confidence=0.4) == (2, 2, 2)
+
+
+def test_medians_that_are_not_known_are_not_compared():
+    known, images = np.array([[1.0, 2.0, 3.0]]), drawn(3, 4000, 1)
+    assert medians_apart(np.array([[1.0, np.inf, np.inf]]), known, ONE_SEED, images) is None
+    assert medians_apart(known, np.array([[1.0, 2.0, np.inf]]), ONE_SEED, images) is None  # infinite in a draw
+    assert medians_apart(np.array([[*range(100), np.inf]]), np.zeros((1, 101)), ONE_SEED, drawn(101, 4000, 1))
 
 
 def test_holm_on_paper():

@@ -108,6 +108,12 @@ COLUMNS = (
         lambda board, row: percent(row.clean),
         lambda board, row: row.clean.mean,
     ),
+    Column(
+        "Median distance",
+        {"median_distance": lambda row: row.distance},
+        lambda board, row: "" if row.distance is None else f"{row.distance:.4f}",
+        lambda board, row: row.distance,
+    ),
     Column("Interval", {"interval": lambda row: row.robust.interval}),
     Column(
         "Seeds",
@@ -146,8 +152,19 @@ COLUMNS = (
 )
 
 # The columns of each table, in order.
-MARKDOWN_METHODS = ("Place", "Pruner", "Robust %", "Best known %", "Clean %", "Seeds", LESS, "Bootstrap", SAID)
-MARKDOWN_OTHERS = ("Pruner", "Robust %", "Best known %", "Clean %", "Seeds")
+MARKDOWN_METHODS = (
+    "Place",
+    "Pruner",
+    "Robust %",
+    "Best known %",
+    "Clean %",
+    "Median distance",
+    "Seeds",
+    LESS,
+    "Bootstrap",
+    SAID,
+)
+MARKDOWN_OTHERS = ("Pruner", "Robust %", "Best known %", "Clean %", "Median distance", "Seeds")
 MARKDOWN_COSTS = ("Pruner", "Sparsity", "Counted", "Training, M passes", "Training, s", "Device", "Origin", "Rules")
 TERMINAL = ("Place", "Pruner", "Robust %", "Best known %", "Clean %", "Seeds", SAID)
 LATEX = (
@@ -155,7 +172,19 @@ LATEX = (
     *(LESS, SAID),
 )
 SITE_METHODS = (  # the most informative first: a phone shows only those
-    *("Place", "Pruner", "Sparsity", "Robust %", "Best known %", LESS, SAID, "Bootstrap", "Clean %", "Seeds"),
+    *(
+        "Place",
+        "Pruner",
+        "Sparsity",
+        "Robust %",
+        "Best known %",
+        LESS,
+        SAID,
+        "Bootstrap",
+        "Clean %",
+        "Median distance",
+        "Seeds",
+    ),
     *("Training, M passes", "Training, s", "Counted", "Device", "Origin", "Rules"),
 )
 SITE_OTHERS = tuple(title for title in SITE_METHODS if title not in ("Place", LESS, SAID, "Bootstrap"))

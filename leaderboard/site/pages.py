@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board, Ranking, Row
+from prunebench.leaderboard.distances import raw_distances
 from prunebench.leaderboard.provenance import MEANING
 from prunebench.leaderboard.render.columns import SITE_METHODS, SITE_OTHERS, texts
 from prunebench.leaderboard.render.text import CONTRASTS, SIGN, clean, doubts, percent, powers
 from prunebench.leaderboard.site import plots, row_page, tables
 from prunebench.leaderboard.site.assets import assets
 from prunebench.leaderboard.table import Results
+
+Distances = Mapping[Path, np.ndarray | None]  # by record
 
 
 def pages(ranking: Ranking, results: Results, source: Path) -> dict[str, bytes]:
@@ -33,20 +37,21 @@ def pages(ranking: Ranking, results: Results, source: Path) -> dict[str, bytes]:
         raise PrunebenchError(
             "Two pruners have names that give the same file name; rename one pruner and score it again."
         )
+    far = {path: raw_distances(source / path, r) for path, r in results.items() if isinstance(r, Record)}
     sections = []
     made = assets()
     for number, board in enumerate(ranking.boards, 1):
         board_id = f"b{number}"
         hrefs = [addresses[board.protocol, row.pruner, str(row.sparsity)] for row in board.rows]
-        sections.append(_section(board, board_id, hrefs))
+        sections.append(_section(board, board_id, hrefs, far))
         for href, row in zip(hrefs, board.rows, strict=True):
-            made[href] = _row_page(environment, board, row, board_id, results, source)
+            made[href] = _row_page(environment, board, row, board_id, results, source, far)
     page = environment.get_template("index.html").render(root="", sections=sections, refused=ranking.refused)
     made["index.html"] = page.encode()
     return dict(sorted(made.items()))
 
 
-def _section(board: Board, board_id: str, hrefs: Sequence[str]) -> dict[str, object]:
+def _section(board: Board, board_id: str, hrefs: Sequence[str], far: Distances) -> dict[str, object]:
     """The first page's content for a board whose rows have the pages `hrefs`."""
     named = f"{board.protocol}, version {board.version}"
     rows = list(zip(hrefs, board.rows, strict=True))
@@ -57,7 +62,7 @@ def _section(board: Board, board_id: str, hrefs: Sequence[str]) -> dict[str, obj
         "board": board,
         "id": board_id,
         "doubts": list(zip(leads, doubts(board), strict=True)),
-        "plots": plots.of_board(board),
+        "plots": plots.of_board(board, [_pooled([far[Path(path)] for path in row.records]) for row in board.rows]),
         "powers": powers(board),
         "methods": tables.of_rows(f"{named}: methods", board, methods, SITE_METHODS),
         "apart": tables.of_rows(f"{named}: unpruned nets and controls, without a place", board, apart, SITE_OTHERS),
@@ -68,7 +73,13 @@ def _section(board: Board, board_id: str, hrefs: Sequence[str]) -> dict[str, obj
 
 
 def _row_page(
-    environment: jinja2.Environment, board: Board, row: Row, board_id: str, results: Results, source: Path
+    environment: jinja2.Environment,
+    board: Board,
+    row: Row,
+    board_id: str,
+    results: Results,
+    source: Path,
+    far: Distances,
 ) -> bytes:
     paths = [Path(path) for path in row.records]
     records = [record for path in paths if isinstance(record := results[path], Record)]
@@ -87,11 +98,17 @@ def _row_page(
         counts=row_page.counts(records),
         beside=row_page.beside(records),
         curve=row_page.curve(records),
-        plot=plots.of_row(board, row, records),
+        plot=plots.of_row(board, row, records, [far[path] for path in paths]),
         pictures=[row_page.pictures(record, source / path) for record, path in zip(records, paths, strict=True)],
         grids=[row_page.costs(records), row_page.layers(records), row_page.provenance(records, paths)],
     )
     return page.encode()
+
+
+def _pooled(seeds: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """The distances of all seeds together; None unless every seed has some."""
+    known = [distances for distances in seeds if distances is not None]
+    return np.concatenate(known) if known and len(known) == len(seeds) else None
 
 
 def _slug(board: Board, row: Row) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from prunebench.bench.record import Record
@@ -18,6 +19,7 @@ from prunebench.leaderboard.render.text import clean, percent
 
 SERIES = 8  # colours per theme
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "hexagon", "pentagon", "x")
+POINTS = 200  # of a continuous curve, half a per cent of the images each
 APART = 0.012  # decades of weights between two pruners at the same sparsity, to keep their intervals apart
 
 
@@ -31,23 +33,31 @@ class Plot:
     wide: bool = False
 
 
-def of_board(board: Board) -> list[Plot]:
-    """The plots of a board on the page of all rows."""
+Distances = Sequence[np.ndarray | None]  # for each row or seed: the smallest perturbation found for each image
+_FOUND = " A line without markers comes from the smallest perturbation found for each image."
+
+
+def of_board(board: Board, far: Distances) -> list[Plot]:
+    """The plots of a board on the page of all rows; `far`: the distances of each row, None where not all seeds have."""
     looks = _looks(board)
     plots = [_sparsity(board, looks), _clean_robust(board, looks), _cost(board, looks)]
-    return [*plots, *_curves(board, looks), _attacks(board)]
+    return [*plots, *_curves(board, looks, far), _attacks(board)]
 
 
-def of_row(board: Board, row: Row, records: Sequence[Record]) -> Plot | None:
-    """The security curve of each seed of `row`, None if no seed has one."""
+def of_row(board: Board, row: Row, records: Sequence[Record], far: Distances) -> Plot | None:
+    """The security curve of each seed of `row`, None if no seed has one; continuous where `far` has its distances."""
     traces = []
-    for i, record in enumerate(records):
+    for i, (record, distances) in enumerate(zip(records, far, strict=True)):
+        if distances is not None:
+            traces.append(_continuous(f"seed {record.job.seed}", distances, i))
+            continue
         points = {"0": record.score.clean} | {point.eps: point.robust for point in record.score.curve}
         if len(points) > 1:
             traces.append(_curve(f"seed {record.job.seed}", points, record.score.n, i))
     if not traces:
         return None
     sentence = f"Images still correct as eps grows, in per cent, for each seed of {row.pruner} at {row.sparsity:f}."
+    sentence += _FOUND * any(distances is not None for distances in far)
     return Plot("Security curve", sentence, _curve_figure(board, traces))
 
 
@@ -175,20 +185,27 @@ def _attacks(board: Board) -> Plot:
     return Plot("Survivors, attack by attack", sentence, _plain(figure), wide=True)
 
 
-def _curves(board: Board, looks: Mapping[str, int]) -> list[Plot]:
+def _curves(board: Board, looks: Mapping[str, int], far: Distances) -> list[Plot]:
     """A plot per sparsity, each with the unpruned net for comparison."""
     plots = []
-    sparsities = sorted({row.sparsity for row in board.rows if row.curve})
+    drawn = [
+        (row, distances) for row, distances in zip(board.rows, far, strict=True) if row.curve or distances is not None
+    ]
+    sparsities = sorted({row.sparsity for row, _ in drawn})
     for sparsity in [s for s in sparsities if s] or sparsities:
-        rows = [row for row in board.rows if row.curve and row.sparsity in (sparsity, Decimal(0))]
+        here = [(row, distances) for row, distances in drawn if row.sparsity in (sparsity, Decimal(0))]
         traces = []
-        for row in rows:
-            points = {"0": row.clean.mean * board.n} | row.curve
+        for row, distances in here:
             name = row.pruner if row.sparsity == sparsity else f"{row.pruner}, {row.sparsity:f}"
-            trace = _curve(name, points, board.n, looks[row.pruner])
+            if distances is None:
+                points = {"0": row.clean.mean * board.n} | row.curve
+                trace = _curve(name, points, board.n, looks[row.pruner])
+            else:
+                trace = _continuous(name, distances, looks[row.pruner])
             trace.line.dash = "solid" if row.sparsity == sparsity else "dot"
             traces.append(trace)
         sentence = f"Images still correct as eps grows, in per cent, for the pruners at sparsity {sparsity:f}."
+        sentence += _FOUND * any(distances is not None for _, distances in here)
         plots.append(Plot(f"Security curves at sparsity {sparsity:f}", sentence, _curve_figure(board, traces)))
     return plots
 
@@ -205,6 +222,26 @@ def _curve(name: str, points: Mapping[str, float], n: int, look: int) -> go.Scat
         hoverinfo="text",
         line={"width": 1.6},
         marker={"size": 7, "symbol": SYMBOLS[look % len(SYMBOLS)]},
+        meta={"series": look % SERIES},
+    )
+
+
+def _continuous(name: str, distances: np.ndarray, look: int) -> go.Scatter:
+    """The share of images whose distance is above eps, as steps at up to POINTS eps, each exact."""
+    ordered = np.sort(distances)
+    finite = ordered[np.isfinite(ordered)]
+    ranks = np.unique(np.linspace(0, len(finite) - 1, min(POINTS, len(finite))).round().astype(int))
+    eps = np.concatenate([[0.0], finite[ranks]])
+    shares = 100 * (1 - np.searchsorted(ordered, eps, side="right") / len(ordered))
+    hover = [f"<b>{_text(name)}</b><br>eps {at:.4g}: {share:.1f} %" for at, share in zip(eps, shares, strict=True)]
+    return go.Scatter(
+        x=eps.tolist(),
+        y=shares.tolist(),
+        mode="lines",
+        name=_short(name),
+        hovertext=hover,
+        hoverinfo="text",
+        line={"width": 1.6, "shape": "hv"},
         meta={"series": look % SERIES},
     )
 

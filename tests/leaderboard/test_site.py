@@ -233,7 +233,8 @@ def test_a_record_is_nothing_but_text(hostile, plain_shapes, tmp_path):
             assert not [link for link in page.links() if urlsplit(link).scheme or link.startswith("/")]
             assert not re.search(r"[<>]", "".join(page.data)), "JSON could end its element"
             assert clean(hostile)[:100] in "".join(page.texts)
-    drawn = [plot.figure for board in rank(read(source)).boards for plot in plots.of_board(board)]
+    boards = [(board, [far] * len(board.rows)) for board in rank(read(source)).boards for far in (None, np.ones(2))]
+    drawn = [plot.figure for board, far in boards for plot in plots.of_board(board, far)]
     for trace in (trace for figure in drawn for trace in figure["data"]):
         for text in (trace["name"], *trace["hovertext"]):
             assert not re.search(r"<(?!/?b>|br>)", text)
