@@ -1,4 +1,4 @@
-"""What a record may say beyond AutoAttack: the best-known number, proof that the attacks work, distances, other threats.
+"""What a record may say beyond AutoAttack: best-known number, proof that attacks work, distances, other threats.
 
 Each part is measured on demand and is None otherwise. None of them is ranked.
 """
@@ -48,17 +48,19 @@ class Planted(Strict):
     """How often attacks find an adversarial image that is known to exist (Zimmermann et al. 2022, arXiv 2206.13991).
 
     `images`: how many have a plant; `passed_over`: how many others were tried before, but had no plant that could be
-    separated. `found`: by attack, on how many images it succeeds. `control`: on how many random search does.
+    separated. `found`: by attack, on how many images it succeeds; `together`: on how many any of them does; `control`:
+    on how many random search does.
     """
 
     images: Natural
     passed_over: Natural
     found: dict[str, Natural]
+    together: Natural
     control: Natural
 
     @model_validator(mode="after")
     def _at_most_all(self) -> Planted:
-        if max(self.control, *self.found.values()) > self.images:
+        if max(self.control, self.together, *self.found.values()) > self.images:
             raise ValueError(f"more plants were found than the {self.images} that there are")
         return self
 

@@ -2,20 +2,20 @@
 
 Zimmermann, Brendel, Tramer & Carlini 2022, arXiv 2206.13991.
 
-The ball around an image holds many inner points, and one plant on its surface. In place of the net's last layer, a
-linear probe on its features separates them: class 0 inside, class 1 at the plant. An attack that finds no point of
+The ball around an image holds many inner points, and one plant on its surface. In place of the last layer, a linear
+probe on the net's features separates them: class 0 inside, class 1 at the plant. An attack that finds no point of
 class 1, where random search finds none either, also misses adversarial images of the net itself.
 
 The paper leaves some choices open. These are ours, measured on dense nets of the digits and MNIST:
 
-- The plant is a random point of the surface, as in the paper. A corner of the Linf ball would be harder than the test
-  needs: nothing lies beyond it, and AutoAttack's attacks miss one in eight on the digits.
-- Of CANDIDATES points, the plant is the farthest out, because sparse nets do not see some points at all.
+- The plant is a random point of the surface, as in the paper. Little lies beyond a corner of the Linf ball: with
+  corners for plants, each of AutoAttack's four misses one in ten or more on the digits.
+- Of CANDIDATES points the plant is the farthest out, because sparse nets do not see some points at all.
 - The probe is Fisher's discriminant with a ridge, in closed form: the plant's distance from the inner points in units
   of their spread. With a ridge, it does not rest on units that are active at the plant alone. An attack has no gradient
   there, through no fault of the net or the attack.
-- The boundary lies PLACE of the way from the outermost inner point to the plant. Random search finds 17 % of the plants
-  of the digits with .5, 14 % with .75, and 8 % with .95, where FAB begins to miss some.
+- The boundary lies PLACE of the way from the outermost inner point to the plant. Nearer to the inner points (.5), random
+  search finds one plant in five on the digits; nearer to the plant (.95), FAB begins to miss some.
 - The logits span 1, as in the paper, so that no loss saturates.
 
 All images are attacked at once. Their balls do not overlap, so one net answers every point by the probe of the nearest
@@ -137,25 +137,28 @@ def measure_planted(
     not. Raises Refused as the referee does.
     """
     listed = suite_of(referee.rules).ranked if attacks is None else attacks
-    tried = {name: attack.attack for name, attack in listed.items()} | {_CONTROL: random_search}
+    tried = dict(listed) | {_CONTROL: Listed(random_search, 2 * QUERIES)}
     found = dict.fromkeys(tried, 0)
     features = features_of(referee.net, as_float(test.images[:1]).to(referee.device))
     plants = planted(referee, features, test, clean, seed, images)
-    count = 0
+    count = together = 0
     if plants.probes:
         judge = judging(referee, features, plants)
         sound = (judge.answers(plants.images) == 0) & (judge.logits(plants.plants).argmax(1) == 1)
         count, kept = int(sound.sum()), plants.images[sound]
         for number, shard in enumerate(judge.shards(count)):
             inner = torch.zeros(len(kept[shard]), dtype=torch.long)
+            any_of_them = torch.zeros_like(inner, dtype=torch.bool)
             for name, attack in tried.items():
-                measured = judge.fooled(attack, kept[shard], inner, derive(seed, name, f"shard-{number}"))
+                measured = judge.fooled(attack.attack, kept[shard], inner, derive(seed, name, f"shard-{number}"))
                 judge.passes += measured.passes
                 found[name] += int(measured.fooled.sum())
+                any_of_them |= measured.fooled & (name != _CONTROL)
+            together += int(any_of_them.sum())
         referee.passes += judge.passes
     control = found.pop(_CONTROL)
     skipped = plants.passed_over + len(plants.probes) - count
-    return Planted(images=count, passed_over=skipped, found=found, control=control), {}
+    return Planted(images=count, passed_over=skipped, found=found, together=together, control=control), {}
 
 
 def features_of(net: nn.Module, images: Tensor) -> nn.Module:
@@ -196,9 +199,10 @@ def planted(referee: Referee, features: nn.Module, test: Split, clean: Tensor, s
     kept: list[int] = []
     plants, probes = [images[:0]], []
     passed_over = 0
-    for number, (place, image) in enumerate(zip(index.tolist(), images.split(1), strict=True)):
+    for number, place in enumerate(index.tolist()):
         if len(kept) == wanted:
             break
+        image = images[number : number + 1]
         draw = torch.Generator().manual_seed(derive(seed, f"image-{place}"))
         found = None
         if not kept or _length(images[kept] - image, threat.norm).min() > 2.01 * threat.radius:
