@@ -12,10 +12,10 @@ The paper leaves some choices open. These are ours, measured on dense nets of th
   corners for plants, each of AutoAttack's four misses one in ten or more on the digits.
 - Of CANDIDATES points the plant is the farthest out, because sparse nets do not see some points at all.
 - The probe is Fisher's discriminant with a ridge, in closed form: the plant's distance from the inner points in units
-  of their spread. With a ridge, it does not rest on units that are active at the plant alone. An attack has no gradient
-  there, through no fault of the net or the attack.
-- The boundary lies PLACE of the way from the outermost inner point to the plant. Nearer to the inner points (.5), random
-  search finds one plant in five on the digits; nearer to the plant (.95), FAB begins to miss some.
+  of their spread. With a ridge, it does not rest on units that are active at the plant alone, where an attack has no
+  gradient to follow.
+- The boundary lies PLACE of the way from the outermost inner point to the plant. Nearer to the inner points (.5),
+  random search finds one plant in five on the digits; nearer to the plant (.95), FAB begins to miss some.
 - The logits span 1, as in the paper, so that no loss saturates.
 
 All images are attacked at once. Their balls do not overlap, so one net answers every point by the probe of the nearest
