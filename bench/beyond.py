@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from prunebench.bench.protocol import Threat
-from prunebench.bench.schema import Count, Natural, Strict
+from prunebench.bench.schema import Natural, Strict
 
 Kinds = dict[str, tuple[np.dtype, tuple[int, ...]]]  # of arrays in an outcomes file, by name
 _BIT, _FLOAT = np.dtype(bool), np.dtype("<f4")
@@ -48,17 +48,20 @@ class Best(Strict):
 class Planted(Strict):
     """How often attacks find an adversarial image that is known to exist (Zimmermann et al. 2022, arXiv 2206.13991).
 
-    `images`: how many were tried. `found`: by attack, on how many of them it succeeds. `control`: on how many random
-    search does.
+    `images`: how many have a plant; `passed_over`: how many others were tried before, but had no plant that could be
+    separated. `found`: by attack, on how many images it succeeds; `together`: on how many any of them does; `control`:
+    on how many random search does.
     """
 
-    images: Count
+    images: Natural
+    passed_over: Natural
     found: dict[str, Natural]
+    together: Natural
     control: Natural
 
     @model_validator(mode="after")
     def _at_most_all(self) -> Planted:
-        if max(self.control, *self.found.values()) > self.images:
+        if max(self.control, self.together, *self.found.values()) > self.images:
             raise ValueError(f"more plants were found than the {self.images} that there are")
         return self
 

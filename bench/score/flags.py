@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 
+from prunebench.bench.beyond import Planted
 from prunebench.bench.facts import Flag, Point
 from prunebench.bench.wide import LARGEST, LARGEST_LOGIT, ROUNDED
 
@@ -26,6 +27,7 @@ PROBABILITIES = 0.5
 TRANSFER = 0.005
 KERNELS = 0.001
 RANGE = 1.0
+PLANTED = 0.05  # share of planted adversarials that an attack may miss
 KINKS = 0.01  # share of images whose gradient depends on a ReLU that the last bit decides
 
 
@@ -167,6 +169,25 @@ def budget_overrun(processor: float | None, allowed: float | None) -> Flag:
         0.0,
         f"The training took {processor:.0f} s of processor time, but its sample passes allow {allowed:.0f} s; the "
         "pruner did work that was not charged.",
+    )
+
+
+def planted(measured: Planted | None) -> Flag:
+    """Some attack misses plants where random search finds less than half; the value is the share it misses.
+
+    None: not measured, or random search finds half of them, so that nothing can be learnt.
+    """
+    if measured is None or not measured.images or not measured.found:
+        return _flag("planted", None, PLANTED, "No adversarial images were planted for the attacks to find.")
+    worst, found = min(measured.found.items(), key=lambda item: item[1])
+    counts = f"planted = {found}/{measured.images}, random search {measured.control}/{measured.images}"
+    if 2 * measured.control >= measured.images:
+        return _flag("planted", None, PLANTED, f"{counts}: what random search finds proves nothing about attacks.")
+    return _flag(
+        "planted",
+        1 - found / measured.images,
+        PLANTED,
+        f"{counts}: of these adversarial images, known to exist, {worst} finds the fewest.",
     )
 
 
