@@ -14,8 +14,7 @@ from prunebench.bench.record import Record
 
 def measured(record: Record) -> Distances | None:
     """What `record` says about distances; None if they were not measured."""
-    beyond = getattr(record, "beyond", None)
-    return None if beyond is None else beyond.distances
+    return record.beyond.distances
 
 
 def raw_distances(path: Path, record: Record) -> np.ndarray | None:

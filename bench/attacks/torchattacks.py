@@ -25,7 +25,7 @@ def peer(name: str) -> Listed:
     """
     if not name.startswith(PREFIX):
         raise PrunebenchError(
-            f"{name!r} is no measurement; write corruptions, other-norm, or {PREFIX}NAME for a "
+            f"{name!r} is no measurement; write planted, distances, corruptions, other-norm, or {PREFIX}NAME for a "
             f"weak attack, such as {PREFIX}CW."
         )
     try:

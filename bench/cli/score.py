@@ -34,7 +34,7 @@ def score(
     ] = None,
     also: Annotated[
         list[str] | None,
-        typer.Option(help="Also measure corruptions, other-norm, or a weak attack, torchattacks:NAME."),
+        typer.Option(help="Also measure planted, distances, corruptions, other-norm; or torchattacks:NAME."),
     ] = None,
     best: Best = False,
     keep_proposals: KeepProposals = False,

@@ -63,6 +63,12 @@ class Fast:
         with Leaky(self.leak) if self.leak else nullcontext():
             return self.net(images) if pieces is None else self._run(pieces, images)
 
+    def leaking(self, leak: float) -> Fast:
+        """The same net with this leak; see `fast`."""
+        other = Fast(self.net, always=self._always, leak=leak)
+        other._pattern = self._pattern
+        return other
+
     def differs(self, shape: Sequence[int]) -> bool:
         """Whether images of this shape (c, h, w) run on kernels or folded norms rather than on the net itself."""
         return self._pieces_for(shape) is not None

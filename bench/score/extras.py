@@ -10,7 +10,9 @@ from torch import Tensor
 from prunebench.bench.data import Split
 from prunebench.bench.schema import Strict
 from prunebench.bench.score.corruptions import known, measure_corruptions
+from prunebench.bench.score.distances import measure_distances
 from prunebench.bench.score.other_norm import measure_other_norm
+from prunebench.bench.score.planted import measure_planted
 from prunebench.bench.score.referee import Referee
 from prunebench.bench.seeds import derive
 
@@ -18,7 +20,12 @@ Arrays = dict[str, np.ndarray]  # for the outcomes file
 Extra = Callable[[Referee, Split, Tensor, Tensor, int], tuple[Strict, Arrays]]
 # Each takes the images right when clean and the survivors of AutoAttack, bool (n,), and a seed.
 
-EXTRAS: Mapping[str, Extra] = {"corruptions": measure_corruptions, "other-norm": measure_other_norm}
+EXTRAS: Mapping[str, Extra] = {
+    "planted": measure_planted,
+    "distances": measure_distances,
+    "corruptions": measure_corruptions,
+    "other-norm": measure_other_norm,
+}
 
 
 def require(names: Sequence[str]) -> None:

@@ -116,17 +116,19 @@ class Measurement:
                 source = None if parent is None or dense is None else (parent.id.sha256, dense)
                 pursued = pursue_all(referee, test, found, self.journal, parent=source, progress=progress)
             facts, arrays = measured(asked.extras, referee, test, clean, robust)
-            score = score.model_copy(update={"flags": self._flags(score, predicted, found, dense)})
+            if pursued is not None:
+                facts["best"] = pursued.counted(self.suite.best.name, robust)
+            beyond = Beyond.model_validate(facts)
+            score = score.model_copy(update={"flags": self._flags(score, beyond, predicted, found, dense)})
             pairs = pack_pairs(probes.pairs(referee, test, clean, derive(rules.attack_seed, "pairs")))
             proposals = self._proposals(clean & ~robust, found) if asked.keep_images else None
         kinds = (found.standing, found.weak, found.curve)
         survived, weak, curve = ({name: bits.numpy() for name, bits in kind.items()} for kind in kinds)
         if pursued is not None:
-            facts["best"] = pursued.counted(self.suite.best.name, robust)
             arrays |= {f"best/{name}": standing.numpy() for name, standing in pursued.standing.items()}
         outcomes = pack_outcomes(test.labels.numpy(), predicted.numpy(), survived, weak, curve, arrays)
         attacked = [part for part in (found, pursued) if part is not None]
-        record = self._record(score, Beyond.model_validate(facts), attacked, whole, parent, outcomes, proposals, pairs)
+        record = self._record(score, beyond, attacked, whole, parent, outcomes, proposals, pairs)
         return Scored(record, outcomes, proposals, pairs)
 
     def shard(self, number: int) -> None:
@@ -155,7 +157,9 @@ class Measurement:
     def _referee(self, net: Net) -> Referee:
         return Referee(net.module, self.rules, batch_size(self.rules, net.header.arch, self.device.type), self.device)
 
-    def _flags(self, score: Score, predicted: Tensor, found: Found, dense: Referee | None) -> tuple[Flag, ...]:
+    def _flags(
+        self, score: Score, beyond: Beyond, predicted: Tensor, found: Found, dense: Referee | None
+    ) -> tuple[Flag, ...]:
         referee, test, suite, n, effort = self.referee, self.test, self.suite, score.n, self.effort
         images, seed = as_float(test.images), self.rules.attack_seed
         fooled = None
@@ -177,6 +181,7 @@ class Measurement:
             flags.transfer(fooled, n),
             flags.kernel_disagrees(score.kernel_only, score.proposed, probes.turned(referee, images, test.labels), n),
             flags.budget_overrun(*((effort.processor, effort.allowed) if effort is not None else (None, None))),
+            flags.planted(beyond.planted),
             flags.out_of_range(referee.sizes.excess),
             flags.rounding(int((predicted == NO_ANSWER).sum()), n),
             flags.constant(collapse(self.net), predicted.tolist(), test.labels.tolist()),

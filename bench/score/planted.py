@@ -104,13 +104,17 @@ class Probed(nn.Module):
 class FastProbed(Fast):
     """A `Probed` net whose features come from an accelerated copy."""
 
-    def __init__(self, probed: Probed) -> None:
+    def __init__(self, probed: Probed, leak: float = 0.0) -> None:
         super().__init__(probed)
-        self.probed, self.features = probed, fast(probed.features)
+        self.probed, self.features = probed, fast(probed.features, leak=leak)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (n, 2) of `images` (n, c, h, w)."""
         return self.probed.answers(images, self.features(images))
+
+    def leaking(self, leak: float) -> FastProbed:
+        """The same with gradients that leak; see `executor.fast`."""
+        return FastProbed(self.probed, leak)
 
     def differs(self, shape: Sequence[int]) -> bool:
         """Whether the features of images of this shape (c, h, w) come from kernels or folded norms."""
@@ -150,7 +154,8 @@ def measure_planted(
             inner = torch.zeros(len(kept[shard]), dtype=torch.long)
             any_of_them = torch.zeros_like(inner, dtype=torch.bool)
             for name, attack in tried.items():
-                measured = judge.fooled(attack.attack, kept[shard], inner, derive(seed, name, f"shard-{number}"))
+                stream = derive(seed, name, f"shard-{number}")
+                measured = judge.fooled(attack.attack, kept[shard], inner, stream, leak=attack.leak)
                 judge.passes += measured.passes
                 found[name] += int(measured.fooled.sum())
                 any_of_them |= measured.fooled & (name != _CONTROL)

@@ -93,7 +93,7 @@ class Referee:
             with Leaky(leak):
                 return self.fast(images)
         if leak not in self._leaky:
-            self._leaky[leak] = fast(self.net, leak=leak)
+            self._leaky[leak] = self.fast.leaking(leak)
         return self._leaky[leak](images)
 
     def _answerless(self, images: Tensor, logits: Tensor) -> Tensor:

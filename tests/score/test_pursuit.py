@@ -163,5 +163,7 @@ def test_a_changed_best_known_number_is_found():
 
 
 def test_an_unknown_measurement_is_refused_before_any_work(tmp_path):
-    with pytest.raises(PrunebenchError, match="'planed' is no measurement; write corruptions, other-norm, or torch"):
+    with pytest.raises(
+        PrunebenchError, match="'planed' is no measurement; write planted, distances, corruptions, other-norm, or"
+    ):
         score(tmp_path / "none.safetensors", also=["planed"])
