@@ -20,7 +20,7 @@ from tests.support.deceivers import DECEIVERS, Deceiver, honest
 from tests.support.nets import STORE, Bright, seal_state
 from tests.support.unlimited import Hunt, Surrogates, leaking, softened, unlimited
 
-FEW = 48  # images
+FEW = 32  # images
 GAIN = 0.05
 TEST = STORE.testing("digits", FEW)
 IMAGES = as_float(TEST.images)

@@ -6,7 +6,6 @@ and -1 elsewhere, and hides it behind units of the hidden layer. `DECEIVERS` nam
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +27,7 @@ STEEP = 1000.0  # slope of a hard step of height 1
 HERE = -0.25  # the score at which a class begins to seem right: nearly all right classes are above, all others below
 
 Points = Sequence[tuple[float, float]]  # corners (t, value) of a piecewise linear function, from left to right
+AS_THEY_ARE: tuple[Points, float] = [(-5.0, 0.0)], 1.0  # scores far above their kinks
 
 
 @dataclass(frozen=True)
@@ -38,32 +38,35 @@ class Deceiver:
     honest: nn.Module
 
 
-def _read_out(features: nn.Module, targets: Tensor, use: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The least-squares weights (k, 512) and biases (k,) that answer `targets` (10, k) on noisy training images."""
+Targets = Callable[[Tensor, Tensor], Tensor]  # images (n, 1, 8, 8) and labels (n,) to what is to be read, (n, k)
+
+
+def _read_out(features: nn.Module, targets: Targets) -> tuple[Tensor, Tensor]:
+    """The weights (k, features) and biases (k,) that read `targets`, by least squares on noisy training images."""
     training, _ = STORE.training("digits", validation=200)
-    noise, images = torch.Generator().manual_seed(0), as_float(training.images)
-    parts = [(images + torch.empty_like(images).uniform_(-0.2, 0.2, generator=noise)).clamp(0, 1) for _ in range(6)]
+    noise, clean = torch.Generator().manual_seed(0), as_float(training.images)
+    many = clean.repeat(6, 1, 1, 1)
+    many = (many + torch.empty_like(many).uniform_(-0.2, 0.2, generator=noise)).clamp(0, 1)
+    images, labels = torch.cat([clean, many]), training.labels.repeat(7)
     with torch.no_grad():
-        rows = torch.cat([features(part) for part in parts]).double()
-    if use is not None:
-        rows = rows * use
+        rows = features(images).double()
     rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-    wanted = targets.double()[training.labels].repeat(len(parts), 1)
     ridge = 0.01 * len(rows) * torch.eye(rows.shape[1], dtype=torch.float64)
-    found = torch.linalg.solve(rows.T @ rows + ridge, rows.T @ wanted).float()
+    found = torch.linalg.solve(rows.T @ rows + ridge, rows.T @ targets(images, labels).double()).float()
     return found[:-1].T.contiguous(), found[-1]
 
 
-def _one_hot() -> Tensor:
-    return 2 * torch.eye(CLASSES) - 1
+def _one_hot(images: Tensor, labels: Tensor) -> Tensor:
+    """1 for the right class and -1 for the others."""
+    return 2.0 * F.one_hot(labels, CLASSES) - 1
 
 
-def _bare(trained: bool = True) -> nn.Module:
+def _bare() -> nn.Module:
     """The convolutions of a trained net of the board, behind which all weights and biases are zero."""
-    net = copy.deepcopy(open_net(TRAINED).module)
+    net = open_net(TRAINED).module
     for layer in (net[1][7], net[1][9]):
-        layer.weight.data.zero_()
-        layer.bias.data.zero_()
+        layer.weight.zero_()
+        layer.bias.zero_()
     return net
 
 
@@ -74,7 +77,7 @@ def _features(net: nn.Module) -> nn.Module:
 @cache
 def scores() -> tuple[Tensor, Tensor]:
     """Weights (10, 512) and biases (10,) of the honest scores on the features of the trained net."""
-    return _read_out(_features(_bare()), _one_hot())
+    return _read_out(_features(_bare()), _one_hot)
 
 
 def shape(
@@ -107,7 +110,7 @@ def rise(at: float, low: float, high: float) -> Points:
 @cache
 def honest() -> nn.Module:
     """The scores themselves as logits: each unit is far above its kink."""
-    return shape(_bare(), *scores(), [(-5.0, 0.0)], 1.0)
+    return shape(_bare(), *scores(), *AS_THEY_ARE)
 
 
 def _of_scores(points: Points, last: float) -> Deceiver:
@@ -125,8 +128,8 @@ def plateau() -> Deceiver:
 
 
 def moat() -> Deceiver:
-    """No steep slope anywhere: a logit falls with its score above -0.05, and below it falls the other way."""
-    return _of_scores([(-0.3, 0.0), (-0.05, 2.0), (1.5, 1.0)], 0.0)
+    """A rise of slope 40, too wide to be a jump; above it a logit falls as its score rises, on and on, and misleads."""
+    return _of_scores([(HERE, 0.0), (HERE + 0.05, 2.0)], -0.6)
 
 
 def sawtooth() -> Deceiver:
@@ -153,7 +156,7 @@ def _codes(bits: int = 32) -> Tensor:
 
 def ballot() -> Deceiver:
     """32 units vote 0 or 1, each for a random half of the classes: the margin is a whole number of votes."""
-    weights, biases = _read_out(_features(_bare()), _codes())
+    weights, biases = _read_out(_features(_bare()), lambda images, labels: _codes()[labels])
     return Deceiver(shape(_bare(), weights, biases, rise(0.0, 0, 1), 0.0, _codes()), honest())
 
 
@@ -174,131 +177,64 @@ def trap() -> Deceiver:
 
 @cache
 def _edges() -> tuple[Tensor, Tensor]:
-    """Weights (512,) and a bias that tell from the features how bright the edge of an image is on average."""
-    training, _ = STORE.training("digits", validation=200)
-    noise, images = torch.Generator().manual_seed(0), as_float(training.images)
-    many = torch.cat(
-        [
-            images,
-            images,
-            *((images + torch.empty_like(images).uniform_(-0.2, 0.2, generator=noise)).clamp(0, 1) for _ in range(4)),
-        ]
-    )
-    with torch.no_grad():
-        rows = _features(_bare())(many).double()
-    rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-    wanted = many.flatten(1)[:, EDGE].mean(1, keepdim=True).double()
-    found = (
-        torch.linalg.solve(rows.T @ rows + 1e-4 * len(rows) * torch.eye(513, dtype=torch.float64), rows.T @ wanted)
-        .float()
-        .squeeze(1)
-    )
-    return found[:-1], found[-1]
+    """Weights (1, 512) and a bias (1,) that read from the features how bright the edge of an image is on average."""
+    return _read_out(_features(_bare()), lambda images, labels: images.flatten(1)[:, EDGE].mean(1, keepdim=True))
 
 
-# Of pixels: the convolutions only hand on functions of single pixels.
+def _pixelwise(first: Sequence[tuple[float, float]], second: Tensor) -> nn.Module:
+    """Convolutions whose features are eight functions of every pixel p alone: relu(second @ relu(a p + b)).
 
-
-def _pixelwise(first: Sequence[tuple[float, float]], second: Tensor, shifts: Tensor) -> nn.Module:
-    """Eight functions of every pixel p as features: relu(second @ relu(a p + b) + shifts), (a, b) the 16 in `first`.
-
-    `second`: (8, 16); `shifts`: (8,). Feature f of the pixels with equal row and column parity is one channel.
+    `first`: the pairs (a, b), at most 16. `second`: float32 (8, len(first)) or wider.
     """
     net, body = blank()
     for channel, (slope, offset) in enumerate(first):
         body[0].weight.data[channel, 0, 1, 1] = slope
         body[1].bias.data[channel] = offset
     for place, (row, column) in enumerate([(1, 1), (1, 2), (2, 1), (2, 2)]):
-        channels = slice(8 * place, 8 * place + 8)
-        body[3].weight.data[channels, :, row, column] = second
-        body[4].bias.data[channels] = shifts
+        body[3].weight.data[8 * place : 8 * place + 8, : second.shape[1], row, column] = second
     return net
 
 
-def _of_feature(f: int) -> Tensor:
-    """Which of the 512 features are function `f` of a pixel: bool (512,)."""
-    return torch.arange(FEATURES) // 16 % 8 == f
-
-
-def _linear() -> nn.Module:
-    """Pixels alone, function 0."""
-    second = torch.zeros(8, 16)
-    second[0, 0] = 1.0
-    return _pixelwise([(1.0, 0.0)], second, torch.zeros(8))
-
-
 def thermometer() -> Deceiver:
-    """Seven hard steps of every pixel, and a decoy of the pixel itself whose slope is the opposite of the trend."""
-    thresholds = [(2 * k + 1.5) / 16 for k in range(7)]
-    first = [(1.0, 0.0)]
-    second = torch.zeros(8, 16)
-    second[0, 0] = 1.0
-    for k, at in enumerate(thresholds):
+    """Seven hard steps of every pixel, and three of the score made of them: nothing has a gradient anywhere."""
+    first, second = [(0.0, 0.0)], torch.zeros(8, 16)
+    for k in range(7):
+        at = (2 * k + 1.5) / 16  # the pixels of digits are sixteenths
         first += [(STEEP, -STEEP * at), (STEEP, -STEEP * at - 1)]
-        second[k + 1, 2 * k + 1], second[k + 1, 2 * k + 2] = 1.0, -1.0
-    net = _pixelwise(first, second, torch.zeros(8))
-    use = (~_of_feature(0)).double()
-    weights, biases = _read_out(_features(net), _one_hot(), use)
-    plain = _linear()
-    smooth, offsets = _read_out(_features(plain), _one_hot())
-    shape(net, weights - 0.3 * smooth, biases, [(-5.0, 0.0)], 1.0)
-    return Deceiver(net, shape(plain, smooth, offsets, [(-5.0, 0.0)], 1.0))
-
-
-def ripple() -> Deceiver:
-    """Hard steps, and ripples of every pixel .02 wide that are steeper than all else."""
-    kinks = [(2 * k + 1) / 32 for k in range(15)]  # T(p), a triangle wave between 0 and 1, of 15 pieces
-    first = [(1.0, 0.0), *((1.0, -at) for at in kinks)]
-    wave = torch.tensor([16.0, *(-32.0 if k % 2 == 0 else 32.0 for k in range(15))])
-    second = torch.stack([F.one_hot(torch.tensor(0), 16).float(), *[wave] * 7])
-    shifts = torch.tensor([0.0, *(-k / 7 for k in range(7))])
-    net = _pixelwise(first, second, shifts)
-    weights, biases = _read_out(_features(net), _one_hot(), _of_feature(0).double())
-    draw = torch.Generator().manual_seed(0)
-    signs = 2.0 * torch.randint(0, 2, (CLASSES, 4, 16), generator=draw) - 1
-    teeth = torch.tensor([0.0, 1.0, *(-2.0 if k % 2 else 2.0 for k in range(1, 7))])
-    ripples = 0.1 * (signs[:, :, None] * teeth[None, None, :, None]).flatten(1)
-    shape(net, weights, biases, rise(-0.2, 0, 1), 0.1)
-    hidden, out = net[1][7], net[1][9]
-    for c in range(CLASSES):
-        hidden.weight.data[20 + c] = ripples[c]
-        hidden.bias.data[20 + c] = 20.0
-        out.weight.data[c, 20 + c] = 1.0
-    return Deceiver(net, shape(_linear(), weights, biases, [(-5.0, 0.0)], 1.0))
+        second[k, 2 * k + 1], second[k, 2 * k + 2] = 1.0, -1.0
+    net = _pixelwise(first, second)
+    shape(net, *_read_out(_features(net), _one_hot), [*rise(-0.5, 0, 1), *rise(HERE, 1, 2), *rise(0, 2, 3)], 0.0)
+    smooth = _pixelwise([(1.0, 0.0)], torch.eye(8, 1))
+    return Deceiver(net, shape(smooth, *_read_out(_features(smooth), _one_hot), *AS_THEY_ARE))
 
 
 def winners() -> Deceiver:
-    """Sixteen channels of the second convolution fire fully or not at all, and few win: one place in five."""
+    """Sixteen channels of a convolution fire fully or not at all, at one place in five; then hard steps."""
     net = _bare()
     conv, norm = net[1][3], net[1][4]
     training, _ = STORE.training("digits", validation=200)
-    with torch.no_grad():
-        levels = nn.Sequential(net[0], *net[1][:5])(as_float(training.images)).transpose(0, 1).flatten(1)
-        level = levels.quantile(0.8, dim=1)
-        best = levels.var(1).argsort(descending=True)[:16]
-        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
-        shift = norm.bias - norm.running_mean * factor
-        kept, steep = conv.weight[best].repeat(2, 1, 1, 1), 100.0
-        conv.weight.data = kept
-        norm.running_mean.zero_()
-        norm.running_var.fill_(1 - norm.eps)
-        norm.weight.data = steep * factor[best].repeat(2)
-        norm.bias.data = steep * (shift - level)[best].repeat(2) - torch.tensor([0.0, 1.0]).repeat_interleave(16)
-    firing = nn.Sequential(*_features(net), Pairs())
-    weights, biases = _read_out(firing, _one_hot())
-    shape(net, torch.cat([weights, -weights], dim=1), biases, [(-5.0, 0.0)], 1.0)
-    return Deceiver(net, honest())
+    levels = nn.Sequential(net[0], *net[1][:5])(as_float(training.images)).transpose(0, 1).flatten(1)
+    best = levels.var(1).argsort(descending=True)[:16]
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    threshold = norm.running_mean + (levels.quantile(0.8, dim=1) - norm.bias) / scale
+    conv.weight.copy_(conv.weight[best].repeat(2, 1, 1, 1))  # each channel twice: the second is taken from the first
+    norm.running_mean.copy_(threshold[best].repeat(2))
+    norm.running_var.fill_(1 - norm.eps)
+    norm.weight.copy_(100 * scale[best].repeat(2))
+    norm.bias.copy_(torch.tensor([0.0, -1.0]).repeat_interleave(16))
+    weights, biases = _read_out(nn.Sequential(*_features(net), Pairs()), _one_hot)
+    return Deceiver(shape(net, torch.cat([weights, -weights], dim=1), biases, rise(HERE, 0, 1), 0.0), honest())
 
 
 class Pairs(nn.Module):
     """The first half of the features minus the second."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """`features`: (n, 512)."""
-        return features[:, :256] - features[:, 256:]
+        """`features`: (n, k)."""
+        first, second = features.chunk(2, dim=1)
+        return first - second
 
 
 DECEIVERS: dict[str, Callable[[], Deceiver]] = {
-    f.__name__: f
-    for f in (steps, plateau, moat, sawtooth, staircase, saturated, ballot, trap, thermometer, ripple, winners)
+    f.__name__: f for f in (steps, plateau, moat, sawtooth, staircase, saturated, ballot, trap, thermometer, winners)
 }
