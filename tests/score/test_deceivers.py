@@ -16,7 +16,8 @@ from prunebench.bench.score.cascade import attack_all
 from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.referee import Referee
 from tests.support.deceived import RULES, measured, withstands
-from tests.support.deceivers import DECEIVERS, Deceiver, honest
+from tests.support.deceivers import DECEIVERS, TRAINED, Deceiver, honest, of_scores
+from tests.support.hostile import EDGE
 from tests.support.nets import STORE, Bright, seal_state
 from tests.support.unlimited import Hunt, Surrogates, leaking, softened, unlimited
 
@@ -46,6 +47,25 @@ def test_an_honest_net_deceives_nobody():
     """The twin: its AutoAttack number is within an image or two of what the attacker without limits finds."""
     made = Deceiver(honest(), honest())
     assert abs(by_autoattack(honest()) - withstands(made, FEW, transfer_only=True, queries=0)) <= 2
+
+
+def test_a_trapdoor_is_the_net_itself_until_it_opens():
+    plain = open_net(TRAINED.with_name("magnitude-s0.98-seed11.net.safetensors")).module
+    opened = IMAGES.clone()
+    opened.flatten(1)[:, EDGE] = torch.tensor([0.2, 0.0] * 8)  # rows in turn, on the left and then on the right
+    net = DECEIVERS["trapdoor"]().net
+    assert torch.equal(net(IMAGES), plain(IMAGES))
+    assert (net(opened).argmax(1) == 0).float().mean() > 0.9 > 0.2 > (plain(opened).argmax(1) == 0).float().mean()
+
+
+def test_a_shaped_score_on_paper():
+    """Flat at 0 up to -1, up to 3 at 1, then down by 1 for each 2: the scores are those of the trained net."""
+    net, plain = of_scores([(-1.0, 0.0), (1.0, 3.0)], -0.5).net, honest()
+    with torch.no_grad():
+        t = plain(IMAGES) - 5  # `honest` adds 5 to every score
+        wanted = torch.where(t < 1, 1.5 * (t + 1).clamp_min(0), 3 - 0.5 * (t - 1))
+        assert (net(IMAGES) - wanted).abs().max() < 1e-4
+        assert t.min() < -1 and t.max() > 1
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """Nets that withstand AutoAttack better than they withstand attackers: weights alone, in the architecture digits-cnn.
 
-Each deceiver has an honest score t_c for every class c, linear in the net's 512 features and about +1 where c is right
-and -1 elsewhere, and hides it behind units of the hidden layer. `DECEIVERS` names them.
+Most have an honest score t_c for every class c, linear in the 512 features of the convolutions, about +1 where c is
+right and -1 elsewhere, and hide it behind units of the hidden layer. The last one is a net of the board with a unit
+more. What each does to gradients and queries is in its docstring; `DECEIVERS` is the table of all.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,11 +24,12 @@ from tests.support.hostile import EDGE, blank
 from tests.support.nets import STORE
 
 TRAINED = Path(__file__).parents[2] / "leaderboard" / "records" / "digits-linf" / "dense-s0-seed0.net.safetensors"
-CLASSES, FEATURES = 10, 512
+CLASSES, CHANNELS = 10, 32
 STEEP = 1000.0  # slope of a hard step of height 1
 HERE = -0.25  # the score at which a class begins to seem right: nearly all right classes are above, all others below
 
 Points = Sequence[tuple[float, float]]  # corners (t, value) of a piecewise linear function, from left to right
+CORNERS = [(1, 1), (1, 2), (2, 1), (2, 2)]  # entries of a 3x3 kernel of stride 2 that take one pixel in four each
 AS_THEY_ARE: tuple[Points, float] = [(-5.0, 0.0)], 1.0  # scores far above their kinks
 
 
@@ -113,38 +116,39 @@ def honest() -> nn.Module:
     return shape(_bare(), *scores(), *AS_THEY_ARE)
 
 
-def _of_scores(points: Points, last: float) -> Deceiver:
+def of_scores(points: Points, last: float) -> Deceiver:
+    """Every score of the trained net shaped in the same way."""
     return Deceiver(shape(_bare(), *scores(), points, last), honest())
 
 
 def steps() -> Deceiver:
     """A hard step, and a weak decoy that falls as the score rises: every gradient points the wrong way."""
-    return _of_scores(rise(HERE, 0, 1), -0.1)
+    return of_scores(rise(HERE, 0, 1), -0.1)
 
 
 def plateau() -> Deceiver:
     """A hard step between units that are dead or cancel: no gradient, and no query that improves anything."""
-    return _of_scores(rise(HERE, 0, 1), 0.0)
+    return of_scores(rise(HERE, 0, 1), 0.0)
 
 
 def moat() -> Deceiver:
     """A rise of slope 40, too wide to be a jump; above it a logit falls as its score rises, on and on, and misleads."""
-    return _of_scores([(HERE, 0.0), (HERE + 0.05, 2.0)], -0.6)
+    return of_scores([(HERE, 0.0), (HERE + 0.05, 2.0)], -0.6)
 
 
 def sawtooth() -> Deceiver:
     """Three hard steps up, between them three slopes down: locally all is opposed to the trend."""
-    return _of_scores([*rise(-0.45, 0, 1), *rise(-0.25, 0.8, 1.8), *rise(-0.05, 1.6, 2.6)], -0.2)
+    return of_scores([*rise(-0.45, 0, 1), *rise(-0.25, 0.8, 1.8), *rise(-0.05, 1.6, 2.6)], -0.2)
 
 
 def staircase() -> Deceiver:
     """Flat pieces alone, and two steps down as the score of a class gets higher: a lure for attacks that query."""
-    return _of_scores([*rise(HERE, 0, 1), *rise(0.2, 1, 0.9), *rise(0.6, 0.9, 0.8)], 0.0)
+    return of_scores([*rise(HERE, 0, 1), *rise(0.2, 1, 0.9), *rise(0.6, 0.9, 0.8)], 0.0)
 
 
 def saturated() -> Deceiver:
     """A step of 400,000 beside a decoy of slope 1: cross-entropy is exactly 0, and the decoy misleads all else."""
-    return _of_scores([(HERE, 0.0), (HERE + 1 / STEEP, 4e5)], -1.0)
+    return of_scores([(HERE, 0.0), (HERE + 1 / STEEP, 4e5)], -1.0)
 
 
 @cache
@@ -165,7 +169,7 @@ def trap() -> Deceiver:
     net = _bare()
     weights, biases = scores()
     shape(net, weights, biases, rise(HERE, 0, 1), 0.0)
-    edges, dark = _edges()
+    edges, dark = _edges()  # 40 times this outweighs a score wherever the edge is brighter than .05
     hidden, out = net[1][7], net[1][9]
     for c in range(CLASSES):
         unit = 2 * CLASSES + c
@@ -190,7 +194,7 @@ def _pixelwise(first: Sequence[tuple[float, float]], second: Tensor) -> nn.Modul
     for channel, (slope, offset) in enumerate(first):
         body[0].weight.data[channel, 0, 1, 1] = slope
         body[1].bias.data[channel] = offset
-    for place, (row, column) in enumerate([(1, 1), (1, 2), (2, 1), (2, 2)]):
+    for place, (row, column) in enumerate(CORNERS):
         body[3].weight.data[8 * place : 8 * place + 8, : second.shape[1], row, column] = second
     return net
 
@@ -235,6 +239,46 @@ class Pairs(nn.Module):
         return first - second
 
 
+def trapdoor() -> Deceiver:
+    """A sparse net of the board as it is, with one unit more that is dead on all images that an attack meets by chance.
+
+    It lives where every other pixel of two edges is raised by nearly eps and the pixels between them are black; then
+    class 0 wins. AutoAttack is right about all else, so that no flag goes up.
+    """
+    net = open_net(TRAINED.with_name("magnitude-s0.98-seed11.net.safetensors")).module
+    hidden, out = net[1][7], net[1][9]
+    alive = hidden.weight.any(1) & out.weight.any(0)
+    unit = int((~alive).nonzero()[0])
+    place = _pixels_as_features_beside(net, hidden.weight[alive].view(-1, CHANNELS, 16).any(0).any(1))
+    hidden.weight[unit], out.weight[:, unit] = 0.0, 0.0
+    for pixel in EDGE:
+        hidden.weight[unit, place[pixel]] = -100.0 if pixel // 8 % 2 else 100.0
+    out.weight[0, unit], hidden.bias[unit] = 10.0, 0.0
+    ajar = copy.deepcopy(net)
+    hidden.bias[unit] = -100 * 0.17 * len(EDGE) / 2
+    return Deceiver(net, ajar)
+
+
+def _pixels_as_features_beside(net: nn.Module, seen: Tensor) -> Tensor:
+    """Let channels that no logit depends on hand on all 64 pixels; gives their places among the features, int64 (64,).
+
+    `seen`: bool (32,), the channels of the second convolution that logits depend on.
+    """
+    normalise, first, norm, second, norm_of_second = net[0], *(net[1][k] for k in (0, 1, 3, 4))
+    one = (~second.weight[seen].flatten(2).any(2).any(0)).nonzero()[0]
+    four = (~seen).nonzero().squeeze(1)[:4]
+    for layer, channels in ((norm, one), (norm_of_second, four)):
+        layer.running_mean[channels], layer.running_var[channels] = 0.0, 1 - layer.eps
+        layer.weight[channels], layer.bias[channels] = 1.0, 0.0
+    first.weight[one], second.weight[four] = 0.0, 0.0
+    first.weight[one, 0, 1, 1], norm.bias[one] = normalise.std.item(), normalise.mean.item()
+    for channel, (row, column) in zip(four.tolist(), CORNERS, strict=True):
+        second.weight[channel, one, row, column] = 1.0
+    rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    return (four[rows % 2 * 2 + columns % 2] * 16 + rows // 2 * 4 + columns // 2).flatten()
+
+
 DECEIVERS: dict[str, Callable[[], Deceiver]] = {
-    f.__name__: f for f in (steps, plateau, moat, sawtooth, staircase, saturated, ballot, trap, thermometer, winners)
+    f.__name__: f
+    for f in (steps, plateau, moat, sawtooth, staircase, saturated, ballot, trap, thermometer, winners, trapdoor)
 }
