@@ -49,11 +49,12 @@ def test_an_honest_net_deceives_nobody():
     assert abs(by_autoattack(honest()) - withstands(made, FEW, transfer_only=True, queries=0)) <= 2
 
 
-def test_a_trapdoor_is_the_net_itself_until_it_opens():
+@pytest.mark.parametrize("name", ["trapdoor", "latch"])
+def test_a_trapdoor_is_the_net_itself_until_it_opens(name):
     plain = open_net(TRAINED.with_name("magnitude-s0.98-seed11.net.safetensors")).module
     opened = IMAGES.clone()
     opened.flatten(1)[:, EDGE] = torch.tensor([0.2, 0.0] * 8)  # rows in turn, on the left and then on the right
-    net = DECEIVERS["trapdoor"]().net
+    net = DECEIVERS[name]().net
     assert torch.equal(net(IMAGES), plain(IMAGES))
     assert (net(opened).argmax(1) == 0).float().mean() > 0.9 > 0.2 > (plain(opened).argmax(1) == 0).float().mean()
 

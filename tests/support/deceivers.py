@@ -1,8 +1,8 @@
 """Nets that withstand AutoAttack better than they withstand attackers: weights alone, in the architecture digits-cnn.
 
 Most have an honest score t_c for every class c, linear in the 512 features of the convolutions, about +1 where c is
-right and -1 elsewhere, and hide it behind units of the hidden layer. The last one is a net of the board with a unit
-more. What each does to gradients and queries is in its docstring; `DECEIVERS` is the table of all.
+right and -1 elsewhere, and hide it behind units of the hidden layer. The last two are a net of the board with one
+or two units more. What each does to gradients and queries is in its docstring; `DECEIVERS` is the table of all.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ class Pairs(nn.Module):
         return first - second
 
 
-def trapdoor() -> Deceiver:
+def trapdoor(latched: bool = False) -> Deceiver:
     """A sparse net of the board as it is, with one unit more that is dead on all images that an attack meets by chance.
 
     It lives where every other pixel of two edges is raised by nearly eps and the pixels between them are black; then
@@ -248,15 +248,21 @@ def trapdoor() -> Deceiver:
     net = open_net(TRAINED.with_name("magnitude-s0.98-seed11.net.safetensors")).module
     hidden, out = net[1][7], net[1][9]
     alive = hidden.weight.any(1) & out.weight.any(0)
-    unit = int((~alive).nonzero()[0])
+    units = (~alive).nonzero().squeeze(1)[:2]
     place = _pixels_as_features_beside(net, hidden.weight[alive].view(-1, CHANNELS, 16).any(0).any(1))
-    hidden.weight[unit], out.weight[:, unit] = 0.0, 0.0
+    hidden.weight[units], out.weight[:, units], hidden.bias[units] = 0.0, 0.0, 0.0
     for pixel in EDGE:
-        hidden.weight[unit, place[pixel]] = -100.0 if pixel // 8 % 2 else 100.0
-    out.weight[0, unit], hidden.bias[unit] = 10.0, 0.0
+        hidden.weight[units[: 1 + latched], place[pixel]] = -100.0 if pixel // 8 % 2 else 100.0
+    out.weight[0, units[0]] = 100.0
     ajar = copy.deepcopy(net)
-    hidden.bias[unit] = -100 * 0.17 * len(EDGE) / 2
+    out.weight[0, units[1]] = -100.0 * latched
+    hidden.bias[units] = -100 * 0.17 * len(EDGE) / 2 - torch.tensor([0.0, 1.0])
     return Deceiver(net, ajar)
+
+
+def latch() -> Deceiver:
+    """A trapdoor of two opposed units: a surrogate that lets both leak equally has no gradient there either."""
+    return trapdoor(latched=True)
 
 
 def _pixels_as_features_beside(net: nn.Module, seen: Tensor) -> Tensor:
@@ -280,5 +286,5 @@ def _pixels_as_features_beside(net: nn.Module, seen: Tensor) -> Tensor:
 
 DECEIVERS: dict[str, Callable[[], Deceiver]] = {
     f.__name__: f
-    for f in (steps, plateau, moat, sawtooth, staircase, saturated, ballot, trap, thermometer, winners, trapdoor)
+    for f in (steps, plateau, moat, sawtooth, staircase, saturated, ballot, trap, thermometer, winners, trapdoor, latch)
 }
