@@ -19,6 +19,7 @@ from prunebench.bench.attacks.base import Model, contained
 from prunebench.bench.attacks.margins import STEPS, apgd_pm, margin_decomposition
 from prunebench.bench.attacks.suite import Listed, Pursuit, Shape
 from prunebench.bench.attacks.targets import every_target, long_malt, malt
+from prunebench.bench.executor.surrogate import Surrogate
 from prunebench.bench.protocol import Threat
 
 QUERIES = 20_000
@@ -51,19 +52,23 @@ _SPLIT = 2 * 3 * (STEPS + 1) + 1
 BEST = Pursuit(
     name="best-1",
     short={
-        "apgd-pm": Listed(apgd_pm, _CLIMB, leak=0.01),
+        "apgd-pm": Listed(apgd_pm, _CLIMB, Surrogate(leak=0.01)),
         "md": Listed(margin_decomposition, _SPLIT),
         "malt": Listed(malt, targets.passes(targets.TARGETS)),
-        "malt-leak-.01": Listed(malt, targets.passes(targets.TARGETS), leak=0.01),
-        "apgd-ce-leak-.05": Listed(apgd_ce, _CLIMB, leak=0.05),
-        "md-leak-.05": Listed(margin_decomposition, _SPLIT, leak=0.05),
-        "malt-leak-.2": Listed(malt, targets.passes(targets.TARGETS), leak=0.2),
+        "malt-leak-.01": Listed(malt, targets.passes(targets.TARGETS), Surrogate(leak=0.01)),
+        "apgd-ce-leak-.05": Listed(apgd_ce, _CLIMB, Surrogate(leak=0.05)),
+        "md-leak-.05": Listed(margin_decomposition, _SPLIT, Surrogate(leak=0.05)),
+        "malt-leak-.2": Listed(malt, targets.passes(targets.TARGETS), Surrogate(leak=0.2)),
     },
     long={
-        "targets-leak-.05": Listed(every_target, targets.passes(targets.CANDIDATES), leak=0.05),
-        "targets-leak-1": Listed(every_target, targets.passes(targets.CANDIDATES), leak=1.0),
+        "targets-leak-.05": Listed(every_target, targets.passes(targets.CANDIDATES), Surrogate(leak=0.05)),
+        "targets-leak-1": Listed(every_target, targets.passes(targets.CANDIDATES), Surrogate(leak=1.0)),
+        "malt-soft-.3": Listed(malt, targets.passes(targets.TARGETS), Surrogate(soft=0.3)),
+        "malt-soft-1": Listed(malt, targets.passes(targets.TARGETS), Surrogate(soft=1.0)),
         "long-dlr-t": Listed(long_malt, targets.passes(1, targets.RESTARTS, targets.LONG)),
-        "long-dlr-t-leak-.05": Listed(long_malt, targets.passes(1, targets.RESTARTS, targets.LONG), leak=0.05),
+        "long-dlr-t-leak-.05": Listed(
+            long_malt, targets.passes(1, targets.RESTARTS, targets.LONG), Surrogate(leak=0.05)
+        ),
         "square-20k": Listed(partial(long_square, salt=1), _queries),
         "square-20k-again": Listed(partial(long_square, salt=2), _queries),
     },

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from prunebench.bench.attacks.base import Attack
+from prunebench.bench.executor.surrogate import OWN, Surrogate
 from prunebench.bench.protocol import Threat
 
 Shape = tuple[int, int, int]  # of an image: (c, h, w)
@@ -15,12 +16,12 @@ Shape = tuple[int, int, int]  # of an image: (c, h, w)
 class Listed:
     """An attack with its price: the sample passes of an image that survives it, or a function that returns them.
 
-    `leak`: the share of the gradient that passes units which are off while this attack runs, see `executor.fast`.
+    `surrogate`: the gradient that this attack sees in place of the net's own.
     """
 
     attack: Attack
     passes: int | Callable[[Threat, Shape], int]
-    leak: float = 0.0
+    surrogate: Surrogate = OWN
 
     def price(self, threat: Threat, shape: Shape) -> int:
         """The sample passes of an image of this shape that survives."""

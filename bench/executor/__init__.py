@@ -23,9 +23,9 @@ from torch import Tensor, fx, nn
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.executor.compiled import Compiled, kernels
 from prunebench.bench.executor.folded import Folded
-from prunebench.bench.executor.leaky import Leaky
 from prunebench.bench.executor.native import compiler, explain, identity, lacking, lowering
 from prunebench.bench.executor.reader import PROBE, Probe, Reader, Tracer, shape_of
+from prunebench.bench.executor.surrogate import Replaced, Surrogate
 from prunebench.bench.executor.weights import Pattern
 from prunebench.bench.mask import Masks
 
@@ -60,7 +60,7 @@ class Fast:
         _refuse_training([self.net])
         unusual = images.dtype != torch.float32 or images.device.type != "cpu" or images.shape[:1] == (0,)
         pieces = None if unusual else self._pieces_for(images.shape[1:])
-        with Leaky(self.leak) if self.leak else nullcontext():
+        with Replaced(Surrogate(self.leak)) if self.leak else nullcontext():
             return self.net(images) if pieces is None else self._run(pieces, images)
 
     def leaking(self, leak: float) -> Fast:

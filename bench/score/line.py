@@ -49,7 +49,7 @@ class Line:
                 return Finding(after, 0, 0, self.referee.batch, 0, as_float(self.part.images[:0]))
             part = self.part.take(after.nonzero().squeeze(1))
             found = self.referee.fooled(
-                listed.attack, as_float(part.images), part.labels, seed, threat, listen, leak=listed.leak
+                listed.attack, as_float(part.images), part.labels, seed, threat, listen, surrogate=listed.surrogate
             )
             after[standing] = ~found.fooled
             return Finding(

@@ -155,7 +155,7 @@ def measure_planted(
             any_of_them = torch.zeros_like(inner, dtype=torch.bool)
             for name, attack in tried.items():
                 stream = derive(seed, name, f"shard-{number}")
-                measured = judge.fooled(attack.attack, kept[shard], inner, stream, leak=attack.leak)
+                measured = judge.fooled(attack.attack, kept[shard], inner, stream, surrogate=attack.surrogate)
                 judge.passes += measured.passes
                 found[name] += int(measured.fooled.sum())
                 any_of_them |= measured.fooled & (name != _CONTROL)

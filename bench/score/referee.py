@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunebench.bench.attacks.base import Attack, within
 from prunebench.bench.errors import Refused
 from prunebench.bench.executor import Fast, fast
-from prunebench.bench.executor.leaky import Leaky
+from prunebench.bench.executor.surrogate import OWN, Replaced, Surrogate
 from prunebench.bench.models import ARCHITECTURES
 from prunebench.bench.protocol import Protocol, Threat
 from prunebench.bench.seeds import derive
@@ -74,27 +74,28 @@ class Referee:
         size = self.rules.shard
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
-    def attacked(self, images: Tensor, leak: float = 0.0) -> Tensor:
+    def attacked(self, images: Tensor, surrogate: Surrogate = OWN) -> Tensor:
         """The net as attacks see it; counts sample passes (a forward with a gradient counts as 3).
 
-        `leak`: the share of the gradient that passes units which are off, see `executor.fast`; logits do not change.
+        `surrogate`: the gradient in place of the net's own; logits do not change.
         """
         passes = self._count(images)
         if self._listen is not None:
             self._listen(passes)
-        logits = self._leaking(images, leak) if leak else self.fast(images)
+        logits = self.fast(images) if surrogate == OWN else self._replaced(images, surrogate)
         if not math.isfinite(float(logits.detach().sum())):  # checking each logit costs several times as much
             self._silent.append(self._answerless(images.detach(), logits.detach()))
         return logits
 
-    def _leaking(self, images: Tensor, leak: float) -> Tensor:
-        """The logits of the net that attacks see, with a gradient that leaks."""
-        if not isinstance(self.fast, Fast):
-            with Leaky(leak):
-                return self.fast(images)
-        if leak not in self._leaky:
-            self._leaky[leak] = self.fast.leaking(leak)
-        return self._leaky[leak](images)
+    def _replaced(self, images: Tensor, surrogate: Surrogate) -> Tensor:
+        """The logits of the net that attacks see, with the gradient of `surrogate`; a soft one runs on the net itself."""
+        if isinstance(self.fast, Fast) and not surrogate.soft:
+            if surrogate.leak not in self._leaky:
+                self._leaky[surrogate.leak] = self.fast.leaking(surrogate.leak)
+            return self._leaky[surrogate.leak](images)
+        with Replaced(surrogate):
+            found: Tensor = (self.net if isinstance(self.fast, Fast) else self.fast)(images)
+        return found
 
     def _answerless(self, images: Tensor, logits: Tensor) -> Tensor:
         """The `images` (n, c, h, w) inside [0, 1] whose logits are not finite; at most one batch per attack."""
@@ -188,21 +189,21 @@ class Referee:
         seed: int,
         threat: Threat | None = None,
         listen: Callable[[int], None] | None = None,
-        leak: float = 0.0,
+        surrogate: Surrogate = OWN,
     ) -> Measured:
         """The images that `attack` gets misclassified, by our own measurement.
 
         Proposals are projected into the ball of `threat` (by default the protocol's) and [0, 1], then measured on the
         plain net; a proposal that is not finite is replaced by its image. An attack that never queries logits, such as
         a replay, cannot be misled by them, so none of its proposals counts as `kernel_only`. `listen` receives the
-        sample passes of every forward that the attack requests. `leak`: as for `attacked`. Raises Refused when the
+        sample passes of every forward that the attack requests. `surrogate`: as for `attacked`. Raises Refused when the
         plain net has no finite logits for a proposal, or for a queried image on which the fast net had none either.
         """
         threat = threat or self.rules.threat
         clean, before = images.to(self.device), self.passes
         self._listen = listen
         try:
-            proposals, silent = self._proposals(attack, clean, labels, threat, seed, leak)
+            proposals, silent = self._proposals(attack, clean, labels, threat, seed, surrogate)
         finally:
             self._listen = None
         asked = self.passes > before
@@ -220,28 +221,30 @@ class Referee:
         return Measured(fooled, measured, int((proposed & ~fooled).sum()), max(kernel_only, silent), passes)
 
     def _proposals(
-        self, attack: Attack, clean: Tensor, labels: Tensor, threat: Threat, seed: int, leak: float
+        self, attack: Attack, clean: Tensor, labels: Tensor, threat: Threat, seed: int, surrogate: Surrogate
     ) -> tuple[Tensor, int]:
         """The proposals of `attack`, and the number of queried images without finite logits from the fast net.
 
         If there are any, only the kernels overflowed (otherwise the net is refused), so the attack reruns on the net.
         """
-        proposals = self._asked(attack, clean, labels, threat, seed, leak)
+        proposals = self._asked(attack, clean, labels, threat, seed, surrogate)
         if not self._silent:
             return proposals, 0
         silent = min(sum(len(part) for part in self._silent), len(clean))
         kernels, self.fast = self.fast, self.wide
         try:
-            return self._asked(attack, clean, labels, threat, seed, leak), silent
+            return self._asked(attack, clean, labels, threat, seed, surrogate), silent
         finally:
             self.fast = kernels
 
-    def _asked(self, attack: Attack, clean: Tensor, labels: Tensor, threat: Threat, seed: int, leak: float) -> Tensor:
+    def _asked(
+        self, attack: Attack, clean: Tensor, labels: Tensor, threat: Threat, seed: int, surrogate: Surrogate
+    ) -> Tensor:
         """The proposals of `attack`; queried images without finite logits are measured again on the net itself."""
         generator = torch.Generator(self.device).manual_seed(seed)
         lent = clean.clone(), labels.to(self.device, copy=True)  # an attack may write into what it is given
         self._silent = []
-        proposals = attack(partial(self.attacked, leak=leak), *lent, threat, generator=generator)
+        proposals = attack(partial(self.attacked, surrogate=surrogate), *lent, threat, generator=generator)
         self._silent = [part for part in self._silent if len(part)]
         if self._silent:
             _finite(self.logits(torch.cat(self._silent)), "images that an attack queried")

@@ -104,7 +104,7 @@ def test_leaking_gradients_find_what_a_unit_that_is_off_hides():
     threat = Threat(norm="Linf", eps="0.1")
     images, labels = torch.full((5, 1, 4, 4), 0.5), torch.zeros(5, dtype=torch.int64)
     listed = BEST.short["malt-leak-.01"]
-    assert fooled(listed, fast(net, always=True, leak=listed.leak), images, labels, threat).all()
+    assert fooled(listed, fast(net, always=True, leak=listed.surrogate.leak), images, labels, threat).all()
     assert not fooled(listed, fast(net, always=True), images, labels, threat).any()  # the twin does not leak
 
 

@@ -1,4 +1,4 @@
-"""Gradients that leak through units which are off: on paper, and on the kernels as on torch."""
+"""Gradients in place of a net's own: on paper, and leaks on the kernels as on torch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunebench.bench.executor import fast
-from prunebench.bench.executor.leaky import Leaky
+from prunebench.bench.executor.surrogate import Replaced, Surrogate
 from tests.executor.test_executor import SHAPES, generator, sparse_net
 
 
 def slope(net: nn.Module, values: list[float], leak: float) -> list[float]:
     at = torch.tensor([values]).requires_grad_()
-    with Leaky(leak):
+    with Replaced(Surrogate(leak)):
         net(at).sum().backward()
     assert at.grad is not None
     return at.grad.flatten().tolist()
@@ -36,15 +36,33 @@ def test_two_units_in_a_row_pass_the_product():
 
 def test_values_below_the_maximum_pass_the_leak_in_max_pooling():
     at = torch.tensor([[[1.0, 4.0], [3.0, 2.0]]]).unsqueeze(0).requires_grad_()
-    with Leaky(0.5):
+    with Replaced(Surrogate(0.5)):
         F.max_pool2d(at, 2).sum().backward()
     assert at.grad is not None and at.grad.flatten().tolist() == [0.5, 1.0, 0.5, 0.5]
+
+
+def test_a_soft_unit_has_the_slope_of_a_softplus_as_wide_as_its_inputs_are_spread():
+    """The inputs 1 and -3 of a unit have the standard deviation 2: slopes sigmoid(1 / (.5 * 2)) and sigmoid(-3)."""
+    at = torch.tensor([[1.0], [-3.0]]).requires_grad_()
+    with Replaced(Surrogate(soft=0.5)):
+        value = torch.relu(at)
+    value.sum().backward()
+    assert value.tolist() == [[1.0], [0.0]] and at.grad is not None
+    torch.testing.assert_close(at.grad, torch.tensor([[1.0], [-3.0]]).sigmoid())
+
+
+def test_soft_max_pooling_passes_the_gradient_of_the_mean():
+    at = torch.tensor([[[1.0, 4.0], [3.0, 2.0]]]).unsqueeze(0).requires_grad_()
+    with Replaced(Surrogate(soft=0.5)):
+        value = F.max_pool2d(at, 2)
+    value.sum().backward()
+    assert value.item() == 4.0 and at.grad is not None and at.grad.flatten().tolist() == [0.25] * 4
 
 
 def test_logits_are_not_changed():
     net, images = sparse_net("digits-cnn", 0.1), torch.rand(5, 1, 8, 8, generator=generator())
     assert torch.equal(fast(net, leak=0.1)(images), fast(net)(images))
-    with Leaky(0.1):
+    with Replaced(Surrogate(0.1)):
         assert torch.equal(net(images), sparse_net("digits-cnn", 0.1)(images))
 
 
@@ -62,7 +80,7 @@ def test_kernels_and_folded_norms_leak_as_torch_does(arch, always, leak):
         return torch.autograd.grad((logits * weights).sum(), at)[0]
 
     found = gradient(fast(net, always=always, leak=leak))
-    with Leaky(leak):
+    with Replaced(Surrogate(leak)):
         wanted = gradient(net)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
     assert not torch.allclose(found, gradient(net), rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
