@@ -17,7 +17,7 @@ from prunebench.bench.score.cascade import attack_all, attack_shard, facts_of, j
 from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.referee import Referee
 from prunebench.bench.seeds import derive
-from tests.support.nets import TINY, Bright, changed
+from tests.support.nets import Bright, changed
 
 # Greys so many 255ths above and below the 127.5 between the classes: by `push`, an image within its radius is fooled.
 AWAY = (10.5, -30.5, 60.5, -10.5, 60.5)
