@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from itertools import product
 from math import comb
 
@@ -127,6 +128,35 @@ def test_a_sample_and_a_mere_count():
     assert sampled_count(5000, 10_000, 2000, 1000).word == "holds"  # 1,000 +- 20
     assert sampled_count(5000, 10_000, 2000, 850).word == "refuted"
     assert sampled_count(10, 1000, 100, 0).good is False
+
+
+def numbers(found):
+    return [int(number) for number in re.findall(r"\b\d+\b", found.sentence)]
+
+
+def test_a_sample_holds_where_it_could_have_refuted_5_points():
+    """Of 500 claimed robust in 1,000, 5 points are 50: in a sample of k at least k // 10, whole images only."""
+    claimed, words = first(1000, 500), []
+    for k in range(10, 200):
+        found = sampled(claimed, np.arange(k), first(k, k))
+        assert found.word == ("holds" if tail(k // 10, k) < 0.001 else "undecided")
+        words.append(found.word)
+    assert words[0] == "undecided" and words[-1] == "holds"
+
+
+def test_a_sample_names_the_fallen_and_the_relabelled():
+    """40 of 200 are fooled and 40 of 1,000 have another label: both are beyond the noise."""
+    now = SAME[1] + first(1000, 40)[::-1]
+    found = sampled(first(1000, 500), np.arange(200), ~first(200, 40), (SAME[0], now))
+    assert found.images == (*range(40), *range(960, 1000))
+    assert {40, 200, 500} <= set(numbers(sampled(first(1000, 500), np.arange(200), ~first(200, 40))))
+
+
+def test_a_sample_of_two_and_a_mere_count_on_paper():
+    """Two of four are robust, two are drawn: 0, 1 or 2 robust ones with 1/6, 4/6, 1/6, and all of them fell by noise."""
+    found = sampled_count(2, 4, 2, 0)
+    assert found.p == pytest.approx(1 / 6 + 4 / 6 * NOISE + 1 / 6 * NOISE**2)
+    assert {0, 1, 2, 4} <= set(numbers(found))  # survive, are expected to, sample and claim, images
 
 
 # Replay
@@ -272,6 +302,19 @@ def test_a_replay_sees_a_clean_label_that_is_smaller_or_larger(other):
     labels = np.array([1, 1, 1, 1]), np.array([1, other, 1, 1])
     found = replay(np.array([1, 1, 1, 0], bool), [1, 1, 1, 0], labels=labels)
     assert found.images == (1,) and "1 get another label when clean: 1" in found.sentence
+
+
+def test_a_replay_counts_each_kind_of_difference_and_needs_no_labels():
+    """Image 2 was claimed fooled and stands, image 0 the other way round, and image 3 has another label."""
+    claimed, one = np.array([1, 1, 0, 0], bool), np.ones(4, int)
+    found = replay(claimed, [0, 1, 1, 0], labels=(one, one - bits(4, 3)))
+    assert re.fullmatch(r"Of 4 images 1 [^;]*: 2; 1 [^;]*: 0; 1 [^;]*: 3\.", found.sentence)
+    assert found.images == (0, 2, 3)
+    found = replay(claimed, [0, 1, 1, 0])
+    assert re.fullmatch(r"Of 4 images 1 [^;]*: 2; 1 [^;]*: 0\.", found.sentence) and found.images == (0, 2)
+    for claim in (claimed, 2):
+        found = replay(claim, [1, 1, 0, 0])
+        assert found.word == "reproduced" and "2 of 4 " in found.sentence
 
 
 def test_images_that_speak_against_a_claim_are_the_fallen_ones_the_relabelled_ones_or_both():
