@@ -86,6 +86,7 @@ def test_an_understated_claim_holds():
     claimed = first(1000, 500)
     assert whole(claimed, first(1000, 700), SAME).word == "holds"  # 200 the other way round are no overstatement
     assert counted(500, 700, 1000).word == "holds"
+    assert whole(claimed, bits(1000, *range(1, 502)), SAME).images == ()  # image 0 fell, and two rose
     assert whole(claimed, first(1000, 400), SAME).word == "refuted"
 
 
@@ -106,6 +107,7 @@ def test_a_mere_count_is_held_against_the_noise():
     p = [noise_gap(gap, 500, NOISE) for gap in range(-10, 40)]
     assert words == ["refuted" if x < 0.001 else "undecided" if x < 0.01 else "holds" for x in p]
     assert words[0] == "holds" and words[-1] == "refuted" and "undecided" in words
+    assert re.search(r"\(p = [^)]+\)\.$", counted(500, 400, 1000).sentence)  # and no images, for none are known
 
 
 def test_a_sample_counts_what_is_newly_fooled():
@@ -153,7 +155,7 @@ def test_a_sample_names_the_fallen_and_the_relabelled():
 
 
 def test_a_sample_of_two_and_a_mere_count_on_paper():
-    """Two of four are robust, two are drawn: 0, 1 or 2 robust ones with 1/6, 4/6, 1/6, and all of them fell by noise."""
+    """Two of four are robust, two are drawn: 0, 1 or 2 robust ones with 1/6, 4/6, 1/6, and noise fooled them all."""
     found = sampled_count(2, 4, 2, 0)
     assert found.p == pytest.approx(1 / 6 + 4 / 6 * NOISE + 1 / 6 * NOISE**2)
     assert {0, 1, 2, 4} <= set(numbers(found))  # survive, are expected to, sample and claim, images
@@ -343,6 +345,40 @@ def test_a_sample_that_falls_does_not_say_whose_outcomes_they_are():
     """Images that newly survive are not looked for in a sample, and labels are as claimed."""
     found = sampled(np.ones(400, bool), np.arange(200), np.arange(200) >= 40)
     assert found.word == "refuted" and "not this net's" not in found.sentence
+
+
+def test_a_p_value_at_a_threshold_is_not_below_it(monkeypatch):
+    def at(refuted, doubted):
+        monkeypatch.setattr(verdict, "REFUTED", refuted)
+        monkeypatch.setattr(verdict, "DOUBTED", doubted)
+
+    p = noise_gap(12, 500, NOISE)
+    for refuted, doubted, word in ((2 * p, 1, "refuted"), (p, 1, "undecided"), (p / 2, 2 * p, "undecided")):
+        at(refuted, doubted)
+        assert counted(500, 488, 1000).word == word
+    at(p / 2, p)
+    assert counted(500, 488, 1000).word == "holds"
+    at(noise_gap(50, 500, NOISE), p)  # 5 points, in a measurement that gives p for 12 images
+    assert counted(500, 488, 1000).word == "undecided"
+
+
+def test_evidence_of_another_net_at_a_threshold_is_none(monkeypatch):
+    claimed = first(1000, 500)
+    relabelled = SAME[0], SAME[1] + first(1000, 40)[::-1]
+    p = 3 * noise(40, 1000, NOISE)
+    monkeypatch.setattr(verdict, "REFUTED", p)
+    found = whole(claimed, claimed, relabelled)
+    assert found.word == "undecided" and len(found.images) == 40 and "not this net's" not in found.sentence
+    monkeypatch.setattr(verdict, "REFUTED", p / 2)
+    monkeypatch.setattr(verdict, "DOUBTED", p)
+    found = whole(claimed, claimed & ~bits(1000, 7), relabelled)
+    assert (found.word, 40 in numbers(found)) == ("holds", False)
+    monkeypatch.setattr(verdict, "DOUBTED", 3 * noise_gap(12, 500, NOISE))
+    assert whole(claimed, claimed & ~first(1000, 12), relabelled).images == tuple(range(960, 1000))
+    monkeypatch.undo()
+    monkeypatch.setattr(verdict, "REFUTED", 2 * noise(30, 500, NOISE))
+    found = whole(claimed, claimed & ~first(1000, 30) | bits(1000, *range(600, 630)))
+    assert found.p == verdict.REFUTED and "not this net's" not in found.sentence
 
 
 def test_five_points_of_images_on_paper():
