@@ -100,6 +100,9 @@ def test_few_images_do_not_let_a_claim_hold_unless_all_of_them_are_robust_again(
         assert words[n] == ("holds" if able else "undecided")
         assert whole(claimed, claimed).word == "holds"
     assert words[20] == "undecided" and words[400] == "holds"
+    found = whole(first(20, 10), first(20, 10) & ~bits(20, 0))
+    assert found.images == (0,) and found.p == pytest.approx(2 * noise_gap(1, 10, NOISE))
+    assert re.search(r"\(p = [^)]+\); .*\b5 points\.$", found.sentence)
 
 
 def test_a_mere_count_is_held_against_the_noise():
