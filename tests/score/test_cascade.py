@@ -164,6 +164,8 @@ def test_images_are_the_adversarials_of_ranked_attacks_in_their_places(attacks, 
 def test_all_shards_are_those_shards_side_by_side(attacks):
     options = dict(seed=9, also={"other": Listed(Push(35), 1)}, keep_images=True)
     found = attack_all(referee(), TEST, CLEAN, Journal(None, []), **options)
+    seeds = [derive(9, "attack", f"shard-{number}") for number in (0, 1)]
+    assert [call.seed for call in attacks["first"].calls] == seeds
     parts = [shard(number, **options) for number in (0, 1)]
     for kind in ("standing", "weak", "curve"):
         sides = [getattr(part, kind) for part in parts]
@@ -172,7 +174,8 @@ def test_all_shards_are_those_shards_side_by_side(attacks):
         assert getattr(found, count) == sum(getattr(part, count) for part in parts)
     assert torch.equal(found.images, torch.cat([part.images for part in parts]))
     assert bits(found.standing)["second"] == [False, False, True, False, True] and list(found.weak) == ["weak", "other"]
-    assert attack_all(referee(), TEST, CLEAN, Journal(None, []), only=["first"]).weak == {}
+    first = attack_all(referee(), TEST, CLEAN, Journal(None, []), only=["first"])
+    assert first.weak == {} and first.images is None  # unasked, none are kept
 
 
 def test_joined_adds_up_and_needs_no_images(attacks):
@@ -180,6 +183,7 @@ def test_joined_adds_up_and_needs_no_images(attacks):
     found = joined(halves)
     assert (found.kernel_only, found.seconds, found.images) == (10, 4.0, None)
     assert found.rejected == 3 + 2  # of the second shard, the one image that stands, by both
+    assert bits(joined(halves[:1]).standing) == bits(halves[0].standing)
 
 
 class Heard:
