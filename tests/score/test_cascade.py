@@ -81,13 +81,16 @@ def test_a_ranked_attack_is_shown_the_survivors_of_those_before_it(attacks):
     assert {call.n for call in attacks["weak"].calls} == {3}
 
 
-def test_an_image_that_is_wrong_when_clean_is_shown_to_nobody_and_never_stands(attacks):
+def test_an_image_that_is_wrong_when_clean_is_shown_to_nobody_and_never_stands(attacks, tmp_path):
     found = shard(0, clean=[False, True, True])
     assert bits(found.standing) == {"first": [False, True, True], "second": [False, False, True]}
     assert {call.n for attack in (attacks["first"], attacks["weak"]) for call in attack.calls} == {2}
-    nobody = shard(0, clean=[False, False, False], keep_images=True)
+    nobody, again = (shard(0, Journal(tmp_path, []), [False, False, False], keep_images=True) for _ in range(2))
     assert not nobody.standing["second"].any() and not nobody.weak["weak"].any() and not nobody.images.any()
-    assert nobody.passes == 0 and len(attacks["first"].calls) == 1  # from before
+    assert nobody.passes == nobody.rejected == nobody.kernel_only == 0
+    assert len(attacks["first"].calls) == 1  # from before
+    assert again.seconds == nobody.seconds  # not measured again: entry and images were found
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 def test_the_curve_is_the_weak_attack_at_each_eps_and_its_own_at_the_eps_of_the_rules(attacks):
@@ -106,6 +109,12 @@ def test_seeds_follow_from_the_rules_the_shard_and_the_kind_of_attack(attacks):
         roots = ((RULES.attack_seed, 0), (RULES.attack_seed, 1), (9, 1))
         wanted = [derive(root, kind, f"shard-{number}") for root, number in roots]
         assert list(dict.fromkeys(call.seed for call in attacks[name].calls)) == wanted
+
+
+def test_what_was_measured_with_one_seed_is_not_taken_for_another(attacks, tmp_path):
+    for seed in (8, 9, 8):
+        shard(0, Journal(tmp_path, []), seed=seed, only=["first"])
+    assert len(attacks["first"].calls) == 3  # one file per attack, which holds the last seed's
 
 
 def test_some_ranked_attacks_alone(attacks):
@@ -214,6 +223,7 @@ def test_progress_hears_every_attack_and_every_forward(attacks):
         ("other:far", "other far", 1),
     ]
     assert heard.labels[4] == ("weak", "weak eps 5:102", 1) and len(heard.labels) == len(heard.ends) == 10
+    assert all(isinstance(number, int) for _, _, number in heard.labels)  # it is shown
     assert heard.ends[:3] == [("first", 2, 1), ("second", 2, 1), ("weak", 2, 1)]
     assert heard.passes == 2 + 1 + 2 * 8  # images shown, one forward each: first, second, and all the weak ones
     heard = Heard()
