@@ -101,6 +101,14 @@ def test_the_curve_is_the_weak_attack_at_each_eps_and_its_own_at_the_eps_of_the_
     assert [call.eps for call in attacks["weak"].calls] == ["50/255", *(eps for eps in reached if eps != "10/51")]
 
 
+def test_the_curve_ends_where_every_pixel_of_every_channel_can_be_grey(attacks):
+    """In L2: at half the square root of 3 x 2 x 2 pixels, 1.7320, rounded up."""
+    rules = changed(RULES, threat=Threat(norm="L2", eps="1"))
+    coloured = Split(TEST.images.expand(-1, 3, 2, 2), LABELS)
+    found = attack_shard(Referee(Bright(), rules, 4, torch.device("cpu")), coloured, 0, CLEAN[:3], Journal(None, []))
+    assert list(found.curve) == ["1/4", "1/2", "3/4", "1", "3/2", "87/50"]
+
+
 def test_seeds_follow_from_the_rules_the_shard_and_the_kind_of_attack(attacks):
     shard(0)
     shard(1)

@@ -140,13 +140,16 @@ def test_images_are_kept_when_they_are_asked_for(tmp_path):
     assert measure.calls == 3  # a file that is not the one of the entry does not count
 
 
-def test_as_many_images_are_read_as_have_fallen(tmp_path):
-    """A measurement that hands over two images for the one that fell is not believed the second time."""
-    for calls in (1, 2):
-        measure = Counted()
-        measure.images = FOOLING.expand(2, 1, 2, 2)
-        Journal(tmp_path, []).entry(**KEY, measure=measure, keep_images=True)
-        assert measure.calls == 1, calls
+@pytest.mark.parametrize(("before", "calls"), [([True, True, False], 2), ([True, True, True], 1)])
+def test_as_many_images_are_read_as_have_fallen(before, calls, tmp_path):
+    """Two images are stored. They are believed where two of three fell, and not where one of two did."""
+    measure = Counted()
+    measure.images = FOOLING.expand(2, 1, 2, 2)
+    for _ in range(2):
+        key = KEY | {"before": torch.tensor(before)}
+        images = Journal(tmp_path, []).entry(**key, measure=measure, keep_images=True)[1]
+        assert torch.equal(images, measure.images)
+    assert measure.calls == calls
 
 
 def test_the_seconds_are_those_of_the_measurement(monkeypatch):
