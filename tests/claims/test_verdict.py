@@ -376,6 +376,8 @@ def test_evidence_of_another_net_at_a_threshold_is_none(monkeypatch):
     monkeypatch.setattr(verdict, "DOUBTED", p)
     found = whole(claimed, claimed & ~bits(1000, 7), relabelled)
     assert (found.word, 40 in numbers(found)) == ("holds", False)
+    monkeypatch.setattr(verdict, "REFUTED", 0.0)
+    assert whole(claimed, claimed & ~first(1000, 30), relabelled).images == tuple(range(30))
     monkeypatch.setattr(verdict, "DOUBTED", 3 * noise_gap(12, 500, NOISE))
     assert whole(claimed, claimed & ~first(1000, 12), relabelled).images == tuple(range(960, 1000))
     monkeypatch.undo()
