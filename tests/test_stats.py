@@ -157,6 +157,7 @@ def test_power_on_paper():
     assert power(0.0, 0.02, 10, 5) == pytest.approx(0.05 / 10, rel=1e-6)
     assert power(1.0, 0.02, 10, 5) == pytest.approx(1.0)
     assert power(0.03, 0.02, 1, 5) == 0.0
+    assert power(0.0, 0.02, 2, 5) == pytest.approx(0.05 / 10, rel=1e-6)  # two seeds are enough for a test
     # 1,000 seeds: normal. sd 1, gap 2.5 / sqrt(1000): the mean lies 2.5 standard errors out, the bound at 1.96.
     assert power(2.5 / math.sqrt(1000), 1.0, 1000, 1) == pytest.approx(stats.norm.sf(Z - 2.5), abs=2e-3)
 
@@ -178,7 +179,7 @@ def test_power_grows_with_seeds_and_falls_with_tests(seeds, tests):
 
 def test_draws_are_of_so_many_with_replacement_and_follow_the_seed():
     found = drawn(7, 1000, 3)
-    assert (found.sum(axis=1) == 7).all() and found.shape == (1000, 7)
+    assert (found.sum(axis=1) == 7).all() and found.shape == (1000, 7) and found.dtype == np.float32
     assert found.mean(axis=0) == pytest.approx([1.0] * 7, abs=0.15)  # its standard error is .03
     assert (drawn(2**19 + 1, 3, 3).sum(axis=1) == 2**19 + 1).all()  # in several blocks
     assert (found == drawn(7, 1000, 3)).all() and (found != drawn(7, 1000, 4)).any()
@@ -195,6 +196,8 @@ def test_the_bootstrap_of_equal_images_draws_seeds_alone_and_of_equal_seeds_imag
     assert bootstrap(one, seeds, images) == (0.0, 1.0)
     assert bootstrap(one, seeds, images, confidence=0.4) == (0.5, 0.5)
     assert bootstrap(np.ones((2, 2)), seeds, images) == (1.0, 1.0)
+    third = np.array([[1, 0, 0]])  # 0, 1 or 2 of three with 8/27, 12/27, 6/27: at 40 and 60 per cent it is 1
+    assert bootstrap(third, drawn(1, 4000, 1), drawn(3, 4000, 2), confidence=0.2) == (1 / 3, 1 / 3)
 
 
 def test_the_bootstrap_has_owens_variance():
