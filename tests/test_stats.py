@@ -310,6 +310,13 @@ def test_a_sample_of_all_is_the_noise_alone(case):
     assert sampled_noise(standing, n, robust, n, 1 / 256) == pytest.approx(noise(robust - standing, robust, 1 / 256))
 
 
+def test_what_is_certain_has_probability_1_and_not_a_last_bit_more():
+    """A count that is smaller by -n or more; as many survivors of a sample as it has images, or fewer."""
+    for n in range(2, 100):
+        for certain in (noise_gap(-n, n, 0.018), sampled_noise(n // 2, n // 2, n // 2, n, 0.018)):
+            assert certain <= 1 and certain == pytest.approx(1)
+
+
 @pytest.mark.parametrize("case", [(3, 2, 2, 4), (0, 5, 2, 4), (0, 2, 5, 4), (-1, 2, 2, 4)])
 def test_a_sample_that_is_none_is_refused(case):
     with pytest.raises(ValueError, match="not counts of one sample"):
