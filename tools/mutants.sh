@@ -4,9 +4,10 @@
 #   .venv/bin/pip install mutmut==3.8.1
 #   tools/mutants.sh bench/claims/verdict.py tests/claims/test_verdict.py
 #
-# PYTHON names another interpreter that has mutmut, MUTANTS a pattern of mutants to repeat ("*keep_largest*"). docs/mutants.md says what was found. mutmut imports torch once, forks
-# one process per mutant, and runs only the tests that call the changed function, so a mutant takes about a second. It
-# leaves constants and decorated functions alone; `@cache` is removed from the copy, so that these functions count.
+# PYTHON names another interpreter that has mutmut, MUTANTS the mutants to repeat ("*keep_largest*"). docs/mutants.md says
+# what was found. mutmut imports torch once, forks one process per mutant, and runs only the tests that call the changed
+# function, so a mutant takes about a second. Constants and decorated functions stay as they are; `@cache` is removed
+# from the copy, so that functions below it count.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 module=${1:?name a module} && shift
@@ -42,9 +43,10 @@ for room in bench pruners leaderboard; do ln -s "src/prunebench/$room" "mutants/
 "$python" -m mutmut run --max-children 1 ${MUTANTS:-} > run.log 2>&1 || { tail -n 30 run.log && exit 1; }
 "$python" -m mutmut results --all true | sort -V > results.txt
 while IFS=': ' read -r name verdict; do
-    if [ "$verdict" != killed ]; then
-        echo "== $name: $verdict"
-        if [ "$verdict" != "no tests" ]; then "$python" -m mutmut show "$name" | grep -E '^[-+] ' || true; fi
-    fi
+    case $verdict in
+        killed | "not checked") ;;
+        "no tests") echo "== $name: no tests" ;;
+        *) echo "== $name: $verdict" && "$python" -m mutmut show "$name" | grep -E '^[-+] ' || true ;;
+    esac
 done < results.txt
 sed 's/.*: //' results.txt | sort | uniq -c
