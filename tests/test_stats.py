@@ -41,6 +41,10 @@ def test_wilson_at_zero_of_ten_reaches_to_z2_over_n_plus_z2():
     assert wilson(0, 10) == pytest.approx((0.0, Z**2 / (10 + Z**2)), abs=1e-12)
 
 
+def test_wilson_ends_at_0_and_1_to_the_last_bit():
+    assert all(wilson(0, n)[0] == 0.0 and wilson(n, n)[1] == 1.0 for n in range(1, 200))
+
+
 @pytest.mark.parametrize(("count", "n"), [(-1, 10), (11, 10), (0, 0)])
 def test_wilson_refuses_what_is_no_rate(count, n):
     with pytest.raises(ValueError, match="not a rate"):
@@ -114,6 +118,7 @@ def test_pairs_by_seed_are_students_on_paper(differences, t):
     """1 2 3: mean 2, sd 1, t = 2 sqrt(3). -4 0: mean -2, sd 2 sqrt(2), t = -1."""
     k = len(differences)
     found = by_seed(differences, 100)
+    assert found.seeds == k
     assert found.gap / (found.sd / math.sqrt(k)) == pytest.approx(t, abs=1e-12)
     p = {2: lambda t: 1 - 2 / math.pi * math.atan(abs(t)), 3: lambda t: 1 - abs(t) / math.sqrt(2 + t * t)}
     if k in p:  # the t-distribution with 1 and 2 degrees of freedom has a closed form
