@@ -195,6 +195,8 @@ def test_shuffled_keeps_the_counts_of_the_layers_and_moves_the_places():
     assert {name: mask.shape for name, mask in moved.items()} == {name: mask.shape for name, mask in masks.items()}
     assert not torch.equal(moved["a"], masks["a"])
     assert torch.equal(masks["a"], torch.arange(100) < 30)  # the masks given are left alone
+    assert torch.equal(shuffled(masks, generator())["a"], moved["a"])  # the generator alone decides
+    assert not torch.equal(shuffled(masks, generator(1))["a"], moved["a"])
 
 
 # Masks on weights
@@ -251,6 +253,10 @@ def test_the_spread_of_weights_is_that_of_the_paper() -> None:
     """Hoyer's sparsity is 0 for equal weights, 1 for a single one, and (2 - 7/5) / (2 - 1) for 3, 4, 0, 0."""
     assert distribution([torch.ones(2), -torch.ones(7)])["hoyer"] == 0
     assert distribution([torch.tensor([0.0, 5.0, 0.0, 0.0])])["hoyer"] == 1
+    assert distribution([torch.tensor([5.0] + 8 * [0.0])])["hoyer"] == 1  # (3 - 1) / (3 - 1)
+    assert distribution([torch.zeros(4)])["hoyer"] == 1  # an empty net is as sparse as can be
     spread = distribution([torch.tensor([[3.0, 4.0]]), torch.tensor([0.0, 0.0])])
     assert spread == {"hoyer": 0.6, "below 0.001": 0.5, "below 0.01": 0.5}
     assert distribution([torch.tensor([0.0, 0.0005, 0.005, 0.05])])["below 0.001"] == 0.5
+    limits = distribution([torch.tensor([0.001, 0.01, 1.0], dtype=torch.float64)])
+    assert (limits["below 0.001"], limits["below 0.01"]) == (0, 0.333333)  # 0.01 itself is not below; six decimals

@@ -42,6 +42,10 @@ def test_wilson_at_zero_of_ten_reaches_to_z2_over_n_plus_z2():
     assert wilson(0, 10) == pytest.approx((0.0, Z**2 / (10 + Z**2)), abs=1e-12)
 
 
+def test_wilson_ends_at_0_and_1_to_the_last_bit():
+    assert all(wilson(0, n)[0] == 0.0 and wilson(n, n)[1] == 1.0 for n in range(1, 200))
+
+
 @pytest.mark.parametrize(("count", "n"), [(-1, 10), (11, 10), (0, 0)])
 def test_wilson_refuses_what_is_no_rate(count, n):
     with pytest.raises(ValueError, match="not a rate"):
@@ -115,6 +119,7 @@ def test_pairs_by_seed_are_students_on_paper(differences, t):
     """1 2 3: mean 2, sd 1, t = 2 sqrt(3). -4 0: mean -2, sd 2 sqrt(2), t = -1."""
     k = len(differences)
     found = by_seed(differences, 100)
+    assert found.seeds == k
     assert found.gap / (found.sd / math.sqrt(k)) == pytest.approx(t, abs=1e-12)
     p = {2: lambda t: 1 - 2 / math.pi * math.atan(abs(t)), 3: lambda t: 1 - abs(t) / math.sqrt(2 + t * t)}
     if k in p:  # the t-distribution with 1 and 2 degrees of freedom has a closed form
@@ -158,6 +163,7 @@ def test_power_on_paper():
     assert power(0.0, 0.02, 10, 5) == pytest.approx(0.05 / 10, rel=1e-6)
     assert power(1.0, 0.02, 10, 5) == pytest.approx(1.0)
     assert power(0.03, 0.02, 1, 5) == 0.0
+    assert power(0.0, 0.02, 2, 5) == pytest.approx(0.05 / 10, rel=1e-6)  # two seeds are enough for a test
     # 1,000 seeds: normal. sd 1, gap 2.5 / sqrt(1000): the mean lies 2.5 standard errors out, the bound at 1.96.
     assert power(2.5 / math.sqrt(1000), 1.0, 1000, 1) == pytest.approx(stats.norm.sf(Z - 2.5), abs=2e-3)
 
@@ -179,7 +185,7 @@ def test_power_grows_with_seeds_and_falls_with_tests(seeds, tests):
 
 def test_draws_are_of_so_many_with_replacement_and_follow_the_seed():
     found = drawn(7, 1000, 3)
-    assert (found.sum(axis=1) == 7).all() and found.shape == (1000, 7)
+    assert (found.sum(axis=1) == 7).all() and found.shape == (1000, 7) and found.dtype == np.float32
     assert found.mean(axis=0) == pytest.approx([1.0] * 7, abs=0.15)  # its standard error is .03
     assert (drawn(2**19 + 1, 3, 3).sum(axis=1) == 2**19 + 1).all()  # in several blocks
     assert (found == drawn(7, 1000, 3)).all() and (found != drawn(7, 1000, 4)).any()
@@ -196,6 +202,8 @@ def test_the_bootstrap_of_equal_images_draws_seeds_alone_and_of_equal_seeds_imag
     assert bootstrap(one, seeds, images) == (0.0, 1.0)
     assert bootstrap(one, seeds, images, confidence=0.4) == (0.5, 0.5)
     assert bootstrap(np.ones((2, 2)), seeds, images) == (1.0, 1.0)
+    third = np.array([[1, 0, 0]])  # 0, 1 or 2 of three with 8/27, 12/27, 6/27: at 40 and 60 per cent it is 1
+    assert bootstrap(third, drawn(1, 4000, 1), drawn(3, 4000, 2), confidence=0.2) == (1 / 3, 1 / 3)
 
 
 def test_the_bootstrap_has_owens_variance():
@@ -345,6 +353,13 @@ def test_sampled_noise_on_paper():
 def test_a_sample_of_all_is_the_noise_alone(case):
     standing, robust, n = case
     assert sampled_noise(standing, n, robust, n, 1 / 256) == pytest.approx(noise(robust - standing, robust, 1 / 256))
+
+
+def test_what_is_certain_has_probability_1_and_not_a_last_bit_more():
+    """A count that is smaller by -n or more; as many survivors of a sample as it has images, or fewer."""
+    for n in range(2, 100):
+        for certain in (noise_gap(-n, n, 0.018), sampled_noise(n // 2, n // 2, n // 2, n, 0.018)):
+            assert certain <= 1 and certain == pytest.approx(1)
 
 
 @pytest.mark.parametrize("case", [(3, 2, 2, 4), (0, 5, 2, 4), (0, 2, 5, 4), (-1, 2, 2, 4)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from itertools import product
 from math import comb
 
@@ -85,6 +86,7 @@ def test_an_understated_claim_holds():
     claimed = first(1000, 500)
     assert whole(claimed, first(1000, 700), SAME).word == "holds"  # 200 the other way round are no overstatement
     assert counted(500, 700, 1000).word == "holds"
+    assert whole(claimed, bits(1000, *range(1, 502)), SAME).images == ()  # image 0 fell, and two rose
     assert whole(claimed, first(1000, 400), SAME).word == "refuted"
 
 
@@ -98,6 +100,9 @@ def test_few_images_do_not_let_a_claim_hold_unless_all_of_them_are_robust_again(
         assert words[n] == ("holds" if able else "undecided")
         assert whole(claimed, claimed).word == "holds"
     assert words[20] == "undecided" and words[400] == "holds"
+    found = whole(first(20, 10), first(20, 10) & ~bits(20, 0))
+    assert found.images == (0,) and found.p == pytest.approx(2 * noise_gap(1, 10, NOISE))
+    assert re.search(r"\(p = [^)]+\); .*\b5 points\.$", found.sentence)
 
 
 def test_a_mere_count_is_held_against_the_noise():
@@ -105,6 +110,7 @@ def test_a_mere_count_is_held_against_the_noise():
     p = [noise_gap(gap, 500, NOISE) for gap in range(-10, 40)]
     assert words == ["refuted" if x < 0.001 else "undecided" if x < 0.01 else "holds" for x in p]
     assert words[0] == "holds" and words[-1] == "refuted" and "undecided" in words
+    assert re.search(r"\(p = [^)]+\)\.$", counted(500, 400, 1000).sentence)  # and no images, for none are known
 
 
 def test_a_sample_counts_what_is_newly_fooled():
@@ -127,6 +133,35 @@ def test_a_sample_and_a_mere_count():
     assert sampled_count(5000, 10_000, 2000, 1000).word == "holds"  # 1,000 +- 20
     assert sampled_count(5000, 10_000, 2000, 850).word == "refuted"
     assert sampled_count(10, 1000, 100, 0).good is False
+
+
+def numbers(found):
+    return [int(number) for number in re.findall(r"\b\d+\b", found.sentence)]
+
+
+def test_a_sample_holds_where_it_could_have_refuted_5_points():
+    """Of 500 claimed robust in 1,000, 5 points are 50: in a sample of k at least k // 10, whole images only."""
+    claimed, words = first(1000, 500), []
+    for k in range(10, 200):
+        found = sampled(claimed, np.arange(k), first(k, k))
+        assert found.word == ("holds" if tail(k // 10, k) < 0.001 else "undecided")
+        words.append(found.word)
+    assert words[0] == "undecided" and words[-1] == "holds"
+
+
+def test_a_sample_names_the_fallen_and_the_relabelled():
+    """40 of 200 are fooled and 40 of 1,000 have another label: both are beyond the noise."""
+    now = SAME[1] + first(1000, 40)[::-1]
+    found = sampled(first(1000, 500), np.arange(200), ~first(200, 40), (SAME[0], now))
+    assert found.images == (*range(40), *range(960, 1000))
+    assert {40, 200, 500} <= set(numbers(sampled(first(1000, 500), np.arange(200), ~first(200, 40))))
+
+
+def test_a_sample_of_two_and_a_mere_count_on_paper():
+    """Two of four are robust, two are drawn: 0, 1 or 2 robust ones with 1/6, 4/6, 1/6, and noise fooled them all."""
+    found = sampled_count(2, 4, 2, 0)
+    assert found.p == pytest.approx(1 / 6 + 4 / 6 * NOISE + 1 / 6 * NOISE**2)
+    assert {0, 1, 2, 4} <= set(numbers(found))  # survive, are expected to, sample and claim, images
 
 
 # Replay
@@ -274,6 +309,19 @@ def test_a_replay_sees_a_clean_label_that_is_smaller_or_larger(other):
     assert found.images == (1,) and "1 get another clean label: 1" in found.sentence
 
 
+def test_a_replay_counts_each_kind_of_difference_and_needs_no_labels():
+    """Image 2 was claimed fooled and stands, image 0 the other way round, and image 3 has another label."""
+    claimed, one = np.array([1, 1, 0, 0], bool), np.ones(4, int)
+    found = replay(claimed, [0, 1, 1, 0], labels=(one, one - bits(4, 3)))
+    assert re.fullmatch(r"Of 4 images 1 [^;]*: 2; 1 [^;]*: 0; 1 [^;]*: 3\.", found.sentence)
+    assert found.images == (0, 2, 3)
+    found = replay(claimed, [0, 1, 1, 0])
+    assert re.fullmatch(r"Of 4 images 1 [^;]*: 2; 1 [^;]*: 0\.", found.sentence) and found.images == (0, 2)
+    for claim in (claimed, 2):
+        found = replay(claim, [1, 1, 0, 0])
+        assert found.word == "reproduced" and "2 of 4 " in found.sentence
+
+
 def test_images_that_speak_against_a_claim_are_the_fallen_ones_the_relabelled_ones_or_both():
     """400 images: 40 fallen are beyond the noise of 1.8 %, 1 is not; 40 other labels are, too."""
     n, claimed = 400, np.ones(400, bool)
@@ -300,6 +348,42 @@ def test_a_sample_that_falls_does_not_say_whose_outcomes_they_are():
     """Images that newly survive are not looked for in a sample, and labels are as claimed."""
     found = sampled(np.ones(400, bool), np.arange(200), np.arange(200) >= 40)
     assert found.word == "refuted" and "not this net's" not in found.sentence
+
+
+def test_a_p_value_at_a_threshold_is_not_below_it(monkeypatch):
+    def at(refuted, doubted):
+        monkeypatch.setattr(verdict, "REFUTED", refuted)
+        monkeypatch.setattr(verdict, "DOUBTED", doubted)
+
+    p = noise_gap(12, 500, NOISE)
+    for refuted, doubted, word in ((2 * p, 1, "refuted"), (p, 1, "undecided"), (p / 2, 2 * p, "undecided")):
+        at(refuted, doubted)
+        assert counted(500, 488, 1000).word == word
+    at(p / 2, p)
+    assert counted(500, 488, 1000).word == "holds"
+    at(noise_gap(50, 500, NOISE), p)  # 5 points, in a measurement that gives p for 12 images
+    assert counted(500, 488, 1000).word == "undecided"
+
+
+def test_evidence_of_another_net_at_a_threshold_is_none(monkeypatch):
+    claimed = first(1000, 500)
+    relabelled = SAME[0], SAME[1] + first(1000, 40)[::-1]
+    p = 3 * noise(40, 1000, NOISE)
+    monkeypatch.setattr(verdict, "REFUTED", p)
+    found = whole(claimed, claimed, relabelled)
+    assert found.word == "undecided" and len(found.images) == 40 and "not this net's" not in found.sentence
+    monkeypatch.setattr(verdict, "REFUTED", p / 2)
+    monkeypatch.setattr(verdict, "DOUBTED", p)
+    found = whole(claimed, claimed & ~bits(1000, 7), relabelled)
+    assert (found.word, 40 in numbers(found)) == ("holds", False)
+    monkeypatch.setattr(verdict, "REFUTED", 0.0)
+    assert whole(claimed, claimed & ~first(1000, 30), relabelled).images == tuple(range(30))
+    monkeypatch.setattr(verdict, "DOUBTED", 3 * noise_gap(12, 500, NOISE))
+    assert whole(claimed, claimed & ~first(1000, 12), relabelled).images == tuple(range(960, 1000))
+    monkeypatch.undo()
+    monkeypatch.setattr(verdict, "REFUTED", 2 * noise(30, 500, NOISE))
+    found = whole(claimed, claimed & ~first(1000, 30) | bits(1000, *range(600, 630)))
+    assert found.p == verdict.REFUTED and "not this net's" not in found.sentence
 
 
 def test_five_points_of_images_on_paper():

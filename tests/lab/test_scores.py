@@ -85,6 +85,12 @@ def test_by_hand_twin(twin):
         check_by_hand(TWINS[twin])
 
 
+def test_a_score_of_zero_has_no_sign_and_so_no_gradient():
+    scores = torch.tensor([0.0, -2.0], requires_grad=True)
+    straight_through(torch.tensor([3.0, 5.0]), scores, 1).sum().backward()
+    assert scores.grad.tolist() == [0.0, -5.0]
+
+
 @pytest.mark.parametrize("keep", range(5))
 def test_ties_keep_exactly_as_many_as_asked(keep):
     weight = torch.ones(2, 2)
@@ -161,6 +167,7 @@ def test_scaled_scores_by_hand():
         "linear": torch.tensor([[1.0, -2.0, 0.5], [0.0, 4.0, 1.0]]),  # fan_in 3
         "conv": torch.full((4, 2, 3, 3), -0.5),  # fan_in 18
         "empty": torch.zeros(2, 6),
+        "one output": torch.tensor([[3.0, -1.5, 0.0, 0.0, 0.0, 0.0]]),  # fan_in 6
     }
     scores = scaled_scores(weights)
     root = math.sqrt(2)
@@ -168,6 +175,7 @@ def test_scaled_scores_by_hand():
     torch.testing.assert_close(scores["linear"], wanted)
     torch.testing.assert_close(scores["conv"], torch.full((4, 2, 3, 3), -math.sqrt(1 / 3)))
     assert torch.equal(scores["empty"], torch.zeros(2, 6))
+    torch.testing.assert_close(scores["one output"], torch.tensor([[1.0, -0.5, 0.0, 0.0, 0.0, 0.0]]))
 
 
 SHAPES = {"a": (7,), "b": (5, 1), "c": (3, 1, 1)}

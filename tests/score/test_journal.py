@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from prunebench.bench.beside import RECORD
 from prunebench.bench.outcomes import outcomes_path
-from prunebench.bench.score.journal import Finding, Journal
+from prunebench.bench.score import journal
+from prunebench.bench.score.journal import Entry, Finding, Journal
 from prunebench.bench.score.scoring import score
 from tests.support.nets import RANKED, STORE, changed, quick_attacks, use_attacks
 from tools.kill_and_resume import timeless
@@ -25,11 +27,11 @@ class Counted:
     """A measurement that counts how often it is made."""
 
     def __init__(self):
-        self.calls = 0
+        self.calls, self.images = 0, FOOLING
 
     def __call__(self):
         self.calls += 1
-        return Finding(AFTER, 2, 1, 256, 1000, FOOLING)
+        return Finding(AFTER, 2, 1, 256, 1000, self.images)
 
 
 def test_an_entry_is_measured_once_and_read_afterwards(tmp_path):
@@ -71,6 +73,22 @@ def test_attacks_and_shards_have_files_of_their_own(change, tmp_path):
     assert measure.calls == 2 and len(list(tmp_path.iterdir())) == 2
 
 
+def resealed(text, **changes):
+    """An entry with other values and the hash that belongs to them."""
+    values = {name: value for name, value in json.loads(text).items() if name in Entry.model_fields}
+    del values["sha256"]
+    return json.dumps(Entry.sealed(**values | changes).model_dump(mode="json", by_alias=True))
+
+
+def test_a_resealed_entry_is_read_where_it_fits(tmp_path):
+    """The premise of the two below that are resealed."""
+    measure = Counted()
+    Journal(tmp_path, []).entry(**KEY, measure=measure)
+    (path,) = tmp_path.iterdir()
+    path.write_text(resealed(path.read_text(), standing="000"))
+    assert not Journal(tmp_path, []).entry(**KEY, measure=measure)[0].bits.any() and measure.calls == 1
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -82,8 +100,23 @@ def test_attacks_and_shards_have_files_of_their_own(change, tmp_path):
         lambda text: json.dumps(json.loads(text) | {"standing": "10"}),
         lambda text: json.dumps(json.loads(text) | {"standing": "1x0"}),
         lambda text: json.dumps(json.loads(text) | {"standing": "111"}),
+        lambda text: json.dumps(json.loads(text) | {"passes": 999}),
+        lambda text: resealed(text, standing="10"),
+        lambda text: resealed(text, standing="101"),
     ],
-    ids=["cut", "empty", "list", "extra", "missing", "too few images", "no digit", "the fallen stand again"],
+    ids=[
+        "cut",
+        "empty",
+        "list",
+        "extra",
+        "missing",
+        "too few images",
+        "no digit",
+        "the fallen stand again",
+        "edited",
+        "too few images, resealed",
+        "an image not attacked stands, resealed",
+    ],
 )
 def test_a_spoilt_entry_is_measured_anew(spoil, tmp_path):
     measure = Counted()
@@ -100,11 +133,35 @@ def test_images_are_kept_when_they_are_asked_for(tmp_path):
     for _ in range(2):  # the entry that was kept without them is measured anew, once
         entry, images = Journal(tmp_path, []).entry(**KEY, measure=measure, keep_images=True)
         assert torch.equal(images, FOOLING) and measure.calls == 2
-    assert Journal(tmp_path, []).entry(**KEY, measure=measure)[0] == entry and measure.calls == 2
+    assert Journal(tmp_path, []).entry(**KEY, measure=measure) == (entry, None) and measure.calls == 2
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-1] + b"\0\1")
     assert torch.equal(Journal(tmp_path, []).entry(**KEY, measure=measure, keep_images=True)[1], FOOLING)
     assert measure.calls == 3  # a file that is not the one of the entry does not count
+
+
+@pytest.mark.parametrize(("before", "calls"), [([True, True, False], 2), ([True, True, True], 1)])
+def test_as_many_images_are_read_as_have_fallen(before, calls, tmp_path):
+    """Two images are stored. They are believed where two of three fell, and not where one of two did."""
+    measure = Counted()
+    measure.images = FOOLING.expand(2, 1, 2, 2)
+    for _ in range(2):
+        key = KEY | {"before": torch.tensor(before)}
+        images = Journal(tmp_path, []).entry(**key, measure=measure, keep_images=True)[1]
+        assert torch.equal(images, measure.images)
+    assert measure.calls == calls
+
+
+def test_the_seconds_are_those_of_the_measurement(monkeypatch):
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr(journal, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert Journal(None, []).entry(**KEY, measure=Counted())[0].seconds == 2.5
+
+
+def test_a_file_has_the_name_of_its_attack_without_spaces(tmp_path):
+    Journal(tmp_path, []).entry(**KEY | {"attack": "pgd 20 eps 1:2"}, measure=Counted(), keep_images=True)
+    stem = "shard-00000-00003-pgd-20-eps-1:2"
+    assert {path.name for path in tmp_path.iterdir()} == {f"{stem}.json", f"{stem}.safetensors"}
 
 
 def test_without_a_folder_nothing_is_kept():
