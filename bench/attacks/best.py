@@ -47,6 +47,7 @@ def _queries(threat: Threat, shape: Shape) -> int:
 
 
 _CLIMB = 3 * (apgd.STEPS + 1) + 1
+_LONG = targets.passes(1, targets.RESTARTS, targets.LONG)
 _SPLIT = 2 * 3 * (STEPS + 1) + 1
 
 BEST = Pursuit(
@@ -65,10 +66,8 @@ BEST = Pursuit(
         "targets-leak-1": Listed(every_target, targets.passes(targets.CANDIDATES), Surrogate(leak=1.0)),
         "malt-soft-.3": Listed(malt, targets.passes(targets.TARGETS), Surrogate(soft=0.3)),
         "malt-soft-1": Listed(malt, targets.passes(targets.TARGETS), Surrogate(soft=1.0)),
-        "long-dlr-t": Listed(long_malt, targets.passes(1, targets.RESTARTS, targets.LONG)),
-        "long-dlr-t-leak-.05": Listed(
-            long_malt, targets.passes(1, targets.RESTARTS, targets.LONG), Surrogate(leak=0.05)
-        ),
+        "long-dlr-t": Listed(long_malt, _LONG),
+        "long-dlr-t-leak-.05": Listed(long_malt, _LONG, Surrogate(leak=0.05)),
         "square-20k": Listed(partial(long_square, salt=1), _queries),
         "square-20k-again": Listed(partial(long_square, salt=2), _queries),
     },

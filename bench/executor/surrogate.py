@@ -24,8 +24,8 @@ class Surrogate:
     """What attacks by gradient see in place of the gradient of ReLU and max pooling.
 
     `leak`, in [0, 1]: the share of the gradient that passes a ReLU that is off, and values that are not the maximum of
-    their window. `soft`, at least 0: a ReLU has the slope of a softplus, sigmoid(x / (soft * spread)), where `spread` is
-    the unit's standard deviation over the images of the batch; windows pass the gradient of their mean.
+    their window. `soft`, at least 0: a ReLU has the slope of a softplus, sigmoid(x / (soft * spread)), where `spread`
+    is the unit's standard deviation over the images of the batch; windows pass the gradient of their mean.
     """
 
     leak: float = 0.0

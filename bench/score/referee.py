@@ -88,7 +88,7 @@ class Referee:
         return logits
 
     def _replaced(self, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """The logits of the net that attacks see, with the gradient of `surrogate`; a soft one runs on the net itself."""
+        """The logits for attacks, with the gradient of `surrogate`; a soft one takes the net itself, not its copy."""
         if isinstance(self.fast, Fast) and not surrogate.soft:
             if surrogate.leak not in self._leaky:
                 self._leaky[surrogate.leak] = self.fast.leaking(surrogate.leak)
