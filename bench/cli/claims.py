@@ -28,7 +28,7 @@ def claim(
     """Make a claim that others can verify: CLAIM.toml and its files."""
     from prunebench.bench.claims.make import make
 
-    net = record.with_name("net.safetensors") if net is None else net
+    net = record.parent / "net.safetensors" if net is None else net
     path = make(record, net, out, at_least=at_least, force=force)
     show.out(show.written("Written", [path]))
 

@@ -215,12 +215,18 @@ def score_table(record: Record) -> list[Table | str]:
         return f"{count} of {score.n}", f"{100 * count / score.n:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
     rows = [("clean", *rate(score.clean)), *((f"after {a}", *rate(c)) for a, c in score.survived.items())]
+    beyond = record.beyond
+    if beyond.best is not None:
+        rows.append((f"after {beyond.best.suite}, best known", *rate(beyond.best.robust)))
+    if (other := beyond.other_norm) is not None:
+        rows.append((f"after AutoAttack in {other.threat.norm} {other.threat.eps}", *rate(other.robust)))
     rows += [(f"after {attack} alone", *rate(count)) for attack, count in score.weak.items()]
     rules = f"{record.protocol.name} v{record.protocol.version}, {'official' if record.official else 'not official'}"
     return [
         f"{record.job.label}, sparsity {record.net.sparsity:.4f}, {rules}\n",
         table("still correct", "images", "% [95 % interval]", rows=rows, right=("images",)),
         "",
+        *_measured(record),
         table(
             "eps", "still correct after pgd-20", rows=[(p.eps, rate(p.robust)[1]) for p in score.curve], right=("eps",)
         ),
@@ -228,6 +234,31 @@ def score_table(record: Record) -> list[Table | str]:
         table("flag", "", "", rows=[_flag_row(flag) for flag in score.flags]),
         "",
     ]
+
+
+def _measured(record: Record) -> list[Table | str]:
+    """Tables of planted adversarials and corruptions, and a line on distances, where they were measured."""
+    planted, distances, corruptions = record.beyond.planted, record.beyond.distances, record.beyond.corruptions
+    shown: list[Table | str] = []
+    if planted is not None:
+        counts = [*planted.found.items(), ("all of them", planted.together), ("random search", planted.control)]
+        rows = [(name, str(count)) for name, count in counts]
+        shown += [table(f"found, of {planted.images} planted", "images", rows=rows, right=("images",)), ""]
+    if distances is not None:
+        far = "unknown" if distances.median is None else f"{distances.median:.4f}"
+        shown += [f"Median distance to the nearest adversarial image found: {far}", ""]
+    if corruptions is not None:
+        head = f"corruption, severity {corruptions.severity}"
+        shown += [
+            table(
+                head,
+                "correct",
+                rows=[(name, str(count)) for name, count in corruptions.right.items()],
+                right=("correct",),
+            ),
+            "",
+        ]
+    return shown
 
 
 def _flag_row(flag: Flag) -> tuple[str, str, str]:

@@ -244,7 +244,8 @@ class Referee:
         generator = torch.Generator(self.device).manual_seed(seed)
         lent = clean.clone(), labels.to(self.device, copy=True)  # an attack may write into what it is given
         self._silent = []
-        proposals = attack(partial(self.attacked, surrogate=surrogate), *lent, threat, generator=generator)
+        model = self.attacked if surrogate == OWN else partial(self.attacked, surrogate=surrogate)
+        proposals = attack(model, *lent, threat, generator=generator)
         self._silent = [part for part in self._silent if len(part)]
         if self._silent:
             _finite(self.logits(torch.cat(self._silent)), "images that an attack queried")

@@ -31,11 +31,11 @@ def fooled(listed: Listed, model, images: Tensor, labels: Tensor, threat: Threat
 
 
 class Linear(nn.Module):
-    """Logits W (x - 1/2) of images (n, 1, 4, 4)."""
+    """Logits W (x - 1/2) of images x."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, pixels: int = PIXELS) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(classes, PIXELS, generator=draw(1)), requires_grad=False)
+        self.weight = nn.Parameter(torch.randn(classes, pixels, generator=draw(1)), requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - 0.5).flatten(1) @ self.weight.T
@@ -159,7 +159,7 @@ def test_starts_and_projections_are_in_the_ball(threat):
 @pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat.norm)
 def test_long_square_needs_no_gradient_and_draws_by_its_salt(threat, monkeypatch):
     monkeypatch.setattr("prunebench.bench.attacks.best.QUERIES", 300)
-    net, images = Still(Linear(10)), 0.3 + 0.4 * torch.rand(30, 1, 4, 4, generator=draw(2))
+    net, images = Still(Linear(10, 64)), 0.12 + 0.76 * torch.rand(30, 1, 8, 8, generator=draw(2))
     labels = net(images).argmax(1)
     first, again, second = (
         long_square(net, images, labels, threat, generator=draw(8), salt=salt) for salt in (1, 1, 2)

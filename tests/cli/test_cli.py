@@ -241,7 +241,7 @@ def test_a_claim_from_a_record_to_its_verdicts(prunebench, honest, tmp_path):
     assert (code, err) == (0, "") and out.endswith("At least 10 % of 400 images are 40.\n")
 
     (tmp_path / "mine" / "net.safetensors").write_bytes(b"another")
-    assert "is of a net with the sha256 " in mistake(prunebench, "verify", "mine", "--quiet")
+    assert "names a net with the sha256 " in mistake(prunebench, "verify", "mine", "--quiet")
     copied(honest, tmp_path / "good \x1b[31m")
     code, out, err = prunebench("verify", ".", "--quiet")  # one stands, one does not, one is refused
     lines = out.splitlines()

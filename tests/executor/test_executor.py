@@ -367,7 +367,7 @@ def test_gradients_of_another_shape_are_refused():
     for shape in ((20, 11), (20, 10, 1), (20, 9)):
         with pytest.raises(PrunebenchError, match="A value has the shape"):
             piece.backward((torch.ones(shape),), saved)
-    with pytest.raises(PrunebenchError, match="gradients of 33 images"):
+    with pytest.raises(PrunebenchError, match="gradients are for 33 images"):
         piece.backward((torch.ones(33, 10),), saved)
     assert outputs[0].shape == (20, 10)
 

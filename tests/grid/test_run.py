@@ -155,6 +155,7 @@ def tasks(*names, parent=None):
             1,
             None,
             False,
+            False,
             folders[parent] if parent not in (None, name) else None,
             tensorboard=False,
         )
@@ -247,7 +248,7 @@ def test_a_record_is_written_from_what_the_shards_left(tmp_path, here, monkeypat
     def attacked(*found):
         raise AssertionError("attacked again")
 
-    monkeypatch.setattr("prunebench.bench.score.cascade.Finding", attacked)
+    monkeypatch.setattr("prunebench.bench.score.line.Finding", attacked)
     (whole.task.folder / "record.json").unlink()
     assert Step(whole.task, "record")(lambda *told: None).how == "done"
     (alone / "journal" / "shard-00004-00008-fab-t.json").unlink()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prunebench.bench import machine
-from prunebench.bench.attacks.suite import Listed, Suite
+from prunebench.bench.attacks.suite import Listed, Pursuit, Suite
 from prunebench.bench.attacks.suites import SUITES
 from prunebench.bench.data import Split, as_float
 from prunebench.bench.protocol import Threat
@@ -48,7 +48,8 @@ def attacks(monkeypatch):
     made = {"first": Push(FIRST), "second": Push(SECOND), "weak": Push(255)}
     listed = {name: Listed(attack, 1) for name, attack in made.items()}
     ranked = {name: listed[name] for name in ("first", "second")}
-    suite = Suite("standard", ranked, {"weak": listed["weak"]}, "weak", "second", ("first",), lambda classes: ())
+    weak, never = {"weak": listed["weak"]}, Pursuit("none", {}, {}, 1.0)
+    suite = Suite("standard", ranked, weak, "weak", "second", ("first",), lambda classes: (), never)
     monkeypatch.setitem(SUITES, "standard", suite)
     return made
 

@@ -140,6 +140,7 @@ def test_all_flags_are_in_a_record(scored):
             "transfer",
             "kernel-disagrees",
             "budget-overrun",
+            "planted",
             "out-of-range",
             "rounding",
             "constant",

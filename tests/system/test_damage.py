@@ -48,6 +48,7 @@ def task_in(folder: Path) -> Task:
         "cpu",
         1,
         None,
+        False,
         True,
         None,
         False,
