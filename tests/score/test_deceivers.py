@@ -15,6 +15,7 @@ from prunebench.bench.protocol import Threat
 from prunebench.bench.score.cascade import attack_all
 from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.referee import Referee
+from prunebench.bench.score.scoring import score
 from tests.support.deceived import RULES, measured, withstands
 from tests.support.deceivers import DECEIVERS, TRAINED, Deceiver, honest, of_scores
 from tests.support.hostile import EDGE
@@ -23,6 +24,7 @@ from tests.support.unlimited import Hunt, Surrogates, leaking, softened, unlimit
 
 FEW = 32  # images
 GAIN = 0.05
+OTHERS = [name for name in DECEIVERS if name not in ("steps", "trapdoor", "latch")]
 TEST = STORE.testing("digits", FEW)
 IMAGES = as_float(TEST.images)
 
@@ -67,6 +69,33 @@ def test_a_shaped_score_on_paper():
         wanted = torch.where(t < 1, 1.5 * (t + 1).clamp_min(0), 3 - 0.5 * (t - 1))
         assert (net(IMAGES) - wanted).abs().max() < 1e-4
         assert t.min() < -1 and t.max() > 1
+
+
+NAMED = {"black-box-wins", "zero-gradients", "eps-curve", "weak-strong-gap", "weak-beats-strong", "quantised-input"}
+
+
+def through_best(name, folder, count):
+    """The record of a deceiver with its best-known number."""
+    net = seal_state(folder / "net.safetensors", DECEIVERS[name]().net, RULES)
+    return score(net, RULES, count, store=STORE, device="cpu", best=True)
+
+
+@pytest.mark.parametrize("name", ["steps", "trapdoor", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)])
+def test_best_comes_within_two_points_of_the_attacker_without_limits_or_a_flag_names_the_net(name, tmp_path):
+    record = through_best(name, tmp_path, FEW)
+    flags = {flag.name for flag in record.score.flags if flag.up}
+    assert record.beyond.best is not None
+    lowest = withstands(DECEIVERS[name](), FEW, transfer_only=True, steps=10, queries=0)
+    assert name in OTHERS or record.beyond.best.robust <= record.score.robust - GAIN * FEW
+    assert record.beyond.best.robust <= lowest + 0.02 * FEW or flags & NAMED
+
+
+def test_a_latch_gets_through(tmp_path):
+    """A known limit: only gradients of the honest net show what it hides, and on 200 images no flag is up."""
+    record = through_best("latch", tmp_path, FEW)
+    assert record.beyond.best is not None
+    lowest = withstands(DECEIVERS["latch"](), FEW, transfer_only=True, steps=10, queries=0)
+    assert record.beyond.best.robust > lowest + GAIN * FEW
 
 
 @pytest.mark.slow
