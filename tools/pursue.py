@@ -4,7 +4,7 @@
 
 AutoAttack does not run again: its survivors come from a record's own outcomes, which are recounted first. The nets lie
 beside the records, and so does the dense net of the same seed, whose adversarials are tried too. New records (schema 6)
-first go to --out, from where a killed run resumes, and replace the old ones when all are there. The ledger beside the
+first go to --out, from where a killed run resumes, and replace the old ones at the end (or with --jobs 0). The ledger beside the
 records' folder then says of the new records what it said of the old ones.
 """
 
@@ -116,13 +116,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("records", type=Path, help="a folder of records with their nets beside them")
     parser.add_argument("--out", type=Path, required=True, help="the folder for new records until all are there")
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of the data sets")
-    parser.add_argument("--jobs", type=int, default=1, help="how many processes work at once")
+    parser.add_argument("--jobs", type=int, default=1, help="how many processes work at once; 0 publishes what is done")
     asked = parser.parse_args(arguments)
     results = load_all(asked.records)
     old = {path: record for path, record in results.items() if isinstance(record, Record) and not record.beyond.best}
     folders = {path: asked.out / path.relative_to(asked.records).with_suffix("") for path in old}
-    waiting = [path for path in old if net_path(path).exists() and not done(path, folders[path])]
-    with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
+    waiting = [path for path in old if asked.jobs and net_path(path).exists() and not done(path, folders[path])]
+    waiting.sort(key=lambda path: (bool(old[path].job.options), path))  # methods before their variants and shuffles
+    with ProcessPoolExecutor(max(asked.jobs, 1), mp_context=get_context("spawn")) as pool:
         work = {pool.submit(pursued, path, folders[path], asked.data): path for path in waiting}
         for number, future in enumerate(as_completed(work), 1):
             record = future.result()

@@ -11,13 +11,14 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from prunebench.bench.attacks.best import BEST
 from prunebench.bench.attacks.suite import Listed
 from prunebench.bench.attacks.suites import SUITES
 from prunebench.bench.beyond import Planted
 from prunebench.bench.checkpoint import open_net
-from prunebench.bench.data import Split
+from prunebench.bench.data import Split, as_float
 from prunebench.bench.models import build
-from prunebench.bench.protocol import Threat
+from prunebench.bench.protocol import Threat, load
 from prunebench.bench.score import flags, planted
 from prunebench.bench.score.planted import (
     FastProbed,
@@ -33,6 +34,8 @@ from prunebench.bench.score.referee import Referee
 from tests.support.nets import STORE, TINY, changed
 
 CLAIMED = Path(__file__).parents[2] / "claims"
+COARSE = {"targets-leak-1", "malt-soft-1"}  # strong against nets that deceive, weak on honest ones
+RECORDS = Path(__file__).parents[2] / "leaderboard" / "records" / "digits-linf"
 RANKED = SUITES["standard"].ranked
 TEST = STORE.testing("digits", 48)
 ALL = torch.ones(len(TEST), dtype=torch.bool)
@@ -259,6 +262,24 @@ def test_attacks_find_plants_in_an_honest_net(name):
     assert found.images == IMAGES and 2 * found.control < IMAGES
     assert found.found[name] >= 0.95 * IMAGES
     assert not flags.planted(found).up
+
+
+@pytest.mark.parametrize("name", [name for name in BEST.attacks if name not in COARSE])
+def test_attacks_of_best_find_plants_in_an_honest_net(name):
+    attacks = {name: BEST.attacks[name], "still": Listed(still, 1)}
+    found, _ = measure_planted(referee(honest()), TEST, ALL, ALL, 0, attacks=attacks, images=IMAGES)
+    assert found.found[name] >= 0.95 * IMAGES
+    assert found.found["still"] == 0  # the twin
+
+
+@pytest.mark.slow
+def test_leaks_find_on_a_very_sparse_net_what_its_own_gradients_miss():
+    net = open_net(RECORDS / "hydra-s0.98-seed0.net.safetensors").module
+    attacks = {name: BEST.attacks[name] for name in ("apgd-pm", "apgd-ce-leak-.05")}
+    judge, test = referee(net, load("digits-linf")), STORE.testing("digits", 500)
+    right = judge.answers(as_float(test.images)) == test.labels
+    found, _ = measure_planted(judge, test, right, right, 0, attacks=dict(RANKED) | attacks)
+    assert min(found.found[name] for name in attacks) >= 0.95 * found.images > found.found["apgd-t"]
 
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t"])
