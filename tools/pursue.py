@@ -4,8 +4,8 @@
 
 AutoAttack does not run again: its survivors come from a record's own outcomes, which are recounted first. The nets lie
 beside the records, and so does the dense net of the same seed, whose adversarials are tried too. New records (schema 6)
-first go to --out, from where a killed run resumes, and replace the old ones at the end (or with --jobs 0). The ledger beside the
-records' folder then says of the new records what it said of the old ones.
+first go to --out, from where a killed run resumes. They replace the old ones at the end, or with --jobs 0. The ledger
+beside the records' folder then says of the new records what it said of the old ones.
 """
 
 from __future__ import annotations
