@@ -143,6 +143,7 @@ def plan(
     ] = 0.5,
     examples: Examples = None,
     epochs: Epochs = None,
+    best: Best = False,
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
@@ -156,7 +157,7 @@ def plan(
     from prunebench.bench.grid.plan import forecast
 
     machine.device_named(device)
-    rehearsal = Rehearsal(rules, store_of(data), clean, robust, device, threads, examples, seconds)
+    rehearsal = Rehearsal(rules, store_of(data), clean, robust, device, threads, examples, seconds, best)
     found = forecast(grid, rehearsal, workers=jobs, devices=sorted({1, devices}), began=BEGAN)
     if as_json:
         show.as_json(found.as_json())

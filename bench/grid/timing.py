@@ -10,7 +10,7 @@ from contextlib import suppress
 import torch
 from torch import nn
 
-from prunebench.bench.attacks.base import Attack
+from prunebench.bench.attacks.suite import Listed
 from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.data import Split, as_float
 from prunebench.bench.lab.schedule import TrainingPlan
@@ -49,14 +49,22 @@ def training_pace(
 
 
 def attack_paces(
-    net: nn.Module, rules: Protocol, test: Split, robust: float, device: torch.device, seconds: float
+    net: nn.Module,
+    rules: Protocol,
+    test: Split,
+    robust: float,
+    device: torch.device,
+    seconds: float,
+    *,
+    best: bool = False,
 ) -> dict[str, float]:
     """Seconds per sample pass, by attack; one weak attack is timed for all of them.
 
     Each is timed for about `seconds` on the share `robust` of a shard of `test`, on which most attacks work.
+    `best`: time the short attacks of the suite for the best-known number too.
     """
     suite = suite_of(rules)
-    timed = dict(suite.ranked) | {suite.curve: suite.weak[suite.curve]}
+    timed = dict(suite.ranked) | {suite.curve: suite.weak[suite.curve]} | dict(suite.best.short if best else {})
     referee = Referee(net, rules, batch_size(rules, rules.model, device.type), device)
     shard = as_float(test.take(referee.shards(len(test))[0]).images)
     images = shard[: max(SMALL, round(robust * len(shard)))]
@@ -66,12 +74,12 @@ def attack_paces(
         referee.logits(images)
         if CALLS * (time.perf_counter() - began) > seconds:
             images = images[:SMALL]
-        paces = {name: attack_pace(referee, listed.attack, images, seconds) for name, listed in timed.items()}
+        paces = {name: attack_pace(referee, listed, images, seconds) for name, listed in timed.items()}
     return dict.fromkeys(suite.weak, paces[suite.curve]) | paces
 
 
-def attack_pace(referee: Referee, attack: Attack, images: torch.Tensor, seconds: float) -> float:
-    """Seconds per sample pass of `attack` on `images`, float32 (n, c, h, w), none of which is fooled.
+def attack_pace(referee: Referee, listed: Listed, images: torch.Tensor, seconds: float) -> float:
+    """Seconds per sample pass of an attack on `images`, float32 (n, c, h, w), none of which is fooled.
 
     The attack is stopped after `seconds` and CALLS forwards, if it does not end earlier.
     """
@@ -84,7 +92,8 @@ def attack_pace(referee: Referee, attack: Attack, images: torch.Tensor, seconds:
             raise _EnoughError
 
     with suppress(_EnoughError):
-        referee.fooled(attack, images, labels, 0, Threat(norm=referee.rules.threat.norm, eps=NOWHERE), listen)
+        nowhere = Threat(norm=referee.rules.threat.norm, eps=NOWHERE)
+        referee.fooled(listed.attack, images, labels, 0, nowhere, listen, surrogate=listed.surrogate)
     return (calls[-1][0] - calls[1][0]) / sum(passes for _, passes in calls[1:-1])
 
 

@@ -15,8 +15,10 @@ from prunebench.bench.score.curve import radii
 Listen = Callable[[int], None]  # receives the sample passes of every forward
 
 
-def expected(rules: Protocol, test: Split, *, clean: float, robust: float) -> dict[str, float]:
+def expected(rules: Protocol, test: Split, *, clean: float, robust: float, best: bool = False) -> dict[str, float]:
     """Sample passes per attack for scoring a net with accuracies `clean` and `robust`, in [0, 1], on the images `test`.
+
+    With `best`, the short attacks of the suite for the best-known number are among them.
 
     Assumes that every fooled image is fooled by the first attack, which runs to its end.
     """
@@ -24,7 +26,10 @@ def expected(rules: Protocol, test: Split, *, clean: float, robust: float) -> di
     runs = dict.fromkeys(suite.ranked, images * robust) | dict.fromkeys(suite.weak, images * clean)
     runs[next(iter(suite.ranked))] = images * clean
     runs[suite.curve] *= len(radii(rules.threat, math.prod(shape)))
-    return {attack: price * runs[attack] for attack, price in suite.prices(rules.threat, shape).items()}
+    again = suite.best.short if best else {}
+    prices = suite.prices(rules.threat, shape) | {name: of.price(rules.threat, shape) for name, of in again.items()}
+    runs |= dict.fromkeys(again, images * robust)
+    return {attack: price * runs[attack] for attack, price in prices.items()}
 
 
 def shape_of(test: Split) -> Shape:

@@ -108,6 +108,21 @@ def test_leaking_gradients_find_what_a_unit_that_is_off_hides():
     assert not fooled(listed, fast(net, always=True), images, labels, threat).any()  # the twin does not leak
 
 
+@pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat.norm)
+@pytest.mark.parametrize("name", BY_GRADIENT)
+def test_the_price_of_an_attack_is_what_an_image_that_survives_costs(name, threat):
+    net, listed, passes = Linear(10, 64), BEST.attacks[name], 0
+
+    def model(images: Tensor) -> Tensor:
+        nonlocal passes
+        passes += len(images) * (3 if images.requires_grad and torch.is_grad_enabled() else 1)
+        return net(images)
+
+    images, nowhere = torch.rand(4, 1, 8, 8, generator=draw(9)), threat.model_copy(update={"eps": "0.000001"})
+    listed.attack(model, images, net(images).argmax(1), nowhere, generator=draw(7))
+    assert passes == pytest.approx(4 * listed.price(nowhere, (1, 8, 8)), rel=0.03)
+
+
 def test_targets_are_ordered_by_the_distance_of_their_boundary():
     """Margins 1, 2 and 3 with slopes of L1 norm 1, 4 and 2: distances 1, 1/2 and 3/2."""
     weight = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 2.0], [0.0, 2.0]])

@@ -9,6 +9,7 @@ from itertools import count
 import pytest
 import torch
 
+from prunebench.bench.attacks.best import BEST
 from prunebench.bench.data import Split
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid import dry_run, timing
@@ -168,6 +169,13 @@ def test_the_passes_of_a_scoring_on_paper():
             "pgd-20": len(radii(threat, 1)) * 80 * 61,
             "pgd-50": 80 * 151,
         }
+
+
+def test_survivors_are_planned_to_be_attacked_again_by_the_short_attacks_alone():
+    dots = Split(torch.zeros(100, 1, 1, 1, dtype=torch.uint8), torch.zeros(100, dtype=torch.int64))
+    plain, more = (expected(RULES, dots, clean=0.8, robust=0.5, best=best) for best in (False, True))
+    assert more.keys() - plain.keys() == BEST.short.keys() and plain.items() <= more.items()
+    assert more["md"] == 50 * (2 * 51 * 3 + 1)  # two starts of 50 steps, a look at the end of each, and one before all
 
 
 def test_densities_a_fifth_apart_count_as_the_same_down_to_none():
