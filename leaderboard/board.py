@@ -15,7 +15,8 @@ AS_HANDED_IN = "as handed in"  # the origin of a record of which nothing else is
 class Rate:
     """A rate over seeds: `counts` of `n` images, one per seed, with their mean rate and its 95 % interval, in [0, 1].
 
-    `interval`: "logit-t", from the spread between the row's seeds, or "wilson" with one seed, for the images alone.
+    `interval`: "logit-t", from the spread between the row's seeds, or "wilson" with one seed, for the images alone;
+    "paired t" for the difference of two counts of the same nets.
     """
 
     counts: tuple[int, ...]

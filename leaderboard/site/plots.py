@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
+from prunebench.bench import stats
 from prunebench.bench.record import Record
 from prunebench.bench.schema import exact
 from prunebench.leaderboard.board import Board, Rate, Row
-from prunebench.leaderboard.render.text import clean, percent
+from prunebench.leaderboard.render.text import percent
+from prunebench.leaderboard.site.figure import SERIES, SYMBOLS, Plot, figure_of, literal, plain, short
 
-SERIES = 8  # colours per theme
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "hexagon", "pentagon", "x")
 POINTS = 200  # of a continuous curve, half a per cent of the images each
 APART = 0.012  # decades of weights between two pruners at the same sparsity, to keep their intervals apart
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A plotly figure, what it shows (a title, and a sentence for those who cannot see it), and if it needs room."""
-
-    title: str
-    sentence: str
-    figure: Mapping[str, Any]
-    wide: bool = False
 
 
 Distances = Sequence[np.ndarray | None]  # for each row or seed: the smallest perturbation found for each image
@@ -40,8 +28,8 @@ _FOUND = " A line without markers comes from the smallest perturbation found for
 def of_board(board: Board, far: Distances) -> list[Plot]:
     """The plots of a board on the page of all rows; `far`: the distances of each row, None where not all seeds have."""
     looks = _looks(board)
-    plots = [_sparsity(board, looks), _clean_robust(board, looks), _cost(board, looks)]
-    return [*plots, *_curves(board, looks, far), _attacks(board)]
+    plots = [_sparsity(board, looks), _clean_robust(board, looks), _cost(board, looks), *_curves(board, looks, far)]
+    return [*plots, *_slack(board, looks), _attacks(board)]
 
 
 def of_row(board: Board, row: Row, records: Sequence[Record], far: Distances) -> Plot | None:
@@ -61,26 +49,13 @@ def of_row(board: Board, row: Row, records: Sequence[Record], far: Distances) ->
     return Plot("Security curve", sentence, _curve_figure(board, traces))
 
 
-def _short(text: str, longest: int = 24) -> str:
-    """A name shortened for a legend or an axis."""
-    shown = clean(text)
-    return html.escape(
-        shown if len(shown) <= longest else f"{shown[: longest - 1]}\N{HORIZONTAL ELLIPSIS}", quote=False
-    )
-
-
-def _text(text: str) -> str:
-    """`text` as plain text: plotly interprets some HTML."""
-    return html.escape(clean(text), quote=False)
-
-
 def _looks(board: Board) -> dict[str, int]:
     return {pruner: i for i, pruner in enumerate(sorted({row.pruner for row in board.rows}))}
 
 
 def _hover(row: Row) -> str:
     return (
-        f"<b>{_text(row.pruner)}</b> at {row.sparsity:f}<br>robust {percent(row.robust)} %<br>"
+        f"<b>{literal(row.pruner)}</b> at {row.sparsity:f}<br>robust {percent(row.robust)} %<br>"
         f"clean {percent(row.clean)} %<br>{row.train_passes / 1e6:.1f} M passes, seeds: {len(row.seeds)}"
     )
 
@@ -103,7 +78,7 @@ def _trace(rows: Sequence[Row], x: Sequence[float], look: int, *, mode: str = "l
         y=[100 * row.robust.mean for row in rows],
         error_y=_error([row.robust for row in rows]),
         mode=mode,
-        name=_short(rows[0].pruner),
+        name=short(rows[0].pruner),
         hovertext=[_hover(row) for row in rows],
         hoverinfo="text",
         line={"width": 1.4},
@@ -117,35 +92,75 @@ def _by_pruner(board: Board, looks: Mapping[str, int]) -> list[tuple[int, list[R
 
 
 def _sparsity(board: Board, looks: Mapping[str, int]) -> Plot:
+    place, axis = _along(board.rows, looks)
+    traces = [_trace(rows, [place(row, look) for row in rows], look) for look, rows in _by_pruner(board, looks)]
+    figure = figure_of(traces, axis, {"title": "Robust accuracy, %"})
+    several = any(row.sparsity != board.rows[0].sparsity for row in board.rows)
+    references = [row for row in board.rows if row.place_shown == "ref"]
+    if several:
+        for row in references:  # the unpruned net, across the whole plot
+            figure.add_hline(y=100 * row.robust.mean, line={"dash": "dot", "width": 1}, name="reference")
+    sentence = "Robust accuracy against sparsity, with 95 % intervals, one line per pruner."
+    if references and several:
+        sentence += " The dotted line is the unpruned net."
+    return Plot("Robust accuracy against sparsity", sentence, plain(figure))
+
+
+def _along(rows: Sequence[Row], looks: Mapping[str, int]) -> tuple[Callable[[Row, int], float], dict[str, Any]]:
+    """Where a row with a look lies along an axis of sparsities, and that axis with the sparsities of `rows`."""
+
     def place(row: Row, look: int) -> float:
         beside = (look - (len(looks) - 1) / 2) * APART if row.sparsity else 0.0
         return -math.log10(1 - row.sparsity) + beside
 
-    sparsities = sorted({row.sparsity for row in board.rows})
-    traces = [_trace(rows, [place(row, look) for row in rows], look) for look, rows in _by_pruner(board, looks)]
-    axis = {
+    sparsities = sorted({row.sparsity for row in rows})
+    return place, {
         "title": "Sparsity, log scale of the kept weights",
         "tickvals": [-math.log10(1 - sparsity) for sparsity in sparsities],
         "ticktext": [f"{sparsity:f}" for sparsity in sparsities],
     }
-    figure = _figure(traces, axis, {"title": "Robust accuracy, %"})
-    references = [row for row in board.rows if row.place_shown == "ref"]
-    if len(sparsities) > 1:
-        for row in references:  # the unpruned net, across the whole plot
-            figure.add_hline(y=100 * row.robust.mean, line={"dash": "dot", "width": 1}, name="reference")
-    sentence = "Robust accuracy against sparsity, with 95 % intervals, one line per pruner."
-    if references and len(sparsities) > 1:
-        sentence += " The dotted line is the unpruned net."
-    return Plot("Robust accuracy against sparsity", sentence, _plain(figure))
+
+
+def _slack(board: Board, looks: Mapping[str, int]) -> list[Plot]:
+    """How much of AutoAttack's number the best-known number takes away; no plot if no row has that number."""
+    known = [row for row in board.rows if row.best is not None]
+    if not known:
+        return []
+    place, axis = _along(known, looks)
+    traces = []
+    for look, rows in _by_pruner(board, looks):
+        here = [(row, _lost(row, row.best, board.n)) for row in rows if row.best is not None]
+        if not here:
+            continue
+        rates = [rate for _, rate in here]
+        trace = _trace([row for row, _ in here], [place(row, look) for row, _ in here], look)
+        trace.y, trace.error_y = [100 * rate.mean for rate in rates], _error(rates)
+        trace.hovertext = [f"{_hover(row)}<br>slack {percent(rate)} points" for row, rate in here]
+        traces.append(trace)
+    figure = figure_of(traces, axis, {"title": "Slack, points", "rangemode": "tozero"})
+    sentence = (
+        "Slack: the points of robust accuracy that AutoAttack reports and stronger attacks take away, with 95 % "
+        "intervals over seeds. At 0, the best-known number is AutoAttack's."
+    )
+    return [Plot("AutoAttack and best known", sentence, plain(figure))]
+
+
+def _lost(row: Row, best: Rate, n: int) -> Rate:
+    """The share of the images that survive AutoAttack only; its interval is of the t-test paired by seed, and >= 0."""
+    lost = tuple(ours - theirs for ours, theirs in zip(row.robust.counts, best.counts, strict=True))
+    test = stats.by_seed(lost, n)
+    gap = sum(lost) / (len(lost) * n)
+    low, high = (gap, gap) if test.low is None or test.high is None else (max(0.0, test.low), test.high)
+    return Rate(lost, gap, low, high, "paired t")
 
 
 def _clean_robust(board: Board, looks: Mapping[str, int]) -> Plot:
     traces = [_trace(rows, [100 * row.clean.mean for row in rows], look) for look, rows in _by_pruner(board, looks)]
     for trace, (_, rows) in zip(traces, _by_pruner(board, looks), strict=True):
         trace.error_x = _error([row.clean for row in rows])
-    figure = _figure(traces, {"title": "Clean accuracy, %"}, {"title": "Robust accuracy, %"})
+    figure = figure_of(traces, {"title": "Clean accuracy, %"}, {"title": "Robust accuracy, %"})
     sentence = "Clean against robust accuracy with 95 % intervals; a line leads from the densest net to the sparsest."
-    return Plot("Clean against robust", sentence, _plain(figure))
+    return Plot("Clean against robust", sentence, plain(figure))
 
 
 def _cost(board: Board, looks: Mapping[str, int]) -> Plot:
@@ -153,25 +168,25 @@ def _cost(board: Board, looks: Mapping[str, int]) -> Plot:
         _trace(rows, [row.train_passes / 1e6 for row in rows], look, mode="markers")
         for look, rows in _by_pruner(board, looks)
     ]
-    figure = _figure(traces, {"title": "Training, million sample passes"}, {"title": "Robust accuracy, %"})
+    figure = figure_of(traces, {"title": "Training, million sample passes"}, {"title": "Robust accuracy, %"})
     sentence = "What the training cost, in sample passes (forward 1, backward 2), against robust accuracy."
-    return Plot("Cost against robustness", sentence, _plain(figure))
+    return Plot("Cost against robustness", sentence, plain(figure))
 
 
 def _attacks(board: Board) -> Plot:
-    names = [f"{_short(row.pruner, 16)} {row.sparsity:f}" for row in board.rows]
+    names = [f"{short(row.pruner, 16)} {row.sparsity:f}" for row in board.rows]
     counts = [{"clean": row.clean.mean * board.n} | row.survived for row in board.rows]
     traces = []
     for i, attack in enumerate(("clean", *board.attacks)):
         shares = [100 * count[attack] / board.n for count in counts]
         label = attack if attack == "clean" else f"after {attack}"
-        hover = [f"{name}<br>{_text(label)}: {share:.1f} %" for name, share in zip(names, shares, strict=True)]
+        hover = [f"{name}<br>{literal(label)}: {share:.1f} %" for name, share in zip(names, shares, strict=True)]
         traces.append(
             go.Scatter(
                 x=shares,
                 y=list(range(len(names))),
                 mode="markers",
-                name=_text(label),
+                name=literal(label),
                 hovertext=hover,
                 hoverinfo="text",
                 marker={"size": 9, "symbol": SYMBOLS[i % len(SYMBOLS)]},
@@ -179,10 +194,10 @@ def _attacks(board: Board) -> Plot:
             )
         )
     rows = {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed", "automargin": True}
-    figure = _figure(traces, {"title": "Images still correct, %"}, rows)
+    figure = figure_of(traces, {"title": "Images still correct, %"}, rows)
     figure.update_layout(height=max(340, 80 + 22 * len(names)))
     sentence = "Images still correct after each attack, in per cent, one line per row."
-    return Plot("Survivors, attack by attack", sentence, _plain(figure), wide=True)
+    return Plot("Survivors, attack by attack", sentence, plain(figure), wide=True)
 
 
 def _curves(board: Board, looks: Mapping[str, int], far: Distances) -> list[Plot]:
@@ -212,12 +227,12 @@ def _curves(board: Board, looks: Mapping[str, int], far: Distances) -> list[Plot
 
 def _curve(name: str, points: Mapping[str, float], n: int, look: int) -> go.Scatter:
     drawn = {eps: (size, 100 * count / n) for eps, (size, count) in _drawable(points).items()}
-    hover = [f"<b>{_text(name)}</b><br>eps {_text(eps)}: {share:.1f} %" for eps, (_, share) in drawn.items()]
+    hover = [f"<b>{literal(name)}</b><br>eps {literal(eps)}: {share:.1f} %" for eps, (_, share) in drawn.items()]
     return go.Scatter(
         x=[size for size, _ in drawn.values()],
         y=[share for _, share in drawn.values()],
         mode="lines+markers",
-        name=_short(name),
+        name=short(name),
         hovertext=hover,
         hoverinfo="text",
         line={"width": 1.6},
@@ -233,12 +248,12 @@ def _continuous(name: str, distances: np.ndarray, look: int) -> go.Scatter:
     ranks = np.unique(np.linspace(0, len(finite) - 1, min(POINTS, len(finite))).round().astype(int))
     eps = np.concatenate([[0.0], finite[ranks]])
     shares = 100 * (1 - np.searchsorted(ordered, eps, side="right") / len(ordered))
-    hover = [f"<b>{_text(name)}</b><br>eps {at:.4g}: {share:.1f} %" for at, share in zip(eps, shares, strict=True)]
+    hover = [f"<b>{literal(name)}</b><br>eps {at:.4g}: {share:.1f} %" for at, share in zip(eps, shares, strict=True)]
     return go.Scatter(
         x=eps.tolist(),
         y=shares.tolist(),
         mode="lines",
-        name=_short(name),
+        name=short(name),
         hovertext=hover,
         hoverinfo="text",
         line={"width": 1.6, "shape": "hv"},
@@ -247,36 +262,14 @@ def _continuous(name: str, distances: np.ndarray, look: int) -> go.Scatter:
 
 
 def _curve_figure(board: Board, traces: Sequence[go.Scatter]) -> Mapping[str, Any]:
-    figure = _figure(traces, {"title": "eps"}, {"title": "Images still correct, %", "rangemode": "tozero"})
+    figure = figure_of(traces, {"title": "eps"}, {"title": "Images still correct, %", "rangemode": "tozero"})
     if board.rules is not None:
         threat = board.rules.threat
         figure.add_vline(x=threat.radius, line={"dash": "dot", "width": 1}, name="reference")
         figure.update_xaxes(title=f"eps ({threat.norm}; dotted: the protocol's {threat.eps})")
-    return _plain(figure)
+    return plain(figure)
 
 
 def _drawable(points: Mapping[str, float]) -> dict[str, tuple[float, float]]:
     """The points whose eps fits a float, by eps: its value and the count."""
     return {eps: (float(exact(eps)), count) for eps, count in points.items() if exact(eps) < 1e9}
-
-
-def _figure(traces: Sequence[go.Scatter], x: Mapping[str, Any], y: Mapping[str, Any]) -> go.Figure:
-    figure = go.Figure(data=list(traces))
-    figure.update_layout(
-        template="none",
-        height=340,
-        margin={"l": 56, "r": 12, "t": 12, "b": 48},
-        hovermode="closest",
-        showlegend=True,
-        dragmode=False,
-        xaxis={"zeroline": False, **x},
-        yaxis={"zeroline": False, **y},
-    )
-    figure.update_xaxes(title_standoff=10)
-    return figure
-
-
-def _plain(figure: go.Figure) -> Mapping[str, Any]:
-    values: dict[str, Any] = figure.to_plotly_json()
-    values["layout"].pop("template", None)
-    return values

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from prunebench.bench.adversarials import Pairs, pack_pairs
+from prunebench.bench.beyond import Best, Beyond
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import replace_folder, sha256_of, write_bytes
 from prunebench.bench.outcomes import pairs_path
 from prunebench.leaderboard.render.text import clean
-from prunebench.leaderboard.site import assets, folder, pages, plots
+from prunebench.leaderboard.site import assets, figure, folder, pages, plots
 from prunebench.leaderboard.table import rank, read
 from tests.support.records import make, refusal, save
 
@@ -235,7 +236,8 @@ def test_a_record_is_nothing_but_text(hostile, plain_shapes, tmp_path):
             assert clean(hostile)[:100] in "".join(page.texts)
     boards = [(board, [far] * len(board.rows)) for board in rank(read(source)).boards for far in (None, np.ones(2))]
     drawn = [plot.figure for board, far in boards for plot in plots.of_board(board, far)]
-    for trace in (trace for figure in drawn for trace in figure["data"]):
+    drawn.append(slack(make(hostile, beyond=beaten(50, 3, hostile))))
+    for trace in (trace for shown in drawn for trace in shown["data"]):
         for text in (trace["name"], *trace["hovertext"]):
             assert not re.search(r"<(?!/?b>|br>)", text)
 
@@ -384,7 +386,39 @@ def test_text_and_series_stand_out_in_both_themes(made):
         for ground in ("page", "card"):
             assert min(contrast(colour[name], colour[ground]) for name in ("text", "muted", "accent")) >= 4.5
         assert contrast(colour["warn-text"], colour["warn-page"]) >= 4.5
-        assert min(contrast(colour[f"series-{i}"], colour["card"]) for i in range(plots.SERIES)) >= 3
+        assert min(contrast(colour[f"series-{i}"], colour["card"]) for i in range(figure.SERIES)) >= 3
+
+
+def beaten(robust, by, text="best-1"):
+    """`by` of `robust` images survive AutoAttack only."""
+    return Beyond(best=Best(suite=text, robust=robust - by, by={text: by}, long=0, passes=0))
+
+
+def slack(*records):
+    """The plot of what stronger attacks take away, of the board of `records`; None if it has none."""
+    (board,) = rank({Path(f"{i}.json"): record for i, record in enumerate(records)}).boards
+    drawn = plots.of_board(board, [None] * len(board.rows))
+    return next((plot.figure for plot in drawn if plot.title == "AutoAttack and best known"), None)
+
+
+def test_slack_is_the_mean_over_seeds_with_the_interval_of_the_paired_test():
+    """2, 4 and 6 images of 100 lost: sd 2, and t(.975, 2) = 4.303 standard errors of 2 / sqrt(3) reach 0 and 8.97."""
+    rows = [make("imp", 0.95, seed, robust=50 + seed, beyond=beaten(50 + seed, 2 + 2 * seed)) for seed in range(3)]
+    found = slack(*rows, make("magnitude", 0.95), make("awt", 0.9, beyond=beaten(50, 7)))
+    assert found["layout"]["xaxis"]["ticktext"] == ["0.9", "0.95"]
+    by_name = {trace["name"]: trace for trace in found["data"]}
+    assert by_name.keys() == {"imp", "awt"}  # nobody attacked magnitude again
+    assert by_name["imp"]["y"] == pytest.approx((4.0,)) and by_name["awt"]["y"] == pytest.approx((7.0,))
+    bars = by_name["imp"]["error_y"]
+    assert (bars["array"], bars["arrayminus"]) == (pytest.approx((4.968,), abs=1e-3), pytest.approx((4.0,)))
+    assert by_name["awt"]["error_y"]["array"] == by_name["awt"]["error_y"]["arrayminus"] == [0.0]  # one seed
+    assert "slack 4.0 [0.0, 9.0] points" in by_name["imp"]["hovertext"][0]
+
+
+def test_no_plot_of_slack_without_the_best_known_number():
+    assert slack(make("imp"), make("magnitude")) is None
+    two_suites = [make(seed=seed, beyond=beaten(50, 1, f"best-{seed}")) for seed in range(2)]
+    assert slack(*two_suites) is None
 
 
 # In a browser
