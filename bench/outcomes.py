@@ -111,6 +111,12 @@ def standing_of(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.logical_and.reduce([arrays["labels"] == arrays["predicted"], *survived])
 
 
+def best_of(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which images of an outcomes file also survive the attacks for the best-known number: bool, shape (n,)."""
+    best = [bits for name, bits in arrays.items() if name.startswith("best/")]
+    return np.logical_and.reduce([standing_of(arrays), *best])
+
+
 def load_arrays(path: Path, sha256: str, what: str, largest: int = LARGEST) -> dict[str, np.ndarray]:
     """The arrays in the file `path`, described as `what`, with this sha256 and at most `largest` bytes unpacked.
 

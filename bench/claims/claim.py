@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.facts import Sha256
 from prunebench.bench.files import canonical_json, digest_outside, sha256_of
-from prunebench.bench.outcomes import load_arrays, standing_of
+from prunebench.bench.outcomes import best_of, load_arrays, standing_of
 from prunebench.bench.protocol import PROTOCOLS, Protocol, load
 from prunebench.bench.schema import Count, Natural, Strict, explain, read_toml
 
@@ -72,6 +73,7 @@ def _day(text: str) -> str:
     raise ValueError(f"{text[:20]!r} is not a date; write it as '2026-01-31'")
 
 
+SuiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,39}$")]
 Percentage = Annotated[str, AfterValidator(_percentage)]
 Plain = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_plain)]
 
@@ -89,13 +91,15 @@ class About(Strict):
 class Claim(Strict):
     """The claim that of the first `n` test images `robust`, or `at_least` a share, survive AutoAttack by these rules.
 
-    `data`: the sha256 of those images. `outcomes` show which are robust; `proposals` hold adversarials of the others.
+    `by`: the suite for the best-known number, such as "best-1", if the claimed images also survive that. `data`: the
+    sha256 of the images. `outcomes` show which are robust; `proposals` hold adversarials of others.
     """
 
-    schema_: Literal[1, 2] = Field(1, alias="schema")
+    schema_: Literal[1, 2, 3] = Field(1, alias="schema")
     n: Count
     robust: Natural | None = None
     at_least: Percentage | None = None
+    by: SuiteName | None = None
     data: Sha256 | None = None
     protocol: Under
     net: Asset
@@ -107,6 +111,8 @@ class Claim(Strict):
     def _says_something(self) -> Claim:
         if self.schema_ == 1 and (self.at_least is not None or self.about is not None):
             raise ValueError("`at_least` and `about` need schema = 2; write schema = 2")
+        if self.schema_ < 3 and self.by is not None:
+            raise ValueError("`by` needs schema = 3; write schema = 3")
         if self.robust is None and self.at_least is None:
             raise ValueError("nothing is claimed; add robust = COUNT or at_least = 'SHARE %'")
         if self.robust is not None and self.robust > self.n:
@@ -127,15 +133,17 @@ class Claim(Strict):
 
     @property
     def explained(self) -> str:
-        """The share as a number of images, in a sentence after a space; empty where no share is claimed."""
-        if self.at_least is None:
-            return ""
-        return f" At least {self.at_least} of {self.n} images are {self.least}."
+        """What the number means, in sentences after a space: a share as a number of images, and another suite."""
+        said = "" if self.at_least is None else f" At least {self.at_least} of {self.n} images are {self.least}."
+        if self.by is None:
+            return said
+        return f"{said} The claim counts the images that survive AutoAttack and then {self.by}."
 
     @property
     def sha256(self) -> str:
-        """The hash of the whole claim."""
-        return sha256_of(canonical_json(self.model_dump(mode="json", by_alias=True)))
+        """The hash of the whole claim; a claim by AutoAttack has the same in every version of the format."""
+        absent = {"by"} if self.by is None else None
+        return sha256_of(canonical_json(self.model_dump(mode="json", by_alias=True, exclude=absent)))
 
 
 def load_claim(path: Path) -> Claim:
@@ -220,6 +228,14 @@ def _own(path: Path, name: str) -> str:
     return name
 
 
+_OTHERS = {"labels": "i", "predicted": "i", "distance": "f"}  # the kinds of arrays that are not bits
+
+
+def claimed_of(claim: Claim, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The images that the outcomes `arrays` of `claim` show to be robust, by the attacks it names: bool (n,)."""
+    return standing_of(arrays) if claim.by is None else best_of(arrays)
+
+
 def outcomes_of(path: Path, claim: Claim) -> dict[str, np.ndarray] | None:
     """The stored outcomes of the claim at `path`, None where it claims only a count.
 
@@ -230,13 +246,16 @@ def outcomes_of(path: Path, claim: Claim) -> dict[str, np.ndarray] | None:
     where = sound(path, claim.outcomes, "outcomes")
     arrays = load_arrays(where, claim.outcomes.sha256, f"the outcomes of {path}")
     kinds = {name: (array.dtype.kind, array.shape) for name, array in arrays.items()}
-    wanted = {name: ("i" if name in ("labels", "predicted") else "b", (claim.n,)) for name in kinds}
-    bits = [name for name in kinds if name.startswith("survived/")]
-    if kinds != wanted or not bits or not {"labels", "predicted", "clean"} <= kinds.keys():
+    wanted = {name: (_OTHERS.get(name, "b"), (claim.n,)) for name in kinds}
+    needed = ["survived/", *(["best/"] if claim.by is not None else [])]
+    missing = [kind for kind in needed if not any(name.startswith(kind) for name in kinds)]
+    if kinds != wanted or missing or not {"labels", "predicted", "clean"} <= kinds.keys():
         raise Refused(
-            "outcomes", f"{where} does not hold outcomes of {claim.n} images; make the claim again from its record."
+            "outcomes",
+            f"{where} does not hold {'' if claim.by is None else f'the {claim.by} '}outcomes of {claim.n} images; make "
+            "the claim again from its record.",
         )
-    count = int(standing_of(arrays).sum())
+    count = int(claimed_of(claim, arrays).sum())
     if claim.robust not in (None, count):
         raise Refused(
             "outcomes",

@@ -18,18 +18,22 @@ from prunebench.bench.schema import Strict, explain
 FILES = ("net.safetensors", "outcomes.npz", "proposals.npz", "protocol.toml", NAME)  # of a claim made here
 
 
-def make(record: Path, net: Path, out: Path, *, at_least: str | None = None, force: bool = False) -> Path:
+def make(
+    record: Path, net: Path, out: Path, *, at_least: str | None = None, best: bool = False, force: bool = False
+) -> Path:
     """Write a claim of the score in the file `record` below `out`, with copies of the files needed to check it.
 
     `net`: the net file that was scored. `at_least`: claim only this share, such as "60 %", instead of the count.
-    `force`: replace another claim or net in `out`. Returns the path of the claim. Raises PrunebenchError when
-    record, net, outcomes and proposals do not belong together, when fewer images than `at_least` are robust, and when
-    `out` holds another claim or another net.
+    `best`: claim the best-known number instead of AutoAttack's. `force`: replace another claim or net in `out`. Returns
+    the path of the claim. Raises PrunebenchError when record, net, outcomes and proposals do not belong together, when
+    the record has no best-known number to claim, when fewer images than `at_least` are robust, and when `out` holds
+    another claim or another net.
     """
     scored = load_record(record)
     if not isinstance(scored, Record):
         raise PrunebenchError(f"{record} is a refusal, which supports no claim; name a record with a score.")
     recount(record, scored)
+    robust, by = _number(record, scored, best=best)
     files = {"net": _copy(net, scored.net.sha256, f"the net of {record}", "net.safetensors")}
     files["outcomes"] = _copy(outcomes_path(record), scored.outcomes, f"the outcomes of {record}", "outcomes.npz")
     if scored.proposals is not None:
@@ -39,10 +43,11 @@ def make(record: Path, net: Path, out: Path, *, at_least: str | None = None, for
     name, beside = (rules.name, []) if rules.official else ("protocol.toml", [("protocol.toml", _toml_of(rules))])
     try:
         claim = Claim(
-            schema=2,
+            schema=2 if by is None else 3,
             n=scored.score.n,
-            robust=scored.score.robust if at_least is None else None,
+            robust=robust if at_least is None else None,
             at_least=at_least,
+            by=by,
             data=scored.data.sha256,
             protocol=Under(name=name, sha256=rules.sha256),
             about=_about(scored),
@@ -50,13 +55,25 @@ def make(record: Path, net: Path, out: Path, *, at_least: str | None = None, for
         )
     except ValidationError as error:
         raise PrunebenchError(f"This claim breaks the rules: {explain(error)}") from None
-    if scored.score.robust < claim.least:
+    if robust < claim.least:
         raise PrunebenchError(
-            f"{record} has {scored.score.robust} of {claim.n} images robust, but a claim of at least {at_least} needs "
+            f"{record} has {robust} of {claim.n} images robust, but a claim of at least {at_least} needs "
             f"{claim.least}; claim a smaller share."
         )
     _put(out, dict([*files.values(), *beside, (NAME, _toml_of(claim))]), force=force)
     return out / NAME
+
+
+def _number(path: Path, record: Record, *, best: bool) -> tuple[int, str | None]:
+    """The number of robust images to claim, and the suite that it is by; None for AutoAttack's."""
+    if not best:
+        return record.score.robust, None
+    if record.beyond.best is None:
+        raise PrunebenchError(
+            f"{path} has no best-known number to claim; score the net again with --best, or claim AutoAttack's number "
+            "without it."
+        )
+    return record.beyond.best.robust, record.beyond.best.suite
 
 
 def _about(record: Record) -> About:

@@ -12,19 +12,19 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from prunebench.bench.beside import NET, RECORD, beside, net_path
+from prunebench.bench.attacks.suites import suite_of
+from prunebench.bench.beside import NET, RECORD, beside
 from prunebench.bench.claims.verdict import REFUTED, Verdict, whole
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError, Refused, cut
 from prunebench.bench.facts import Flag
-from prunebench.bench.files import digest_outside
-from prunebench.bench.outcomes import recount, standing_of
+from prunebench.bench.outcomes import best_of, recount, standing_of
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import PROTOCOLS
 from prunebench.bench.record import LARGEST_NET, Record
@@ -119,63 +119,60 @@ def _git(folder: Path, *arguments: str) -> str:
     return os.fsdecode(done.stdout)
 
 
-class Nets:
-    """Finds the nets of records: beside them, or anywhere below `folder` by their sha256."""
-
-    def __init__(self, folder: Path | None) -> None:
-        if folder is not None and not folder.is_dir():
-            raise PrunebenchError(f"There is no folder {folder}; name one with --nets that holds nets (*.safetensors).")
-        self._rest = iter(()) if folder is None else _files(folder)
-        self._known: dict[str, Path] = {}
-
-    def of(self, path: Path, record: Record) -> Path:
-        """The net of the record at `path`. Raises PrunebenchError, which names the net, when it is not found."""
-        beside = net_path(path)
-        if beside.exists():
-            return beside
-        wanted = record.net.sha256
-        while wanted not in self._known:
-            if (file := next(self._rest, None)) is None:
-                raise PrunebenchError(
-                    f"{path} cannot be measured again: its net, {beside.name} with the sha256 {wanted[:12]}..., is "
-                    "missing; put it beside the record, or name a folder of nets with --nets."
-                )
-            self._known.setdefault(digest_outside(file, "a net", LARGEST_NET), file)
-        return self._known[wanted]
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """The regular files below `folder` that may be nets; links are not followed."""
-    for path in sorted(folder.rglob("*.safetensors")):
-        found = path.lstat()
-        if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST_NET:
-            yield path
-
-
 def rescore(
-    path: Path, record: Record, net: Path, store: Store, *, device: str = "auto", report: ProgressCallback | None = None
+    path: Path,
+    record: Record,
+    net: Path,
+    store: Store,
+    *,
+    parent: Path | None = None,
+    device: str = "auto",
+    report: ProgressCallback | None = None,
 ) -> tuple[Verdict, Record]:
     """Score the net in the file `net` again, by the built-in rules, and compare with the record at `path`.
 
-    Returns the verdict ("holds", "refuted" or "undecided") and the new record. Facts that do not depend on the machine
-    must be equal: net, layers, job, rules, images, cost. Outcomes of images may differ in either direction within the
-    attack's noise. Raises Refused when the net cannot be scored.
+    The best-known number is measured again if the record has one; `parent`: the dense net whose adversarials entered
+    it. Returns the verdict ("holds", "refuted" or "undecided") and the new record. Facts that do not depend on the
+    machine must be equal: net, layers, job, rules, images, cost. Outcomes of images may differ in either direction
+    within the attack's noise. Raises Refused when the net cannot be scored, and PrunebenchError for rules, or a suite
+    for the best-known number, that prunebench has no longer.
     """
-    claimed = recount(path, record)
+    claimed, best = recount(path, record), record.beyond.best
     if not record.built_in:
         raise PrunebenchError(
             f"{path} calls itself official under {record.protocol.name} with the sha256 "
             f"{record.protocol.sha256[:12]}..., which no built-in protocol has today; score the net again."
         )
+    rules = PROTOCOLS[record.protocol.name]
+    if best is not None and best.suite != suite_of(rules).best.name:
+        raise PrunebenchError(
+            f"{path} has a best-known number by {best.suite}, but that suite is now {suite_of(rules).best.name}; score "
+            "the net again with --best."
+        )
     with tempfile.TemporaryDirectory(prefix="prunebench-rescore-") as scratch:
         copy = Path(scratch, NET)  # alone, so that no file beside the net is read
         _copy(net, copy)
-        again = score(copy, PROTOCOLS[record.protocol.name], out=scratch, store=store, device=device, report=report)
+        again = score(
+            copy,
+            rules,
+            out=scratch,
+            store=store,
+            device=device,
+            report=report,
+            best=best is not None,
+            parent=_copied(parent, Path(scratch, "parent.safetensors")),
+        )
         measured = recount(copy.with_name(RECORD), again)
     odd = _unequal(record, again) or _flagged(record, again)
     if odd is not None:
         return Verdict("refuted", odd), again
     return _compared(claimed, measured), again
+
+
+def _copied(net: Path | None, copy: Path) -> Path | None:
+    if net is not None:
+        _copy(net, copy)
+    return None if net is None else copy
 
 
 def _copy(net: Path, copy: Path) -> None:
@@ -203,6 +200,7 @@ def _unequal(record: Record, again: Record) -> str | None:
             (tuple(again.score.survived), again.score.ran),
         ),
         ("the weak attacks", *weak),
+        ("the attacks for the best-known number", *(_pursuing(one) for one in (record, again))),
         ("the security curve", [p.eps for p in record.score.curve], [p.eps for p in again.score.curve]),
         ("the pruner's source", record.notes.get("source"), again.notes.get("source")),
         ("the passes of the training", (record.cost.train_passes, passes[0]), (again.cost.train_passes, passes[1])),
@@ -210,6 +208,12 @@ def _unequal(record: Record, again: Record) -> str | None:
         if said != found:
             return f"{what} is {cut(str(said), 120)} in the record, but {cut(str(found), 120)} for the net"
     return None
+
+
+def _pursuing(record: Record) -> tuple[str, ...]:
+    """The attacks for the best-known number, and the net whose adversarials were tried last."""
+    best = record.beyond.best
+    return () if best is None else (*best.by, str(record.notes.get("parent")))
 
 
 def _flagged(record: Record, again: Record) -> str | None:
@@ -236,7 +240,7 @@ def _clearly_up(flag: Flag) -> bool:
 
 
 def _compared(claimed: Mapping[str, np.ndarray], measured: Mapping[str, np.ndarray]) -> Verdict:
-    """The verdict on the outcomes: the labels, and the images standing after each attack and at the end."""
+    """The verdict on the outcomes: the labels, the images standing after each attack, at the end, and as best known."""
     if not np.array_equal(claimed["labels"], measured["labels"]):
         return Verdict("refuted", "the outcomes belong to other images than the test images here")
     same = claimed["predicted"] == measured["predicted"]
@@ -248,6 +252,11 @@ def _compared(claimed: Mapping[str, np.ndarray], measured: Mapping[str, np.ndarr
             p=found.p,
         )
     verdict = _both_ways(standing_of(claimed), standing_of(measured))
+    if verdict.word == "refuted":
+        return verdict
+    best = _both_ways(best_of(claimed), best_of(measured))
+    if best.word != "holds" and any(name.startswith("best/") for name in measured):
+        verdict = replace(best, sentence=f"the best-known number: {best.sentence}")
     if verdict.word == "refuted":
         return verdict
     for name in measured:

@@ -17,7 +17,7 @@ from prunebench.bench.attacks.base import Model
 from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.checkpoint import Net, open_net
 from prunebench.bench.claims import verdict
-from prunebench.bench.claims.claim import Claim, load_claim, outcomes_of, rules_of, sound
+from prunebench.bench.claims.claim import Claim, claimed_of, load_claim, outcomes_of, rules_of, sound
 from prunebench.bench.claims.verdict import Verdict
 from prunebench.bench.data import Split, Store, as_float
 from prunebench.bench.errors import PrunebenchError, Refused
@@ -28,6 +28,7 @@ from prunebench.bench.score import flags, probes
 from prunebench.bench.score.cascade import Found, attack_all, facts_of
 from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.progress import ProgressEstimate
+from prunebench.bench.score.pursuit import pursue_all, pursue_sample
 from prunebench.bench.score.referee import Referee, batch_size, exact_float32
 from prunebench.bench.seeds import order
 
@@ -50,12 +51,15 @@ def verify(
 
     `replay` measures the stored adversarials again. `quick` runs APGD-CE and APGD-T on images drawn by `seed`, by
     default a new one each time, so that no forger can predict them. `full` runs all of AutoAttack on all images and
-    keeps a journal in `out`, from which a killed run resumes. Raises PrunebenchError before measuring for a claim that
-    breaks its format, whose net or other files are not those it names, or that lacks what the level needs. Raises it
-    afterwards when no evidence was found but wrong sparse kernels here showed the attacks another net.
+    keeps a journal in `out`, from which a killed run resumes. A claim of the best-known number is attacked by its suite
+    as well: by the short attacks at level quick, by all at level full. Raises PrunebenchError before measuring for a
+    claim that breaks its format, whose net or other files are not those it names, or that lacks what the level needs.
+    Raises it afterwards when no evidence was found but wrong sparse kernels here showed the attacks another net.
     """
     path = Path(claim)
     check = _prepare(path, store or Store(Path("data")))
+    if level != "replay":
+        check.require_suite()
     where = machine.device_named(device)
     with exact_float32():
         match level:
@@ -82,11 +86,26 @@ class _Check:
     @property
     def claimed(self) -> np.ndarray | None:
         """The images claimed to be standing, bool (n,); None when only a count is claimed."""
-        return None if self.outcomes is None else standing_of(self.outcomes)
+        return None if self.outcomes is None else claimed_of(self.claim, self.outcomes)
 
     def labels(self, predicted: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
         """The clean labels as claimed and as `predicted` now, int (n,) both; None when only a count is claimed."""
         return None if self.outcomes is None else (self.outcomes["predicted"], predicted.numpy())
+
+    def require_suite(self) -> None:
+        """Raise PrunebenchError if the claim is by a suite that the rules do not select today."""
+        by, today = self.claim.by, suite_of(self.rules).best.name
+        if by not in (None, today):
+            raise PrunebenchError(
+                f"{self.path} claims a number by {by}, but the suite for the best-known number is now {today}; score "
+                "the net again with --best and claim the new number, or verify this claim at level replay."
+            )
+
+    def estimate(self, test: Split, report: ProgressCallback | None, only: Sequence[str]) -> ProgressEstimate | None:
+        """The progress of the ranked attacks `only` and of the claim's suite on the images `test`."""
+        if report is None:
+            return None
+        return ProgressEstimate(self.rules, test, len(test), report, {}, only, best=self.claim.by is not None)
 
     def referee(self, device: torch.device) -> Referee:
         """The net under measurement."""
@@ -148,9 +167,28 @@ def _replay(check: _Check, device: torch.device) -> Verdict:
             return stored.to(images.device)
 
         standing[index] &= ~referee.fooled(proposing, images[index], labels[index], 0).fooled
-    both = check.labels(predicted)
-    claimed = claim.needed if check.claimed is None else check.claimed
-    return verdict.replayed(claimed, kept.index, standing.numpy(), both, at_least=claim.robust is None)
+    claimed, lacking = _replayable(check, kept.index)
+    fewer = claim.robust is None or claim.by is not None
+    said = verdict.replayed(claimed, kept.index, standing.numpy(), check.labels(predicted), at_least=fewer)
+    return replace(said, sentence=f"{said.sentence}{lacking}")
+
+
+def _replayable(check: _Check, stored: np.ndarray) -> tuple[np.ndarray | int, str]:
+    """The images claimed to survive the stored adversarials, bool (n,), or their count; and a sentence after a space.
+
+    A scoring stores no adversarials of the images that only the suite for the best-known number fools; the sentence
+    counts them. `stored`: int (k,), the images with a stored adversarial.
+    """
+    if check.outcomes is None or check.claimed is None:
+        return check.claim.needed, ""
+    lacking = standing_of(check.outcomes) & ~check.claimed
+    lacking[stored] = False
+    if not lacking.any():
+        return check.claimed, ""
+    return check.claimed | lacking, (
+        f" The {int(lacking.sum())} images that only {check.claim.by} is claimed to fool count as robust here, because "
+        "no adversarials of them are stored."
+    )
 
 
 def _quick(check: _Check, device: torch.device, seed: int, report: ProgressCallback | None) -> Verdict:
@@ -160,47 +198,40 @@ def _quick(check: _Check, device: torch.device, seed: int, report: ProgressCallb
     shuffled = [i for i in order(n, "claim", check.claim.sha256, seed) if claimed is None or claimed[i]]
     index = torch.tensor(sorted(shuffled[: max(FEWEST, -(-n // SHARE))]), dtype=torch.int64)
     drawn, standing = check.test.take(index), predicted[index] == check.test.labels[index]
+    by, only = check.claim.by, suite_of(referee.rules).quick
     if len(index):
-        found = _attacked(
-            referee, drawn, standing, Journal(None, []), report, only=suite_of(referee.rules).quick, seed=seed
-        )
+        progress = check.estimate(drawn, report, only)
+        found = attack_all(referee, drawn, standing, Journal(None, []), only=only, seed=seed, progress=progress)
         standing = list(found.standing.values())[-1]
+        if by is not None:
+            standing = pursue_sample(referee, drawn, standing, seed, progress=progress)
     if claimed is None:
         said = verdict.sampled_count(check.claim.needed, n, len(index), int(standing.sum()))
     else:
         said = verdict.sampled(claimed, index.numpy(), standing.numpy(), check.labels(predicted))
-    said = replace(said, sentence=f"{said.sentence} The images were drawn with seed {seed}.")
+    short = "" if by is None else f" Of {by} only the short attacks ran."
+    said = replace(said, sentence=f"{said.sentence}{short} The images were drawn with seed {seed}.")
     return _believed(said, referee, drawn, predicted[index] == drawn.labels, found) if len(index) else said
 
 
 def _full(check: _Check, device: torch.device, out: Path | None, report: ProgressCallback | None) -> Verdict:
-    """Run all of AutoAttack on all images, with the protocol's seeds."""
+    """Run all of AutoAttack, and the claim's suite, on all images, with the protocol's seeds."""
     claim, referee, test = check.claim, check.referee(device), check.test
     journal = Journal(None if out is None else out / "journal", facts_of(referee, check.net, test))
     predicted = referee.answers(as_float(test.images))
     clean = predicted == test.labels
-    found = _attacked(referee, test, clean, journal, report, only=tuple(suite_of(referee.rules).ranked))
-    measured = list(found.standing.values())[-1].numpy()
+    only = tuple(suite_of(referee.rules).ranked)
+    progress = check.estimate(test, report, only)
+    found = attack_all(referee, test, clean, journal, only=only, progress=progress)
+    after = list(found.standing.values())
+    if claim.by is not None:
+        after += pursue_all(referee, test, found, journal, progress=progress).standing.values()
+    measured = after[-1].numpy()
     if check.claimed is None:
         said = verdict.counted(claim.needed, int(measured.sum()), claim.n)
     else:
         said = verdict.whole(check.claimed, measured, check.labels(predicted))
     return _believed(said, referee, test, clean, found)
-
-
-def _attacked(
-    referee: Referee,
-    test: Split,
-    clean: Tensor,
-    journal: Journal,
-    report: ProgressCallback | None,
-    *,
-    only: Sequence[str],
-    seed: int | None = None,
-) -> Found:
-    """Run the ranked attacks in `only` on the images `test`, of which `clean` are right."""
-    progress = None if report is None else ProgressEstimate(referee.rules, test, len(test), report, {}, only)
-    return attack_all(referee, test, clean, journal, only=only, seed=seed, progress=progress)
 
 
 def _believed(said: Verdict, referee: Referee, test: Split, clean: Tensor, found: Found) -> Verdict:

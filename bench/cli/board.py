@@ -127,12 +127,13 @@ def _remeasured(
 
     from prunebench.bench import machine
     from prunebench.bench.claims import rescore
+    from prunebench.bench.claims.nets import Nets
     from prunebench.bench.record import Record
     from prunebench.leaderboard import provenance, table
 
     machine.device_named(device)
     torch.set_num_threads(threads)
-    day, where = provenance.day(date), rescore.Nets(nets)
+    day, where = provenance.day(date), Nets(*([] if nets is None else [nets]), folder)
     records = {path: record for path, record in table.read(folder).items() if isinstance(record, Record)}
     drawn = rescore.draw(records, folder, count, rescore.fresh() if seed is None else seed, since, store)
     attestations, wrong = [], []
@@ -143,7 +144,13 @@ def _remeasured(
             try:
                 net = where.of(folder / path, record)
                 verdict, again = rescore.rescore(
-                    folder / path, record, net, store, device=device, report=partial(watch.report, name)
+                    folder / path,
+                    record,
+                    net,
+                    store,
+                    parent=where.parent_of(folder / path, record),
+                    device=device,
+                    report=partial(watch.report, name),
                 )
             except PrunebenchError as error:
                 watch.finish(name, "cannot be measured again")

@@ -23,13 +23,16 @@ def claim(
     at_least: Annotated[
         str | None, typer.Option(help="Claim only this share of the images, such as '60 %', instead of the count.")
     ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Claim the best-known number, of a net scored with --best.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace another claim or another net in the folder.")] = False,
 ) -> None:
     """Make a claim that others can verify: CLAIM.toml and its files."""
     from prunebench.bench.claims.make import make
 
     net = record.parent / "net.safetensors" if net is None else net
-    path = make(record, net, out, at_least=at_least, force=force)
+    path = make(record, net, out, at_least=at_least, best=best, force=force)
     show.out(show.written("Written", [path]))
 
 
@@ -59,7 +62,10 @@ def verify(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure claims again; exit code 0 when all of them hold."""
+    """Measure claims again; exit code 0 when all of them hold.
+
+    A claim of the best-known number also faces its suite: the short attacks at level quick, all at level full.
+    """
     from prunebench.bench.claims.claim import find
 
     claims = find(place)

@@ -66,9 +66,8 @@ def pursue_shard(
     stream = derive(referee.rules.attack_seed, "best", f"shard-{number}")
     by_gradient, robust = standing[suite.by_gradient], standing[suite.black_box]
     before = referee.passes
-    size, now, after = len(robust), robust, Bits()
-    for name, listed in suite.best.short.items():
-        now = after[name] = line.run(name, listed, stream, now, group="best")
+    size, after = len(robust), _short(line, stream, robust)
+    now = [robust, *after.values()][-1]
     misled = int((by_gradient & ~robust).sum()) + int((robust & ~now).sum())
     part = line.part.take(robust.nonzero().squeeze(1))
     vanished = max(probes.vanishing(referee, as_float(part.images), part.labels)) if len(part) else 0
@@ -117,6 +116,29 @@ def pursue_all(
         sum(part.passes for part in parts),
         sum(part.seconds for part in parts),
     )
+
+
+def pursue_sample(
+    referee: Referee, test: Split, standing: Tensor, seed: int, *, progress: ProgressEstimate | None = None
+) -> Tensor:
+    """Run the suite's short attacks alone, with the seed `seed`, on the images `standing` of `test`.
+
+    Both `standing` and the survivors that are returned are bool (n,).
+    """
+    left = []
+    for number, shard in enumerate(referee.shards(len(test))):
+        line = Line(referee, test.take(shard), shard, Journal(None, []), progress)
+        after = _short(line, derive(seed, "best", f"shard-{number}"), standing[shard])
+        left += [standing[shard], *after.values()][-1:]
+    return torch.cat(left)
+
+
+def _short(line: Line, stream: int, standing: Tensor) -> Bits:
+    """The images of a shard that survive each short attack in turn, bool (k,)."""
+    after = Bits()
+    for name, listed in suite_of(line.referee.rules).best.short.items():
+        standing = after[name] = line.run(name, listed, stream, standing, group="best")
+    return after
 
 
 def _through(source: Referee, referee: Referee) -> Attack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -77,25 +78,29 @@ def score(
     out: str | Path | None = None,
     data: str | Path | None = None,
     device: str = "auto",
+    best: bool = False,
+    also: Sequence[str] = (),
 ) -> Record:
     """Attack a net with AutoAttack *standard* and count the test images that survive.
 
     `net`: a net file, "robustbench:NAME", or a module whose state dict fits the architecture `arch`; a module also
     needs a `protocol`, and `normalisation` as "MEAN/STD" or "none" if it has no such layer of its own. `examples`: use
     only this many test images, from the start. `out`: a folder for the record, a module's net file, and the journal
-    from which a killed run resumes. `data`: as in `train`. Raises Refused, a PrunebenchError, for a net that cannot be
-    scored, and PrunebenchError when `out` holds the record of another net.
+    from which a killed run resumes. `data`: as in `train`. `best`: attack the survivors again, for the best-known
+    number, `record.beyond.best`. `also`: more measurements, "planted", "distances", "corruptions" or "other-norm", for
+    `record.beyond`, and weak attacks, such as "torchattacks:CW". Raises Refused, a PrunebenchError, for a net that
+    cannot be scored, and PrunebenchError when `out` holds the record of another net or a name in `also` is unknown.
     """
     if isinstance(net, nn.Module):
-        return _score_module(net, protocol, arch, normalisation, examples, out, data, device)
+        return _score_module(net, protocol, arch, normalisation, examples, out, data, device, best=best, also=also)
     if arch is not None or normalisation is not None:
         raise PrunebenchError("A net file states how it was made; give arch and normalisation only with a module.")
     rules = None if protocol is None else _rules(protocol, to_train=False)
     if out is None:
-        return scoring.score(net, rules, examples, store=_store(data), device=device)
+        return scoring.score(net, rules, examples, store=_store(data), device=device, best=best, also=also)
     with sole_user(Path(out)):
         beside.make_room(Path(out), Path(net), str(net), force=False)
-        return scoring.score(net, rules, examples, out=out, store=_store(data), device=device)
+        return scoring.score(net, rules, examples, out=out, store=_store(data), device=device, best=best, also=also)
 
 
 def _score_module(
@@ -107,6 +112,9 @@ def _score_module(
     out: str | Path | None,
     data: str | Path | None,
     device: str,
+    *,
+    best: bool,
+    also: Sequence[str],
 ) -> Record:
     """The score of a module, sealed as a net file in `out` or in a temporary folder."""
     if protocol is None or arch is None:
@@ -117,7 +125,7 @@ def _score_module(
         rules = _rules(protocol, to_train=False)
         place = Path(folder) / "net" if out is None else Path(out)
         sealed = ingest(file, arch, rules, place, store, normalisation=normalisation)
-        return score(sealed.path, examples=examples, out=out, data=data, device=device)
+        return score(sealed.path, examples=examples, out=out, data=data, device=device, best=best, also=also)
 
 
 def verify(
@@ -132,7 +140,8 @@ def verify(
     """Check the claim in the file `claim` against a new measurement: `word`, `sentence`, `images`, `p`, `good`.
 
     `level`: "replay" measures the stored adversarials again, "quick" runs APGD on images drawn by `seed` or anew each
-    time, "full" runs all of AutoAttack on all images, with a journal in `out`. `data`: as in `train`. Raises
+    time, "full" runs all of AutoAttack on all images, with a journal in `out`. A claim of the best-known number faces
+    its suite as well: the short attacks at level quick, all at level full. `data`: as in `train`. Raises
     PrunebenchError for a claim whose files are not those it names, or that lacks what the level needs.
     """
     folder = None if out is None else Path(out)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
 
@@ -12,12 +14,13 @@ from prunebench.bench.claims.claim import LARGEST, NAME, find, is_claim, load_cl
 from prunebench.bench.claims.make import make
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import sha256_of, write_bytes
-from prunebench.bench.outcomes import outcomes_path, proposals_path
+from prunebench.bench.outcomes import outcomes_path, pack_outcomes, proposals_path
 from prunebench.bench.protocol import PROTOCOLS
 from prunebench.bench.schema import LARGEST_TOML
 from tests.support import records
 from tests.support.nets import TINY, toml
 
+ROOT = Path(__file__).parents[2]
 DIGITS = PROTOCOLS["digits-linf"]
 VALUES = {
     "schema": 1,
@@ -78,7 +81,9 @@ def test_a_sound_claim_is_read(place):
         ({"robust": -1}, "robust = -1"),
         ({"n": 0}, "n = 0"),
         ({"n": 2**63}, "n = 9223372036854775808"),
-        ({"schema": 3}, "schema = 3"),
+        ({"schema": 4}, "schema = 4"),
+        ({"schema": 2, "by": "best-1"}, "`by` needs schema = 3; write schema = 3"),
+        *(({"schema": 3, "by": text}, "by = ") for text in ("", "Best 1", "best-1\n", "../best", "b" * 41, 1)),
         ({"at_least": "60 %"}, "`at_least` and `about` need schema = 2"),
         ({"about": {}}, "`at_least` and `about` need schema = 2"),
         ({"schema": 2, "at_least": "50.5 %"}, "robust = 50 of 100 is less than at_least = '50.5 %'"),
@@ -142,6 +147,45 @@ def test_a_claim_may_state_a_count_a_share_or_both(place):
     path = place()
     path.write_text(path.read_text().replace("schema = 1\n", ""))
     assert load_claim(path).schema_ == 1  # claims of the first format, their number left out too
+
+
+def test_a_claim_may_name_the_suite_that_its_number_is_by(place):
+    claim = load_claim(place(schema=3, by="best-1"))
+    assert (claim.by, claim.needed) == ("best-1", 50)
+    assert claim.explained == " The claim counts the images that survive AutoAttack and then best-1."
+    assert load_claim(place(schema=3)).by is None
+
+
+def test_claims_of_older_formats_keep_their_hashes(place):
+    """Those hashes draw the images of a quick check; these two are from before the format had suites."""
+    assert load_claim(ROOT / "claims" / "awt-s0.95-seed0" / NAME).sha256 == (
+        "7f097d52d30f540c66fcb0e93acf051e69372e2beb7f51d43a0ff09970f084a6"
+    )
+    plain, suite = (load_claim(place(schema=3, **by)).sha256 for by in ({}, {"by": "best-1"}))
+    assert plain != suite  # the twin: a suite is part of the hash
+
+
+def test_outcomes_of_a_suite_must_show_the_count_by_that_suite(place):
+    labels, n = np.arange(100) % 10, np.arange(100)
+    parts = {"survived": {"square": n < 50}, "best": {"best/a": n < 45, "best/b": n < 40}}
+    far = {"distance": np.zeros(100, "<f4")}
+    for by, robust, beyond, said in (
+        ("best-1", 40, parts["best"], None),
+        ("best-1", 40, parts["best"] | far, None),
+        ("best-1", 50, parts["best"], "claims 50 robust images, but its outcomes show 40"),
+        ("best-1", 50, {}, "does not hold the best-1 outcomes of 100 images"),
+        (None, 50, parts["best"], None),
+        (None, 40, parts["best"], "claims 40 robust images, but its outcomes show 50"),
+    ):
+        data = pack_outcomes(labels, labels, parts["survived"], {}, {}, beyond)
+        suite = {} if by is None else {"by": by}
+        path = place(schema=3, robust=robust, outcomes={"path": "o.npz", "sha256": sha256_of(data)}, **suite)
+        (path.parent / "o.npz").write_bytes(data)
+        if said is None:
+            assert outcomes_of(path, load_claim(path)) is not None
+        else:
+            with pytest.raises(Refused, match=said):
+                outcomes_of(path, load_claim(path))
 
 
 def test_a_share_that_the_outcomes_do_not_show_is_refused(place):
@@ -456,3 +500,27 @@ def test_a_claim_of_a_share_and_what_the_record_tells(scored, tmp_path):
     record = records.make(net={"sha256": sha256_of(b"a net")}, env={"prunebench": "0.1.0"})
     path = records.save(tmp_path / "versions", record)
     assert load_claim(make(path, scored[1], tmp_path / "version")).about.version == "0.1.0"
+
+
+def test_a_claim_of_the_best_known_number(scored, tmp_path):
+    n = np.arange(100)
+    bits = {"best/a": n < 45, "best/b": n < 40}
+    labels, predicted = n % 10, np.where(n < 80, n % 10, (n + 1) % 10)
+    kinds = (dict.fromkeys(records.ATTACKS, n < 50), {"pgd-20": n < 50}, {"0.2": n < 50})
+    data = pack_outcomes(labels, predicted, *kinds, bits)
+    best = {"suite": "best-1", "robust": 40, "by": {"a": 5, "b": 5}, "long": 0, "passes": 1}
+    about = {"net": {"sha256": sha256_of(b"a net")}, "outcomes": sha256_of(data), "beyond": {"best": best}}
+    path = tmp_path / "best" / "record.json"
+    records.make(**about).save(path)
+    write_bytes(outcomes_path(path), data)
+    claim = load_claim(make(path, scored[1], tmp_path / "one", best=True))
+    assert (claim.schema_, claim.robust, claim.by) == (3, 40, "best-1")
+    claim = load_claim(make(path, scored[1], tmp_path / "two", best=True, at_least="40 %"))
+    assert (claim.robust, claim.at_least, claim.by) == (None, "40 %", "best-1")
+    with pytest.raises(PrunebenchError, match="has 40 of 100 images robust, but a claim of at least 50 % needs 50"):
+        make(path, scored[1], tmp_path / "three", best=True, at_least="50 %")
+    claim = load_claim(make(path, scored[1], tmp_path / "four"))  # the same record, and AutoAttack's number
+    assert (claim.schema_, claim.robust, claim.by) == (2, 50, None)
+    with pytest.raises(PrunebenchError, match=r"imp.*json has no best-known number to claim; score .* with --best, or"):
+        make(*scored, tmp_path / "five", best=True)
+    assert not (tmp_path / "three").exists() and not (tmp_path / "five").exists()

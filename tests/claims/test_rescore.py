@@ -7,26 +7,31 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 
+from prunebench.bench.attacks.pgd import pgd
+from prunebench.bench.attacks.suite import Listed, Pursuit
 from prunebench.bench.attacks.suites import SUITES
 from prunebench.bench.beside import net_path
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.claims import rescore
+from prunebench.bench.claims.nets import Nets
 from prunebench.bench.claims.verdict import Verdict
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, write_bytes
-from prunebench.bench.outcomes import outcomes_path, pack_outcomes
+from prunebench.bench.outcomes import outcomes_path, pack_outcomes, recount
 from prunebench.bench.protocol import PROTOCOLS
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.score.scoring import score
 from prunebench.leaderboard.check import check, look, write
 from prunebench.leaderboard.provenance import LEDGER, read_ledger
 from tests.support.claims import weakened
-from tests.support.nets import STORE, changed, quick_attacks, seal_state, suite_with, use_attacks
+from tests.support.nets import RANKED, STORE, changed, quick_attacks, seal_state, suite_with, use_attacks
 from tests.support.records import make, refusal, save
 
 RULES = changed(name="tiny-official", test=256, shard=128)
@@ -96,7 +101,8 @@ def told(path, arrays=None, **changes):
             kind: {name.partition("/")[2]: bits for name, bits in arrays.items() if name.startswith(f"{kind}/")}
             for kind in ("survived", "weak", "curve")
         }
-        raw = pack_outcomes(arrays["labels"], arrays["predicted"], *parts.values())
+        best = {name: bits for name, bits in arrays.items() if name.startswith("best/")}
+        raw = pack_outcomes(arrays["labels"], arrays["predicted"], *parts.values(), best)
         write_bytes(outcomes_path(path), raw)
         standing = arrays["labels"] == arrays["predicted"]
         right, values["score"]["clean"] = standing, int(standing.sum())
@@ -107,6 +113,11 @@ def told(path, arrays=None, **changes):
         values["score"]["weak"] = {name: int((right & bits).sum()) for name, bits in parts["weak"].items()}
         for point in values["score"]["curve"]:
             point["robust"] = int((right & parts["curve"][point["eps"]]).sum())
+        for name, bits in best.items():
+            values["beyond"]["best"]["by"][name.partition("/")[2]] = int((standing & ~bits).sum())
+            standing = standing & bits
+        if best:
+            values["beyond"]["best"]["robust"] = int(standing.sum())
         values["outcomes"] = sha256_of(raw)
     for key, change in changes.items():
         values[key] = values[key] | change if isinstance(change, dict) else change
@@ -268,24 +279,109 @@ def test_nothing_beside_the_net_is_read(board):
     assert measured(board).word == "holds"
 
 
+# The best-known number
+
+STRONG = Listed(partial(pgd, steps=10, step_size=0.05), 10)
+
+
+def suite_named(name="test-1"):
+    feeble = suite_with(dict.fromkeys(RANKED, partial(pgd, steps=2, step_size=0.03)))
+    return replace(feeble, best=Pursuit(name, {"a": STRONG, "b": STRONG}, {}, 1.0))
+
+
+@pytest.fixture(scope="module")
+def better(scored, tmp_path_factory):
+    """The folder of a scoring with the best-known number, for which the adversarials of the weak net were tried too."""
+    folder = tmp_path_factory.mktemp("better")
+    shutil.copy(scored / "good" / "net.safetensors", folder)
+    with patch.dict(PROTOCOLS, {RULES.name: RULES}), patch.dict(SUITES, {"standard": suite_named()}):
+        parent = scored / "weak" / "net.safetensors"
+        score(folder / "net.safetensors", out=folder, store=STORE, device="cpu", best=True, parent=parent)
+    return folder
+
+
+@pytest.fixture
+def known_better(scored, better, tmp_path, monkeypatch):
+    """That record as it is handed in, with both nets."""
+    monkeypatch.setitem(SUITES, "standard", suite_named())
+    write_bytes(tmp_path / "records" / "weak.net.safetensors", (scored / "weak" / "net.safetensors").read_bytes())
+    return handed_in(better, tmp_path / "records" / "good.json")
+
+
+def measured_best(path, *folders):
+    record, where = load_record(path), Nets(*folders or [path.parent])
+    return rescore.rescore(
+        path, record, where.of(path, record), STORE, parent=where.parent_of(path, record), device="cpu"
+    )
+
+
+def test_the_best_known_number_is_measured_again(known_better):
+    found, again = measured_best(known_better)
+    best = load_record(known_better).beyond.best
+    assert found.word == "holds" and again.beyond.best == best, found.line
+    assert tuple(best.by) == ("a", "b", "transfer") and best.robust > 40
+    check_counts(known_better)
+
+
+@pytest.mark.parametrize("points", [-5, 5])
+def test_another_best_known_number_is_refuted(known_better, points):
+    """The bits and hashes say the same as the edited count, and AutoAttack's numbers stay as they were."""
+    before, arrays = load_record(known_better), outcomes(known_better)
+    standing, best = arrays["survived/square"], arrays["best/transfer"]
+    other = np.flatnonzero(standing & (~best if points > 0 else best))[:13]
+    assert len(other) == 13, "nothing to tell apart"
+    for name in arrays:
+        if name.startswith("best/"):
+            arrays[name][other] = points > 0
+    told(known_better, arrays)
+    after = load_record(known_better)
+    assert after.score == before.score and after.beyond.best != before.beyond.best
+    check_counts(known_better)
+    found, _ = measured_best(known_better)
+    assert found.word == "refuted" and found.sentence.startswith("the best-known number: "), found.line
+
+
+def test_attacks_that_are_kept_quiet_are_missed(known_better):
+    arrays = {name: bits for name, bits in outcomes(known_better).items() if name != "best/b"}
+    values = json.loads(known_better.read_bytes())
+    del values["beyond"]["best"]["by"]["b"]
+    known_better.write_text(json.dumps(values))
+    told(known_better, arrays)
+    recount(known_better, load_record(known_better))
+    found, _ = measured_best(known_better)
+    assert found.word == "refuted" and found.sentence.startswith("the attacks for the best-known number is ('a', ")
+
+
+def test_without_the_dense_net_it_cannot_be_measured(known_better):
+    (known_better.parent / "weak.net.safetensors").unlink()
+    with pytest.raises(PrunebenchError, match=r"the dense net whose adversarials it was attacked with, .* --nets"):
+        measured_best(known_better)
+
+
+def test_another_suite_is_named(known_better, monkeypatch):
+    monkeypatch.setitem(SUITES, "standard", suite_named("test-2"))
+    with pytest.raises(PrunebenchError, match=r"number by test-1, but that suite is now test-2; score .* with --best"):
+        measured_best(known_better)
+
+
 # Where nets are
 
 
 def test_a_net_is_found_beside_its_record_or_by_its_hash(board, tmp_path):
     record = load_record(board)
-    assert rescore.Nets(None).of(board, record) == net_path(board)
+    assert Nets().of(board, record) == net_path(board)
     (tmp_path / "theirs").mkdir()
     for i in range(3):
         (tmp_path / "theirs" / f"{i}.safetensors").write_bytes(b"another")
     (tmp_path / "theirs" / "0-endless.safetensors").symlink_to("/dev/zero")
     kept = net_path(board).rename(tmp_path / "theirs" / "2-kept.safetensors")
-    assert rescore.Nets(tmp_path / "theirs").of(board, record) == kept
+    assert Nets(tmp_path / "theirs").of(board, record) == kept
     with pytest.raises(
         PrunebenchError, match=r"good.json cannot be measured again: its net, good.net.safetensors with"
     ):
-        rescore.Nets(None).of(board, record)
+        Nets().of(board, record)
     with pytest.raises(PrunebenchError, match="There is no folder"):
-        rescore.Nets(tmp_path / "none")
+        Nets(tmp_path / "none")
     net_path(board).symlink_to("/dev/zero")
     with pytest.raises(PrunebenchError, match="is not a regular file"):
         measured(board)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -12,6 +13,7 @@ import tomli_w
 import torch
 
 from prunebench.bench.attacks.base import Attack
+from prunebench.bench.attacks.suite import Pursuit
 from prunebench.bench.attacks.suites import SUITES
 from prunebench.bench.beside import RECORD
 from prunebench.bench.checkpoint import open_net
@@ -26,13 +28,19 @@ N = 400
 RULES = changed(name="tiny-400", test=N, shard=128)
 
 
-def make_claim(dense: Path, folder: Path, attacks: Mapping[str, Attack] | None = None) -> Path:
-    """The claim of the weights in the file `dense`, scored on N images; the record lies in `folder`/scored."""
+def make_claim(
+    dense: Path, folder: Path, attacks: Mapping[str, Attack] | None = None, best: Pursuit | None = None
+) -> Path:
+    """The claim of the weights in the file `dense`, scored on N images; the record lies in `folder`/scored.
+
+    `best`: the suite for the best-known number, which is claimed if there is one.
+    """
     net = folder / "scored" / "net.safetensors"
     seal_state(net, open_net(dense).module, RULES)
-    with patch.dict(SUITES, {"standard": suite_with(attacks or quick_attacks())}):
-        score(net, out=net.parent, store=STORE, device="cpu", keep_proposals=True)
-    return make(net.with_name(RECORD), net, folder / "claim")
+    suite = suite_with(attacks or quick_attacks())
+    with patch.dict(SUITES, {"standard": suite if best is None else replace(suite, best=best)}):
+        score(net, out=net.parent, store=STORE, device="cpu", keep_proposals=True, best=best is not None)
+    return make(net.with_name(RECORD), net, folder / "claim", best=best is not None)
 
 
 def weakened(net: Path, path: Path, spread: float = 0.1) -> Path:

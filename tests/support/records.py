@@ -81,7 +81,7 @@ def make(
         "pairs": None,
     }
     for key, change in changes.items():
-        values[key] = values[key] | change if isinstance(change, dict) else change
+        values[key] = values.get(key, {}) | change if isinstance(change, dict) else change
     foreign = "protocol" in changes or "name" in changes.get("data", {})
     if foreign and "schema" not in changes:  # rules that nobody has: from before records carried theirs
         values["schema"] = 4

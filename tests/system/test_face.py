@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 import prunebench
+from prunebench.bench.attacks.suite import Listed, Pursuit
+from prunebench.bench.attacks.suites import SUITES
+from prunebench.bench.beyond import Beyond
 from prunebench.bench.executor import Fast
-from tests.support.nets import changed, job, use_attacks
+from tests.support.nets import changed, job, suite_with, use_attacks
 from tests.support.nets import quick_attacks as quick
 
 FEW = changed(test=16, shard=16)
@@ -55,6 +59,17 @@ def test_a_module_is_scored_like_the_file_that_it_came_from(nets, monkeypatch, t
         prunebench.score(module, FEW)
     with pytest.raises(prunebench.PrunebenchError, match="give arch and normalisation only with a module"):
         prunebench.score(file, FEW, arch="digits-cnn")
+
+
+def test_more_than_autoattack_is_measured_on_request(nets, monkeypatch):
+    suite = replace(suite_with(quick()), best=Pursuit("test-1", {"again": Listed(quick()["square"], 31)}, {}, 1.0))
+    monkeypatch.setitem(SUITES, "standard", suite)
+    module = prunebench.load(nets["imp"]).module
+    for net, how in ((nets["imp"], {}), (module, {"arch": "digits-cnn"})):
+        record = prunebench.score(net, FEW, device="cpu", best=True, also=["distances"], **how)
+        assert record.beyond.best.suite == "test-1" and record.beyond.distances is not None
+        plain = prunebench.score(net, FEW, device="cpu", **how)
+        assert plain.beyond == Beyond() and plain.score == record.score
 
 
 def test_a_module_leaves_its_net_and_nothing_is_overwritten(nets, monkeypatch, tmp_path):
