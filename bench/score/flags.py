@@ -67,8 +67,8 @@ def eps_curve(curve: Sequence[Point], n: int, chance: float) -> Flag:
     return _flag(
         "eps-curve",
         max(rise, end - chance, 0.0),
-        f"As eps grows, accuracy rises by up to {rise:.1%}; at eps {curve[-1].eps}, where all can be grey, it "
-        f"is {end:.1%} (chance {chance:.1%}).",
+        f"As eps grows, accuracy rises by up to {rise:.1%}; at eps {curve[-1].eps} (all images can be grey) it "
+        f"is {end:.1%}, by chance {chance:.1%}.",
     )
 
 

@@ -328,7 +328,7 @@ SENTENCES = [
     ),
     (
         flags.eps_curve([Point(eps="0.1", robust=5), Point(eps="0.5", robust=8)], 100, 0.12),
-        "As eps grows, accuracy rises by up to 3.0%; at eps 0.5, where all can be grey, it is 8.0% (chance 12.0%).",
+        "As eps grows, accuracy rises by up to 3.0%; at eps 0.5 (all images can be grey) it is 8.0%, by chance 12.0%.",
     ),
     (
         flags.weak_beats_strong(1, 100),
