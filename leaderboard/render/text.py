@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from decimal import Decimal
 
-from prunebench.leaderboard.board import Board, Rate
+from prunebench.leaderboard.board import Board, Rate, Row
 from prunebench.leaderboard.contrasts import PRIMARY, RANDOM, Contrast
 from prunebench.leaderboard.published import rows_for
 
@@ -76,13 +76,18 @@ def number(value: float) -> str:
 
 
 def doubts(board: Board) -> list[str]:
-    """The messages of raised flags, a line per row and sentence; not yet escaped."""
+    """The messages of raised flags, a line per row and sentence, with what other attacks found; not yet escaped."""
     return [
-        f"{SIGN} {row.pruner} at {row.sparsity:f}, seed{'s' * (len(doubt.seeds) > 1)} "
+        f"{SIGN} {row.pruner} at {row.sparsity:f}{_found_since(row)}, seed{'s' * (len(doubt.seeds) > 1)} "
         f"{', '.join(map(str, doubt.seeds))}: {doubt.sentence} ({doubt.name})"
         for row in board.rows
         for doubt in row.flags
     ]
+
+
+def _found_since(row: Row) -> str:
+    """How far the row's best-known rate lies below AutoAttack's: " (best known -4.8 points)"; empty where unknown."""
+    return "" if row.best is None else f" (best known {_signed(row.best.mean - row.robust.mean)} points)"
 
 
 def odds(board: Board) -> list[str]:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from prunebench.bench.beyond import Beyond
 from prunebench.leaderboard.board import Rate
 from prunebench.leaderboard.contrasts import Contrast, Power
 from prunebench.leaderboard.render import columns
@@ -238,6 +239,16 @@ def test_a_flag_that_is_up_stands_beside_the_number_with_its_sentence(value, up)
     assert imp["flags"] == ("black-box-wins" if up else "")
     flags = json.loads(as_json(made))["boards"][0]["rows"][1]["flags"]
     assert [(flag["name"], flag["seeds"]) for flag in flags] == [("black-box-wins", [0, 1, 2])] * up
+
+
+def test_a_doubt_says_how_much_lower_the_best_known_number_is():
+    """Best known is 10 of 100 for all nets; imp has 51 robust on average, random 25."""
+    flags = {"flags": [FLAG | {"value": 7.0}]}
+    best = {"suite": "best-1", "robust": 10, "by": {}, "long": 0, "passes": 0}
+    text = markdown(ranking(score=flags, beyond=Beyond.model_validate({"best": best})))
+    assert "- \u26a0 imp at 0.9 (best known -41.0 points), seeds 0, 1, 2: Square" in text
+    assert "- \u26a0 random at 0.9 (best known -15.0 points), seeds 0, 1, 2: Square" in text
+    assert "points)" not in "".join(line for line in markdown(ranking(score=flags)).splitlines() if "Square" in line)
 
 
 def test_csv_and_json_carry_counts_and_full_precision():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,7 @@ from tests.support.nets import RANKED, STORE, TINY, WEAK, misplaced, use_attacks
 TEST = STORE.testing("digits", 48)
 IMAGES = as_float(TEST.images)
 N = len(TEST)
+CLAIMED = Path(__file__).parents[2] / "claims"
 BOARD = Path(__file__).parents[2] / "leaderboard" / "records" / "digits-linf"
 WHITE_AND_BLACK = {name: RANKED[name] for name in ("apgd-ce", "square")}
 
@@ -82,9 +82,6 @@ def noisy(images):
     return images + 0.01 * torch.randn_like(images)
 
 
-CLAIMED = Path(__file__).parents[2] / "claims"
-
-
 @pytest.fixture(params=["dense-s0-seed0", "imp-s0.95-seed0"])
 def net(request):
     """Nets of the board, whose training was whole."""
@@ -129,21 +126,21 @@ def test_an_honest_net_raises_nothing(net):
 def test_all_flags_are_in_a_record(scored):
     for folder in scored.values():
         found = {flag.name: flag for flag in load_record(folder / RECORD).score.flags}
-        assert set(found) == {
-            "black-box-wins",
-            "zero-gradients",
-            "eps-curve",
-            "weak-beats-strong",
-            "weak-strong-gap",
-            "quantised-input",
-            "softmax-output",
-            "transfer",
-            "kernel-disagrees",
-            "budget-overrun",
-            "planted",
-            "out-of-range",
-            "rounding",
-            "constant",
+        assert {name: flag.threshold for name, flag in found.items()} == {
+            "black-box-wins": 0.02,
+            "zero-gradients": 0.05,
+            "eps-curve": 0.02,
+            "weak-beats-strong": 0.005,
+            "weak-strong-gap": 0.12,
+            "quantised-input": 0.25,
+            "softmax-output": 0.5,
+            "transfer": 0.005,
+            "kernel-disagrees": 0.001,
+            "budget-overrun": 0.0,
+            "planted": 0.05,
+            "out-of-range": 1.0,
+            "rounding": 0.0,
+            "constant": 0.0,
         }
         assert found["transfer"].value is None  # no dense net was given
         assert found["kernel-disagrees"].value == 0.0
@@ -258,62 +255,6 @@ def test_kernels_whose_gradient_is_wrong_are_found_out(nets, monkeypatch):
     flag, weaker = kernels_disagree(nets, Wrong(judge.net))
     assert flag.up and flag.value > 0.9 and weaker > robust
     assert not honest.up
-
-
-# on paper
-
-
-@pytest.mark.parametrize(
-    ("flag", "value"),
-    [
-        (flags.black_box_wins(60, 57, 100), 0.03),
-        (flags.zero_gradients(3, 6, 100), 0.06),
-        (flags.eps_curve([Point(eps="0.1", robust=50), Point(eps="0.5", robust=13)], 100, 0.1), 0.03),
-        (flags.eps_curve([Point(eps="0.1", robust=5), Point(eps="0.5", robust=8)], 100, 0.1), 0.03),
-        (flags.weak_beats_strong(1, 100), 0.01),
-        (flags.weak_strong_gap(63, 50, 100), 0.13),
-        (flags.quantised_input(26, 100, 1e-5), 0.26),
-        (flags.softmax_output(51, 100), 0.51),
-        (flags.transfer(1, 100), 0.01),
-        (flags.kernel_disagrees(3, 1000, 0, 100), 0.002),
-        (flags.kernel_disagrees(0, 1000, 3, 100), 0.02),
-        (flags.out_of_range(1.01), 1.01),
-        (flags.out_of_range(float("inf")), sys.float_info.max),
-        (flags.rounding(1, 100), 0.01),
-        (flags.constant([], [4, 4, 4], [4, 4, 3]), 1),
-        (flags.constant(["No weight is left in 1.0.weight."], [4, 4, 3], [4, 4, 3]), 1),
-    ],
-    ids=lambda value: getattr(value, "name", None),
-)
-def test_the_value_on_paper_is_above_the_threshold(flag, value):
-    assert flag.value == pytest.approx(value) and flag.up
-
-
-@pytest.mark.parametrize(
-    "flag",
-    [
-        flags.black_box_wins(60, 58, 100),
-        flags.zero_gradients(5, 5, 100),
-        flags.eps_curve([Point(eps="0.1", robust=50), Point(eps="0.5", robust=12)], 100, 0.1),
-        flags.weak_beats_strong(1, 200),
-        flags.weak_strong_gap(62, 50, 100),
-        flags.quantised_input(25, 100, 1e-5),
-        flags.softmax_output(50, 100),
-        flags.transfer(1, 200),
-        flags.transfer(None, 100),
-        flags.kernel_disagrees(2, 1000, 0, 100),
-        flags.kernel_disagrees(1, 100, 0, 100),
-        flags.kernel_disagrees(0, 1000, 1, 100),
-        flags.kernel_disagrees(0, 0, 0, 100),
-        flags.out_of_range(1.0),
-        flags.rounding(0, 100),
-        flags.constant([], [4, 4, 3], [4, 4, 4]),
-        flags.constant([], [4, 4, 4], [4, 4, 4]),
-    ],
-    ids=lambda flag: flag.name,
-)
-def test_at_the_threshold_it_is_down(flag):
-    assert not flag.up
 
 
 def test_the_radii_grow_to_where_every_image_can_be_grey():
