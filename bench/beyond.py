@@ -11,10 +11,12 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, model_validator
 
+from prunebench.bench.facts import Score
 from prunebench.bench.protocol import Threat
 from prunebench.bench.schema import Natural, Strict
 
 Kinds = dict[str, tuple[np.dtype, tuple[int, ...]]]  # of arrays in an outcomes file, by name
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,39}$")]  # of a suite, an attack, a corruption
 _BIT, _FLOAT = np.dtype(bool), np.dtype("<f4")
 
 
@@ -25,9 +27,9 @@ class Best(Strict):
     were in shards where the suite's long attacks ran too. `passes`: the sample passes of all these attacks.
     """
 
-    suite: str
+    suite: Name
     robust: Natural
-    by: dict[str, Natural]
+    by: Annotated[dict[Name, Natural], Field(max_length=100)]
     long: Natural
     passes: Natural
 
@@ -55,7 +57,7 @@ class Planted(Strict):
 
     images: Natural
     passed_over: Natural
-    found: dict[str, Natural]
+    found: Annotated[dict[Name, Natural], Field(max_length=100)]
     together: Natural
     control: Natural
 
@@ -72,7 +74,7 @@ class Distances(Strict):
     `median`: over all images, 0 for those wrong when clean; None if no perturbation was found for half of them.
     """
 
-    attack: str
+    attack: Name
     median: Annotated[float, Field(ge=0)] | None
 
     def kinds(self, n: int) -> Kinds:
@@ -80,8 +82,9 @@ class Distances(Strict):
         return {"distance": (_FLOAT, (n,))}
 
     def recounted(self, arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[float | None, float | None]]:
-        """The median from `arrays` beside the stated one."""
-        return {"distances.median": (median(arrays["distance"]), self.median)}
+        """The median from `arrays` beside the stated one, and how many entries are no distances: none may be."""
+        odd = int((~(arrays["distance"] >= 0)).sum())
+        return {"distances.median": (median(arrays["distance"]), self.median), "impossible distances": (odd, 0)}
 
 
 def median(distances: np.ndarray) -> float | None:
@@ -112,8 +115,8 @@ class Corruptions(Strict):
     """
 
     severity: Annotated[int, Field(ge=1, le=5)]
-    right: dict[str, Natural]
-    left_out: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    right: Annotated[dict[Name, Natural], Field(max_length=100)]
+    left_out: Annotated[tuple[Name, ...], Field(strict=False, max_length=100)] = ()
 
     def kinds(self, n: int) -> Kinds:
         """The arrays of `n` images: those right under each corruption."""
@@ -140,6 +143,22 @@ class Beyond(Strict):
         """The arrays of `n` images that belong to the measured parts."""
         parts = (self.best, self.distances, self.other_norm, self.corruptions)
         return {name: kind for part in parts if part is not None for name, kind in part.kinds(n).items()}
+
+    def refuse_excess(self, score: Score) -> None:
+        """Raise ValueError for counts that `score` rules out."""
+        if (best := self.best) is not None and best.robust + sum(best.by.values()) != score.robust:
+            raise ValueError(
+                f"best.robust = {best.robust} and the images in best.by do not add up to robust = {score.robust}"
+            )
+        right = {} if self.corruptions is None else self.corruptions.right
+        for what, count, most in (
+            ("best.long", 0 if self.best is None else self.best.long, score.n),
+            ("planted.images", 0 if self.planted is None else self.planted.images, score.clean),
+            ("other_norm.robust", 0 if self.other_norm is None else self.other_norm.robust, score.clean),
+            *((f"corruptions.right.{name}", count, score.n) for name, count in right.items()),
+        ):
+            if count > most:
+                raise ValueError(f"{what} = {count} is more than the {most} images that there are")
 
     def recounted(
         self, arrays: Mapping[str, np.ndarray], standing: np.ndarray

@@ -91,7 +91,8 @@ def training_code() -> str:
 @cache
 def attack_code() -> str:
     """What decides an attack's result, given a net: a hash of prunebench's code, and pyautoattack's version."""
-    return f"{sources.code(['prunebench.bench.score.cascade'], HERE)} pyautoattack {package('pyautoattack')}"
+    code = sources.code(["prunebench.bench.score.cascade", "prunebench.bench.score.pursuit"], HERE)
+    return f"{code} pyautoattack {package('pyautoattack')}"
 
 
 def env_key(device: torch.device) -> str:

@@ -77,14 +77,14 @@ def recount(path: Path, record: Record) -> dict[str, np.ndarray]:
     standing = arrays["labels"] == arrays["predicted"]
     if not np.array_equal(standing, arrays["clean"]):
         raise PrunebenchError(f"{raw} contradicts itself: its clean bits do not match its labels; score the net again.")
-    counted: dict[str, tuple[float | None, float | None]] = {"clean": (int(standing.sum()), score.clean)}
+    counted: list[tuple[str, float | None, float | None]] = [("clean", int(standing.sum()), score.clean)]
     for attack in score.survived:
         standing = standing & arrays[f"survived/{attack}"]
-        counted[attack] = (int(standing.sum()), score.survived[attack])
-    counted["robust"] = (int(standing.sum()), score.robust)
-    counted |= {what: (int((arrays["clean"] & arrays[what]).sum()), stated) for what, stated in beside.items()}
-    counted |= record.beyond.recounted(arrays, standing)
-    for what, (count, stated) in counted.items():
+        counted.append((attack, int(standing.sum()), score.survived[attack]))
+    counted.append(("robust", int(standing.sum()), score.robust))
+    counted += [(what, int((arrays["clean"] & arrays[what]).sum()), stated) for what, stated in beside.items()]
+    counted += [(what, *pair) for what, pair in record.beyond.recounted(arrays, standing).items()]
+    for what, count, stated in counted:
         if count != stated:
             raise PrunebenchError(f"{path} says {what} = {stated}, but its outcomes say {count}; score the net again.")
     return arrays

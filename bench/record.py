@@ -106,6 +106,7 @@ class Record(Hashed):
             raise ValueError(f"rules are in records since schema 5, but this is schema {self.schema_}")
         if self.rules is not None:
             self._fits(self.rules)
+        self.beyond.refuse_excess(self.score)
         return self
 
     def _fits(self, rules: dict[str, Any]) -> None:

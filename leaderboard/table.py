@@ -155,7 +155,7 @@ def _best(records: Sequence[Record]) -> Rate | None:
     """The best-known rate; None unless one suite attacked the nets of all seeds."""
     found = [record.beyond.best for record in records]
     known = [best for best in found if best is not None]
-    if len(known) < len(found) or len({best.suite for best in known}) > 1:
+    if len(known) < len(found) or len({(best.suite, *best.by) for best in known}) > 1:
         return None
     return _rate([best.robust for best in known], records[0].score.n)
 

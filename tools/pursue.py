@@ -54,13 +54,13 @@ def pursued(path: Path, out: Path, data: Path) -> Record:
     if dense != path and dense.exists():
         other = open_net(net_path(dense))
         parent = other.id.sha256, Referee(other.module, rules, referee.batch, where)
-    standing = {name: torch.from_numpy(arrays[f"survived/{name}"]) for name in record.score.survived}
+    standing, now = {}, torch.from_numpy(arrays["clean"])
+    for name in record.score.survived:
+        standing[name] = now = now & torch.from_numpy(arrays[f"survived/{name}"])
     found = Found(standing, {}, {}, rejected=0, kernel_only=0, passes=0, seconds=0.0, images=None)
     with exact_float32():
         if not torch.equal(referee.answers(as_float(test.images)), torch.from_numpy(arrays["predicted"]).long()):
             raise PrunebenchError(f"The net beside {path} predicts otherwise than its outcomes say; score it again.")
-        if parent is not None:
-            parent[1].answers(as_float(test.images[: referee.batch]))
         journal = Journal(out / JOURNAL, facts_of(referee, net, test))
         again = pursue_all(referee, test, found, journal, parent=parent)
     beyond = record.beyond.model_copy(
@@ -89,7 +89,9 @@ def pursued(path: Path, out: Path, data: Path) -> Record:
             "beyond": beyond,
             "cost": cost,
             "outcomes": sha256_of(outcomes),
-            "notes": record.notes | {"best_kernels": kernels, "best_commit": machine.env(where)["commit"]},
+            "notes": record.notes
+            | {"best_kernels": kernels, "best_commit": machine.env(where)["commit"]}
+            | ({} if parent is None else {"parent": parent[0]}),
         }
     )
     for of in (pairs_path, proposals_path):
@@ -107,7 +109,11 @@ def done(path: Path, out: Path) -> bool:
         recount(out / RECORD, new) if isinstance(new, Record) else None
     except PrunebenchError:
         return False
-    return isinstance(old, Record) and isinstance(new, Record) and new.net.sha256 == old.net.sha256
+    if not (isinstance(old, Record) and isinstance(new, Record) and new.beyond.best is not None):
+        return False
+    same = [(one.net, one.protocol, one.data, one.score) for one in (old, new)]
+    rules = new.known_rules
+    return same[0] == same[1] and rules is not None and new.beyond.best.suite == suite_of(rules).best.name
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,19 +143,20 @@ def main(arguments: list[str] | None = None) -> int:
 def attest(records: Path, made: dict[Path, Path]) -> None:
     """Publish the records in the folders `made`, by the path of the old one, and carry their attestations over."""
     home = next((folder for folder in records.parents if (folder / provenance.LEDGER).exists()), None)
-    ledger = provenance.read_ledger(home) if home is not None else provenance.Ledger()
-    renamed = {}
-    for path, folder in made.items():
-        before, after = load_record(path), load_record(folder / RECORD)
-        renamed[before.sha256] = after.sha256
-        publish(folder / RECORD, net_path(path), path)
-    if home is not None:
+    if home is not None:  # first, for a kill in between must not lose what the ledger says
+        renamed = {load_record(path).sha256: load_record(folder / RECORD) for path, folder in made.items()}
+        ledger = provenance.read_ledger(home)
         carried = [
-            attestation.model_copy(update={"record": renamed[attestation.record]})
+            attestation.model_copy(update={"record": renamed[attestation.record].sha256})
             for attestation in ledger.entries
             if attestation.record in renamed
         ]
-        provenance.note(home, load_all(home / "records"), carried)
+        both = load_all(home / "records") | {folder / RECORD: load_record(folder / RECORD) for folder in made.values()}
+        provenance.note(home, both, carried)
+    for path, folder in made.items():
+        publish(folder / RECORD, net_path(path), path)
+    if home is not None:
+        provenance.note(home, load_all(home / "records"), [])
 
 
 if __name__ == "__main__":

@@ -95,7 +95,10 @@ def probability_margin(labels: Tensor) -> Loss:
 
 
 def unit_spread(loss: Loss) -> Loss:
-    """`loss` on logits divided by their standard deviation, so that neither saturation nor scale matters."""
+    """`loss` on logits divided by their standard deviation, so that neither saturation nor scale matters.
+
+    The slopes take the deviation for a constant, so `loss` itself must not depend on scale, as `dlr` does not.
+    """
 
     def scaled(logits: Tensor) -> tuple[Tensor, Tensor]:
         spread = logits.std(1, keepdim=True).clamp_min(1e-12)

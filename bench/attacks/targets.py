@@ -28,7 +28,7 @@ def long_malt(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, g
     """As `malt`, from five starts with 500 steps each, towards the three classes in turn, on logits of unit spread."""
     ranked, standing = nearest(model, images, labels, threat)
     turns = [start % min(TARGETS, ranked.shape[1]) for start in range(RESTARTS)]
-    losses = [lambda now, k=k: unit_spread(_towards(labels[now], ranked[now, k])) for k in turns]
+    losses = [lambda now, k=k: _spread(labels[now], ranked[now, k]) for k in turns]
     return climbed(model, images, labels, standing, threat, generator.initial_seed(), losses, LONG)
 
 
@@ -69,6 +69,12 @@ def _towards(labels: Tensor, targets: Tensor) -> Loss:
     return lambda logits: (dlr if logits.shape[1] >= 4 else margin)(labels, targets)(logits)
 
 
-def passes(targets: int, restarts: int = 1, steps: int = STEPS, candidates: int = CANDIDATES) -> int:
-    """The sample passes of an image that survives: gradients at candidates and targets, with a forward each."""
-    return 1 + 2 * candidates + restarts * targets * (steps + 1) * 3
+def _spread(labels: Tensor, targets: Tensor) -> Loss:
+    """As `_towards`, on logits of unit spread where there are enough classes; a spread of two or three says nothing."""
+    whole, few = unit_spread(dlr(labels, targets)), margin(labels, targets)
+    return lambda logits: (whole if logits.shape[1] >= 4 else few)(logits)
+
+
+def passes(targets: int, restarts: int = 1, steps: int = STEPS) -> int:
+    """The sample passes of an image that survives: one gradient for the choice of targets, then those of each climb."""
+    return 3 + restarts * targets * (steps + 1) * 3

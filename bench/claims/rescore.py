@@ -221,10 +221,10 @@ def _flagged(record: Record, again: Record) -> str | None:
     theirs = {flag.name: flag for flag in record.score.flags}
     for flag in again.score.flags:
         said = theirs.get(flag.name)
+        if flag.value is None:
+            continue  # needs more than the net: how it was trained, the dense net, or a measurement on request
         if said is None:
             return f"the flag {flag.name} is missing from the record"
-        if flag.value is None:
-            continue  # needs more than the net: how it was trained, or the dense net
         if said.threshold != flag.threshold:
             return (
                 f"the flag {flag.name} has the threshold {said.threshold:g} in the record and {flag.threshold:g} here"

@@ -136,7 +136,7 @@ def table(*columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...]
     for column in columns:
         result.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        result.add_row(*row)
+        result.add_row(*map(printable, row))
     return result
 
 

@@ -55,6 +55,9 @@ class Replaced(TorchFunctionMode):
             return function(*args, **kwargs)
         values = args[0] if args else kwargs["input"]
         if function in _RELUS:
+            if function in (F.relu_, torch.relu_, Tensor.relu_) or kwargs.get("inplace") or args[1:] == (True,):
+                values = values.clone()  # others that read the tensor find it changed, as they expect
+                (args[0] if args else kwargs["input"]).relu_()
             slopes = _softened(values.detach(), soft) if soft else torch.where(values.detach() > 0, 1.0, leak)
             return _Sloped.apply(torch.relu(values), values, slopes)
         options = dict(zip(("kernel_size", "stride", "padding", "dilation", "ceil_mode"), args[1:], strict=False))

@@ -16,6 +16,8 @@ from prunebench.bench.schema import exact
 from prunebench.bench.score.referee import Referee
 from prunebench.bench.seeds import derive
 
+LONGEST = 24  # characters of an eps in a threat
+
 # By data set, the L2 eps that is customary for each unit of the customary Linf eps. MNIST: 2 for 0.3 (Tramer & Boneh
 # 2019, arXiv 1904.13000; Maini et al. 2020, arXiv 1909.04068). CIFAR-10: 1/2 for 8/255 (RobustBench, Croce et al. 2021,
 # arXiv 2010.09670); the other two have images of the same size.
@@ -36,7 +38,7 @@ def other_threat(threat: Threat, data: str, shape: tuple[int, ...]) -> Threat:
     """
     ratio = _RATIOS.get(data, Fraction(math.sqrt(math.prod(shape)) / 4))
     eps = exact(threat.eps) * ratio if threat.norm == "Linf" else exact(threat.eps) / ratio
-    if data not in _RATIOS:
+    if data not in _RATIOS or len(str(eps)) > LONGEST:
         eps = Fraction(f"{float(eps):.2g}")
     norm, largest = ("L2", 1000) if threat.norm == "Linf" else ("Linf", 1)
     return Threat.model_validate({"norm": norm, "eps": str(min(max(eps, SMALLEST), Fraction(largest)))})
