@@ -30,6 +30,16 @@ def test_every_way_to_call_a_relu_leaks(relu):
     assert slope(relu, [-1.0], leak=0.5) == [0.5]
 
 
+def test_a_relu_in_place_changes_its_tensor_for_others_too():
+    def forward(values):
+        hidden = values + 0
+        F.relu_(hidden)
+        return hidden
+
+    with Replaced(Surrogate(0.5)):
+        assert forward(torch.tensor([[-1.0, 2.0]], requires_grad=True)).tolist() == [[0.0, 2.0]]
+
+
 def test_two_units_in_a_row_pass_the_product():
     assert slope(nn.Sequential(nn.ReLU(), nn.Flatten(), nn.ReLU()), [-1.0], leak=0.5) == [0.25]  # relu(0) is off, too
 

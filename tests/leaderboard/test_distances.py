@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunebench.bench.beyond import Beyond, Distances, median
+from prunebench.bench.beyond import median
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.bench.outcomes import outcomes_path
@@ -22,20 +22,13 @@ from tests.support.records import Record, make
 RAMP = np.where(np.arange(100) < 20, 0, np.arange(100) / 100).astype(np.float32)  # 20 images wrong when clean
 
 
-class Later(Record):
-    """A record that says something beyond AutoAttack."""
-
-    beyond: Beyond | None = None
-
-
-def with_distances(folder: Path, name: str, distances: np.ndarray, pruner: str = "imp", seed: int = 0) -> Later:
+def with_distances(folder: Path, name: str, distances: np.ndarray, pruner: str = "imp", seed: int = 0) -> Record:
     """A record in `folder` whose outcomes hold these distances."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, distance=distances)
-    plain = make(pruner, seed=seed, outcomes=sha256_of(buffer.getvalue()))
-    facts = Beyond(distances=Distances(attack="fmn", median=median(distances)))
     write_bytes(outcomes_path(folder / name), buffer.getvalue())
-    return Later.sealed(**dict(plain.model_dump(by_alias=True, exclude={"sha256"})), beyond=facts)
+    beyond = {"distances": {"attack": "fmn", "median": median(distances)}}
+    return make(pruner, seed=seed, outcomes=sha256_of(buffer.getvalue()), beyond=beyond)
 
 
 def test_distances_are_read_from_beside_their_record(tmp_path):
@@ -110,6 +103,6 @@ def test_a_board_draws_distances_where_all_seeds_have_them(tmp_path):
     entry = site["entries/digits-linf-imp-s0.9.html"]
     assert entry.count(b'"shape": "hv"') == 2 and b"smallest perturbation found" in entry
     assert site["entries/digits-linf-magnitude-s0.9.html"].count(b'"shape": "hv"') == 1
-    plain = {path: record for path, record in results.items() if not isinstance(record, Later)}
+    plain = {path: record for path, record in results.items() if record.beyond.distances is None}
     without = pages.pages(rank(plain), plain, tmp_path)["index.html"]
     assert b'"hv"' not in without and b"Median distance" not in without

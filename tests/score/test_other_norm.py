@@ -27,6 +27,7 @@ RULES = changed(threat=Threat(norm="Linf", eps="0.1"), shard=2)
         ("Linf", "0.2", "digits", (1, 8, 8), "2/5"),  # 0.2 * 8 / 4
         ("L2", "0.4", "digits", (1, 8, 8), "1/5"),
         ("Linf", "8/255", "folder:mine", (3, 32, 32), "43/100"),  # 8/255 * 55.43 / 4 = 0.4347
+        ("Linf", "0.0313725490196078", "cifar10", (3, 32, 32), "1/2"),  # too long a fraction: two digits
         ("L2", "1000", "folder:mine", (1, 2, 2), "1"),  # an Linf eps beyond 1 moves no pixel further
         ("L2", "0.000001", "folder:mine", (1, 64, 64), "1/1000000"),  # below it, pixels do not move
     ],
