@@ -39,7 +39,7 @@ ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square", "fgsm", "pgd-20", "pgd-50")
 def flat(monkeypatch):
     """A device on which a training starts in three seconds and a sample pass takes a microsecond."""
     monkeypatch.setattr(dry_run, "training_pace", lambda *_: (3.0, 1e-6))
-    monkeypatch.setattr(dry_run, "attack_paces", lambda *_: dict.fromkeys(ATTACKS, 1e-6) | {"square": 2e-6})
+    monkeypatch.setattr(dry_run, "attack_paces", lambda *_, **__: dict.fromkeys(ATTACKS, 1e-6) | {"square": 2e-6})
 
 
 def rehearsal(rules=RULES, clean=0.8, robust=0.5, **options):

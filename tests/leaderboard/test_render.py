@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from prunebench.bench.beyond import Beyond
 from prunebench.leaderboard.board import Rate
 from prunebench.leaderboard.contrasts import Contrast, Power
 from prunebench.leaderboard.render import columns
@@ -77,15 +76,21 @@ OWN = re.compile(
 )
 
 
-def ranking(label="imp", shuffled=False, **changes):
+def ranking(label="imp", shuffled=False, best=None, **changes):
     """A method of this name, magnitude, random and dense; by seed the method has 11, 12 and 13 more than magnitude.
 
-    `shuffled`: with a shuffle of the method, whose name stands in contrasts as well.
+    `shuffled`: with a shuffle of the method, whose name stands in contrasts as well. `best`: the best-known number of
+    all nets.
     """
+
+    def beyond(count):
+        parts = {"suite": "best-1", "robust": best, "by": {"malt": count - (best or 0)}, "long": 0, "passes": 0}
+        return {} if best is None else {"beyond": {"best": parts}}
+
     counts = {(label, 0.9): (50, 51, 52), ("magnitude", 0.9): (39, 39, 39), ("random", 0.9): (20, 30, 25)}
     counts |= {("dense", 0.0): (60, 61, 62)}
     records = [
-        make(name, sparsity, seed, robust=count, **changes)
+        make(name, sparsity, seed, robust=count, **beyond(count), **changes)
         for (name, sparsity), robust in counts.items()
         for seed, count in enumerate(robust)
     ]
@@ -244,8 +249,7 @@ def test_a_flag_that_is_up_stands_beside_the_number_with_its_sentence(value, up)
 def test_a_doubt_says_how_much_lower_the_best_known_number_is():
     """Best known is 10 of 100 for all nets; imp has 51 robust on average, random 25."""
     flags = {"flags": [FLAG | {"value": 7.0}]}
-    best = {"suite": "best-1", "robust": 10, "by": {}, "long": 0, "passes": 0}
-    text = markdown(ranking(score=flags, beyond=Beyond.model_validate({"best": best})))
+    text = markdown(ranking(score=flags, best=10))
     assert "- \u26a0 imp at 0.9 (best known -41.0 points), seeds 0, 1, 2: Square" in text
     assert "- \u26a0 random at 0.9 (best known -15.0 points), seeds 0, 1, 2: Square" in text
     assert "points)" not in "".join(line for line in markdown(ranking(score=flags)).splitlines() if "Square" in line)

@@ -236,7 +236,7 @@ def test_a_record_is_nothing_but_text(hostile, plain_shapes, tmp_path):
             assert clean(hostile)[:100] in "".join(page.texts)
     boards = [(board, [far] * len(board.rows)) for board in rank(read(source)).boards for far in (None, np.ones(2))]
     drawn = [plot.figure for board, far in boards for plot in plots.of_board(board, far)]
-    drawn.append(slack(make(hostile, beyond=beaten(50, 3, hostile))))
+    drawn.append(slack(make(hostile, beyond=beaten(50, 3))))
     for trace in (trace for shown in drawn for trace in shown["data"]):
         for text in (trace["name"], *trace["hovertext"]):
             assert not re.search(r"<(?!/?b>|br>)", text)

@@ -60,7 +60,10 @@ def test_distances_are_those_on_paper_and_never_below(norm):
     assert (found >= shortest * (1 - 1e-4)).all()
     assert found == pytest.approx(shortest, rel=2e-3)
     assert facts.attack == "fmn" and facts.median == pytest.approx(np.sort(shortest)[3], rel=2e-3)
-    assert facts.recounted(arrays) == {"distances.median": (facts.median, facts.median)}
+    assert facts.recounted(arrays) == {
+        "distances.median": (facts.median, facts.median),
+        "impossible distances": (0, 0),
+    }
 
 
 def test_what_was_wrong_has_no_distance_and_what_nothing_fools_an_infinite_one():

@@ -23,7 +23,7 @@ def net(seed, value=0.0, slack=None, **job):
     """A record of 100 images, 50 robust: one flag of this value, and `slack` images less under other attacks."""
     more = {}
     if slack is not None:
-        best = {"suite": "best-1", "robust": 50 - slack, "by": {}, "long": 0, "passes": 0}
+        best = {"suite": "best-1", "robust": 50 - slack, "by": {"malt": slack}, "long": 0, "passes": 0}
         more["beyond"] = Beyond.model_validate({"best": best})
     return make(seed=seed, score={"flags": [flag(value).model_dump()]}, **job, **more)
 
