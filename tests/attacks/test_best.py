@@ -53,7 +53,9 @@ class Still(nn.Module):
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat.norm)
-@pytest.mark.parametrize("name", BY_GRADIENT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("long" in name)) for name in BY_GRADIENT]
+)
 @pytest.mark.parametrize("classes", [2, 10])
 def test_a_linear_net_is_fooled_exactly_where_a_boundary_is_within_reach(name, threat, classes):
     """An attack without targets may climb towards the wrong class where there are several; it never goes too far."""

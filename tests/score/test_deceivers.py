@@ -24,6 +24,7 @@ from tests.support.unlimited import Hunt, Surrogates, leaking, softened, unlimit
 
 FEW = 32  # images
 GAIN = 0.05
+QUICK = ("steps", "saturated", "trapdoor", "latch")  # the rest of the table is slow
 OTHERS = [name for name in DECEIVERS if name not in ("steps", "trapdoor", "latch")]
 TEST = STORE.testing("digits", FEW)
 IMAGES = as_float(TEST.images)
@@ -37,7 +38,9 @@ def by_autoattack(net):
     return int(attack_all(judge, TEST, clean, Journal(None, []), only=ranked).standing[ranked[-1]].sum())
 
 
-@pytest.mark.parametrize("name", DECEIVERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in DECEIVERS]
+)
 def test_autoattack_is_deceived(name, tmp_path):
     """Through a net file, as anyone may hand it in; transfer from the honest net alone finds what AutoAttack misses."""
     made = DECEIVERS[name]()
