@@ -8,18 +8,15 @@ class 1, where random search finds none either, also misses adversarial images o
 
 The paper leaves some choices open. These are ours, measured on dense nets of the digits and MNIST:
 
-- The plant is a random point of the surface, as in the paper. Little lies beyond a corner of the Linf ball: with
-  corners for plants, each of AutoAttack's four misses one in ten or more on the digits.
-- Of CANDIDATES points the plant is the farthest out, because sparse nets do not see some points at all.
-- The probe is Fisher's discriminant with a ridge, in closed form: the plant's distance from the inner points in units
-  of their spread. With a ridge, it does not rest on units that are active at the plant alone, where an attack has no
-  gradient to follow.
+- The plant is a random point of the surface, as in the paper; with corners of the Linf ball, each of AutoAttack's four
+  misses one in ten or more on the digits. Of CANDIDATES points it is the farthest out: sparse nets do not see some.
+- The probe is Fisher's discriminant in closed form: the plant's distance from the inner points in units of their
+  spread. A ridge keeps it off units that are active at the plant alone, where an attack has no gradient to follow.
 - The boundary lies PLACE of the way from the outermost inner point to the plant. Nearer to the inner points (.5),
   random search finds one plant in five on the digits; nearer to the plant (.95), FAB begins to miss some.
 - The logits span 1, as in the paper, so that no loss saturates.
 
-All images are attacked at once. Their balls do not overlap, so one net answers every point by the probe of the nearest
-image, and attacks need not know about probes.
+All images are attacked at once: their balls do not overlap, so one net answers a point by the nearest image's probe.
 """
 
 from __future__ import annotations
