@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from prunebench.bench.attacks.base import Model, pulled
+from prunebench.bench.attacks.losses import margin as margin_loss
 from prunebench.bench.protocol import Threat
 
 STEPS = 30
@@ -101,11 +102,8 @@ def _looked(model: Model, points: Tensor, labels: Tensor, shape: torch.Size) -> 
     with torch.enable_grad():
         lent = points.view(shape).requires_grad_()
         logits = model(lent)
-    values, label = logits.detach(), labels.unsqueeze(1)
-    other = values.scatter(1, label, -math.inf).argmax(1, keepdim=True)
-    ends = torch.ones_like(values[:, :1])
-    gradient = pulled(logits, lent, torch.zeros_like(values).scatter_(1, label, ends).scatter_(1, other, -ends))
-    return (values.gather(1, label) - values.gather(1, other)).squeeze(1), gradient.flatten(1)
+    values, slopes = margin_loss(labels)(logits.detach())
+    return -values, pulled(logits, lent, -slopes).flatten(1)
 
 
 def _downhill(gradient: Tensor, norm: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:

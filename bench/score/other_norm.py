@@ -10,9 +10,11 @@ from torch import Tensor
 
 from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.beyond import OtherNorm
-from prunebench.bench.data import Split, as_float
+from prunebench.bench.data import Split
 from prunebench.bench.protocol import SMALLEST, Threat
 from prunebench.bench.schema import exact
+from prunebench.bench.score.journal import Journal
+from prunebench.bench.score.line import Line
 from prunebench.bench.score.referee import Referee
 from prunebench.bench.seeds import derive
 
@@ -56,13 +58,9 @@ def measure_other_norm(
     threat = other_threat(rules.threat, rules.data, tuple(test.images.shape[1:]))
     standing = clean.clone()
     for number, shard in enumerate(referee.shards(len(test))):
-        part, stream = test.take(shard), derive(seed, f"shard-{number}")
-        left = standing[shard]  # a view
-        for listed in suite_of(rules).ranked.values():
-            if not left.any():
-                break
-            tried = part.take(left.nonzero().squeeze(1))
-            found = referee.fooled(listed.attack, as_float(tried.images), tried.labels, stream, threat)
-            referee.passes += found.passes
-            left[left.clone()] = ~found.fooled
+        line = Line(referee, test.take(shard), shard, Journal(None, []), None)
+        stream = derive(seed, f"shard-{number}")
+        for name, listed in suite_of(rules).ranked.items():
+            standing[shard] = line.run(name, listed, stream, standing[shard], threat=threat)
+        referee.passes += sum(entry.passes for entry in line.entries)
     return OtherNorm(threat=threat, robust=int(standing.sum())), {"other-norm": standing.numpy()}
