@@ -10,12 +10,11 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from pyautoattack.square import SquareAttack
 from torch import Tensor
 
 from prunebench.bench.attacks import apgd, targets
 from prunebench.bench.attacks import square as squares
-from prunebench.bench.attacks.base import Model, contained
+from prunebench.bench.attacks.base import Model
 from prunebench.bench.attacks.margins import STEPS, apgd_pm, margin_decomposition
 from prunebench.bench.attacks.suite import Listed, Pursuit, Shape
 from prunebench.bench.attacks.targets import every_target, long_malt, malt
@@ -33,17 +32,12 @@ def apgd_ce(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, gen
 def long_square(
     model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator, salt: int
 ) -> Tensor:
-    """Square attack with 20,000 queries; `salt` tells two runs apart. In L2 it is the authors' own code."""
-    seed = generator.initial_seed() ^ salt
-    if threat.norm == "Linf":
-        return squares.square(model, images, labels, threat.radius, seed, QUERIES)
-    options = {"p_init": 0.8, "n_queries": QUERIES, "eps": threat.radius, "norm": threat.norm, "n_restarts": 1}
-    attack = SquareAttack(model, **options, resc_schedule=False, seed=seed, device=images.device)
-    return contained(attack.perturb, images, labels)
+    """Square attack with 20,000 queries; `salt` tells two runs apart."""
+    return squares.square_of(model, images, labels, threat, generator.initial_seed() ^ salt, QUERIES)
 
 
 def _queries(threat: Threat, shape: Shape) -> int:
-    return squares.price(shape, QUERIES) if threat.norm == "Linf" else QUERIES
+    return squares.price_of(threat, shape, QUERIES)
 
 
 _CLIMB = 3 * (apgd.STEPS + 1) + 1

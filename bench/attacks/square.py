@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from pyautoattack.square import SquareAttack
 from torch import Tensor
 
-from prunebench.bench.attacks.base import Model, at_once
+from prunebench.bench.attacks.base import Model, at_once, contained
+from prunebench.bench.protocol import Threat
 
 QUERIES = 5000
 _FIRST = 0.8  # share of the image that the first squares cover; halved after each query in _HALVED
@@ -75,6 +77,29 @@ class Squares:
 def price(shape: tuple[int, int, int], queries: int = QUERIES) -> int:
     """The forwards for an image of `shape` that no square changes: one per distinct square, plus three."""
     return 3 + int((Squares.drawn(shape, queries, torch.Generator().manual_seed(0)).before == -2).sum())
+
+
+def price_of(threat: Threat, shape: tuple[int, int, int], queries: int) -> int:
+    """The forwards of `square_of` for an image of `shape` that survives."""
+    return price(shape, queries) if threat.norm == "Linf" else queries
+
+
+def square_of(model: Model, images: Tensor, labels: Tensor, threat: Threat, seed: int, queries: int) -> Tensor:
+    """Proposals in the ball of `threat` after `queries` squares; in L2 by the authors' own code."""
+    if threat.norm == "Linf":
+        return square(model, images, labels, threat.radius, seed, queries)
+    attack = SquareAttack(
+        model,
+        p_init=0.8,
+        n_queries=queries,
+        eps=threat.radius,
+        norm=threat.norm,
+        n_restarts=1,
+        resc_schedule=False,
+        seed=seed,
+        device=images.device,
+    )
+    return contained(attack.perturb, images, labels)
 
 
 @torch.no_grad()

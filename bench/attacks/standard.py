@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-from pyautoattack.square import SquareAttack
 from torch import Tensor
 
 from prunebench.bench.attacks import apgd, fab
@@ -75,20 +74,7 @@ def fab_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, gener
 
 def square(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
     """Square attack, 5,000 queries; sees logits only."""
-    if threat.norm == "Linf":
-        return squares.square(model, images, labels, threat.radius, generator.initial_seed())
-    attack = SquareAttack(
-        model,
-        p_init=0.8,
-        n_queries=5000,
-        eps=threat.radius,
-        norm=threat.norm,
-        n_restarts=1,
-        resc_schedule=False,
-        seed=generator.initial_seed(),
-        device=images.device,
-    )
-    return contained(attack.perturb, images, labels)
+    return squares.square_of(model, images, labels, threat, generator.initial_seed(), squares.QUERIES)
 
 
 def _classes(model: Model, images: Tensor) -> int:
@@ -107,7 +93,7 @@ def _ran(classes: int) -> tuple[str, ...]:
 
 
 def _queries(threat: Threat, shape: Shape) -> int:
-    return squares.price(shape) if threat.norm == "Linf" else squares.QUERIES
+    return squares.price_of(threat, shape, squares.QUERIES)
 
 
 # A price is the cost of an image that survives, in sample passes: forwards + 2 * backwards.
