@@ -137,8 +137,10 @@ class Dry:
     def train(self, asked: Fit) -> Trained:
         """Return the starting weights, slightly perturbed."""
         plan = asked.plan
-        state = _moved(masked(asked.model().state_dict(), asked.masks or {}), asked.key)
-        kind = (plan.recipe.objective, asked.masks is None, _alike(asked.density))
+        net = asked.model()
+        plan.scheme.attach(net)
+        state = _moved(masked(net.state_dict(), asked.masks or {}), asked.key)
+        kind = (plan.recipe.objective, type(plan.scheme), asked.masks is None, _alike(asked.density))
         if kind not in self.trainings:
             self.trainings[kind] = training_pace(plan, asked.model, asked.masks, asked.train, self.seconds)
         start, each = self.trainings[kind]

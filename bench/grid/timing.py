@@ -33,7 +33,7 @@ def training_pace(
     A short training of `model()` under `masks` is timed for about `seconds`, on the first images of `train`.
     """
     recipe = plan.recipe.model_copy(update={"validate_every": EPOCHS})
-    trial = TrainingPlan(recipe, plan.threat, EPOCHS)
+    trial = TrainingPlan(recipe, plan.threat, EPOCHS, scheme=plan.scheme)
 
     def timed(images: int) -> tuple[float, float]:
         part = train.take(slice(0, images))

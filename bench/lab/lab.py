@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import inspect
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol as Interface
 
 import torch
@@ -21,11 +18,13 @@ from prunebench.bench.datasets import Info
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of
 from prunebench.bench.lab.backend import Backend, Calibration, Fit, Loop
+from prunebench.bench.lab.keys import digest, plain, rules_of, source_of
 from prunebench.bench.lab.meter import Meter, granted
 from prunebench.bench.lab.schedule import Trained, TrainingPlan
-from prunebench.bench.mask import Masks, State, attach_scores, keep_count, split_scores
+from prunebench.bench.lab.schemes import PLAIN, Scheme, Scores
+from prunebench.bench.mask import Masks, State, keep_count, split_scores
 from prunebench.bench.models import build, prunable
-from prunebench.bench.protocol import Job, Protocol, Threat, Training
+from prunebench.bench.protocol import Job, Protocol, Training
 from prunebench.bench.schema import exact
 from prunebench.bench.seeds import derive
 
@@ -120,18 +119,21 @@ class Lab:
         stop: int | None = None,
         lr: float | None = None,
         objective: str | None = None,
+        weight_decay: float | None = None,
+        scheme: Scheme = PLAIN,
     ) -> Trained:
         """Train adversarially from `start` by the protocol's recipe, charged under the name `stage`.
 
         The schedule spans `epochs` epochs, of which `first` to `stop` (default: all) are trained. `masks` hold pruned
-        weights at zero; `lr` replaces the peak learning rate, `objective` the loss ("pgd", "trades", "fgsm-rs"). A
-        training requested twice, by any pruner, is computed once and charged each time. Raises BudgetExceeded, before
-        any computation, when too few passes are left.
+        weights at zero. `lr` replaces the peak learning rate, `objective` the loss ("pgd", "trades", "fgsm-rs"), and
+        `weight_decay` the recipe's; `scheme` says how the training departs from plain descent. A training requested
+        twice, by any pruner, is computed once and charged each time. Raises BudgetExceeded, before any computation,
+        when too few passes are left.
         """
-        plan = self._plan(stage, {"lr": lr, "objective": objective}, epochs, first, stop)
-        facts: list[object] = ["fit", _digest(start), _digest(masks or {})]
+        changes = {"lr": lr, "objective": objective, "weight_decay": weight_decay}
+        plan = self._plan(stage, changes, epochs, first, stop, scheme)
         pruned = sum(int((~mask).sum()) for mask in (masks or {}).values())
-        return self._train(stage, plan, facts, lambda: self.model(start), masks, kept=self.prunable - pruned)
+        return self._train(stage, plan, start, masks, kept=self.prunable - pruned)
 
     def fit_scores(
         self,
@@ -150,15 +152,9 @@ class Lab:
         statistics follow the masked net. Otherwise as `fit`, without weight decay. Returns the scores and the state
         dict.
         """
-        plan = self._plan(stage, {"lr": lr, "objective": objective, "weight_decay": 0.0}, epochs, 0, None)
-        facts: list[object] = ["fit_scores", _digest(weights), _digest(scores), dict(keeps)]
-
-        def scored() -> nn.Module:
-            net = self.model(weights)
-            attach_scores(net, scores, keeps)
-            return net
-
-        return split_scores(self._train(stage, plan, facts, scored, kept=sum(keeps.values())).last)
+        changes = {"lr": lr, "objective": objective, "weight_decay": 0.0}
+        plan = self._plan(stage, changes, epochs, 0, None, Scores(scores, keeps))
+        return split_scores(self._train(stage, plan, weights, None, kept=sum(keeps.values())).last)
 
     def loop(
         self, stage: str, start: State, step: Callable[[State, int], State], *, steps: int, passes: int, facts: object
@@ -170,9 +166,9 @@ class Lab:
         `passes`: the price of all steps in sample passes, charged under the name `stage`.
         """
         self.meter.check(stage, passes)
-        source = sha256_of(Path(inspect.getfile(step)).read_bytes())
-        rules = _rules(self.protocol.training, self.protocol.threat)
-        key = self._key(["loop", source, facts, steps, _digest(start), *rules])
+        source = source_of(step)
+        rules = rules_of(self.protocol.training, self.protocol.threat)
+        key = self._key(["loop", source, facts, steps, digest(start), *rules])
         state, seconds = self._backend.loop(Loop(stage, key, start, step, steps, passes, self.device))
         self.meter.charge(stage, passes, seconds)
         return state
@@ -231,12 +227,20 @@ class Lab:
     def _price(self, recipe: Training, epochs: int) -> int:
         return TrainingPlan(recipe, self.protocol.threat, epochs).passes(len(self.train))
 
-    def _plan(self, stage: str, changes: dict[str, object], epochs: int, first: int, stop: int | None) -> TrainingPlan:
+    def _plan(
+        self,
+        stage: str,
+        changes: Mapping[str, object],
+        epochs: int,
+        first: int,
+        stop: int | None,
+        scheme: Scheme,
+    ) -> TrainingPlan:
         """The protocol's recipe with `changes` (None: no change) over these epochs; an empty range is refused."""
         recipe = self.protocol.training
         wanted = {key: value for key, value in changes.items() if value is not None}
         plan = TrainingPlan(
-            recipe.model_validate(recipe.model_dump() | wanted), self.protocol.threat, epochs, first, stop
+            recipe.model_validate(recipe.model_dump() | wanted), self.protocol.threat, epochs, first, stop, scheme
         )
         if not 0 <= first < plan.last <= epochs:
             raise PrunebenchError(
@@ -245,21 +249,14 @@ class Lab:
             )
         return plan
 
-    def _train(
-        self,
-        stage: str,
-        plan: TrainingPlan,
-        facts: list[object],
-        model: Callable[[], nn.Module],
-        masks: Masks | None = None,
-        *,
-        kept: int,
-    ) -> Trained:
-        """`model()` trained by `plan` with `kept` weights, and charged even if it comes from the store."""
+    def _train(self, stage: str, plan: TrainingPlan, start: State, masks: Masks | None, *, kept: int) -> Trained:
+        """`start` trained by `plan` with `kept` weights, and charged even if it comes from the store."""
         span = [plan.epochs, plan.start, plan.stop]
-        key = self._key([*facts, *_rules(plan.recipe, self.protocol.threat), *span])
+        how = [source_of(type(plan.scheme)), type(plan.scheme).__qualname__, plain(plan.scheme.facts)]
+        facts = ["fit", digest(start), digest(masks or {}), *how]
+        key = self._key([*facts, *rules_of(plan.recipe, self.protocol.threat), *span])
         density, seed = kept / self.prunable, self.job.seed
-        asked = Fit(stage, key, plan, model, masks, density, self.train, self.validation, seed)
+        asked = Fit(stage, key, plan, lambda: self.model(start), masks, density, self.train, self.validation, seed)
         self.meter.check(stage, asked.passes)
         trained = self._backend.train(asked)
         self.meter.charge(stage, asked.passes, trained.seconds)
@@ -271,15 +268,3 @@ class Lab:
         where = [machine.training_code(), machine.env_key(self.device), kernels]
         data = [self.train_sha256, self.validation.sha256]
         return sha256_of(canonical_json([*where, *data, self.protocol.model, self.job.seed, *facts]))
-
-
-def _rules(recipe: Training, threat: Threat) -> list[object]:
-    return [recipe.model_dump(mode="json"), threat.model_dump(mode="json")]
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -47,40 +47,52 @@ class Net(Interface):
         """Adversarial images by PGD against `model`, from `attacked`, with the recipe's steps and step size."""
 
 
-Loss = Callable[[Net, Tensor, Tensor, torch.Generator], Tensor]
-
-
 @dataclass(frozen=True)
 class Objective:
-    """A loss (net, images, labels, noise) -> scalar, and its price.
+    """A loss on adversarial images, the search for those images, and the price of both.
 
-    `passes`: maps the recipe's steps to the sample passes per image and training step (forward 1, backward 2).
+    `attack`: (net, images, labels, noise) -> adversarial images. `loss`: (net, images, adversarial, labels) -> scalar.
+    `search`: maps the recipe's steps to the attack's sample passes per image (forward 1, backward 2); `gradient`: the
+    passes of the loss and its gradient.
     """
 
-    loss: Loss
-    passes: Callable[[int], int]
+    attack: Callable[[Net, Tensor, Tensor, torch.Generator], Tensor]
+    loss: Callable[[Net, Tensor, Tensor, Tensor], Tensor]
+    search: Callable[[int], int]
+    gradient: int
+
+    def passes(self, steps: int, gradients: int = 1) -> int:
+        """Sample passes per image and training step that takes `gradients` gradients of the loss."""
+        return self.search(steps) + gradients * self.gradient
+
+
+def cross_entropy(net: Net, images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy on the adversarial images (Madry et al. 2018, arXiv 1706.06083)."""
+    return F.cross_entropy(net.logits(adversarial), labels)
 
 
 def pgd(net: Net, images: Tensor, labels: Tensor, noise: torch.Generator) -> Tensor:
-    """Cross-entropy on the images that PGD finds (Madry et al. 2018, arXiv 1706.06083)."""
+    """The images that PGD finds."""
     with net.attacked() as model:
-        adversarial = net.attack(model, images, labels, noise)
-    return F.cross_entropy(net.logits(adversarial), labels)
+        return net.attack(model, images, labels, noise)
 
 
-def fgsm_rs(net: Net, images: Tensor, labels: Tensor, noise: torch.Generator) -> Tensor:
-    """Cross-entropy after one step of 1.25 eps from a random start (Wong et al. 2020, arXiv 2001.03994)."""
+def one_step(net: Net, images: Tensor, labels: Tensor, noise: torch.Generator) -> Tensor:
+    """One step of 1.25 eps from a random start (Wong et al. 2020, arXiv 2001.03994)."""
     with net.attacked() as model:
-        adversarial = net.attack(model, images, labels, noise, steps=1, step_size=1.25 * net.threat.radius)
-    return F.cross_entropy(net.logits(adversarial), labels)
+        return net.attack(model, images, labels, noise, steps=1, step_size=1.25 * net.threat.radius)
 
 
-def trades(net: Net, images: Tensor, labels: Tensor, noise: torch.Generator) -> Tensor:
-    """Clean cross-entropy and beta times the divergence under attack (Zhang et al. 2019, arXiv 1901.08573, eq. 5)."""
+def diverging(net: Net, images: Tensor, labels: Tensor, noise: torch.Generator) -> Tensor:
+    """The images whose predictions PGD moves furthest from the clean ones (Zhang et al. 2019, arXiv 1901.08573)."""
     with net.attacked() as model:  # not under no_grad: tensors cached there would have no gradient
         clean = F.softmax(net.logits(images, model), dim=1).detach()
         start = images + 0.001 * torch.empty_like(images).normal_(generator=noise)
-        adversarial = net.attack(model, images, clean, noise, loss=_divergence, start=start.clamp(0, 1))
+        return net.attack(model, images, clean, noise, loss=_divergence, start=start.clamp(0, 1))
+
+
+def trades(net: Net, images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
+    """Clean cross-entropy and beta times the divergence under attack (Zhang et al. 2019, arXiv 1901.08573, eq. 5)."""
     logits = net.logits(images)
     robust = _divergence(net.logits(adversarial), F.softmax(logits, dim=1))
     return F.cross_entropy(logits, labels) + net.recipe.beta * robust
@@ -92,7 +104,7 @@ def _divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "pgd": Objective(pgd, lambda steps: 3 * steps + 3),
-    "trades": Objective(trades, lambda steps: 1 + 3 * steps + 6),
-    "fgsm-rs": Objective(fgsm_rs, lambda steps: 3 + 3),
+    "pgd": Objective(pgd, cross_entropy, lambda steps: 3 * steps, 3),
+    "trades": Objective(diverging, trades, lambda steps: 1 + 3 * steps, 6),
+    "fgsm-rs": Objective(one_step, cross_entropy, lambda steps: 3, 3),
 }

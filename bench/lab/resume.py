@@ -17,6 +17,8 @@ def save(partial: Path, trainer: Trainer) -> None:
     tensors = {f"net/{name}": tensor for name, tensor in trainer.live.items()}
     tensors |= {f"average/{name}": tensor for name, tensor in trainer.average.items()}
     tensors |= {f"momentum/{name}": tensor for name, tensor in trainer.momentum.items()}
+    tensors |= {f"mask/{name}": tensor for name, tensor in trainer.masks.items()}
+    tensors |= {f"held/{name}": tensor for name, tensor in trainer.held.items()}
     about = {"epoch": trainer.epoch, "steps": trainer.steps, "times": trainer.times, "curve": trainer.curve}
     save_stage(partial, tensors, about)
 
@@ -27,14 +29,19 @@ def restore(partial: Path, trainer: Trainer) -> None:
     if kept is None or not _fits(trainer, *kept):
         return
     tensors, about = kept
-    net = {name.removeprefix("net/"): tensor for name, tensor in tensors.items() if name.startswith("net/")}
-    trainer.model.load_state_dict(net)
-    for name, average in trainer.average.items():
-        average.copy_(tensors[f"average/{name}"])
-    for name, parameter in trainer.model.named_parameters():
-        if f"momentum/{name}" in tensors:
-            momentum = torch.empty_like(parameter).copy_(tensors[f"momentum/{name}"])  # fused SGD needs its strides
-            trainer.momentum[name] = momentum.detach()
+
+    def part(kind: str) -> State:
+        return {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
+
+    if any(not torch.equal(mask.cpu(), trainer.masks[name].cpu()) for name, mask in part("mask/").items()):
+        trainer.remask(part("mask/"))
+    trainer.model.load_state_dict(part("net/"))
+    for name, average in part("average/").items():
+        trainer.average[name].copy_(average)
+    live = dict(trainer.model.named_parameters())
+    for name, momentum in part("momentum/").items():  # fused SGD needs its strides
+        trainer.momentum[name] = torch.empty_like(live[name]).copy_(momentum).detach()
+    trainer.held |= {name: tensor.to(trainer.held[name].device) for name, tensor in part("held/").items()}
     trainer.epoch, trainer.steps, trainer.times, trainer.curve = (
         about[key] for key in ("epoch", "steps", "times", "curve")
     )
@@ -45,6 +52,8 @@ def _fits(trainer: Trainer, tensors: State, about: Any) -> bool:
     live = {name: tensor.shape for name, tensor in trainer.live.items()}
     moving = {name: parameter.shape for name, parameter in trainer.model.named_parameters()}
     wanted = {f"{kind}/{name}": shape for kind in ("net", "average") for name, shape in live.items()}
+    wanted |= {f"mask/{name}": mask.shape for name, mask in trainer.masks.items()}
+    wanted |= {f"held/{name}": tensor.shape for name, tensor in trainer.held.items()}
     extra = {f"momentum/{name}": shape for name, shape in moving.items()}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     return (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunebench.bench.lab.objectives import OBJECTIVES
+from prunebench.bench.lab.schemes import PLAIN, Scheme
 from prunebench.bench.mask import State
 from prunebench.bench.protocol import Threat, Training
 
@@ -31,13 +32,14 @@ class Trained:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The part of a schedule to train: epochs `start` to `stop` of `epochs`."""
+    """The part of a schedule to train: epochs `start` to `stop` of `epochs`, by `scheme`."""
 
     recipe: Training
     threat: Threat
     epochs: int
     start: int = 0
     stop: int | None = None
+    scheme: Scheme = PLAIN
 
     @property
     def last(self) -> int:
@@ -59,8 +61,10 @@ class TrainingPlan:
 
     def passes(self, images: int) -> int:
         """The price in sample passes."""
-        each = OBJECTIVES[self.recipe.objective].passes(self.recipe.steps)
-        return max(0, self.last - self.start) * self.seen(images) * each
+        each = OBJECTIVES[self.recipe.objective].passes(self.recipe.steps, self.scheme.gradients)
+        epochs = max(0, self.last - self.start)
+        extra = self.scheme.extra_passes(epochs, epochs * self.batches(images), images)
+        return epochs * self.seen(images) * each + extra
 
     def lr(self, progress: float) -> float:
         """The learning rate at `progress`, in [0, 1), through the schedule."""

@@ -68,6 +68,7 @@ def fit(
             if plan.recipe.augment == "crop-flip":
                 images = crop_flip(images, noise)
             losses += trainer.step(trainer.laid_out(images), part.labels, (epoch + i / batches) / plan.epochs, noise)
+        trainer.scheme.after_epoch(trainer)
         row = {"epoch": epoch + 1, "loss": losses.item() / batches, "lr": plan.lr((epoch + 1) / plan.epochs)}
         if not math.isfinite(row["loss"]):
             raise PrunebenchError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,19 +30,21 @@ class Trainer:
 
     def __init__(self, model: nn.Module, plan: TrainingPlan, masks: Masks, device: torch.device) -> None:
         cuda = device.type == "cuda"
+        plan.scheme.attach(model)
         self.model = model.to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.autocast = torch.autocast("cuda", torch.bfloat16) if cuda else None
         self.compiled: Model | None = None
         live = dict(self.model.named_parameters())
-        self.plan, self.recipe, self.threat = plan, plan.recipe, plan.threat
-        self.masks = {name: torch.empty_like(live[name], dtype=torch.bool).copy_(mask) for name, mask in masks.items()}
+        self.plan, self.recipe, self.threat, self.scheme = plan, plan.recipe, plan.threat, plan.scheme
+        self.masks = _on(live, masks)
         enforce(self.model, self.masks)
         self.quick = _quick(self.model, self.masks, device)
         self.momentum: State = {}  # none before the first step
         self.live = self.model.state_dict()  # the tensors themselves, which training changes in place
         self.average = {name: tensor.clone() for name, tensor in self.live.items()}
-        self.epoch, self.steps = plan.start, 0
+        self.held: State = {name: tensor.to(device) for name, tensor in self.scheme.begin(self.model).items()}
+        self.epoch, self.steps, self.progress = plan.start, 0, 0.0
         self.curve: list[dict[str, Any]] = []
         self.times: list[float] = []
 
@@ -107,20 +109,42 @@ class Trainer:
             logits = model(images)
         return logits.float()
 
-    def loss(self, images: Tensor, labels: Tensor, noise: torch.Generator) -> Tensor:
-        """The recipe's objective on one batch, a scalar with a gradient."""
-        return OBJECTIVES[self.recipe.objective].loss(self, images, labels, noise)
-
     def step(self, images: Tensor, labels: Tensor, progress: float, noise: torch.Generator) -> Tensor:
         """Train on one batch; returns the loss, not yet read back from the device."""
-        with parametrize.cached():  # compute a mask from scores once per step, not per forward
-            loss = self.loss(images, labels, noise)
-            self.model.zero_grad(set_to_none=True)
-            loss.backward()
+        objective, self.progress = OBJECTIVES[self.recipe.objective], progress
+        with parametrize.cached():  # compute a mask from scores once per gradient, not per forward
+            adversarial = objective.attack(self, images, labels, noise)
+            loss = self._differentiate(objective.loss(self, images, adversarial, labels))
+
+        def again() -> Tensor:
+            with parametrize.cached():
+                return self._differentiate(objective.loss(self, images, adversarial, labels))
+
+        self.scheme.after_gradient(self, again)
         self._descend(self.plan.lr(progress))
         enforce(self.model, self.masks)
         self._follow()
+        self.scheme.after_step(self)
+        return loss
+
+    def _differentiate(self, loss: Tensor) -> Tensor:
+        """Leave the gradients of the loss and the scheme's penalty in the parameters; returns their sum, detached."""
+        penalty = self.scheme.penalty(self)
+        loss = loss if penalty is None else loss + penalty
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()
         return loss.detach()
+
+    def remask(self, masks: Masks) -> None:
+        """Train under `masks` from now on: pruned weights are zero, and weights that enter have no momentum."""
+        before, self.masks = self.masks, _on(dict(self.model.named_parameters()), masks)
+        enforce(self.model, self.masks)
+        with torch.no_grad():
+            for name, mask in self.masks.items():
+                self.average[name].mul_(mask)
+                if name in self.momentum:
+                    self.momentum[name].mul_(mask & before.get(name, mask))
+        self.quick = _quick(self.model, self.masks, next(self.model.parameters()).device)
 
     @torch.no_grad()
     def _descend(self, lr: float) -> None:
@@ -182,6 +206,11 @@ class Trainer:
             for state in (self.average, self.live)
         )
         return Trained(weights, last, self.curve, self.times)
+
+
+def _on(live: Mapping[str, Tensor], masks: Masks) -> Masks:
+    """The masks in the memory layout and on the device of their weights."""
+    return {name: torch.empty_like(live[name], dtype=torch.bool).copy_(mask) for name, mask in masks.items()}
 
 
 def _quick(model: nn.Module, masks: Masks, device: torch.device) -> Fast | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 
 import prunebench.bench.lab.backend
 import prunebench.bench.lab.lab
+import prunebench.bench.lab.schemes
 from prunebench.bench.attacks.base import within
 from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.data import as_float
@@ -337,7 +339,7 @@ def test_scores_are_trained_alone_and_without_weight_decay(tmp_path):
 
 @pytest.mark.parametrize("twin", ["weight decay", "weights are trained", "affine part is trained"])
 def test_scores_alone_twin(twin, tmp_path, monkeypatch):
-    plan, attach = Lab._plan, prunebench.bench.lab.lab.attach_scores
+    plan, attach = Lab._plan, prunebench.bench.lab.schemes.attach_scores
 
     def attached(model, scores, keeps):
         attach(model, scores, keeps)
@@ -350,7 +352,7 @@ def test_scores_alone_twin(twin, tmp_path, monkeypatch):
             Lab, "_plan", lambda self, stage, changes, *span: plan(self, stage, changes | {"weight_decay": 0.01}, *span)
         )
     else:
-        monkeypatch.setattr(prunebench.bench.lab.lab, "attach_scores", attached)
+        monkeypatch.setattr(prunebench.bench.lab.schemes, "attach_scores", attached)
     with pytest.raises(AssertionError):
         check_scores_alone(lab(tmp_path, RULES))
 
@@ -412,9 +414,11 @@ def test_the_net_that_trains_scores_is_seen_through_the_mask(tmp_path, monkeypat
     scores, keeps = scores_of(room, start), uniform(room.shapes, room.keep)
     images = room.sample("a", 5)[0]
 
-    def fit(model, *arguments, **options):
-        nets.append(model.eval()(images).detach())
-        return real(model.train(), *arguments, **options)
+    def fit(model, plan, *arguments, **options):
+        scored = copy.deepcopy(model)
+        plan.scheme.attach(scored)
+        nets.append(scored.eval()(images).detach())
+        return real(model, plan, *arguments, **options)
 
     monkeypatch.setattr(prunebench.bench.lab.backend, "fit", fit)
     room.fit_scores("search", start, scores, keeps, epochs=1)

@@ -18,6 +18,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.executor import Fast
 from prunebench.bench.executor.compiled import Compiled
 from prunebench.bench.executor.folded import Folded
+from prunebench.bench.lab.objectives import OBJECTIVES
 from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.train import fit, refuse_collapse
 from prunebench.bench.lab.trainer import Trainer, _attacking
@@ -83,6 +84,12 @@ def kl(p, q):
     return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
+def loss_of(it, seed):
+    labels, noise = torch.zeros(5, dtype=torch.long), torch.Generator().manual_seed(seed)
+    objective = OBJECTIVES[it.recipe.objective]
+    return objective.loss(it, PIXELS, objective.attack(it, PIXELS, labels, noise), labels)
+
+
 def probabilities(pixel, w=2.0):
     up = 1 / (1 + math.exp(-w * pixel))
     return 1 - up, up
@@ -91,7 +98,7 @@ def probabilities(pixel, w=2.0):
 def test_pgd_loss_by_hand():
     """Label 0: the loss rises with the pixel, so four steps of half eps end at the upper edge from wherever."""
     assert 4 * float(RULES.training.step_size) >= 2 * EPS
-    loss = trainer(Ramp(), steps=4).loss(PIXELS, torch.zeros(5, dtype=torch.long), torch.Generator().manual_seed(0))
+    loss = loss_of(trainer(Ramp(), steps=4), 0)
     assert loss.item() == pytest.approx(sum(softplus(2 * (p + EPS)) for p in PIXELS.flatten().tolist()) / 5, abs=1e-5)
 
 
@@ -100,9 +107,7 @@ def test_fgsm_rs_loss_by_hand():
     start = torch.empty_like(PIXELS).uniform_(-EPS, EPS, generator=torch.Generator().manual_seed(1)).flatten().tolist()
     assert any(d < -0.25 * EPS for d in start) and any(d > -0.25 * EPS for d in start)
     moved = [p + min(d + 1.25 * EPS, EPS) for p, d in zip(PIXELS.flatten().tolist(), start, strict=True)]
-    loss = trainer(Ramp(), objective="fgsm-rs").loss(
-        PIXELS, torch.zeros(5, dtype=torch.long), torch.Generator().manual_seed(1)
-    )
+    loss = loss_of(trainer(Ramp(), objective="fgsm-rs"), 1)
     assert loss.item() == pytest.approx(sum(softplus(2 * p) for p in moved) / 5, abs=1e-5)
 
 
@@ -114,13 +119,9 @@ def test_trades_loss_by_hand():
     by_hand = 0.0
     for pixel, side in zip(pixels, nudge, strict=True):
         by_hand += softplus(2 * pixel) + 6 * kl(probabilities(pixel), probabilities(pixel + side * EPS))
-    loss = trainer(Ramp(), objective="trades", steps=1, step_size="0.15").loss(
-        PIXELS, torch.zeros(5, dtype=torch.long), torch.Generator().manual_seed(2)
-    )
+    loss = loss_of(trainer(Ramp(), objective="trades", steps=1, step_size="0.15"), 2)
     assert loss.item() == pytest.approx(by_hand / 5, abs=1e-5)
-    no_beta = trainer(Ramp(), objective="trades", beta=0.0).loss(
-        PIXELS, torch.zeros(5, dtype=torch.long), torch.Generator().manual_seed(2)
-    )
+    no_beta = loss_of(trainer(Ramp(), objective="trades", beta=0.0), 2)
     assert no_beta.item() == pytest.approx(sum(softplus(2 * pixel) for pixel in pixels) / 5, abs=1e-6)
 
 
@@ -285,7 +286,7 @@ def test_sgd_by_hand():
     """One step of a Ramp with nesterov momentum: v = g, then g + m v, with weight decay in g."""
     it = trainer(Ramp(2.0), weight_decay=0.1, momentum=0.5, lr=0.2, steps=1)
     loss = trainer(Ramp(2.0), steps=1)
-    value = loss.loss(PIXELS, torch.zeros(5, dtype=torch.long), torch.Generator().manual_seed(0))
+    value = loss_of(loss, 0)
     (gradient,) = torch.autograd.grad(value, loss.model.w)
     it.step(PIXELS, torch.zeros(5, dtype=torch.long), 0.0, torch.Generator().manual_seed(0))
     g = gradient.item() + 0.1 * 2.0

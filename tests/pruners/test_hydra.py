@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.utils import parametrize
 
-import prunebench.bench.lab.lab
+import prunebench.bench.lab.schemes
 import prunebench.bench.lab.trainer
 from prunebench.bench import mask
 from prunebench.bench.checkpoint import Header, open_net, seal
@@ -133,7 +133,7 @@ TWINS = {
         "scaled_scores",
         lambda weights: {name: 1 / (1 + w.abs()) for name, w in weights.items()},
     ),
-    "weights move in the search": (prunebench.bench.lab.lab, "attach_scores", thawed),
+    "weights move in the search": (prunebench.bench.lab.schemes, "attach_scores", thawed),
     "statistics of the dense net": (Lab, "fit_scores", statistics_of_the_dense(Lab.fit_scores)),
     "no gradient for the scores": (
         mask._TopK,
