@@ -40,8 +40,8 @@ class Scheme:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Everything that the result depends on: JSON values, and dicts of tensors."""
-        return {}
+        """Everything that the result depends on, JSON values and dicts of tensors: the scheme's fields."""
+        return dict(vars(self))
 
     def attach(self, net: nn.Module) -> None:
         """Prepare a fresh net before training: parametrise its weights, or freeze them."""
@@ -77,11 +77,6 @@ class Scores(Scheme):
 
     scores: State
     keeps: Mapping[str, int]
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """The initial scores, and how many weights they keep."""
-        return {"scores": self.scores, "keeps": dict(self.keeps)}
 
     def attach(self, net: nn.Module) -> None:
         """Make the net use its weights under the masks of the largest scores; freeze everything else."""
