@@ -12,7 +12,7 @@ from prunebench.bench.bounded import json_of
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.facts import Cost, DataId, NetId, ProtocolId, Score, Sha256
 from prunebench.bench.files import canonical_json, read_outside, sha256_of, write_json
-from prunebench.bench.protocol import PROTOCOLS, Job, Protocol
+from prunebench.bench.protocol import PROTOCOLS, Job, Protocol, identity
 from prunebench.bench.schema import Strict, explain
 
 # Schema 4 added `processor_seconds`. Schema 5 added the rules and renamed `disagreements` to `rejected` and
@@ -111,7 +111,7 @@ class Record(Hashed):
 
     def _fits(self, rules: dict[str, Any]) -> None:
         """Raise ValueError unless the record names these rules and its score is consistent with them."""
-        sha256 = sha256_of(canonical_json(rules))
+        sha256 = identity(rules)
         named = (self.protocol.name, self.protocol.version, self.protocol.sha256)
         if (rules.get("name"), rules.get("version"), sha256) != named:
             raise ValueError(f"the rules are {rules.get('name')} {sha256[:12]}, not the rules that protocol names")

@@ -82,7 +82,7 @@ def test_every_rule_is_in_the_hash():
             {},
             {"version": 2},
             {"units": 3.0},
-            {"seeds": [0]},
+            {"name": "another"},
             {"threat": {"norm": "L2", "eps": "0.2"}},
             {"threat": {"norm": "Linf", "eps": "1/5"}},
             {"test": None},
@@ -90,6 +90,17 @@ def test_every_rule_is_in_the_hash():
         )
     }
     assert len(hashes) == 8
+
+
+def test_the_default_grid_is_no_rule(tmp_path):
+    """A board grows by other sparsities and seeds; so the built-in rules stay official under their name."""
+    mine = tmp_path / "mine.toml"
+    mine.write_text('base = "digits-linf"\nsparsities = [0.5]\nseeds = [77]\n')
+    rules = load(mine)
+    assert rules.sparsities == (0.5,) and rules.official and rules.sha256 == PROTOCOLS["digits-linf"].sha256
+    mine.write_text('base = "digits-linf"\nunits = 3.0\n')  # the twin
+    with pytest.raises(PrunebenchError, match="differ from the built-in ones"):
+        load(mine)
 
 
 @pytest.mark.parametrize(

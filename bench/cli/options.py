@@ -23,6 +23,10 @@ KeepProposals = Annotated[
 Best = Annotated[
     bool, typer.Option("--best", help="Attack the survivors again, for the best-known number beside AutoAttack's.")
 ]
+Also = Annotated[
+    list[str] | None,
+    typer.Option(help="Also measure planted, distances, corruptions, other-norm; or torchattacks:NAME."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

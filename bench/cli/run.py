@@ -11,6 +11,7 @@ import typer
 
 from prunebench.bench.cli import show
 from prunebench.bench.cli.options import (
+    Also,
     AsJson,
     Best,
     DataRoot,
@@ -78,6 +79,7 @@ def run(
     examples: Examples = None,
     epochs: Epochs = None,
     best: Best = False,
+    also: Also = None,
     keep_proposals: KeepProposals = False,
     tensorboard: Tensorboard = False,
     sandbox: Sandbox = False,
@@ -116,6 +118,7 @@ def run(
             device=device,
             examples=examples,
             best=best,
+            also=also or (),
             keep_proposals=keep_proposals,
             tensorboard=tensorboard,
             sandbox=sandbox,

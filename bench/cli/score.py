@@ -9,6 +9,7 @@ import typer
 
 from prunebench.bench.cli import show
 from prunebench.bench.cli.options import (
+    Also,
     AsJson,
     Best,
     DataRoot,
@@ -32,10 +33,7 @@ def score(
     parent: Annotated[
         Path | None, typer.Option(help="The dense net, whose adversarial images are tried on NET for a flag.")
     ] = None,
-    also: Annotated[
-        list[str] | None,
-        typer.Option(help="Also measure planted, distances, corruptions, other-norm; or torchattacks:NAME."),
-    ] = None,
+    also: Also = None,
     best: Best = False,
     keep_proposals: KeepProposals = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the record of another net.")] = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Protocol as Interface
@@ -17,6 +17,7 @@ from prunebench.bench.grid.task import Ended, Step, Task
 from prunebench.bench.player.host import describe
 from prunebench.bench.progress import JobProgressCallback, ProgressUpdate
 from prunebench.bench.protocol import Job, Protocol, as_sparsity
+from prunebench.bench.score.measurement import Asked
 from prunebench.bench.spec import source_of
 
 
@@ -69,6 +70,7 @@ def run(
     device: str = "auto",
     examples: int | None = None,
     best: bool = False,
+    also: Sequence[str] = (),
     keep_proposals: bool = False,
     tensorboard: bool = False,
     sandbox: bool = False,
@@ -77,11 +79,13 @@ def run(
 ) -> list[Ended]:
     """Train and score `jobs` on `engine` (one process by default), and publish their records below `out/records`.
 
-    `best`: attack the survivors of AutoAttack again. `keep_proposals`: keep the images that fooled each net, so that a
-    claim can be replayed. `tensorboard`, `sandbox`: as for `task.train`. Finished steps are kept, so a killed run
-    resumes where it stopped. A job that fails is reported once and does not stop the others. `report` and `ended` are
-    called in this process. Raises PrunebenchError if another run is using `out`.
+    `best`: attack the survivors of AutoAttack again. `also`: more measurements, as for `score`. `keep_proposals`: keep
+    the images that fooled each net, so that a claim can be replayed. `tensorboard`, `sandbox`: as for `task.train`.
+    Finished steps are kept, so a killed run resumes where it stopped. A job that fails is reported once and does not
+    stop the others. `report` and `ended` are called in this process. Raises PrunebenchError if another run is using
+    `out`, and for unknown names in `also`.
     """
+    Asked.of(also, best=best, keep_images=keep_proposals)  # before any training: are the names known?
     with sole_user(out):
         scheduler = scheduler_of(
             protocol,
@@ -92,6 +96,7 @@ def run(
             device=device,
             examples=examples,
             best=best,
+            also=also,
             keep_proposals=keep_proposals,
             tensorboard=tensorboard,
             sandbox=sandbox,
@@ -116,6 +121,7 @@ def scheduler_of(
     device: str = "auto",
     examples: int | None = None,
     best: bool = False,
+    also: Sequence[str] = (),
     keep_proposals: bool = False,
     tensorboard: bool = False,
     sandbox: bool = False,
@@ -142,6 +148,7 @@ def scheduler_of(
                 None if parent == job.name else folders[parent],
                 tensorboard,
                 sandbox,
+                tuple(also),
             )
         )
     images = len(store.testing(protocol.data, examples or protocol.test))

@@ -28,6 +28,7 @@ from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.score.effort import effort_of, save_effort
+from prunebench.bench.score.extras import has
 from prunebench.bench.score.scoring import score, score_shard
 from prunebench.bench.spec import source_of
 
@@ -37,7 +38,7 @@ class Task:
     """One job of a grid, in a form that can be sent to another process: pruner spec, job, folders and device.
 
     `parent`: the folder of the dense net with the same seed, if that is in the grid; its adversarial images are tried
-    on this net.
+    on this net. `also`: more measurements, as for `score`.
     """
 
     spec: str
@@ -54,6 +55,7 @@ class Task:
     parent: Path | None
     tensorboard: bool
     sandbox: bool = False
+    also: tuple[str, ...] = ()
 
     @property
     def dense(self) -> Path | None:
@@ -158,6 +160,7 @@ class Step:
             protocol=task.protocol,
             parent=task.dense,
             best=task.best,
+            also=task.also,
             keep_proposals=task.keep_proposals,
         )
         best = "" if record.beyond.best is None else f" ({record.beyond.best.robust} best known)"
@@ -280,7 +283,7 @@ def _scored(task: Task) -> bool:
         return False
     if task.dense is not None and record.notes.get("parent") != sha256_of(task.dense.read_bytes()):
         return False
-    if task.best and record.beyond.best is None:
+    if (task.best and record.beyond.best is None) or not has(record, task.also):
         return False
     if task.keep_proposals and not _holds(proposals_path(task.folder / RECORD), record.proposals):
         return False

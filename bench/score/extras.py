@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from prunebench.bench.data import Split
+from prunebench.bench.record import Record
 from prunebench.bench.schema import Strict
 from prunebench.bench.score.corruptions import known, measure_corruptions
 from prunebench.bench.score.distances import measure_distances
@@ -32,6 +33,12 @@ def require(names: Sequence[str]) -> None:
     """Raise PrunebenchError if a package that a measurement needs is missing, before any other work is done."""
     if "corruptions" in names:
         known()
+
+
+def has(record: Record, also: Sequence[str]) -> bool:
+    """Whether the record holds everything that `also` names."""
+    extras = {name: getattr(record.beyond, name.replace("-", "_")) is not None for name in EXTRAS}
+    return all(extras.get(name, name in record.score.weak) for name in also)
 
 
 def measured(

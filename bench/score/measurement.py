@@ -226,7 +226,7 @@ class Measurement:
             score=score,
             beyond=beyond,
             data=DataId(name=rules.data, sha256=test.sha256, train_sha256=header.train_sha256),
-            official=whole and rules.official and header.protocol == rules and header.arch == rules.model,
+            official=whole and rules.official and header.protocol.sha256 == rules.sha256 and header.arch == rules.model,
             cost=Cost(
                 stages=stages,
                 train_passes=sum(stage.passes for stage in stages),

@@ -98,7 +98,7 @@ def _made_for(net: Net, path: Path) -> Protocol:
         known = load(rules.name)
     except PrunebenchError:
         return rules  # a protocol of the user's own: its rules travel in the header
-    if known != rules:
+    if known.sha256 != rules.sha256:
         raise Refused(
             "protocol",
             f"{path} was made for rules of {rules.name} (sha256 {rules.sha256[:12]}) that differ from today's "

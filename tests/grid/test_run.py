@@ -490,3 +490,26 @@ def test_a_net_of_other_images_is_not_kept(tmp_path):
     first = train(*task, STORE, device="cpu").read_bytes()
     assert train(*task, STORE, device="cpu").read_bytes() == first
     assert train(*task, HalvedStore(STORE.root), device="cpu").read_bytes() != first
+
+
+def test_a_finished_run_can_be_measured_further(here, tmp_path):
+    grid_of_one = [("dense", job())]
+
+    def ends(*also):
+        (end,) = run(RULES, grid_of_one, tmp_path, STORE, also=also)
+        record = load_record(end.task.folder / "record.json")
+        assert isinstance(record, Record)
+        return end.how, record.beyond.distances is not None
+
+    assert [ends(), ends("distances"), ends("distances"), ends()] == [
+        ("done", False),
+        ("done", True),
+        ("kept", True),
+        ("kept", True),
+    ]
+
+
+def test_an_unknown_measurement_is_refused_before_any_training(tmp_path):
+    with pytest.raises(PrunebenchError, match="distnaces"):
+        run(RULES, [("dense", job())], tmp_path, STORE, also=["distnaces"])
+    assert not list(tmp_path.iterdir())
