@@ -65,6 +65,13 @@ def _mnist(root: Path, train: bool, download: bool) -> Arrays:
     return data.data.numpy()[:, None], data.targets.numpy()
 
 
+def _fashion_mnist(root: Path, train: bool, download: bool) -> Arrays:
+    from torchvision.datasets import FashionMNIST
+
+    data = FashionMNIST(str(root), train=train, download=download)
+    return data.data.numpy()[:, None], data.targets.numpy()
+
+
 def _cifar10(root: Path, train: bool, download: bool) -> Arrays:
     from torchvision.datasets import CIFAR10
 
@@ -86,16 +93,18 @@ def _svhn(root: Path, train: bool, download: bool) -> Arrays:
     return data.data, np.asarray(data.labels)
 
 
+def _idx_files(folder: str) -> tuple[str, ...]:
+    """The four files of MNIST, whose format and names Fashion-MNIST shares."""
+    halves, kinds = ("train", "t10k"), ("images-idx3", "labels-idx1")
+    return tuple(f"{folder}/raw/{half}-{kind}-ubyte" for half in halves for kind in kinds)
+
+
 _RGB = (3, 32, 32)
 DATASETS: dict[str, DataSet] = {
     "digits": DataSet(Info(10, (1, 8, 8), (0.3053,), (0.3763,)), (), _digits, ("digits.csv",), cut=500),
-    "mnist": DataSet(
-        Info(10, (1, 28, 28), (0.1307,), (0.3081,)),
-        tuple(
-            f"MNIST/raw/{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-        ),
-        _mnist,
-        ("-ubyte",),
+    "mnist": DataSet(Info(10, (1, 28, 28), (0.1307,), (0.3081,)), _idx_files("MNIST"), _mnist, ("-ubyte",)),
+    "fashion-mnist": DataSet(
+        Info(10, (1, 28, 28), (0.2860,), (0.3530,)), _idx_files("FashionMNIST"), _fashion_mnist, ("FashionMNIST/raw/",)
     ),
     "cifar10": DataSet(
         Info(10, _RGB, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),

@@ -81,6 +81,22 @@ def _resnet18(classes: int, shape: tuple[int, int, int]) -> nn.Module:
     return net
 
 
+def _resnet_small(classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """A narrow ResNet-10 (He et al. 2016, arXiv 1512.03385): stem of stride 2, 4 blocks of 12 to 96 channels."""
+    from torchvision.models.resnet import BasicBlock
+
+    width, layers = 12, _conv(shape[0], 12, stride=2)
+    layers.append(BasicBlock(width, width))
+    for _ in range(3):
+        shortcut = nn.Sequential(nn.Conv2d(width, 2 * width, 1, stride=2, bias=False), nn.BatchNorm2d(2 * width))
+        layers.append(BasicBlock(width, 2 * width, stride=2, downsample=shortcut))
+        width *= 2
+    for module in nn.Sequential(*layers).modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+
+
 def _vgg16_bn(classes: int, shape: tuple[int, int, int]) -> nn.Module:
     """torchvision's VGG-16-BN features and one linear layer."""
     from torchvision.models.vgg import cfgs, make_layers
@@ -114,6 +130,7 @@ class Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     "digits-cnn": Architecture(_digits_cnn, shape=(1, 8, 8)),
     "mnist-cnn": Architecture(_mnist_cnn, shape=(1, 28, 28), least=16),
+    "resnet-small": Architecture(_resnet_small),
     "resnet18": Architecture(
         _resnet18, batch={"cpu": 64}, names=((r"\bshortcut\b", "downsample"), (r"^linear\.", "fc."))
     ),

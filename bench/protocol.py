@@ -208,22 +208,48 @@ _LINF = (
         test=1000,
         training=Training(objective="pgd", steps=10, step_size="0.075", epochs=5, batch=128, lr=0.05),
     ),
+    Protocol(
+        name="fashion-linf",
+        data="fashion-mnist",
+        model="mnist-cnn",
+        threat=Threat(norm="Linf", eps="0.1"),
+        units=2.0,
+        sparsities=(0.9, 0.95, 0.99),
+        validation=1000,
+        test=500,
+        train=15_000,
+        training=Training(objective="pgd", steps=3, step_size="0.05", epochs=5, batch=64, lr=0.05),
+    ),
+    Protocol(
+        name="cifar10-small-linf",
+        data="cifar10",
+        model="resnet-small",
+        threat=Threat(norm="Linf", eps="8/255"),
+        units=2.0,
+        sparsities=(0.8, 0.9, 0.95),
+        validation=1000,
+        test=1000,
+        train=15_000,
+        training=Training(
+            objective="pgd", steps=3, step_size="4/255", epochs=12, batch=128, lr=0.2, augment="crop-flip"
+        ),
+    ),
     Protocol(name="cifar10-linf", model="resnet18", **_CIFAR),
     Protocol(name="cifar10-linf-vgg16", model="vgg16-bn", **_CIFAR),
 )
-_L2 = {"digits": "0.6", "mnist": "2", "cifar10": "0.5"}  # eps by data set
+_L2 = {"digits-linf": "0.6", "mnist-linf": "2", "cifar10-linf": "0.5"}  # eps by protocol
 
 
 def _in_l2(rules: Protocol) -> Protocol:
     """`rules` for its data set's L2 threat, trained with steps of 2.5 eps divided by their number."""
-    eps = _L2[rules.data]
+    eps = _L2[rules.name]
     step_size = str(exact(eps) * Fraction(5, 2) / rules.training.steps)
     changes = {"name": rules.name.replace("linf", "l2"), "threat": Threat(norm="L2", eps=eps)}
     return rules.model_copy(update=changes | {"training": rules.training.model_copy(update={"step_size": step_size})})
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    rules.name: rules for rules in (*_LINF, *(_in_l2(rules) for rules in _LINF if rules.model != "vgg16-bn"))
+    rules.name: rules for rules in (*_LINF, *(_in_l2(rules) for rules in _LINF if rules.name in _L2))
 }
 
 

@@ -44,8 +44,8 @@ def numbered(count, *shape):
     return np.broadcast_to(np.arange(count, dtype=np.uint8).reshape(-1, *(1 for _ in shape)), (count, *shape))
 
 
-def write_mnist(root, *, zipped=()):
-    raw = root / "MNIST" / "raw"
+def write_mnist(root, *, zipped=(), folder="MNIST"):
+    raw = root / folder / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     for part, count in (("train", TRAIN), ("t10k", TEST)):
         for kind, array in (("images-idx3", numbered(count, 28, 28)), ("labels-idx1", np.arange(count) % 10)):
@@ -103,6 +103,8 @@ def test_the_order_of_a_data_set_never_changes():
             ("digits", "whole", 1797),
             ("mnist", "train", 60000),
             ("mnist", "test", 10000),
+            ("fashion-mnist", "train", 60000),
+            ("fashion-mnist", "test", 10000),
             ("cifar10", "train", 50000),
             ("cifar10", "test", 10000),
             ("svhn", "test", 26032),
@@ -113,6 +115,8 @@ def test_the_order_of_a_data_set_never_changes():
         "digits whole": "ad6f9be762e54da0",
         "mnist train": "babf30982065c6a0",
         "mnist test": "cd1fc05899bb2b4f",
+        "fashion-mnist train": "29778debda4e04f4",
+        "fashion-mnist test": "a936311ee1b19dad",
         "cifar10 train": "42b67403db8a334d",
         "cifar10 test": "9d9c78ae0b068efb",
         "svhn test": "1e83082d83a46984",
@@ -203,20 +207,35 @@ def test_the_hash_of_a_split_sees_every_pixel_label_and_shape():
 # Formats
 
 
+IDX_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+
+
+@pytest.mark.parametrize("name", IDX_FOLDERS)
 @pytest.mark.parametrize("zipped", [[], MNIST_FILES, MNIST_FILES[:1]], ids=["plain", "gz", "some gz"])
 @pytest.mark.parametrize("cached", [False, True])
-def test_mnist_as_published_zipped_or_not(tmp_path, zipped, cached):
-    raw = write_mnist(tmp_path / "root", zipped=zipped)
+def test_mnist_and_fashion_as_published_zipped_or_not(tmp_path, name, zipped, cached):
+    raw = write_mnist(tmp_path / "root", zipped=zipped, folder=IDX_FOLDERS[name])
     files = sorted(raw.iterdir())
     assert [file.name for file in files if file.suffix == ".gz"] == sorted(f"{name}.gz" for name in zipped)
     store = Store(tmp_path / "root", tmp_path / "cache" if cached else None)
-    assert store.present("mnist")
+    assert [other for other in IDX_FOLDERS if store.present(other)] == [name]
     for _ in range(2):
-        test = store.testing("mnist")
+        test = store.testing(name)
         assert (test.images.dtype, test.images.shape) == (torch.uint8, (TEST, 1, 28, 28))
-        assert came_from(test) == list(order(TEST, "mnist", "test"))
-        assert len(store.training("mnist", validation=1)[0]) == TRAIN - 1
+        assert came_from(test) == list(order(TEST, name, "test"))
+        assert len(store.training(name, validation=1)[0]) == TRAIN - 1
     assert sorted(raw.iterdir()) == files  # nothing is left beside the user's files
+
+
+def test_fashion_is_not_mistaken_for_mnist_beside_it(tmp_path):
+    """Both have files of the same names, sizes and format, in two folders of one root."""
+    write_mnist(tmp_path)
+    raw = write_mnist(tmp_path, folder="FashionMNIST")
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(idx(np.full(TEST, 3)))
+    store = Store(tmp_path, tmp_path / "cache")
+    for _ in range(2):
+        assert store.testing("fashion-mnist").labels.tolist() == [3] * TEST
+        assert store.testing("mnist").labels.tolist() == [n % 10 for n in order(TEST, "mnist", "test")]
 
 
 @pytest.mark.parametrize(("name", "images"), [("cifar10", 10), ("cifar100", 6)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 from prunebench.bench.datasets import Info
 from prunebench.bench.errors import PrunebenchError
@@ -25,6 +26,14 @@ def resnet18_weights(classes, channels=3):
     return total
 
 
+def resnet_small_weights(classes, channels=3):
+    """Stem of 12 channels, then four blocks of two 3x3 convolutions; the last three have a 1x1 shortcut."""
+    total = conv(channels, 12) + 2 * conv(12, 12) + 96 * classes
+    for width in (24, 48, 96):
+        total += conv(width // 2, width) + conv(width, width) + conv(width // 2, width, side=1)
+    return total
+
+
 WEIGHTS = {
     # 8x8 pixels, halved once: 4 * 4 * 32 = 512 inputs to the first linear layer
     "digits-cnn": lambda classes: conv(1, 16) + conv(16, 32) + 512 * 64 + 64 * classes,
@@ -32,6 +41,7 @@ WEIGHTS = {
     "mnist-cnn": lambda classes: (
         conv(1, 32) + conv(32, 32) + conv(32, 64) + conv(64, 64) + 1024 * 200 + 200 * 200 + 200 * classes
     ),
+    "resnet-small": resnet_small_weights,
     "resnet18": resnet18_weights,
     "vgg16-bn": lambda classes: sum(map(conv, (3, *VGG16), VGG16)) + 512 * classes,
 }
@@ -48,6 +58,7 @@ def test_prunable_weights_on_paper(arch, classes):
 def test_the_paper_agrees_with_the_published_numbers():
     assert WEIGHTS["digits-cnn"](10) == 38_160
     assert WEIGHTS["resnet18"](10) == 11_164_352
+    assert WEIGHTS["resnet-small"](10) == 173_220
     assert WEIGHTS["vgg16-bn"](10) - 512 * 10 == 14_710_464  # the convolutions of VGG-16
 
 
@@ -89,6 +100,8 @@ def test_logits(arch, classes):
         ("vgg16-bn", (1, 32, 32)),
         ("resnet18", (1, 9, 7)),
         ("resnet18", (3, 1, 1)),
+        ("resnet-small", (1, 9, 7)),
+        ("resnet-small", (3, 1, 1)),
         ("digits-cnn", (3, 7, 9)),
         ("mnist-cnn", (3, 16, 17)),
     ],
@@ -104,6 +117,21 @@ def test_resnet18_halves_small_images_three_times_only():
         stage.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-1]))
     net(torch.zeros(1, 3, 32, 32))
     assert sizes == [32, 16, 8, 4]
+
+
+def test_resnet_small_halves_images_at_its_stem_and_three_times_after_it():
+    net, sizes = build("resnet-small").eval(), []
+    for block in (module for module in net.modules() if isinstance(module, BasicBlock)):
+        block.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[1:])))
+    net(torch.zeros(1, 3, 32, 32))
+    assert sizes == [(12, 16, 16), (24, 8, 8), (48, 4, 4), (96, 2, 2)]
+
+
+def test_resnet_small_has_no_bias_outside_its_norms_and_its_last_layer():
+    with torch.device("meta"):
+        net = build("resnet-small")
+    biased = [module for module in net.modules() if getattr(module, "bias", None) is not None]
+    assert {type(module) for module in biased} == {nn.BatchNorm2d, nn.Linear}
 
 
 @pytest.mark.parametrize(("arch", "least"), [("mnist-cnn", 16), ("vgg16-bn", 32)])

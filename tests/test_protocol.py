@@ -56,6 +56,8 @@ def test_eps_are_the_exact_ones():
     assert {name: protocol.threat.eps for name, protocol in PROTOCOLS.items()} == {
         "digits-linf": "0.2",
         "mnist-linf": "0.3",
+        "fashion-linf": "0.1",
+        "cifar10-small-linf": "8/255",
         "cifar10-linf": "8/255",
         "cifar10-linf-vgg16": "8/255",
         "digits-l2": "0.6",
@@ -73,6 +75,23 @@ def test_the_rules_in_l2_are_those_in_linf_for_another_threat(name, eps, step):
     assert float(Fraction(l2.training.step_size)) == step
     training = linf.training.model_copy(update={"step_size": l2.training.step_size})
     assert linf.model_copy(update={"name": l2.name, "threat": l2.threat, "training": training}) == l2
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "model", "sparsities", "test"),
+    [
+        ("fashion-linf", "fashion-mnist", "mnist-cnn", (0.9, 0.95, 0.99), 500),
+        ("cifar10-small-linf", "cifar10", "resnet-small", (0.8, 0.9, 0.95), 1000),
+    ],
+)
+def test_boards_that_a_laptop_makes(name, data, model, sparsities, test):
+    """Part of the training and test images, with an attack that can go half as far again as the edge of the ball."""
+    rules = PROTOCOLS[name]
+    assert (rules.data, rules.model, rules.sparsities, rules.seeds) == (data, model, sparsities, (0, 1, 2))
+    assert (rules.train, rules.test) == (15_000, test)
+    reach = rules.training.steps * Fraction(rules.training.step_size)
+    assert reach == Fraction(3, 2) * Fraction(rules.threat.eps)
+    assert name.replace("linf", "l2") not in PROTOCOLS
 
 
 def test_every_rule_is_in_the_hash():

@@ -23,7 +23,13 @@ from prunebench.bench.executor.compiled import Compiled
 from prunebench.bench.mask import draw, erk, rescaled
 from prunebench.bench.models import build, prunable
 
-SHAPES = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28), "resnet18": (3, 32, 32), "vgg16-bn": (3, 32, 32)}
+SHAPES = {
+    "digits-cnn": (1, 8, 8),
+    "mnist-cnn": (1, 28, 28),
+    "resnet-small": (3, 32, 32),
+    "resnet18": (3, 32, 32),
+    "vgg16-bn": (3, 32, 32),
+}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -74,7 +80,7 @@ def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("arch", ["digits-cnn", "mnist-cnn"])
+@pytest.mark.parametrize("arch", ["digits-cnn", "mnist-cnn", "resnet-small"])
 def test_small_nets_give_the_same(arch, density):
     net = sparse_net(arch, density)
     images = torch.rand(17, *SHAPES[arch], generator=generator())
@@ -555,7 +561,14 @@ def test_batches_of_any_size_share_one_arena_a_program(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arch", "density", "sparse"), [("mnist-cnn", 1.0, False), ("mnist-cnn", 0.02, True), ("digits-cnn", 1.0, True)]
+    ("arch", "density", "sparse"),
+    [
+        ("mnist-cnn", 1.0, False),
+        ("mnist-cnn", 0.02, True),
+        ("digits-cnn", 1.0, True),
+        ("resnet-small", 1.0, True),
+        ("resnet-small", 0.05, True),
+    ],
 )
 def test_a_dense_net_runs_dense_and_a_sparse_or_small_one_on_the_kernels(arch, density, sparse):
     images = torch.rand(2, *SHAPES[arch])
@@ -563,6 +576,16 @@ def test_a_dense_net_runs_dense_and_a_sparse_or_small_one_on_the_kernels(arch, d
     quick(images)
     assert any(isinstance(piece, Compiled) for pieces in quick.pieces.values() for piece in pieces or ()) == sparse
     assert quick.differs(images.shape[1:])  # kernels, or norms folded
+
+
+@pytest.mark.parametrize("density", [0.05, 1.0])
+def test_resnet_small_is_one_piece_on_the_kernels(density):
+    """Its blocks add their input again, and its last pooling averages what is left of the image."""
+    quick = fast(sparse_net("resnet-small", density))
+    quick(torch.rand(2, *SHAPES["resnet-small"]))
+    ((piece,),) = quick.pieces.values()
+    assert isinstance(piece, Compiled)
+    assert quick.said == []
 
 
 def test_multiplications_on_paper():
