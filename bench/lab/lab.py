@@ -147,8 +147,8 @@ class Lab:
         """Train only `scores`, through the masks of the `keeps[name]` largest |scores| in each layer.
 
         Weights, biases and batch norm's affine part in the state dict `weights` are frozen; batch norm's running
-        statistics follow the masked net. Otherwise as `fit`, without weight decay. Returns the scores and the state
-        dict.
+        statistics follow the masked net. Otherwise as `fit`, without weight decay. Returns the scores, in the
+        given order, and the state dict.
         """
         plan = self._plan(stage, {"lr": lr, "objective": objective, "weight_decay": 0.0}, epochs, 0, None)
         facts: list[object] = ["fit_scores", _digest(weights), _digest(scores), dict(keeps)]
@@ -158,7 +158,8 @@ class Lab:
             attach_scores(net, scores, keeps)
             return net
 
-        return split_scores(self._train(stage, plan, facts, scored, kept=sum(keeps.values())).last)
+        found, state = split_scores(self._train(stage, plan, facts, scored, kept=sum(keeps.values())).last)
+        return {name: found[name] for name in scores}, state
 
     def loop(
         self, stage: str, start: State, step: Callable[[State, int], State], *, steps: int, passes: int, facts: object
