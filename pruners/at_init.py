@@ -152,7 +152,7 @@ def _products(lab: Lab, batches: int, temperature: float, *, curved: bool) -> St
     found = mean("gradient", None, 3)
     if curved:
         found = mean("curvature", {name: g.to(lab.device) for name, g in found.items()}, 9)
-    return {name: dense[name] * found[name] for name in found}
+    return {name: dense[name] * found[name] for name in lab.shapes}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -79,7 +81,7 @@ def flow_of_gradient(flat):
 
 def check_hessian(product):
     for temperature in (1.0, 200.0):
-        hessian = torch.autograd.functional.hessian(lambda flat: loss(flat, temperature), joined(WEIGHTS))
+        hessian = torch.autograd.functional.hessian(partial(loss, temperature=temperature), joined(WEIGHTS))
         assert hessian.shape == (12, 12) and hessian.abs().max() > 1e-6
         g = gradient(NET, WEIGHTS, IMAGES, LABELS, temperature)
         for v in (g, split(torch.arange(12.0, dtype=torch.float64) - 5)):
@@ -297,7 +299,7 @@ def check_synflow(tmp_path):
         round(WHOLE * (381 / WHOLE) ** (done / 20)) for done in range(21)
     ]
     start = room.initial()
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         assert all((before[name] | ~after[name]).all() for name in SIZES)
         scores = flow(room, masked(start, before))
         stay, go = (torch.cat([scores[n][before[n] & (after[n] == kind)] for n in SIZES]) for kind in (True, False))
