@@ -149,12 +149,13 @@ class Lab:
         """Train only `scores`, through the masks of the `keeps[name]` largest |scores| in each layer.
 
         Weights, biases and batch norm's affine part in the state dict `weights` are frozen; batch norm's running
-        statistics follow the masked net. Otherwise as `fit`, without weight decay. Returns the scores and the state
-        dict.
+        statistics follow the masked net. Otherwise as `fit`, without weight decay. Returns the scores, in the
+        given order, and the state dict.
         """
         changes = {"lr": lr, "objective": objective, "weight_decay": 0.0}
         plan = self._plan(stage, changes, epochs, 0, None, Scores(scores, keeps))
-        return split_scores(self._train(stage, plan, weights, None, kept=sum(keeps.values())).last)
+        found, state = split_scores(self._train(stage, plan, weights, None, kept=sum(keeps.values())).last)
+        return {name: found[name] for name in scores}, state
 
     def loop(
         self, stage: str, start: State, step: Callable[[State, int], State], *, steps: int, passes: int, facts: object

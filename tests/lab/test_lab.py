@@ -273,3 +273,21 @@ def test_a_killed_stage_leaves_its_partial_file_for_the_next(tmp_path):
     whole = lab(tmp_path / "whole", RULES).fit("a", lab(tmp_path, RULES).initial(), epochs=3)
     assert all(torch.equal(resumed.weights[name], whole.weights[name]) for name in whole.weights)
     assert list((tmp_path / "stages").rglob("done.safetensors")) and not list(tmp_path.rglob("partial.safetensors"))
+
+
+def test_scores_come_in_the_given_order_fresh_or_from_the_store(tmp_path, monkeypatch):
+    """A file of tensors is read in any order, and a shuffle of masks draws layer after layer."""
+    room = lab(tmp_path, changed(train=64))
+    start = room.initial()
+    keeps = dict.fromkeys(reversed(list(room.shapes)), 10)
+    scores = {name: start[name] for name in keeps}
+    remember = prunebench.bench.lab.backend.StageStore.remember
+    for reverse in (False, True):
+
+        def sorted_by_name(self, key, compute, reverse=reverse):
+            tensors, about = remember(self, key, compute)
+            return dict(sorted(tensors.items(), reverse=reverse)), about
+
+        monkeypatch.setattr(prunebench.bench.lab.backend.StageStore, "remember", sorted_by_name)
+        found, _ = room.fit_scores("search", start, scores, keeps, epochs=1)
+        assert list(found) == list(scores)

@@ -1,0 +1,193 @@
+"""Masks chosen at initialisation, before any training: SNIP and GraSP on the adversarial loss, SynFlow without data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.lab.lab import Lab
+from prunebench.bench.mask import Masks, State, keep_largest, masked, rescaled, shuffled
+from prunebench.bench.protocol import Job
+
+
+def gradient(
+    net: nn.Module, weights: State, images: Tensor, labels: Tensor, temperature: float = 1.0, along: State | None = None
+) -> State:
+    """The gradient g of the mean cross-entropy by `weights`, or H v for its Hessian H by them and v = `along`.
+
+    `images`: (n, c, h, w). `weights`: some parameters of `net`, by name. The logits are divided by `temperature`.
+    """
+    leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+    loss = F.cross_entropy(functional_call(net, leaves, (images,)) / temperature, labels)
+    found = torch.autograd.grad(loss, list(leaves.values()), create_graph=along is not None)
+    if along is not None:
+        dot = torch.stack([(g * along[name]).sum() for name, g in zip(leaves, found, strict=True)]).sum()
+        found = torch.autograd.grad(dot, list(leaves.values()))
+    return dict(zip(leaves, found, strict=True))
+
+
+def flow(lab: Lab, weights: State) -> State:
+    """SynFlow's scores |w| dR/d|w|, float64 on the lab's device; R is the sum of the logits of a linear net.
+
+    That net has |weights|, no biases, and batch norm and normalisation that change nothing; it reads an image of ones.
+    R is then the sum, over all paths from a pixel to a logit, of the product of |w| along the path (of a pooling
+    layer, through the largest). In double precision, since R grows with depth. Price: 3 sample passes.
+    """
+    net = nn.Sequential(nn.Identity(), lab.model().get_submodule("1")).double().to(lab.device).eval()
+    plain = {name: torch.full_like(p, 0.0 if name.endswith("bias") else 1.0) for name, p in net.named_parameters()}
+    sizes = {name: weights[name].to(lab.device).double().abs().requires_grad_() for name in lab.shapes}
+    ones = torch.ones(1, *lab.info.shape, dtype=torch.float64, device=lab.device)
+    slopes = torch.autograd.grad(functional_call(net, plain | sizes, (ones,)).sum(), list(sizes.values()))
+    return {name: sizes[name].detach() * slope for name, slope in zip(sizes, slopes, strict=True)}
+
+
+def finite(scores: State) -> State:
+    """`scores` themselves. Raises PrunebenchError for scores that are infinite or NaN."""
+    for name, score in scores.items():
+        if not score.isfinite().all():
+            raise PrunebenchError(
+                f"{int((~score.isfinite()).sum())} scores of {name} are infinite or NaN and cannot be ranked; check "
+                "the protocol's images and the initial weights, or use a pruner without scores at initialisation."
+            )
+    return scores
+
+
+def train(lab: Lab, masks: Masks, shuffle: bool) -> State:
+    """The weights after the rest of the budget under `masks`, shuffled first if so asked.
+
+    Raises PrunebenchError, before any training, if the masks leave no path from a pixel to a logit: the net would be
+    constant. A layer may be empty where paths lead around it.
+    """
+    if shuffle:
+        masks = shuffled(masks, lab.generator("shuffle"))
+    lab.meter.charge("paths", 3)
+    if not any(score.any() for score in flow(lab, masked(lab.initial(), masks)).values()):
+        empty = ", ".join(name for name, mask in masks.items() if not mask.any()) or "no single layer"
+        raise PrunebenchError(
+            f"The mask leaves no path from the image to a logit (empty: {empty}), so there is nothing to train; lower "
+            f"the sparsity of {lab.job.sparsity} or choose a pruner that fixes each layer's density."
+        )
+    return lab.fit("train", rescaled(lab.initial(), masks), epochs=lab.left, masks=masks).weights
+
+
+@dataclass(frozen=True)
+class SNIP:
+    """Keep the weights whose removal at initialisation would change the adversarial loss most: the largest |g * w|.
+
+    Lee et al. 2019, arXiv 1810.02340, eq. 5, ranked over all layers together; g is the gradient of the mean loss. Our
+    reading, here and in `GraSP`: the loss is that of adversarial images, found on the dense net and then held fixed;
+    batch norm is in eval mode with the dense net's statistics (`lab.calibrated`), so that images do not depend on each
+    other. Training starts as in `random`: from the same weights, divided by the square root of the layer's density,
+    so that rows differ by their masks alone. Layers may collapse: a mask without any path to a logit is refused.
+
+    `batches`: of the protocol's size, for the statistics and for the scores. `shuffle`: permute the kept positions
+    within each layer before training.
+    """
+
+    batches: int = 4
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            raise ValueError(f"batches = {self.batches} must be at least 1")
+
+    def __call__(self, job: Job, lab: Lab) -> State:
+        """Score, cut, train."""
+        scores = self.scores(lab)
+        return train(lab, keep_largest(finite(scores), lab.keep), self.shuffle)
+
+    def scores(self, lab: Lab) -> State:
+        """|g * w| of every prunable weight."""
+        return {name: score.abs() for name, score in _products(lab, self.batches, 1.0, curved=False).items()}
+
+
+@dataclass(frozen=True)
+class GraSP(SNIP):
+    """Keep the weights whose removal at initialisation would lower the adversarial loss's gradient norm most.
+
+    Wang et al. 2020, arXiv 2002.07376, eq. 8. Removing w_q changes |g|^2 by -2 w_q (H g)_q to first order, H the
+    Hessian. The paper's score -w * (H g) is largest where removal does least harm or even raises the gradient flow;
+    those weights go. So the largest w * (H g) stay, ranked over all layers together. g and H are both means over the
+    same images; H is by the prunable weights. Otherwise as `SNIP`.
+
+    `temperature`: divides the logits in the scores, 200 as in the authors' code, which keeps the softmax near uniform.
+    `batches`, `shuffle`: as in `SNIP`.
+    """
+
+    temperature: float = 200.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0:
+            raise ValueError(f"temperature = {self.temperature} must be above 0")
+
+    def scores(self, lab: Lab) -> State:
+        """w * (H g) of every prunable weight."""
+        return _products(lab, self.batches, self.temperature, curved=True)
+
+
+def _products(lab: Lab, batches: int, temperature: float, *, curved: bool) -> State:
+    """w * g of the initial weights w, or w * (H g) if `curved`, from means over the same images."""
+    dense = lab.calibrated("calibrate", lab.initial(), batches=batches)
+    net = lab.model(dense).to(lab.device).eval().requires_grad_(False)
+    weights = {name: dense[name].to(lab.device) for name in lab.shapes}
+    size = min(lab.protocol.training.batch, len(lab.train))
+
+    def mean(stage: str, along: State | None, price: int) -> State:
+        def step(now: State, index: int) -> State:
+            images, labels = lab.sample(f"score {index}", size)
+            adversarial = lab.attack(net, images, labels, name=f"score {index}")
+            found = gradient(net, weights, adversarial, labels, temperature, along)
+            return {name: now[name] + found[name] / batches for name in now}
+
+        begin = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        passes = batches * size * (lab.attack_passes + price)
+        return lab.loop(stage, begin, step, steps=batches, passes=passes, facts=[stage, batches, temperature])
+
+    found = mean("gradient", None, 3)
+    if curved:
+        found = mean("curvature", {name: g.to(lab.device) for name, g in found.items()}, 9)
+    return {name: dense[name] * found[name] for name in lab.shapes}
+
+
+@dataclass(frozen=True)
+class SynFlow:
+    """Cut, little by little and without data, the weights that carry the least of the flow through the net.
+
+    Tanaka et al. 2020, arXiv 2006.05467, algorithm 1: score by `flow`, keep the largest over all layers together, score
+    the rest again; after k of n `iterations` the density is d^(k / n). A layer's scores sum to R in a chain of
+    layers, so a small layer's weights score high and no layer collapses at once; one that does is refused. The search
+    sees no image, so "adversarial" has no meaning in it. Training starts as in `random`, for the reason given in
+    `SNIP`.
+
+    `iterations`: 100 in the paper. `shuffle`: permute the kept positions within each layer before training.
+    """
+
+    iterations: int = 100
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"iterations = {self.iterations} must be at least 1")
+
+    def __call__(self, job: Job, lab: Lab) -> State:
+        """Score and cut `iterations` times, then train."""
+        n = self.iterations
+        weights = {name: weight.to(lab.device) for name, weight in lab.initial().items()}
+
+        def cut(masks: Masks, done: int) -> Masks:
+            scores = finite(flow(lab, masked(weights, masks)))
+            keep = max(lab.keep, round(lab.prunable * (lab.keep / lab.prunable) ** (done / n)))
+            return keep_largest(scores, keep, masks)
+
+        begin = {name: torch.ones(shape, dtype=torch.bool) for name, shape in lab.shapes.items()}
+        masks = lab.loop(
+            "search", begin, lambda now, index: cut(now, index + 1), steps=n - 1, passes=3 * n, facts=[n, lab.keep]
+        )
+        masks = cut({name: mask.to(lab.device) for name, mask in masks.items()}, n)
+        return train(lab, {name: mask.cpu() for name, mask in masks.items()}, self.shuffle)
