@@ -3,7 +3,7 @@
     python -m tools.flag_levels leaderboard/records/digits-linf leaderboard/records/mnist-linf-4k > docs/flags.md
 
 A flag is right where the net has slack: attacks of the suite for the best-known number (`beyond.best` in a record) fool
-more of the images than AutoAttack. A folder may also hold what `tools.pursue` leaves, in the middle of its work: of two
+more of the images than AutoAttack. A folder may also hold what `tools.extend` leaves, in the middle of its work: of two
 records of one net, those with a best-known number count.
 """
 

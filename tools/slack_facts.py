@@ -120,7 +120,7 @@ def known(folder: Path) -> dict[Path, Record]:
     records = {path: record for path, record in read(folder).items() if isinstance(record, Record)}
     found = {path: record for path, record in records.items() if record.beyond.best is not None}
     if not found:
-        raise PrunebenchError(f"No record below {folder} holds the best-known number; run tools.pursue first.")
+        raise PrunebenchError(f"No record below {folder} holds the best-known number; run tools.extend first.")
     kinds = {(record.protocol.sha256, record.data.sha256, record.score.n, suite(record)) for record in found.values()}
     if len(kinds) > 1:
         raise PrunebenchError(
