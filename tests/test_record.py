@@ -97,6 +97,20 @@ def test_rules_under_another_name_or_in_a_schema_without_them_are_refused():
         Record.model_validate(old | {"rules": None})
 
 
+def test_a_stage_that_collapsed_says_so_since_schema_7(tmp_path):
+    stages = [
+        {"name": "search", "passes": 5, "seconds": None, "collapsed": 0.1},
+        {"name": "train", "passes": 5, "seconds": 1.0},
+    ]
+    path = save(tmp_path, make(schema=7, cost={"stages": stages}))
+    assert [stage.collapsed for stage in load_record(path).cost.stages] == [0.1, None]
+    assert json.loads(path.read_bytes())["cost"]["stages"] == stages
+    with pytest.raises(ValidationError, match="stages say whether they collapsed since schema 7"):
+        make(schema=6, cost={"stages": stages})
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        make(schema=7, cost={"stages": [stages[0] | {"collapsed": 1.5}]})
+
+
 def test_a_refusal_comes_back_as_it_was(tmp_path):
     refusal().save(tmp_path / "a.json")
     assert load_record(tmp_path / "a.json") == refusal()
