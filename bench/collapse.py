@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunebench.bench.checkpoint import Net
 from prunebench.bench.errors import some
+from prunebench.bench.facts import StageCost
 from prunebench.bench.models import ARCHITECTURES, Normalise
 from prunebench.bench.wide import Wide
 
@@ -30,7 +31,10 @@ def collapse(net: Net) -> list[str]:
 
 
 def warnings(net: Net) -> list[str]:
-    """The sentences of `collapse`, plus what synthetic images show: equal logits, or values of no sensible size."""
+    """The sentences of `collapse`, plus what synthetic images and the stages of its training show.
+
+    Synthetic images show equal logits, and values of no sensible size.
+    """
     found, images = collapse(net), _images(net.header.shape)
     wide = Wide(net.module)
     with torch.no_grad():
@@ -39,7 +43,16 @@ def warnings(net: Net) -> list[str]:
         found.append(f"The net gives the same logits to {len(images)} different images.")
     if (excess := wide.look(images).excess) > 1:
         found.append(f"The net's largest number is {excess:.3g} times the limit that is safe in float32.")
-    return found
+    return found + [of_stage(stage) for stage in net.header.stages if stage.collapsed is not None]
+
+
+def of_stage(stage: StageCost) -> str:
+    """A sentence on a stage that ended near chance."""
+    clean = 100 * (stage.collapsed or 0.0)
+    return (
+        f"Stage {stage.name!r} ended near chance, with {clean:.1f} % of the clean validation images correct; give it "
+        "more epochs, with a larger budget or fewer stages, or ask for a lower sparsity."
+    )
 
 
 @torch.no_grad()

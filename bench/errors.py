@@ -55,6 +55,10 @@ class BudgetExceeded(PrunebenchError):
     """A pruner asked for more sample passes than its protocol grants."""
 
 
+class NoRanking(PrunebenchError, ValueError):
+    """Scores that cannot be ranked, because they hold NaN."""
+
+
 def unknown(kind: str, name: str, choices: Iterable[str], way_out: str = "") -> PrunebenchError:
     """An error for a name that is not in a table, with the nearest name and all the choices."""
     names = sorted(choices)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from prunebench.bench.protocol import Protocol
 from prunebench.bench.schema import Count, Exact, Natural, Strict, exact
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
+Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 class ProtocolId(Strict):
@@ -154,11 +155,23 @@ class DataId(Strict):
 
 
 class StageCost(Strict):
-    """What one stage of a pruner cost: sample passes and seconds."""
+    """What one stage of a pruner cost: sample passes and seconds.
+
+    `collapsed`: the clean accuracy on validation images with which the stage ended, if that is near chance
+    (`bench.lab.checks.near_chance`). It is written only then, and only since schema 7.
+    """
 
     name: str
     passes: Natural
     seconds: Seconds | None
+    collapsed: Rate | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_did_not_happen(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.collapsed is None:
+            del values["collapsed"]
+        return values
 
 
 class Cost(Strict):

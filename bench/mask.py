@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunebench.bench.errors import unknown
+from prunebench.bench.errors import NoRanking, some, unknown
 from prunebench.bench.protocol import as_sparsity
 
 State = dict[str, Tensor]  # a state dict: every tensor of a net by its name
@@ -30,11 +30,13 @@ def keep_largest(scores: Mapping[str, Tensor], keep: int, among: Masks | None = 
     """The masks of the `keep` largest scores over all tensors together.
 
     Keeps exactly `keep`: among equal scores, the first ones. `among`: masks to choose within, so that the result is
-    nested in them. Raises ValueError for NaN scores and if there are fewer than `keep` weights to choose from.
+    nested in them. Raises NoRanking for NaN scores, and ValueError if there are fewer than `keep` weights to choose
+    from.
     """
     flat = torch.cat([score.detach().reshape(-1) for score in scores.values()])
     if flat.isnan().any():
-        raise ValueError("scores hold NaN, so the largest scores are not defined")
+        where = some([name or "a layer" for name, score in scores.items() if score.isnan().any()], 5)
+        raise NoRanking(f"Scores of {where} are NaN, so the largest are not defined; lower the learning rate.")
     ranked = flat.argsort(descending=True, stable=True)
     if among is not None:
         ranked = ranked[torch.cat([among[name].reshape(-1) for name in scores])[ranked]]

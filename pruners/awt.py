@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 from torch.optim.adam import adam
 
+from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import (
     Masks,
@@ -96,6 +97,8 @@ class AWT:
 
     def __call__(self, job: Job, lab: Lab) -> State:
         """Calibrate the dense net, search for its sparse student, train the student under its mask."""
+        left = int((1 - self.search) * lab.epochs)
+        refuse_short({"train": left}, budget=lab.epochs, steps=lab.steps, way_out="lower search")
         dense = lab.calibrated("calibrate", lab.initial(), batches=self.batches)
         weights = {name: dense[name].abs() for name in lab.shapes}
         masks = keep_largest_by_layer(weights, erk(lab.shapes, lab.keep))

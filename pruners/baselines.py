@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import State, draw, erk, keep_largest, masked, rescaled, shuffled
 from prunebench.bench.protocol import Job
@@ -62,6 +63,7 @@ class Magnitude:
     def __call__(self, job: Job, lab: Lab) -> State:
         """Train, cut, fine-tune."""
         epochs = max(1, round(self.dense * lab.epochs))
+        refuse_short({"fine-tune": lab.epochs - epochs}, budget=lab.epochs, steps=lab.steps, way_out="lower dense")
         dense = lab.fit("dense", lab.initial(), epochs=epochs).weights
         masks = keep_largest({name: dense[name].abs() for name in lab.shapes}, lab.keep)
         if self.shuffle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import State, keep_largest_by_layer, masked, scaled_scores, shuffled, uniform
 from prunebench.bench.protocol import Job
@@ -46,6 +47,12 @@ class HYDRA:
         """Pretrain, search, fine-tune."""
         epochs = lab.affordable(self.loss)
         dense_epochs, search_epochs = (max(1, round(share * epochs)) for share in (self.dense, self.search))
+        refuse_short(
+            {"fine-tune": epochs - dense_epochs - search_epochs},
+            budget=epochs,
+            steps=lab.steps,
+            way_out="lower dense or search",
+        )
         rate = lab.protocol.training.lr
         dense = lab.fit("dense", lab.initial(), epochs=dense_epochs, objective=self.loss).weights
         keeps = uniform(lab.shapes, lab.keep)

@@ -12,9 +12,9 @@ import pytest
 from pydantic import ValidationError
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.files import canonical_json, sha256_of, write_bytes, write_json
+from prunebench.bench.files import sha256_of, write_bytes, write_json
 from prunebench.bench.outcomes import outcomes_path, pack_outcomes, recount
-from prunebench.bench.protocol import PROTOCOLS
+from prunebench.bench.protocol import PROTOCOLS, identity
 from prunebench.bench.record import LARGEST, Record, Refusal, load_all, load_record
 from tests.support.nets import changed
 from tests.support.records import ATTACKS, make, outcomes, refusal, save
@@ -66,7 +66,7 @@ def plain(rules):
 def test_rules_that_have_a_key_more_than_today_leave_a_record_readable(tmp_path):
     """As rules of a later version would: nobody here knows what they are, and the record says its own hash of them."""
     later = plain(changed(name="later", shard=256)) | {"moon": "full"}
-    known = {"name": "later", "version": 1, "sha256": sha256_of(canonical_json(later))}
+    known = {"name": "later", "version": 1, "sha256": identity(later)}
     read = load_record(save(tmp_path, make(schema=5, protocol=known, rules=later)))
     assert read.known_rules is None and not read.built_in and read.rules == later
 
@@ -95,6 +95,20 @@ def test_rules_under_another_name_or_in_a_schema_without_them_are_refused():
     old = make(schema=4).model_dump(mode="json", by_alias=True)
     with pytest.raises(ValidationError, match=r"it has \['rules'\], which schema 4 does not know"):
         Record.model_validate(old | {"rules": None})
+
+
+def test_a_stage_that_collapsed_says_so_since_schema_7(tmp_path):
+    stages = [
+        {"name": "search", "passes": 5, "seconds": None, "collapsed": 0.1},
+        {"name": "train", "passes": 5, "seconds": 1.0},
+    ]
+    path = save(tmp_path, make(schema=7, cost={"stages": stages}))
+    assert [stage.collapsed for stage in load_record(path).cost.stages] == [0.1, None]
+    assert json.loads(path.read_bytes())["cost"]["stages"] == stages
+    with pytest.raises(ValidationError, match="stages say whether they collapsed since schema 7"):
+        make(schema=6, cost={"stages": stages})
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        make(schema=7, cost={"stages": [stages[0] | {"collapsed": 1.5}]})
 
 
 def test_a_refusal_comes_back_as_it_was(tmp_path):

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.bench.data import Split
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.lab.checks import collapsed, refuse_blind, refuse_infinite
 from prunebench.bench.lab.schedule import Trained, TrainingPlan
+from prunebench.bench.lab.schemes import Scores
 from prunebench.bench.lab.stages import StageStore, load_stage, save_stage
 from prunebench.bench.lab.tensorboard import Curves
 from prunebench.bench.lab.train import fit, refuse_collapse
@@ -47,6 +50,14 @@ class Fit:
     def passes(self) -> int:
         """The price in sample passes."""
         return self.plan.passes(len(self.train))
+
+    @property
+    def fixed(self) -> Masks | None:
+        """Masks with the kept counts of each layer; of a training of scores, only whether a layer keeps any weight."""
+        scheme = self.plan.scheme
+        if isinstance(scheme, Scores):
+            return {name: torch.full(score.shape, scheme.keeps[name] > 0) for name, score in scheme.scores.items()}
+        return self.masks
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,13 @@ class Computed:
     curves: Curves | None = None
 
     def train(self, asked: Fit) -> Trained:
-        """The training, from the store if it is there. Raises PrunebenchError if it diverges or collapses."""
+        """The training, from the store if it is there.
+
+        Raises PrunebenchError for masks under which no logit depends on the image, and for a training that diverges. A
+        net that ends near chance is only marked, since a later stage may recover; one-step training stops there.
+        """
+        if (masks := asked.fixed) is not None:
+            refuse_blind(asked.stage, asked.model(), masks, tuple(asked.train.images.shape[1:]))
         images, curve = len(asked.train), None
         if self.curves is not None:
             curve = self.curves.stage(asked.stage, images=asked.plan.seen(images), sparsity=1 - asked.density)
@@ -115,17 +132,22 @@ class Computed:
                 refuse_collapse(rows, chance=1 / (int(asked.train.labels.max()) + 1))
 
         def compute(partial: Path) -> tuple[State, Any]:
-            trained = fit(
-                asked.model(),
-                asked.plan,
-                asked.train,
-                asked.validation,
-                seed=asked.seed,
-                masks=asked.masks,
-                partial=partial,
-                report=self._named(asked.stage),
-                on_epoch=on_epoch,
-            )
+            try:
+                trained = fit(
+                    asked.model(),
+                    asked.plan,
+                    asked.train,
+                    asked.validation,
+                    seed=asked.seed,
+                    masks=asked.masks,
+                    partial=partial,
+                    report=self._named(asked.stage),
+                    on_epoch=on_epoch,
+                )
+            except PrunebenchError as error:
+                raise PrunebenchError(f"Stage {asked.stage!r}: {error}") from None
+            refuse_infinite(asked.stage, trained.weights)
+            refuse_infinite(asked.stage, trained.last)
             halves = {f"weights/{key}": tensor for key, tensor in trained.weights.items()}
             halves |= {f"last/{key}": tensor for key, tensor in trained.last.items()}
             return halves, {"curve": trained.curve, "times": trained.times}
@@ -137,10 +159,15 @@ class Computed:
         )
         if curve is not None:
             curve.close(about["curve"], about["times"])
-        return Trained(weights, last, about["curve"], about["times"])
+        ended = asked.plan.last == asked.plan.epochs
+        near = collapsed(about["curve"], asked.validation.labels) if ended else None
+        return Trained(weights, last, about["curve"], about["times"], near)
 
     def loop(self, asked: Loop) -> tuple[State, float]:
-        """The loop, from the store if it is there; a killed loop resumes from its last checkpoint."""
+        """The loop, from the store if it is there; a killed loop resumes from its last checkpoint.
+
+        Raises PrunebenchError if its result holds NaN or infinity.
+        """
         report = self._named(asked.stage)
 
         def compute(partial: Path) -> tuple[State, Any]:
@@ -155,6 +182,7 @@ class Computed:
                     save_stage(partial, state, about)
                     saved = time.perf_counter()
                 report(f"step {index + 1}/{asked.steps}", index + 1, asked.steps)
+            refuse_infinite(asked.stage, state)
             return state, about
 
         state, about = StageStore(self.folder).remember(asked.key, compute)

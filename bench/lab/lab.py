@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Protocol as Interface
@@ -10,7 +11,7 @@ from typing import Protocol as Interface
 import torch
 from torch import Tensor, nn
 
-from prunebench.bench import executor, machine
+from prunebench.bench import collapse, executor, machine
 from prunebench.bench.attacks.base import Model
 from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.data import Split, Store, as_float
@@ -27,6 +28,9 @@ from prunebench.bench.models import build, prunable
 from prunebench.bench.protocol import Job, Protocol, Training
 from prunebench.bench.schema import exact
 from prunebench.bench.seeds import derive
+
+_SAY = logging.getLogger("prunebench.lab")
+_SAY.addHandler(logging.NullHandler())  # silent unless somebody listens
 
 
 class Pruner(Interface):
@@ -66,6 +70,11 @@ class Lab:
         self._backend, self._resolve = backend, resolve or _no_pruners
         self.meter = Meter(granted(protocol, len(self.train)))
         self.epochs = int(protocol.units * protocol.training.epochs)  # of the common training in the budget
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps per epoch of the common training."""
+        return TrainingPlan(self.protocol.training, self.protocol.threat, 1).batches(len(self.train))
 
     @property
     def left(self) -> int:
@@ -222,7 +231,7 @@ class Lab:
         self.meter.check(name, inner.meter.granted)
         state = self._resolve(pruner)(inner.job, inner)
         for stage in inner.meter.stages:
-            self.meter.charge(f"{name}: {stage.name}", stage.passes, stage.seconds)
+            self.meter.charge(f"{name}: {stage.name}", stage.passes, stage.seconds, collapsed=stage.collapsed)
         return state
 
     def _price(self, recipe: Training, epochs: int) -> int:
@@ -260,7 +269,9 @@ class Lab:
         asked = Fit(stage, key, plan, lambda: self.model(start), masks, density, self.train, self.validation, seed)
         self.meter.check(stage, asked.passes)
         trained = self._backend.train(asked)
-        self.meter.charge(stage, asked.passes, trained.seconds)
+        self.meter.charge(stage, asked.passes, trained.seconds, collapsed=trained.collapsed)
+        if trained.collapsed is not None:
+            _SAY.warning("%s: %s", self.job.name, collapse.of_stage(self.meter.stages[-1]))
         return trained
 
     def _key(self, facts: list[object]) -> str:

@@ -30,10 +30,13 @@ class Meter:
                 "remain; train fewer epochs or leave a stage out."
             )
 
-    def charge(self, name: str, passes: int, seconds: float | None = None) -> None:
-        """Spend `passes` on the stage `name`. Raises BudgetExceeded, and spends nothing, when too few are left."""
+    def charge(self, name: str, passes: int, seconds: float | None = None, *, collapsed: float | None = None) -> None:
+        """Spend `passes` on the stage `name`. Raises BudgetExceeded, and spends nothing, when too few are left.
+
+        `collapsed`: the clean accuracy of a stage that ended near chance, in [0, 1].
+        """
         self.check(name, passes)
-        self.stages.append(StageCost(name=name, passes=passes, seconds=seconds))
+        self.stages.append(StageCost(name=name, passes=passes, seconds=seconds, collapsed=collapsed))
 
 
 def granted(protocol: Protocol, images: int) -> int:

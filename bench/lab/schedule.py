@@ -16,13 +16,15 @@ from prunebench.bench.protocol import Threat, Training
 class Trained:
     """A training's result: the averaged `weights` (EMA), the `last` raw ones, and a `curve` of one row per epoch.
 
-    `times`: the seconds per epoch.
+    `times`: the seconds per epoch. `collapsed`: the clean accuracy on validation images of a training that ended near
+    chance, in [0, 1]; None of one that did not, or that stopped before the end of its schedule.
     """
 
     weights: State
     last: State
     curve: list[dict[str, Any]]
     times: list[float]
+    collapsed: float | None = None
 
     @property
     def seconds(self) -> float:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from prunebench.bench import machine
-from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.errors import NoRanking, PrunebenchError
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.tensorboard import Curves
@@ -61,7 +61,12 @@ def play(request: Play, send: Send) -> None:
         device=machine.device_named(request.device),
         resolve=lambda spec: resolve(spec).pruner,
     )
-    leave(request.folder, resolve(request.spec).pruner(request.job, lab), lab.meter.stages)
+    try:
+        state = resolve(request.spec).pruner(request.job, lab)
+    except NoRanking as error:
+        last = f"After stage {lab.meter.stages[-1].name!r}" if lab.meter.stages else "Before any stage"
+        raise PrunebenchError(f"{last}: {error}") from None
+    leave(request.folder, state, lab.meter.stages)
 
 
 def _prepare(request: Describe | Play) -> None:

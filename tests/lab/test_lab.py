@@ -143,7 +143,7 @@ def test_any_other_stage_is_computed(tmp_path, monkeypatch):
     room = lab(tmp_path, rules)
     start = room.initial()
     shapes = dict(room.shapes)
-    masks = [draw(shapes, dict.fromkeys(shapes, 5), torch.Generator().manual_seed(k)) for k in (0, 1)]
+    masks = [draw(shapes, dict.fromkeys(shapes, 100), torch.Generator().manual_seed(k)) for k in (0, 1)]
     bent = {name: tensor.clone() for name, tensor in start.items()}
     bent["1.9.bias"][0] += 1e-6
     asked = [
@@ -248,10 +248,10 @@ def test_start_and_masks_are_left_as_they_were(tmp_path):
     room = lab(tmp_path, RULES)
     start = room.initial()
     copies = {name: tensor.clone() for name, tensor in start.items()}
-    masks = draw(room.shapes, dict.fromkeys(room.shapes, 5), torch.Generator())
+    masks = draw(room.shapes, dict.fromkeys(room.shapes, 100), torch.Generator())
     room.fit("a", start, epochs=1, masks=masks)
     assert all(torch.equal(start[name], copies[name]) for name in start)
-    assert all(int(mask.sum()) == 5 for mask in masks.values())
+    assert all(int(mask.sum()) == 100 for mask in masks.values())
 
 
 def test_a_killed_stage_leaves_its_partial_file_for_the_next(tmp_path):
