@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.mask import State, keep_largest_by_layer, masked, scaled_scores, shuffled, uniform
+from prunebench.bench.mask import LAYERS, State, keep_largest_by_layer, layer_counts, masked, scaled_scores, shuffled
 from prunebench.bench.protocol import Job
 
 
@@ -14,8 +14,8 @@ class HYDRA:
     """Dense adversarial training, a search for the mask by learned scores, fine-tuning under the mask.
 
     Sehwag et al. 2020, arXiv 2002.10509, and its published code. Every weight of a convolution or linear layer has a
-    score; the mask keeps the largest |score| in each layer, at one density for all layers. In the search the weights
-    are frozen and only the scores are trained, through the mask, on the adversarial loss. Verified in the original:
+    score; the mask keeps the largest |score| in each layer. In the search the weights are frozen and only the scores
+    are trained, through the mask, on the adversarial loss. Verified in the original: one density for all layers,
     scaled initialisation (so the search starts from magnitude pruning in each layer), straight-through gradient, three
     stages. Where the original goes wrong, we use exact counts by largest remainders (its rounding up keeps one weight
     too many), the protocol's eps (not .031), no extra data, and no weight decay on the scores. There we also freeze
@@ -23,8 +23,11 @@ class HYDRA:
     and select no checkpoint on test images. Papers use 100, 20 and 100 epochs; here the budget is divided similarly.
 
     `dense`, `search`: shares of the budget; the rest is for fine-tuning. `search_lr`, `lr`: peak learning rates of
-    search and fine-tuning as multiples of the protocol's. `loss`: "pgd" or "trades" in all stages. `shuffle`: permute
-    the kept positions within each layer after the search.
+    search and fine-tuning as multiples of the protocol's. `loss`: "pgd" or "trades" in all stages. `layers`: how the
+    kept weights are divided among the layers: "uniform", as in the paper, and two additions of ours: "erk"
+    (Erdos-Renyi-Kernel), and "global", as many as a global magnitude cut of the dense net leaves in each layer.
+    `shuffle`: permute the kept positions within each layer after the search. Raises PrunebenchError when a stage would
+    have no epoch, or a layer no weight.
     """
 
     dense: float = 0.5
@@ -32,6 +35,7 @@ class HYDRA:
     search_lr: float = 1.0
     lr: float = 0.5
     loss: str = "pgd"
+    layers: str = "uniform"
     shuffle: bool = False
 
     def __post_init__(self) -> None:
@@ -41,18 +45,21 @@ class HYDRA:
             raise ValueError(f"search_lr = {self.search_lr} and lr = {self.lr} must be above 0")
         if self.loss not in ("pgd", "trades"):
             raise ValueError(f"loss = {self.loss!r} must be pgd or trades")
+        if self.layers not in LAYERS:
+            raise ValueError(f"layers = {self.layers!r} must be one of {', '.join(LAYERS)}")
 
     def __call__(self, job: Job, lab: Lab) -> State:
         """Pretrain, search, fine-tune."""
         epochs = lab.affordable(self.loss)
-        dense_epochs, search_epochs = (max(1, round(share * epochs)) for share in (self.dense, self.search))
+        dense_epochs, search_epochs, rest = lab.divided(epochs, self.dense, self.search)
         rate = lab.protocol.training.lr
         dense = lab.fit("dense", lab.initial(), epochs=dense_epochs, objective=self.loss).weights
-        keeps = uniform(lab.shapes, lab.keep)
+        weights = {name: dense[name] for name in lab.shapes}
+        keeps = layer_counts(self.layers, weights, lab.keep)
         scores, searched = lab.fit_scores(
             "search",
             dense,
-            scaled_scores({name: dense[name] for name in lab.shapes}),
+            scaled_scores(weights),
             keeps,
             epochs=search_epochs,
             lr=self.search_lr * rate,
@@ -64,7 +71,7 @@ class HYDRA:
         return lab.fit(
             "fine-tune",
             masked(searched, masks),
-            epochs=epochs - dense_epochs - search_epochs,
+            epochs=rest,
             masks=masks,
             lr=self.lr * rate,
             objective=self.loss,

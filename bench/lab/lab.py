@@ -77,6 +77,20 @@ class Lab:
         recipe = self.protocol.training.model_copy(update={"objective": objective})
         return self.meter.granted // self._price(recipe, 1)
 
+    def divided(self, epochs: int, *shares: float) -> list[int]:
+        """`epochs` divided among stages: each of `shares`, at least one epoch, and what is left for a last stage.
+
+        Raises PrunebenchError, before anything is trained, when nothing is left.
+        """
+        counts = [max(1, round(share * epochs)) for share in shares]
+        if sum(counts) >= epochs:
+            raise PrunebenchError(
+                f"The budget of {epochs} epochs is too small for {len(shares) + 1} stages: the first "
+                f"{len(shares)} take {' + '.join(map(str, counts))}, and none is left to train the result; raise the "
+                "protocol's epochs or units, or lower the shares of the first stages."
+            )
+        return [*counts, epochs - sum(counts)]
+
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The prunable tensors of the net and their shapes."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunebench.bench.data import Split
 from prunebench.bench.lab.objectives import Net
-from prunebench.bench.mask import Masks, State, attach_scores
+from prunebench.bench.mask import Masks, State, attach_scores, refuse_empty, refuse_nan
 
 
 class Running(Net, Interface):
@@ -42,6 +42,9 @@ class Scheme:
     def facts(self) -> Mapping[str, Any]:
         """Everything that the result depends on, JSON values and dicts of tensors: the scheme's fields."""
         return dict(vars(self))
+
+    def check(self) -> None:
+        """Raise PrunebenchError if the training cannot succeed; not called in rehearsals, which train nothing."""
 
     def attach(self, net: nn.Module) -> None:
         """Prepare a fresh net before training: parametrise its weights, or freeze them."""
@@ -77,6 +80,11 @@ class Scores(Scheme):
 
     scores: State
     keeps: Mapping[str, int]
+
+    def check(self) -> None:
+        """Refuse scores that are NaN, and layers that keep no weight."""
+        refuse_nan(self.scores)
+        refuse_empty(self.keeps)
 
     def attach(self, net: nn.Module) -> None:
         """Make the net use its weights under the masks of the largest scores; freeze everything else."""
