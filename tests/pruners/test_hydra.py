@@ -61,7 +61,7 @@ def check_hydra(tmp_path):
     trained = dense.trained.weights
 
     # the search begins at layer-wise magnitude, in exact counts
-    assert stage == "search" and options == {"epochs": 3, "lr": 0.5 * rate, "objective": "pgd"}
+    assert stage == "search" and options == {"epochs": 3, "lr": 0.5 * rate, "objective": "pgd", "rho": 0.0}
     assert same(weights, trained) and keeps == COUNTS and sum(COUNTS.values()) == room.keep == 3816
     net = room.model(weights)
     attach_scores(net, scores, keeps)
@@ -253,6 +253,7 @@ def test_the_mask_is_made_once_a_step(tmp_path, monkeypatch):
         ({"lr": 0.0}, "lr"),
         ({"search_lr": -1.0}, "search_lr"),
         ({"loss": "fgsm-rs"}, "pgd or trades"),
+        ({"rho": -0.1}, "rho = -0.1 must be at least 0"),
         ({"layers": "globl"}, "layers = 'globl' must be one of uniform, erk, global"),
     ],
 )
