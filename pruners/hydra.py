@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.mask import State, keep_largest_by_layer, masked, scaled_scores, shuffled, uniform
+from prunebench.bench.mask import LAYERS, State, keep_largest_by_layer, layer_counts, masked, scaled_scores, shuffled
 from prunebench.bench.protocol import Job
 
 
@@ -15,8 +15,8 @@ class HYDRA:
     """Dense adversarial training, a search for the mask by learned scores, fine-tuning under the mask.
 
     Sehwag et al. 2020, arXiv 2002.10509, and its published code. Every weight of a convolution or linear layer has a
-    score; the mask keeps the largest |score| in each layer, at one density for all layers. In the search the weights
-    are frozen and only the scores are trained, through the mask, on the adversarial loss. Verified in the original:
+    score; the mask keeps the largest |score| in each layer. In the search the weights are frozen and only the scores
+    are trained, through the mask, on the adversarial loss. Verified in the original: one density for all layers,
     scaled initialisation (so the search starts from magnitude pruning in each layer), straight-through gradient, three
     stages. Where the original goes wrong, we use exact counts by largest remainders (its rounding up keeps one weight
     too many), the protocol's eps (not .031), no extra data, and no weight decay on the scores. There we also freeze
@@ -24,8 +24,11 @@ class HYDRA:
     and select no checkpoint on test images. Papers use 100, 20 and 100 epochs; here the budget is divided similarly.
 
     `dense`, `search`: shares of the budget; the rest is for fine-tuning. `search_lr`, `lr`: peak learning rates of
-    search and fine-tuning as multiples of the protocol's. `loss`: "pgd" or "trades" in all stages. `shuffle`: permute
-    the kept positions within each layer after the search.
+    search and fine-tuning as multiples of the protocol's. `loss`: "pgd" or "trades" in all stages. `layers`: how the
+    kept weights are divided among the layers: "uniform", as in the paper, and two additions of ours: "erk"
+    (Erdos-Renyi-Kernel), and "global", as many as a global magnitude cut of the dense net leaves in each layer.
+    `rho`: above 0, the search is sharpness-aware, as in `S2AP`. `shuffle`: permute the kept positions within each layer
+    after the search. Raises PrunebenchError when a stage would have no epoch, or a layer no weight.
     """
 
     dense: float = 0.5
@@ -33,6 +36,8 @@ class HYDRA:
     search_lr: float = 1.0
     lr: float = 0.5
     loss: str = "pgd"
+    layers: str = "uniform"
+    rho: float = 0.0
     shuffle: bool = False
 
     def __post_init__(self) -> None:
@@ -42,28 +47,28 @@ class HYDRA:
             raise ValueError(f"search_lr = {self.search_lr} and lr = {self.lr} must be above 0")
         if self.loss not in ("pgd", "trades"):
             raise ValueError(f"loss = {self.loss!r} must be pgd or trades")
+        if self.layers not in LAYERS:
+            raise ValueError(f"layers = {self.layers!r} must be one of {', '.join(LAYERS)}")
+        if not 0 <= self.rho < math.inf:
+            raise ValueError(f"rho = {self.rho} must be at least 0")
 
     def __call__(self, job: Job, lab: Lab) -> State:
         """Pretrain, search, fine-tune."""
-        epochs = lab.affordable(self.loss)
-        dense_epochs, search_epochs = (max(1, round(share * epochs)) for share in (self.dense, self.search))
-        refuse_short(
-            {"fine-tune": epochs - dense_epochs - search_epochs},
-            budget=epochs,
-            steps=lab.steps,
-            way_out="lower dense or search",
-        )
+        gradients = (1, 2 if self.rho else 1)
+        dense_epochs, search_epochs, rest = lab.divided(self.loss, (self.dense, self.search), gradients)
         rate = lab.protocol.training.lr
         dense = lab.fit("dense", lab.initial(), epochs=dense_epochs, objective=self.loss).weights
-        keeps = uniform(lab.shapes, lab.keep)
+        weights = {name: dense[name] for name in lab.shapes}
+        keeps = layer_counts(self.layers, weights, lab.keep)
         scores, searched = lab.fit_scores(
             "search",
             dense,
-            scaled_scores({name: dense[name] for name in lab.shapes}),
+            scaled_scores(weights),
             keeps,
             epochs=search_epochs,
             lr=self.search_lr * rate,
             objective=self.loss,
+            rho=self.rho,
         )
         masks = keep_largest_by_layer({name: score.abs() for name, score in scores.items()}, keeps)
         if self.shuffle:
@@ -71,8 +76,26 @@ class HYDRA:
         return lab.fit(
             "fine-tune",
             masked(searched, masks),
-            epochs=epochs - dense_epochs - search_epochs,
+            epochs=rest,
             masks=masks,
             lr=self.lr * rate,
             objective=self.loss,
         ).weights
+
+
+@dataclass(frozen=True)
+class S2AP(HYDRA):
+    """HYDRA whose search looks for scores that stay good when they are perturbed: flat minima, stable masks.
+
+    Piras et al. 2025, *S2AP: Score-space Sharpness Minimization for Adversarial Pruning*, arXiv 2510.18381: the search
+    minimises the largest adversarial loss over scores s + z with ||z|| <= rho * ||s|| in each layer. As sharpness-aware
+    minimisation does, one ascent step along the layer's normalised gradient stands for the maximum, and the descent
+    from s takes the gradient at s + z. We know the problem and its constraint, not the code; three decisions are ours.
+    The adversarial images are found once per step, against s. Batch norm's statistics follow s alone, so that a step
+    feeds them once. The second gradient is charged: with 10 steps of PGD, 36 sample passes per image instead of 33. The
+    search keeps its share of the budget, so it has fewer epochs than HYDRA's. With `rho=0` this is HYDRA bit for bit.
+
+    `rho`: the radius as a share of the norm of a layer's scores. Other options as in `HYDRA`.
+    """
+
+    rho: float = 0.01

@@ -114,9 +114,11 @@ class Computed:
     def train(self, asked: Fit) -> Trained:
         """The training, from the store if it is there.
 
-        Raises PrunebenchError for masks under which no logit depends on the image, and for a training that diverges. A
-        net that ends near chance is only marked, since a later stage may recover; one-step training stops there.
+        Raises PrunebenchError for masks under which no logit depends on the image, for what the scheme refuses, and for
+        a training that diverges. A net that ends near chance is only marked, since a later stage may recover; one-step
+        training stops there.
         """
+        asked.plan.scheme.check()
         if (masks := asked.fixed) is not None:
             refuse_blind(asked.stage, asked.model(), masks, tuple(asked.train.images.shape[1:]))
         images, curve = len(asked.train), None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Protocol as Interface
 
@@ -21,6 +21,7 @@ from prunebench.bench.files import canonical_json, sha256_of
 from prunebench.bench.lab.backend import Backend, Calibration, Fit, Loop
 from prunebench.bench.lab.keys import digest, plain, rules_of, source_of
 from prunebench.bench.lab.meter import Meter, granted
+from prunebench.bench.lab.objectives import OBJECTIVES
 from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.schemes import PLAIN, Scheme, Scores
 from prunebench.bench.mask import Masks, State, keep_count, split_scores
@@ -85,6 +86,28 @@ class Lab:
         """How many epochs the whole budget buys if all are trained with `objective`."""
         recipe = self.protocol.training.model_copy(update={"objective": objective})
         return self.meter.granted // self._price(recipe, 1)
+
+    def divided(self, objective: str, shares: Sequence[float], gradients: Sequence[int]) -> list[int]:
+        """Epochs of the stages that use up the whole budget, all trained with `objective`.
+
+        A stage for each of `shares` of the budget, of at least one epoch, whose steps take so many `gradients` of the
+        loss; and a last stage of plain training for what is left. Raises PrunebenchError, before anything is trained,
+        when nothing is left.
+        """
+        loss, images = OBJECTIVES[objective], TrainingPlan(self.protocol.training, self.protocol.threat, 1)
+        prices = [images.seen(len(self.train)) * loss.passes(images.recipe.steps, count) for count in (1, *gradients)]
+        whole = self.meter.granted // prices[0]
+        counts = [
+            max(1, round(share * whole * prices[0] / price)) for share, price in zip(shares, prices[1:], strict=True)
+        ]
+        spent = sum(count * price for count, price in zip(counts, prices[1:], strict=True))
+        if (rest := (self.meter.granted - spent) // prices[0]) < 1:
+            raise PrunebenchError(
+                f"The budget of {whole} epochs is too small for {len(counts) + 1} stages: the first {len(counts)} take "
+                f"{' + '.join(map(str, counts))}, and none is left to train the result; raise the protocol's epochs "
+                "or units, or lower the shares of the first stages."
+            )
+        return [*counts, rest]
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -154,15 +177,17 @@ class Lab:
         epochs: int,
         lr: float | None = None,
         objective: str | None = None,
+        rho: float = 0.0,
     ) -> tuple[State, State]:
         """Train only `scores`, through the masks of the `keeps[name]` largest |scores| in each layer.
 
         Weights, biases and batch norm's affine part in the state dict `weights` are frozen; batch norm's running
-        statistics follow the masked net. Otherwise as `fit`, without weight decay. Returns the scores, in the
-        given order, and the state dict.
+        statistics follow the masked net. `rho`: above 0, the steps are sharpness-aware and cost a second gradient
+        (see `Scores`). Otherwise as `fit`, without weight decay. Returns the scores, in the given order, and the state
+        dict.
         """
         changes = {"lr": lr, "objective": objective, "weight_decay": 0.0}
-        plan = self._plan(stage, changes, epochs, 0, None, Scores(scores, keeps))
+        plan = self._plan(stage, changes, epochs, 0, None, Scores(scores, keeps, rho))
         found, state = split_scores(self._train(stage, plan, weights, None, kept=sum(keeps.values())).last)
         return {name: found[name] for name in scores}, state
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 from typing import Protocol as Interface
 
+import torch
 from torch import Tensor, nn
 
 from prunebench.bench.data import Split
 from prunebench.bench.lab.objectives import Net
-from prunebench.bench.mask import Masks, State, attach_scores
+from prunebench.bench.mask import Masks, State, attach_scores, refuse_empty, refuse_nan
 
 
 class Running(Net, Interface):
@@ -36,12 +37,18 @@ class Scheme:
     It must be deterministic, and keep whatever changes during a training in `held`, in the net, or in the masks.
     """
 
-    gradients = 1  # of the loss per step; the images are attacked once
+    @property
+    def gradients(self) -> int:
+        """Gradients of the loss per step; the images are attacked once."""
+        return 1
 
     @property
     def facts(self) -> Mapping[str, Any]:
         """Everything that the result depends on, JSON values and dicts of tensors: the scheme's fields."""
         return dict(vars(self))
+
+    def check(self) -> None:
+        """Raise PrunebenchError if the training cannot succeed; not called in rehearsals, which train nothing."""
 
     def attach(self, net: nn.Module) -> None:
         """Prepare a fresh net before training: parametrise its weights, or freeze them."""
@@ -73,11 +80,51 @@ PLAIN = Scheme()
 
 @dataclass(frozen=True)
 class Scores(Scheme):
-    """Trains only `scores`, through the masks of the `keeps[name]` largest |scores| in each layer."""
+    """Trains only `scores`, through the masks of the `keeps[name]` largest |scores| in each layer.
+
+    With `rho` > 0, each step descends along the gradient found at the scores raised by `ascended`: sharpness-aware,
+    as S2AP. The images stay those found against the unraised scores, and batch norm's statistics see those alone.
+    """
 
     scores: State
     keeps: Mapping[str, int]
+    rho: float = 0.0
+
+    @property
+    def gradients(self) -> int:
+        """Two where the scores are raised."""
+        return 2 if self.rho else 1
+
+    def check(self) -> None:
+        """Refuse scores that are NaN, and layers that keep no weight."""
+        refuse_nan(self.scores)
+        refuse_empty(self.keeps)
 
     def attach(self, net: nn.Module) -> None:
         """Make the net use its weights under the masks of the largest scores; freeze everything else."""
         attach_scores(net, self.scores, self.keeps)
+
+    def after_gradient(self, run: Running, again: Callable[[], Tensor]) -> None:
+        """With `rho`: replace the gradients by those at the raised scores; the scores are as before."""
+        if not self.rho:
+            return
+        scores = [p for name, p in run.model.named_parameters() if name.endswith(".scores")]
+        before, buffers = [score.detach().clone() for score in scores], list(run.model.buffers())
+        held = [buffer.clone() for buffer in buffers]
+        with torch.no_grad():
+            for score in scores:
+                score.copy_(ascended(score, score.grad, self.rho))
+        again()
+        with torch.no_grad():
+            for tensor, value in zip([*scores, *buffers], [*before, *held], strict=True):
+                tensor.copy_(value)
+
+
+def ascended(scores: Tensor, gradient: Tensor | None, rho: float) -> Tensor:
+    """`scores` + rho * ||scores|| * gradient / ||gradient||, with the Euclidean norms of the layer.
+
+    Within that distance, the scores of highest loss to first order. Unchanged where the gradient is None or zero.
+    """
+    if gradient is None or not gradient.any():
+        return scores.detach()
+    return scores.detach() + rho * scores.detach().norm() * gradient / gradient.norm()

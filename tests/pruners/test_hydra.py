@@ -12,7 +12,7 @@ from prunebench.bench import mask
 from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.mask import attach_scores, keep_largest, keep_largest_by_layer
+from prunebench.bench.mask import LAYERS, attach_scores, keep_largest, keep_largest_by_layer, layer_counts
 from prunebench.pruners import hydra
 from prunebench.pruners.baselines import Magnitude
 from prunebench.pruners.hydra import HYDRA
@@ -61,7 +61,7 @@ def check_hydra(tmp_path):
     trained = dense.trained.weights
 
     # the search begins at layer-wise magnitude, in exact counts
-    assert stage == "search" and options == {"epochs": 3, "lr": 0.5 * rate, "objective": "pgd"}
+    assert stage == "search" and options == {"epochs": 3, "lr": 0.5 * rate, "objective": "pgd", "rho": 0.0}
     assert same(weights, trained) and keeps == COUNTS and sum(COUNTS.values()) == room.keep == 3816
     net = room.model(weights)
     attach_scores(net, scores, keeps)
@@ -115,8 +115,8 @@ TWINS = {
     ),
     "rounded up in each layer": (
         hydra,
-        "uniform",
-        lambda shapes, keep: {name: -(-size // 10) for name, size in SIZES.items()},
+        "layer_counts",
+        lambda kind, weights, keep: {name: -(-size // 10) for name, size in SIZES.items()},
     ),
     "one threshold for all layers": (
         hydra,
@@ -253,6 +253,8 @@ def test_the_mask_is_made_once_a_step(tmp_path, monkeypatch):
         ({"lr": 0.0}, "lr"),
         ({"search_lr": -1.0}, "search_lr"),
         ({"loss": "fgsm-rs"}, "pgd or trades"),
+        ({"rho": -0.1}, "rho = -0.1 must be at least 0"),
+        ({"layers": "globl"}, "layers = 'globl' must be one of uniform, erk, global"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, said):
@@ -261,6 +263,60 @@ def test_options_that_make_no_sense_are_refused(options, said):
 
 
 def test_a_budget_too_small_for_three_stages_is_refused(tmp_path):
-    """Three epochs: 1.5 round to 2 for the dense net, 1 for the search."""
-    with pytest.raises(PrunebenchError, match="Stage 'fine-tune' would train from epoch 0 to epoch 0 of 0"):
-        use(HYDRA(), tmp_path, changed(RULES, units=1.0))
+    """Three epochs: 1.5 round to 2 for the dense net, 1 for the search. Nothing is trained."""
+    room = lab(tmp_path, changed(RULES, units=1.0), kind=Scoring)
+    with pytest.raises(PrunebenchError, match=r"3 epochs is too small for 3 stages: the first 2 take 2 \+ 1"):
+        HYDRA()(room.job, room)
+    assert not room.meter.stages
+    use(HYDRA(dense=0.3), tmp_path, changed(RULES, units=1.0))  # one epoch each
+
+
+# ERK at .9: a layer's share is the sum of its dimensions (16+1+3+3, 32+16+3+3, 64+512, 10+64) of 727. Of 3,816 weights
+# that is 120.73, 283.45, 3023.43 and 388.42, all below the sizes; the two largest remainders get the two weights left.
+ERK = {"1.0.weight": 121, "1.3.weight": 284, "1.7.weight": 3023, "1.9.weight": 388}
+
+
+def check_layers(tmp_path, kind):
+    """The search and the fine-tuning keep, in each layer, what the name says; under global, what magnitude keeps."""
+    room, state = use(HYDRA(dense=1 / 3, search=1 / 3, layers=kind), tmp_path)
+    dense = room.asked[0].trained.weights
+    ranked = sorted(((float(w), name) for name in SIZES for w in dense[name].abs().flatten()), reverse=True)[:3816]
+    by_hand = {name: sum(owner == name for _, owner in ranked) for name in SIZES}
+    wanted = {"uniform": COUNTS, "erk": ERK, "global": by_hand}[kind]
+    assert sum(wanted.values()) == 3816 and len({str(c) for c in (COUNTS, ERK, by_hand)}) == 3
+    assert room.searched[3] == wanted == kept(room.asked[-1].masks) and is_mask_of(room.asked[-1].masks, state)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layers(kind, tmp_path):
+    check_layers(tmp_path, kind)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layers_twin(kind, tmp_path, monkeypatch):
+    """Another division of the weights is found."""
+    other = LAYERS[LAYERS.index(kind) - 1]
+    monkeypatch.setattr(hydra, "layer_counts", lambda _, weights, keep: layer_counts(other, weights, keep))
+    with pytest.raises(AssertionError):
+        check_layers(tmp_path, kind)
+
+
+def test_a_layer_that_keeps_no_weight_is_refused_before_the_search(tmp_path, monkeypatch):
+    """Sparsity .9999 leaves 3 weights for four layers."""
+    room = lab(tmp_path, RULES, sparsity=0.9999)
+    with pytest.raises(PrunebenchError, match=r"would be left in 1\.0\.weight, 1\.3\.weight, 1\.9\.weight, and"):
+        THIRDS(room.job, room)
+    assert [stage.name for stage in room.meter.stages] == ["dense"]
+
+
+def test_scores_that_are_nan_are_refused_at_the_start_and_on_the_way(tmp_path, monkeypatch):
+    room = lab(tmp_path, RULES)
+    start, keeps = room.initial(), COUNTS
+    scores = {name: start[name] for name in SIZES}
+    wrong = scores | {"1.9.weight": torch.full_like(start["1.9.weight"], torch.nan)}
+    with pytest.raises(PrunebenchError, match=r"Scores of 1\.9\.weight are NaN"):
+        room.fit_scores("search", start, wrong, keeps, epochs=2)
+    nan = staticmethod(lambda ctx, gradient: (gradient * torch.nan, None))
+    monkeypatch.setattr(mask._TopK, "backward", nan)
+    with pytest.raises(PrunebenchError, match=r"Scores of a mask in training are NaN.*lower the learning rate"):
+        room.fit_scores("search", start, scores, keeps, epochs=2)
