@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from prunebench.bench.errors import unknown
 from prunebench.bench.protocol import as_sparsity
 
 State = dict[str, Tensor]  # a state dict: every tensor of a net by its name
@@ -210,3 +211,25 @@ def uniform(shapes: Mapping[str, Sequence[int]], keep: int) -> dict[str, int]:
     """How many weights each layer keeps at one common density, `keep` in all."""
     sizes = [math.prod(shape) for shape in shapes.values()]
     return dict(zip(shapes, apportion(keep, sizes, [float(size) for size in sizes]), strict=True))
+
+
+LAYERS = ("uniform", "erk", "global")  # the ways to divide the kept weights among the layers
+
+
+def layer_counts(kind: str, weights: Mapping[str, Tensor], keep: int) -> dict[str, int]:
+    """How many of `keep` weights each layer keeps; `weights`: the prunable tensors, any shapes.
+
+    `kind`: "uniform" (one density for all), "erk" (see `erk`), or "global": as many as the layer has among the `keep`
+    largest |weights| of all layers together, which may leave a layer empty. Raises PrunebenchError for another kind,
+    and ValueError for NaN weights and a `keep` outside 0 to the number of weights.
+    """
+    if kind not in LAYERS:
+        raise unknown("way to divide weights among layers", kind, LAYERS)
+    whole = sum(weight.numel() for weight in weights.values())
+    if not 0 <= keep <= whole:
+        raise ValueError(f"cannot keep {keep} of {whole} weights")
+    if kind == "global":
+        masks = keep_largest({name: weight.abs() for name, weight in weights.items()}, keep)
+        return {name: int(mask.sum()) for name, mask in masks.items()}
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    return uniform(shapes, keep) if kind == "uniform" else erk(shapes, keep)

@@ -13,6 +13,7 @@ from torch import nn
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.mask import (
+    LAYERS,
     apportion,
     distribution,
     draw,
@@ -21,6 +22,7 @@ from prunebench.bench.mask import (
     keep_count,
     keep_largest,
     keep_largest_by_layer,
+    layer_counts,
     masked,
     nonzero,
     rescaled,
@@ -260,3 +262,41 @@ def test_the_spread_of_weights_is_that_of_the_paper() -> None:
     assert distribution([torch.tensor([0.0, 0.0005, 0.005, 0.05])])["below 0.001"] == 0.5
     limits = distribution([torch.tensor([0.001, 0.01, 1.0], dtype=torch.float64)])
     assert (limits["below 0.001"], limits["below 0.01"]) == (0, 0.333333)  # 0.01 itself is not below; six decimals
+
+
+# Of 16 weights, 8 stay. Uniform: 4/16 and 12/16 of them. ERK: 8 * 4/11 = 2.91 and 8 * 7/11 = 5.09. Global: the largest
+# are 6, 5, 4, 3, 1, .9 and two of .2, of which a has 5, 4, 3 and .9.
+TWO = {
+    "a": torch.tensor([[5.0, -4.0], [3.0, 0.9]]),
+    "b": torch.tensor([[-6.0, 0.2, 0.2, 0.2], [0.2, 0.2, 0.2, 0.2], [0.2, 0.2, 0.2, -1.0]]),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts"), [("uniform", {"a": 2, "b": 6}), ("erk", {"a": 3, "b": 5}), ("global", {"a": 4, "b": 4})]
+)
+def test_layer_counts_on_paper(kind, counts):
+    assert layer_counts(kind, TWO, 8) == counts
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layer_counts_are_exact_in_total_from_none_to_all(kind):
+    for keep in range(17):
+        counts = layer_counts(kind, TWO, keep)
+        assert counts.keys() == TWO.keys() and sum(counts.values()) == keep
+        assert all(0 <= counts[name] <= TWO[name].numel() for name in TWO)
+
+
+def test_a_global_cut_may_empty_a_layer():
+    assert layer_counts("global", {"a": torch.ones(3), "b": torch.full((4,), 0.1)}, 3) == {"a": 3, "b": 0}
+
+
+def test_layer_counts_refuses_another_kind_and_impossible_numbers():
+    with pytest.raises(PrunebenchError, match="'globl'; did you mean 'global'"):
+        layer_counts("globl", TWO, 8)
+    for kind in LAYERS:
+        for keep in (-1, 17):
+            with pytest.raises(ValueError, match=f"cannot keep {keep} of 16"):
+                layer_counts(kind, TWO, keep)
+    with pytest.raises(ValueError, match="NaN"):
+        layer_counts("global", {"a": torch.tensor([math.nan, 1.0])}, 1)
