@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunebench.bench.errors import unknown
+from prunebench.bench.errors import PrunebenchError, some, unknown
 from prunebench.bench.protocol import as_sparsity
 
 State = dict[str, Tensor]  # a state dict: every tensor of a net by its name
@@ -93,6 +93,23 @@ def draw(shapes: Mapping[str, Sequence[int]], keeps: Mapping[str, int], generato
     return keep_largest_by_layer(
         {name: torch.rand(*shape, generator=generator) for name, shape in shapes.items()}, keeps
     )
+
+
+def refuse_empty(keeps: Mapping[str, int]) -> None:
+    """Raise PrunebenchError if a layer keeps no weight: in a chain of layers, nothing would pass through it."""
+    if empty := [name for name, keep in keeps.items() if keep == 0]:
+        raise PrunebenchError(
+            f"No weights would be left in {some(empty)}, and what enters a layer must be able to leave it; lower the "
+            "sparsity, or divide the weights among the layers in another way."
+        )
+
+
+def refuse_nan(scores: Mapping[str, Tensor]) -> None:
+    """Raise PrunebenchError for scores that are NaN."""
+    if wrong := [name for name, score in scores.items() if score.isnan().any()]:
+        raise PrunebenchError(
+            f"Scores of {some(wrong)} are NaN, so the largest are not defined; lower the learning rate."
+        )
 
 
 def shuffled(masks: Masks, generator: torch.Generator) -> Masks:
