@@ -20,8 +20,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of
 from prunebench.bench.lab.backend import Backend, Calibration, Fit, Loop
 from prunebench.bench.lab.keys import digest, plain, rules_of, source_of
-from prunebench.bench.lab.meter import Meter, granted
-from prunebench.bench.lab.objectives import OBJECTIVES
+from prunebench.bench.lab.meter import Meter, divided, granted
 from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.schemes import PLAIN, Scheme, Scores
 from prunebench.bench.mask import Masks, State, keep_count, split_scores
@@ -94,20 +93,8 @@ class Lab:
         loss; and a last stage of plain training for what is left. Raises PrunebenchError, before anything is trained,
         when nothing is left.
         """
-        loss, images = OBJECTIVES[objective], TrainingPlan(self.protocol.training, self.protocol.threat, 1)
-        prices = [images.seen(len(self.train)) * loss.passes(images.recipe.steps, count) for count in (1, *gradients)]
-        whole = self.meter.granted // prices[0]
-        counts = [
-            max(1, round(share * whole * prices[0] / price)) for share, price in zip(shares, prices[1:], strict=True)
-        ]
-        spent = sum(count * price for count, price in zip(counts, prices[1:], strict=True))
-        if (rest := (self.meter.granted - spent) // prices[0]) < 1:
-            raise PrunebenchError(
-                f"The budget of {whole} epochs is too small for {len(counts) + 1} stages: the first {len(counts)} take "
-                f"{' + '.join(map(str, counts))}, and none is left to train the result; raise the protocol's epochs "
-                "or units, or lower the shares of the first stages."
-            )
-        return [*counts, rest]
+        plan = TrainingPlan(self.protocol.training.model_copy(update={"objective": objective}), self.protocol.threat, 1)
+        return divided(self.meter.granted, plan, len(self.train), shares, gradients)
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from prunebench.bench.errors import BudgetExceeded
+from prunebench.bench.errors import BudgetExceeded, PrunebenchError
 from prunebench.bench.facts import StageCost
 from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.protocol import Protocol
@@ -43,3 +44,24 @@ def granted(protocol: Protocol, images: int) -> int:
     """The sample passes in a pruner's budget when there are `images` training images."""
     recipe = protocol.training
     return int(protocol.units * TrainingPlan(recipe, protocol.threat, recipe.epochs).passes(images))
+
+
+def divided(
+    granted: int, plan: TrainingPlan, images: int, shares: Sequence[float], gradients: Sequence[int]
+) -> list[int]:
+    """Epochs of stages that use up `granted` sample passes: one for each of `shares`, and a last one for the rest.
+
+    `plan`: an epoch of the training, on `images` images. A stage takes so many `gradients` of the loss per step, the
+    last a single one, and at least one epoch. Raises PrunebenchError when nothing is left for the last.
+    """
+    prices = [plan.passes(images, count) for count in (1, *gradients)]
+    whole = granted // prices[0]
+    counts = [max(1, round(share * whole * prices[0] / price)) for share, price in zip(shares, prices[1:], strict=True)]
+    spent = sum(count * price for count, price in zip(counts, prices[1:], strict=True))
+    if (rest := (granted - spent) // prices[0]) < 1:
+        raise PrunebenchError(
+            f"The budget of {whole} epochs is too small for {len(counts) + 1} stages: the first {len(counts)} take "
+            f"{' + '.join(map(str, counts))}, and none is left to train the result; raise the protocol's epochs or "
+            "units, or lower the shares of the first stages."
+        )
+    return [*counts, rest]

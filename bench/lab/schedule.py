@@ -61,9 +61,9 @@ class TrainingPlan:
         """Epochs between validations; one-step training is validated after every epoch, because it may collapse."""
         return 1 if self.recipe.one_step else self.recipe.validate_every
 
-    def passes(self, images: int) -> int:
-        """The price in sample passes."""
-        each = OBJECTIVES[self.recipe.objective].passes(self.recipe.steps, self.scheme.gradients)
+    def passes(self, images: int, gradients: int | None = None) -> int:
+        """The price in sample passes; `gradients`: of the loss per step, if not as many as the scheme takes."""
+        each = OBJECTIVES[self.recipe.objective].passes(self.recipe.steps, gradients or self.scheme.gradients)
         epochs = max(0, self.last - self.start)
         extra = self.scheme.extra_passes(epochs, epochs * self.batches(images), images)
         return epochs * self.seen(images) * each + extra
