@@ -57,8 +57,12 @@ def finite(scores: State) -> State:
     return scores
 
 
-def train(lab: Lab, masks: Masks, shuffle: bool) -> State:
+def train(lab: Lab, masks: Masks, start: str, shuffle: bool) -> State:
     """The weights after the rest of the budget under `masks`, shuffled first if so asked.
+
+    `start`: "masked" for the initial weights under the masks, as in the papers; "rescaled" to divide them by the square
+    root of their layer's density, as `random` does. That restores the norm of a layer whose weights were kept at
+    random, so shuffled masks always start so; weights kept by score are larger than average, and it overshoots.
 
     Raises PrunebenchError, before any training, if the masks leave no path from a pixel to a logit: the net would be
     constant. A layer may be empty where paths lead around it.
@@ -72,7 +76,13 @@ def train(lab: Lab, masks: Masks, shuffle: bool) -> State:
             f"The mask leaves no path from the image to a logit (empty: {empty}), so there is nothing to train; lower "
             f"the sparsity of {lab.job.sparsity} or choose a pruner that fixes each layer's density."
         )
-    return lab.fit("train", rescaled(lab.initial(), masks), epochs=lab.left, masks=masks).weights
+    begin = (rescaled if shuffle or start == "rescaled" else masked)(lab.initial(), masks)
+    return lab.fit("train", begin, epochs=lab.left, masks=masks).weights
+
+
+def _check_start(start: str) -> None:
+    if start not in ("masked", "rescaled"):
+        raise ValueError(f"start = {start!r} must be masked or rescaled")
 
 
 @dataclass(frozen=True)
@@ -82,24 +92,26 @@ class SNIP:
     Lee et al. 2019, arXiv 1810.02340, eq. 5, ranked over all layers together; g is the gradient of the mean loss. Our
     reading, here and in `GraSP`: the loss is that of adversarial images, found on the dense net and then held fixed;
     batch norm is in eval mode with the dense net's statistics (`lab.calibrated`), so that images do not depend on each
-    other. Training starts as in `random`: from the same weights, divided by the square root of the layer's density,
-    so that rows differ by their masks alone. Layers may collapse: a mask without any path to a logit is refused.
+    other. Layers may collapse, as they do in the paper's setting too: only a mask without any path from the image to a
+    logit is refused.
 
-    `batches`: of the protocol's size, for the statistics and for the scores. `shuffle`: permute the kept positions
-    within each layer before training.
+    `batches`: of the protocol's size, for the statistics and for the scores. `start`: "masked" or "rescaled", see
+    `train`. `shuffle`: permute the kept positions within each layer before training.
     """
 
     batches: int = 4
+    start: str = "masked"
     shuffle: bool = False
 
     def __post_init__(self) -> None:
+        _check_start(self.start)
         if self.batches < 1:
             raise ValueError(f"batches = {self.batches} must be at least 1")
 
     def __call__(self, job: Job, lab: Lab) -> State:
         """Score, cut, train."""
         scores = self.scores(lab)
-        return train(lab, keep_largest(finite(scores), lab.keep), self.shuffle)
+        return train(lab, keep_largest(finite(scores), lab.keep), self.start, self.shuffle)
 
     def scores(self, lab: Lab) -> State:
         """|g * w| of every prunable weight."""
@@ -116,7 +128,7 @@ class GraSP(SNIP):
     same images; H is by the prunable weights. Otherwise as `SNIP`.
 
     `temperature`: divides the logits in the scores, 200 as in the authors' code, which keeps the softmax near uniform.
-    `batches`, `shuffle`: as in `SNIP`.
+    `batches`, `start`, `shuffle`: as in `SNIP`.
     """
 
     temperature: float = 200.0
@@ -162,16 +174,18 @@ class SynFlow:
     Tanaka et al. 2020, arXiv 2006.05467, algorithm 1: score by `flow`, keep the largest over all layers together, score
     the rest again; after k of n `iterations` the density is d^(k / n). A layer's scores sum to R in a chain of
     layers, so a small layer's weights score high and no layer collapses at once; one that does is refused. The search
-    sees no image, so "adversarial" has no meaning in it. Training starts as in `random`, for the reason given in
-    `SNIP`.
+    sees no image, so "adversarial" has no meaning in it.
 
-    `iterations`: 100 in the paper. `shuffle`: permute the kept positions within each layer before training.
+    `iterations`: 100 in the paper. `start`, `shuffle`: as in `SNIP`; on the digits at .98 a rescaled start ended at one
+    class and a masked one did not.
     """
 
     iterations: int = 100
+    start: str = "masked"
     shuffle: bool = False
 
     def __post_init__(self) -> None:
+        _check_start(self.start)
         if self.iterations < 1:
             raise ValueError(f"iterations = {self.iterations} must be at least 1")
 
@@ -190,4 +204,4 @@ class SynFlow:
             "search", begin, lambda now, index: cut(now, index + 1), steps=n - 1, passes=3 * n, facts=[n, lab.keep]
         )
         masks = cut({name: mask.to(lab.device) for name, mask in masks.items()}, n)
-        return train(lab, {name: mask.cpu() for name, mask in masks.items()}, self.shuffle)
+        return train(lab, {name: mask.cpu() for name, mask in masks.items()}, self.start, self.shuffle)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 from torch.optim.adam import adam
 
+from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import (
+    LAYERS,
     Masks,
     State,
-    erk,
     keep_largest_by_layer,
+    layer_counts,
     masked,
     rescaled,
     scaled_scores,
@@ -31,13 +33,19 @@ PRODUCTS = 6 + 6 + 12
 
 
 def kernel_product(
-    net: nn.Module, parameters: State, images: Tensor, adversarial: Tensor, v: Tensor
+    net: nn.Module,
+    parameters: State,
+    images: Tensor,
+    adversarial: Tensor,
+    v: Tensor,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """K v for the mixed tangent kernel K = J(images) J(adversarial)^T at `parameters`, without building K.
+    """K v for the mixed tangent kernel K = J(images) M J(adversarial)^T at `parameters`, without building K.
 
     `images`, `adversarial`: (n, c, h, w); `v`: (n, classes), read as one vector of n * classes. J(x) is the Jacobian
-    of all logits at x with respect to all `parameters`. Takes one vjp at the adversarial images and one jvp at the
-    clean ones. Returns the logits at the adversarial images and K v, both (n, classes).
+    of all logits at x with respect to all `parameters`; M is diagonal, with the entries of `masks` for the parameters
+    that have one and 1 for the others. Takes one vjp at the adversarial images and one jvp at the clean ones. Returns
+    the logits at the adversarial images and K v, both (n, classes).
     """
 
     def logits(values: State, at: Tensor) -> Tensor:
@@ -46,6 +54,7 @@ def kernel_product(
 
     at_adversarial, pull = vjp(lambda values: logits(values, adversarial), parameters)  # type: ignore[misc]
     (direction,) = pull(v)
+    direction = direction | {name: direction[name] * mask for name, mask in (masks or {}).items()}
     _, product = jvp(lambda values: logits(values, images), (parameters,), (direction,))  # type: ignore[misc]
     return at_adversarial, product
 
@@ -66,11 +75,19 @@ class AWT:
     in Neural Tangent Transfer (Liu and Zenke 2020, arXiv 2006.08228; every 100 of its many more steps). Our reading:
     the gradient passes straight through the mask and pruned weights grow from zero, so a weight enters as small as the
     weight that it replaces; entering at its initial value would undo the search. Variant "mask" keeps theta0 and
-    trains scores as in HYDRA. Layers have Erdos-Renyi-Kernel densities. The start is not rescaled: the largest weights
+    trains scores as in HYDRA. The start is not rescaled: the largest weights
     hold most of a layer's norm, and dividing by the square root of the density raises the kernel distance to the dense
     net, before any search, from .24 to 59 (digits, 90 %). Batch norm's statistics are those of the dense net on
     `batches` batches, frozen in the search and shared. The search sees labels only through x~.
 
+    `kernel`: the parameters over which the student's kernel is summed. Under a fixed mask, pruned weights do not move,
+    so df_s(x)/dt = -(1/N) sum_j J_s(x) M J_s(x~_j)^T grad l_j, with M the mask, and 1 for biases and batch norm: the
+    kernel of the dynamics is that over the "kept" weights. "all" sums over the pruned weights too, as the dense net
+    does; it can match a net of any scale, but part of what it matches is never used. In "mask", M's gradient reaches
+    the scores straight through; in "weights", M is held fixed in each step.
+    `layers`: how the kept weights are divided, "erk", "uniform" or "global": the counts of a global magnitude cut. At
+    initialisation such a cut only ranks layers by their fan-in and empties wide ones; so we take the counts, and
+    nothing else, from a dense adversarial training of the share `scout` of the budget.
     `search`: share of the budget. `batch`: images per step. `lr`: Adam's learning rate. `weight`: of the kernel term.
     `shuffle`: permute the kept positions inside each layer after the search.
     """
@@ -83,6 +100,9 @@ class AWT:
     settle: float = 0.8
     weight: float = 1.0
     batches: int = 20
+    kernel: str = "all"
+    layers: str = "erk"
+    scout: float = 0.1
     shuffle: bool = False
 
     def __post_init__(self) -> None:
@@ -94,19 +114,38 @@ class AWT:
             raise ValueError("search must be in (0, 1), settle in [0, 1], and batch, every and batches above 0")
         if not (self.lr > 0 and self.weight >= 0):
             raise ValueError(f"lr = {self.lr} must be above 0 and weight = {self.weight} at least 0")
+        if self.kernel not in ("all", "kept"):
+            raise ValueError(f"kernel = {self.kernel!r} must be all or kept")
+        if self.layers not in LAYERS:
+            raise ValueError(f"layers = {self.layers!r} must be one of {', '.join(LAYERS)}")
+        if not 0 < self.scout < 1 - self.search:
+            raise ValueError(f"scout = {self.scout} must be above 0 and leave room beside search = {self.search}")
 
     def __call__(self, job: Job, lab: Lab) -> State:
         """Calibrate the dense net, search for its sparse student, train the student under its mask."""
         left = int((1 - self.search) * lab.epochs)
         refuse_short({"train": left}, budget=lab.epochs, steps=lab.steps, way_out="lower search")
+        keeps = self._counts(lab)
         dense = lab.calibrated("calibrate", lab.initial(), batches=self.batches)
-        weights = {name: dense[name].abs() for name in lab.shapes}
-        masks = keep_largest_by_layer(weights, erk(lab.shapes, lab.keep))
+        masks = keep_largest_by_layer({name: dense[name].abs() for name in lab.shapes}, keeps)
         student, masks = self.find(lab, dense, masks)
         if self.shuffle:
             masks = shuffled(masks, lab.generator("shuffle"))
             student = rescaled(dense, masks)
         return lab.fit("train", student, epochs=lab.left, masks=masks).weights
+
+    def _counts(self, lab: Lab) -> dict[str, int]:
+        """How many weights each layer keeps. Raises PrunebenchError if a layer keeps none."""
+        weights = lab.initial()
+        if self.layers == "global":
+            weights = lab.fit("layers", weights, epochs=max(1, round(self.scout * lab.epochs))).weights
+        keeps = layer_counts(self.layers, {name: weights[name] for name in lab.shapes}, lab.keep)
+        if empty := [name for name, keep in keeps.items() if not keep]:
+            raise PrunebenchError(
+                f"Sparsity {lab.job.sparsity} with layers={self.layers} leaves no weight in {', '.join(empty)}, whose "
+                "part of the tangent kernel would be lost; lower the sparsity or divide the weights otherwise."
+            )
+        return keeps
 
     def find(self, lab: Lab, dense: State, masks: Masks, *, fixed: bool = False) -> tuple[State, Masks]:
         """The student that the search derives from `dense`, starting from `masks`, and its masks.
@@ -127,6 +166,16 @@ class AWT:
                 return {name: straight_through(base[name], values[name], keeps[name]) for name in keeps}
             return {name: _under(values[name], now[f"mask/{name}"]) for name in keeps}
 
+        def moving(values: State, now: State) -> State | None:
+            """The masks of the weights over which the student's kernel is summed; None for all weights."""
+            if self.kernel == "all":
+                return None
+            if self.variant == "mask":
+                return {
+                    name: straight_through(torch.ones_like(base[name]), values[name], keeps[name]) for name in keeps
+                }
+            return {name: now[f"mask/{name}"] for name in keeps}
+
         def step(now: State, index: int) -> State:
             images, labels = lab.sample(f"search {index}", self.batch)
             values = {name: now[f"value/{name}"].clone().requires_grad_() for name in keeps}
@@ -137,7 +186,7 @@ class AWT:
             v = torch.randn(self.batch, lab.info.classes, generator=lab.generator(f"v {index}")).to(lab.device)
             with torch.no_grad():
                 f_t, k_t = kernel_product(net, teacher, images, adversarial, v)
-            f_s, k_s = kernel_product(net, teacher | seen(values, now), images, adversarial, v)
+            f_s, k_s = kernel_product(net, teacher | seen(values, now), images, adversarial, v, moving(values, now))
             loss = (f_s - f_t).square().mean() + self.weight * (k_s - k_t).square().mean() / k_t.square().mean()
             return self._update(now, values, loss, refresh=not fixed and self._due(index + 1, steps), keeps=keeps)
 
@@ -145,7 +194,8 @@ class AWT:
         begin |= {f"mask/{name}": mask.to(lab.device) for name, mask in masks.items()}
         begin |= {f"{moment}/{name}": torch.zeros_like(base[name]) for name in keeps for moment in ("first", "second")}
         begin["count"] = torch.zeros((), device=lab.device)
-        end = lab.loop("search", begin, step, steps=steps, passes=steps * price, facts=[asdict(self), fixed])
+        facts = [asdict(replace(self, shuffle=False)), fixed]
+        end = lab.loop("search", begin, step, steps=steps, passes=steps * price, facts=facts)
         values = {name: end[f"value/{name}"] for name in keeps}
         if self.variant == "mask":
             masks = keep_largest_by_layer({name: value.abs() for name, value in values.items()}, keeps)

@@ -76,7 +76,7 @@ class Watching(Lab):
     ) -> State:
         """As `Lab.loop`."""
         wanted = {round(share * steps): share for share in SNAPSHOTS}
-        self.steps, self.seen = steps, {0.0: start}
+        self.searched, self.seen = steps, {0.0: start}
 
         def watched(state: State, index: int) -> State:
             after = step(state, index)
@@ -151,7 +151,7 @@ def measure(lab: Watching, pruner: AWT, kind: str, teachers: dict[int, dict[int,
     """
     dense, student, masks = search(lab, pruner, kind)
     for share, (state, seen) in searched(lab, dense).items():
-        yield "search", share, round(share * lab.steps), *compare(lab, dense, state, seen)
+        yield "search", share, round(share * lab.searched), *compare(lab, dense, state, seen)
     epochs, seed = lab.left, lab.job.seed
     if seed not in teachers:
         teachers[seed] = trained(lab, dense, epochs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
@@ -188,14 +189,14 @@ def scores_of(room, kind):
 
 
 def check_gradients(kind, tmp_path):
-    """The mask holds the largest scores of all layers together; training starts as in `random`, under the mask."""
+    """The mask holds the largest scores of all layers together; training starts from the initial weights under it."""
     room, state = use(PRUNERS[kind], tmp_path)
     (asked,) = room.asked
     masks, scores = asked.masks, scores_of(room, kind)
     assert sum(kept(masks).values()) == room.keep == 1908
     inside, outside = (torch.cat([scores[n][m if keep else ~m] for n, m in masks.items()]) for keep in (True, False))
     assert inside.min() > 0 and inside.min() >= outside.max() - 1e-4 * outside.max()
-    assert is_mask_of(masks, asked.start) and same(asked.start, rescaled(room.initial(), masks))
+    assert is_mask_of(masks, asked.start) and same(asked.start, masked(room.initial(), masks))
     assert is_mask_of(masks, state) and same(state, asked.trained.weights)
 
 
@@ -231,7 +232,7 @@ TWINS = {
             name: p / room.initial()[name] for name, p in PRODUCTS(room, *args, **options).items()
         },
     ),
-    "not rescaled": (at_init, "rescaled", masked),
+    "rescaled": (at_init, "masked", rescaled),
 }
 
 
@@ -243,6 +244,12 @@ def test_gradients_twin(twin, kind, tmp_path, monkeypatch):
     monkeypatch.setattr(*TWINS[twin])
     with pytest.raises((AssertionError, PrunebenchError)):  # the smallest scores may leave no path
         check_gradients(kind, tmp_path)
+
+
+@pytest.mark.parametrize("kind", PRUNERS)
+def test_a_start_like_that_of_random(kind, tmp_path):
+    room, _ = use(replace(PRUNERS[kind], start="rescaled"), tmp_path)
+    assert same(room.asked[0].start, rescaled(room.initial(), room.asked[0].masks))
 
 
 # SynFlow
@@ -305,7 +312,7 @@ def check_synflow(tmp_path):
         stay, go = (torch.cat([scores[n][before[n] & (after[n] == kind)] for n in SIZES]) for kind in (True, False))
         assert stay.min() >= go.max()
     assert all(kept(asked.masks).values())
-    assert is_mask_of(asked.masks, state) and same(asked.start, rescaled(start, asked.masks))
+    assert is_mask_of(asked.masks, state) and same(asked.start, masked(start, asked.masks))
 
 
 def test_synflow_cuts_by_its_schedule_and_leaves_no_layer_empty(tmp_path):
@@ -360,7 +367,7 @@ def test_the_search_is_charged_and_the_rest_trains(kind, tmp_path):
 @pytest.mark.parametrize("kind", PRUNERS)
 def test_shuffle_moves_weights_inside_their_layers(kind, tmp_path):
     plain, _ = use(PRUNERS[kind], tmp_path)
-    moved, state = use(type(PRUNERS[kind])(**vars(PRUNERS[kind]) | {"shuffle": True}), tmp_path)
+    moved, state = use(replace(PRUNERS[kind], shuffle=True), tmp_path)
     (before,), (after,) = plain.asked, moved.asked
     assert kept(before.masks) == kept(after.masks) and is_mask_of(after.masks, state)
     partly = [name for name, size in SIZES.items() if 0 < kept(before.masks)[name] < size]
@@ -405,6 +412,8 @@ def test_synflow_keeps_a_path_with_one_weight_for_each_layer(tmp_path):
         (GraSP, {"batches": -1}, "batches = -1"),
         (GraSP, {"temperature": 0.0}, "temperature = 0.0"),
         (SynFlow, {"iterations": 0}, "iterations = 0"),
+        (SynFlow, {"start": "dense"}, "start = 'dense'"),
+        (SNIP, {"start": "dense"}, "start = 'dense'"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(make, options, said):

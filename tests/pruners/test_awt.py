@@ -105,6 +105,57 @@ def test_kernel_product_twin(twin):
         check_product(twin)
 
 
+# The kernel over the kept weights
+
+MASKS = {"0.weight": TEACHER["0.weight"].abs() > 0.2, "4.weight": TEACHER["4.weight"] > 0}
+PRUNED = masked(TEACHER, MASKS)
+
+
+def check_kept(product):
+    """J M J^T, and the dynamics under the mask: a small step down the adversarial loss, pruned weights held at zero.
+
+    The step moves w by -h M J(x~)^T g with g the gradient by the logits at x~; so f(x) moves by -h J(x) M J(x~)^T g.
+    """
+    assert all(0 < int(mask.sum()) < mask.numel() for mask in MASKS.values())
+    m = torch.cat([MASKS[name].flatten() if name in MASKS else torch.ones(p.numel()) for name, p in PRUNED.items()])
+    logits, given = product(NET, PRUNED, IMAGES, ADVERSARIAL, V, MASKS)
+    explicit = jacobian(PRUNED, IMAGES) @ torch.diag(m.double()) @ jacobian(PRUNED, ADVERSARIAL).T
+    torch.testing.assert_close(logits, functional_call(NET, PRUNED, (ADVERSARIAL,)), rtol=1e-12, atol=0)
+    torch.testing.assert_close(given.flatten(), explicit @ V.flatten(), rtol=1e-9, atol=1e-12)
+
+    labels, h = torch.tensor([0, 1, 1]), 1e-6
+    leaves = {name: p.clone().requires_grad_() for name, p in PRUNED.items()}
+    at = functional_call(NET, leaves, (ADVERSARIAL,))
+    loss = nn.functional.cross_entropy(at, labels)
+    (g,) = torch.autograd.grad(loss, at, retain_graph=True)
+    slopes = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    after = {name: PRUNED[name] - h * slope * MASKS.get(name, torch.tensor(1.0)) for name, slope in slopes.items()}
+    moved = (functional_call(NET, after, (IMAGES,)) - functional_call(NET, PRUNED, (IMAGES,))) / h
+    torch.testing.assert_close(-product(NET, PRUNED, IMAGES, ADVERSARIAL, g, MASKS)[1], moved, rtol=1e-4, atol=1e-7)
+
+
+def test_the_kernel_of_masked_training_is_that_over_the_kept_weights():
+    check_kept(kernel_product)
+
+
+@pytest.mark.parametrize(
+    "twin",
+    [
+        lambda net, parameters, x, near, v, masks: kernel_product(net, parameters, x, near, v),
+        lambda net, parameters, x, near, v, masks: kernel_product(
+            net, parameters, x, near, v, {name: ~mask for name, mask in masks.items()}
+        ),
+        lambda net, parameters, x, near, v, masks: kernel_product(
+            net, parameters, x, near, v, masks | {name: torch.tensor(0.0) for name in parameters if name not in masks}
+        ),
+    ],
+    ids=["all weights", "the pruned ones", "without biases and batch norm"],
+)
+def test_kept_twin(twin):
+    with pytest.raises(AssertionError):
+        check_kept(twin)
+
+
 DRAWS = 300
 
 
@@ -249,8 +300,8 @@ TWINS = {
     "there is nothing to match": (awt, "kernel_product", lambda *arguments: unmoved(*arguments)),
     "one weight too many": (
         awt,
-        "erk",
-        lambda shapes, keep: erk(shapes, keep) | {"1.9.weight": COUNTS["1.9.weight"] + 1},
+        "layer_counts",
+        lambda kind, weights, keep: COUNTS | {"1.9.weight": COUNTS["1.9.weight"] + 1},
     ),
     "the mask is not held": (
         Lab,
@@ -412,9 +463,69 @@ def test_shuffle_keeps_the_counts_and_begins_with_the_initial_weights(variant, t
     assert same(after.start, rescaled(moved.dense, after.masks))
 
 
+def check_kept_search(tmp_path, variant, monkeypatch):
+    """The student's kernel is summed over its kept weights in every step, the teacher's over all; the mask is exact."""
+    seen = []
+
+    def watched(net, parameters, images, near, v, masks=None):
+        seen.append((parameters, masks))
+        return kernel_product(net, parameters, images, near, v, masks)
+
+    monkeypatch.setattr(awt, "kernel_product", watched)
+    room, state = use(AWT(variant=variant, kernel="kept", **SHORT), tmp_path)
+    assert len(seen) == 2 * room.searched[1]["steps"]
+    for (_, none), (student, masks) in zip(seen[::2], seen[1::2], strict=True):
+        assert none is None and masks.keys() == SIZES.keys()
+        assert kept(masks) == COUNTS and is_mask_of({name: masks[name] != 0 for name in masks}, student)
+    (asked,) = room.asked
+    assert kept(asked.masks) == COUNTS and is_mask_of(asked.masks, state)
+    if variant == "mask":
+        assert all(masks[name].requires_grad for _, masks in seen[1::2] for name in SIZES)
+
+
+@pytest.mark.parametrize("variant", ["weights", "mask"])
+def test_the_search_over_kept_weights(variant, tmp_path, monkeypatch):
+    check_kept_search(tmp_path, variant, monkeypatch)
+
+
+def test_twin_the_search_over_all_weights(tmp_path, monkeypatch):
+    post = AWT.__post_init__
+    monkeypatch.setattr(AWT, "__post_init__", lambda self: post(self) or object.__setattr__(self, "kernel", "all"))
+    with pytest.raises(AttributeError, match="keys"):  # no masks
+        check_kept_search(tmp_path, "weights", monkeypatch)
+
+
+def test_layers_divide_the_weights(tmp_path):
+    """Uniform: 14.4, 460.8, 3276.8 and 64. Global: the counts of the cut of a net trained for .1 of 18 epochs."""
+    room, _ = use(AWT(layers="uniform", **SHORT), tmp_path)
+    assert kept(room.asked[0].masks) == {"1.0.weight": 14, "1.3.weight": 461, "1.7.weight": 3277, "1.9.weight": 64}
+
+    room, state = use(AWT(layers="global", **SHORT), tmp_path)
+    scout, asked = room.asked
+    assert scout.stage == "layers" and scout.options == {"epochs": 2} and same(scout.start, room.initial())
+    sizes = torch.cat([scout.trained.weights[name].abs().flatten() for name in SIZES])
+    counts = kept(dict(zip(SIZES, (sizes >= sizes.sort().values[-3816]).split(list(SIZES.values())), strict=True)))
+    assert kept(asked.masks) == counts and is_mask_of(asked.masks, state) and counts != COUNTS
+    assert same(room.dense, room.dense | {name: room.initial()[name] for name in SIZES})  # the counts are all it took
+    assert [stage.name for stage in room.meter.stages] == ["layers", "calibrate", "search", "train"]
+    assert room.meter.granted - room.meter.spent < 128 * 12
+
+
+def test_a_layer_without_weights_stops_before_the_search(tmp_path):
+    """At .999 the first of 144 weights keeps .14 of one: none."""
+    room = lab(tmp_path, LONG, sparsity=0.999, kind=Searching)
+    with pytest.raises(PrunebenchError, match=r"layers=uniform leaves no weight in 1\.0\.weight"):
+        AWT(layers="uniform", **SHORT)(room.job, room)
+    assert not room.meter.stages
+
+
 @pytest.mark.parametrize(
     "options",
     [
+        {"kernel": "some"},
+        {"layers": "both"},
+        {"scout": 0.0},
+        {"scout": 0.8},
         {"variant": "neither"},
         {"search": 0.0},
         {"search": 1.0},
