@@ -1,0 +1,101 @@
+"""HARP: how many weights each layer keeps is learned together with which ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.lab.densities import Densities, corrected
+from prunebench.bench.lab.lab import Lab
+from prunebench.bench.mask import LAYERS, State, keep_largest_by_layer, layer_counts, masked, scaled_scores, shuffled
+from prunebench.bench.protocol import Job
+
+
+@dataclass(frozen=True)
+class HARP:
+    """Dense adversarial training, a search for layer densities and the mask together, fine-tuning under the mask.
+
+    Zhao & Wressnegger 2023, *Holistic Adversarially Robust Pruning*, ICLR, arXiv 2412.14714. As in HYDRA, the search
+    freezes the weights and trains a score for each; the mask keeps the largest |score| in each layer. How many, a
+    parameter r per layer says: density = lowest + (1 - lowest) * sigmoid(r). Both are trained on the adversarial loss
+    plus gamma * max(0, kept / target - 1), where gamma rises during the search: robustness first, then the target.
+    Verified in the published code: the sigmoid with its lower bound, and the gradient of a density, the sum of
+    dL/dW_eff * W over all entries of the layer (`bench.lab.densities.under_density` derives it).
+
+    Our reading: the search starts at the target with the layer counts `layers`, at HYDRA's scores. gamma rises linearly
+    from 0 (the paper: in steps). Scores and r share the learning rate, without weight decay. The search ends near the
+    target, seldom on it; so the counts are corrected to the exact total in the learned proportions, with at least one
+    weight in each layer. The rest is as in HYDRA, and with frozen densities (`rate=0`) this is HYDRA bit for bit.
+
+    `gamma`: the penalty's weight at the end. `floor`: the lower bound of a layer's density, as a share of the target
+    density. `rate`: the learning rate of r as a multiple of the scores'. `layers`: "uniform", "erk" or "global", the
+    counts to start from. `dense`, `search`, `search_lr`, `lr`, `loss`, `shuffle`: as in HYDRA. `rho`: as in S2AP, on
+    the scores. Raises PrunebenchError when a stage would have no epoch, or there are more layers than weights to keep.
+    """
+
+    gamma: float = 1.0
+    floor: float = 0.1
+    rate: float = 1.0
+    layers: str = "uniform"
+    dense: float = 0.5
+    search: float = 0.1
+    search_lr: float = 1.0
+    lr: float = 0.5
+    loss: str = "pgd"
+    rho: float = 0.0
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.dense > 0 and self.search > 0 and self.dense + self.search < 1):
+            raise ValueError(f"dense = {self.dense} and search = {self.search} must be above 0 and sum to less than 1")
+        for name in ("search_lr", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)} must be above 0")
+        for name in ("gamma", "rate", "rho"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 0")
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"floor = {self.floor} must be in [0, 1)")
+        if self.loss not in ("pgd", "trades"):
+            raise ValueError(f"loss = {self.loss!r} must be pgd or trades")
+        if self.layers not in LAYERS:
+            raise ValueError(f"layers = {self.layers!r} must be one of {', '.join(LAYERS)}")
+
+    def __call__(self, job: Job, lab: Lab) -> State:
+        """Pretrain, search, correct the counts, fine-tune."""
+        if lab.keep < len(lab.shapes):
+            raise PrunebenchError(
+                f"Sparsity {job.sparsity} keeps {lab.keep} weights, too few for one in each of the {len(lab.shapes)} "
+                "layers; lower the sparsity."
+            )
+        gradients = (1, 2 if self.rho else 1)
+        dense_epochs, search_epochs, rest = lab.divided(self.loss, (self.dense, self.search), gradients)
+        rate = lab.protocol.training.lr
+        dense = lab.fit("dense", lab.initial(), epochs=dense_epochs, objective=self.loss).weights
+        weights = {name: dense[name] for name in lab.shapes}
+        scheme = Densities(
+            scaled_scores(weights),
+            layer_counts(self.layers, weights, lab.keep),
+            self.rho,
+            gamma=self.gamma,
+            lowest=self.floor * lab.keep / lab.prunable,
+            rate=self.rate,
+        )
+        found = lab.fit(
+            "search",
+            dense,
+            epochs=search_epochs,
+            lr=self.search_lr * rate,
+            objective=self.loss,
+            weight_decay=0.0,
+            scheme=scheme,
+        )
+        scores, kept, searched = scheme.split(found.last)
+        keeps = corrected(kept, {name: weights[name].numel() for name in weights}, lab.keep)
+        masks = keep_largest_by_layer({name: score.abs() for name, score in scores.items()}, keeps)
+        if self.shuffle:
+            masks = shuffled(masks, lab.generator("shuffle"))
+        return lab.fit(
+            "fine-tune", masked(searched, masks), epochs=rest, masks=masks, lr=self.lr * rate, objective=self.loss
+        ).weights
