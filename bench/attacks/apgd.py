@@ -1,7 +1,7 @@
 """APGD: gradient ascent with momentum, with steps halved when they stop helping, in Linf and L2.
 
 Croce & Hein 2020, arXiv 2003.01690. In Linf it reproduces the published attack's arithmetic operation for operation,
-without its copies.
+without its copies; in L2 it takes the same steps, up to rounding.
 """
 
 from __future__ import annotations
@@ -23,15 +23,22 @@ _RISES = 0.75  # steps are halved if the loss rose in at most this share of them
 
 
 @torch.no_grad()
-def apgd_ce(model: Model, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Tensor:
-    """Proposals in the ball of `threat`, by cross-entropy; images that survive come back unchanged."""
-    standing = model(images).argmax(1) == labels
-    return climbed(model, images, labels, standing, threat, seed, [lambda index: cross_entropy(labels[index])])
+def apgd_ce(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
+    """Auto-PGD on cross-entropy, 100 steps, one start."""
+    standing, losses = model(images).argmax(1) == labels, [lambda now: cross_entropy(labels[now])]
+    return climbed(model, images, labels, standing, threat, generator.initial_seed(), losses)
+
+
+@torch.no_grad()
+def apgd_dlr(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
+    """As `apgd_ce`, on the untargeted DLR loss, which needs three classes."""
+    standing, losses = model(images).argmax(1) == labels, [lambda now: dlr(labels[now])]
+    return climbed(model, images, labels, standing, threat, generator.initial_seed(), losses)
 
 
 @torch.no_grad()
 def apgd_t(model: Model, images: Tensor, labels: Tensor, threat: Threat, targets: int, seed: int) -> Tensor:
-    """As `apgd_ce`, with the targeted DLR loss, towards each of the `targets` likeliest wrong classes in turn."""
+    """As `apgd_ce`, on the targeted DLR loss, towards each of the `targets` likeliest wrong classes in turn."""
     ranked = model(images).sort(dim=1).indices.flip(1)
     standing = ranked[:, 0] == labels
     losses = [lambda index, k=k: dlr(labels[index], ranked[index, k]) for k in range(1, targets + 1)]

@@ -58,9 +58,3 @@ def pulled(logits: Tensor, at: Tensor, slopes: Tensor) -> Tensor:
     with torch.enable_grad():
         weighted = (logits * slopes).sum()
     return torch.autograd.grad(weighted, at)[0]
-
-
-def contained(perturb: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
-    """The proposals of a foreign attack that seeds the global random state, which is restored afterwards."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # the attacks seed every GPU
-        return perturb(images, labels).detach()

@@ -24,20 +24,15 @@ from prunebench.bench.protocol import Threat
 QUERIES = 20_000
 
 
-def apgd_ce(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
-    """Auto-PGD on cross-entropy, 100 steps, one start."""
-    return apgd.apgd_ce(model, images, labels, threat, generator.initial_seed())
-
-
 def long_square(
     model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator, salt: int
 ) -> Tensor:
     """Square attack with 20,000 queries; `salt` tells two runs apart."""
-    return squares.square_of(model, images, labels, threat, generator.initial_seed() ^ salt, QUERIES)
+    return squares.square(model, images, labels, threat, generator.initial_seed() ^ salt, QUERIES)
 
 
 def _queries(threat: Threat, shape: Shape) -> int:
-    return squares.price_of(threat, shape, QUERIES)
+    return squares.price_of(threat.norm, shape, QUERIES)
 
 
 _CLIMB = 3 * (apgd.STEPS + 1) + 1
@@ -51,7 +46,7 @@ BEST = Pursuit(
         "md": Listed(margin_decomposition, _SPLIT),
         "malt": Listed(malt, targets.passes(targets.TARGETS)),
         "malt-leak-.01": Listed(malt, targets.passes(targets.TARGETS), Surrogate(leak=0.01)),
-        "apgd-ce-leak-.05": Listed(apgd_ce, _CLIMB, Surrogate(leak=0.05)),
+        "apgd-ce-leak-.05": Listed(apgd.apgd_ce, _CLIMB, Surrogate(leak=0.05)),
         "md-leak-.05": Listed(margin_decomposition, _SPLIT, Surrogate(leak=0.05)),
         "malt-leak-.2": Listed(malt, targets.passes(targets.TARGETS), Surrogate(leak=0.2)),
     },

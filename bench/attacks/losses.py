@@ -26,16 +26,20 @@ def cross_entropy(labels: Tensor) -> Loss:
     return loss
 
 
-def dlr(labels: Tensor, targets: Tensor) -> Loss:
+def dlr(labels: Tensor, targets: Tensor | None = None) -> Loss:
     """Minus the margin between label and target, in units of z1 - (z3 + z4) / 2, where z are the ordered logits.
 
-    The targeted DLR loss (Croce & Hein 2020, arXiv 2003.01690, equation 7); needs four classes.
+    The targeted DLR loss (Croce & Hein 2020, arXiv 2003.01690, equation 7); needs four classes. Without targets the
+    untargeted one (equation 6): the margin to the largest other logit, in units of z1 - z3; needs three classes.
     """
-    pair, ends = torch.stack([labels, targets], dim=1), torch.tensor([[-1.0, 1.0]], device=labels.device)
-    weights = torch.tensor([[1.0, 0.0, -0.5, -0.5]], device=labels.device)
+    ends = torch.tensor([[-1.0, 1.0]], device=labels.device)
+    weights = torch.tensor([[1.0, 0.0, -1.0] if targets is None else [1.0, 0.0, -0.5, -0.5]], device=labels.device)
+    label = labels.unsqueeze(1)
 
     def loss(logits: Tensor) -> tuple[Tensor, Tensor]:
-        ordered, order = logits.topk(4, dim=1)
+        other = _largest_other(logits, label) if targets is None else targets.unsqueeze(1)
+        pair = torch.cat([label, other], dim=1)
+        ordered, order = logits.topk(weights.shape[1], dim=1)
         unit = (ordered * weights).sum(1, keepdim=True) + 1e-12
         values = (logits.gather(1, pair) * ends).sum(1, keepdim=True) / unit
         slopes = torch.zeros_like(logits).scatter_add_(1, pair, ends / unit)

@@ -1,8 +1,8 @@
-"""The Square attack in Linf: squares of +-eps at random places, kept where they help.
+"""The Square attack: in Linf squares of +-eps at random places, in L2 moves of a window's share, kept where they help.
 
 Andriushchenko, Croce, Flammarion & Hein 2020, arXiv 1912.00049.
 
-The published attack queries the net with one square at a time, the same square for every image. The squares do not
+The published attack queries the net with one square at a time, at the same place for every image. The squares do not
 depend on the net's answers, so here they are all drawn in advance. This saves queries in two ways. An image skips any
 square already tried since its last change, because that square did not help. An image that has not changed for long
 tries several squares at once, and the first that helps counts.
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from pyautoattack.square import SquareAttack
 from torch import Tensor
 
-from prunebench.bench.attacks.base import Model, at_once, contained
+from prunebench.bench.attacks import square_l2
+from prunebench.bench.attacks.base import Model, at_once
 from prunebench.bench.protocol import Threat
 
 QUERIES = 5000
@@ -45,10 +45,7 @@ class Squares:
     def drawn(cls, shape: tuple[int, int, int], queries: int, generator: torch.Generator) -> Squares:
         """Draw squares as the published attack does, for images of `shape` (channels, height, width)."""
         channels, height, width = shape
-        share = torch.tensor(
-            [_FIRST / 2 ** sum(query > halved for halved in _HALVED) for query in range(queries)], dtype=torch.float64
-        )
-        size = (share * height * width).sqrt().round().long().clamp(1, min(height, width))
+        size = (_shares(queries) * height * width).sqrt().round().long().clamp(1, min(height, width))
         drawn = torch.rand(queries, 2 + channels, generator=generator)
         top, left = ((drawn[:, k] * (side - size)).long() for k, side in ((0, height), (1, width)))
         signs = (2 * drawn[:, 2:] - 1).sign()
@@ -73,65 +70,86 @@ class Squares:
         return Squares(*(value.to(device) for value in vars(self).values()))
 
 
+@dataclass(frozen=True)
+class Stripes:
+    """The moves of a run in Linf on `images`, float32 (n, c, h, w): stripes first, then one square after another.
+
+    `start`: the first points, (n, c, h, w). `since`: int64 (n, queries). A query's answer is known unless the image
+    has changed since then; a square that helped changes nothing when it comes again, so counting begins after it.
+    """
+
+    images: Tensor
+    eps: float
+    start: Tensor
+    squares: Squares
+    since: Tensor
+
+    @classmethod
+    def drawn(cls, images: Tensor, eps: float, queries: int, generator: torch.Generator) -> Stripes:
+        """Draw stripes and squares as the published attack does."""
+        count, channels, height, width = images.shape
+        stripes = (2 * torch.rand(count, channels, 1, width, generator=generator) - 1).sign().to(images.device)
+        squares = Squares.drawn((channels, height, width), queries, generator).to(images.device)
+        start = (images + eps * stripes).clamp_(0.0, 1.0)
+        return cls(images, eps, start, squares, (squares.before + 1).expand(count, -1))
+
+    def moved(self, points: Tensor, image: Tensor, query: Tensor) -> Tensor:
+        """What the queries make of `points` (k, c, h, w), by the index of each one's image and query, int64 (k,)."""
+        points = points + 2 * self.eps * self.squares.masks(query, *self.images.shape[2:])
+        low, high = self.images[image] - self.eps, self.images[image] + self.eps
+        return torch.minimum(torch.maximum(points, low), high).clamp_(0.0, 1.0)
+
+
 @cache
-def price(shape: tuple[int, int, int], queries: int = QUERIES) -> int:
-    """The forwards for an image of `shape` that no square changes: one per distinct square, plus three."""
-    return 3 + int((Squares.drawn(shape, queries, torch.Generator().manual_seed(0)).before == -2).sum())
-
-
-def price_of(threat: Threat, shape: tuple[int, int, int], queries: int) -> int:
-    """The forwards of `square_of` for an image of `shape` that survives."""
-    return price(shape, queries) if threat.norm == "Linf" else queries
-
-
-def square_of(model: Model, images: Tensor, labels: Tensor, threat: Threat, seed: int, queries: int) -> Tensor:
-    """Proposals in the ball of `threat` after `queries` squares; in L2 by the authors' own code."""
-    if threat.norm == "Linf":
-        return square(model, images, labels, threat.radius, seed, queries)
-    attack = SquareAttack(
-        model,
-        p_init=0.8,
-        n_queries=queries,
-        eps=threat.radius,
-        norm=threat.norm,
-        n_restarts=1,
-        resc_schedule=False,
-        seed=seed,
-        device=images.device,
-    )
-    return contained(attack.perturb, images, labels)
+def price_of(norm: str, shape: tuple[int, int, int], queries: int) -> int:
+    """The forwards of `square` for an image of `shape` that nothing changes: one per distinct square, plus three."""
+    if norm == "Linf":
+        return 3 + int((Squares.drawn(shape, queries, torch.Generator().manual_seed(0)).before == -2).sum())
+    return 3 + int((_drawn(torch.zeros(1, *shape), norm, 1.0, 0, queries).since < 0).sum())
 
 
 @torch.no_grad()
-def square(model: Model, images: Tensor, labels: Tensor, eps: float, seed: int, queries: int = QUERIES) -> Tensor:
-    """Proposals within Linf distance `eps` of `images`, after `queries` squares; survivors come back unchanged."""
+def square(model: Model, images: Tensor, labels: Tensor, threat: Threat, seed: int, queries: int) -> Tensor:
+    """Proposals in the ball of `threat` after `queries` squares; survivors come back unchanged."""
     proposals = images.clone()
     standing = (model(images).argmax(1) == labels).nonzero().squeeze(1)
     if len(standing):
-        found = _searched(model, images[standing], labels[standing], eps, seed, queries)
+        moves = _drawn(images[standing], threat.norm, threat.radius, seed, queries)
+        found = _searched(model, labels[standing], moves)
         fooled = model(found).argmax(1) != labels[standing]
         proposals[standing[fooled]] = found[fooled]
     return proposals
 
 
-def _searched(model: Model, images: Tensor, labels: Tensor, eps: float, seed: int, queries: int) -> Tensor:
-    """The points with the smallest margins that the search finds."""
+def _drawn(images: Tensor, norm: str, eps: float, seed: int, queries: int) -> Stripes | square_l2.Moves:
+    """The moves of a run."""
     generator = torch.Generator().manual_seed(seed)
-    count, channels, height, width = images.shape
-    stripes = (2 * torch.rand(count, channels, 1, width, generator=generator) - 1).sign().to(images.device)
-    squares = Squares.drawn((channels, height, width), queries, generator).to(images.device)
-    low, high = images - eps, images + eps
-    best = (images + eps * stripes).clamp_(0.0, 1.0)
+    if norm == "Linf":
+        return Stripes.drawn(images, eps, queries, generator)
+    return square_l2.Moves.drawn(images, eps, _shares(queries), generator)
+
+
+def _shares(queries: int) -> Tensor:
+    """The share of the image that each query covers, float64 (queries,)."""
+    return torch.tensor(
+        [_FIRST / 2 ** sum(query > halved for halved in _HALVED) for query in range(queries)], dtype=torch.float64
+    )
+
+
+def _searched(model: Model, labels: Tensor, moves: Stripes | square_l2.Moves) -> Tensor:
+    """The points with the smallest margins that the search finds."""
+    queries = moves.since.shape[1]
+    best = moves.start.clone()
     margin = _margin(model, best, labels)
     # Per image: the next query, and the last query that helped.
     following, helped = torch.zeros_like(labels), torch.full_like(labels, -1)
-    ahead = torch.arange(_AHEAD, device=images.device)
+    ahead = torch.arange(_AHEAD, device=labels.device)
     while len(active := ((margin > 0) & (following < queries)).nonzero().squeeze(1)):
         query = following[active].unsqueeze(1) + ahead
-        unknown = squares.before[query.clamp_max(queries - 1)] < helped[active].unsqueeze(1)
+        unknown = moves.since[active.unsqueeze(1), query.clamp_max(queries - 1)] <= helped[active].unsqueeze(1)
         unknown &= query < queries
         several = 1 + (following[active] - helped[active]) // _PATIENCE
-        several = several.clamp_max(max(1, at_once(images) // len(active))).unsqueeze(1)
+        several = several.clamp_max(max(1, at_once(best) // len(active))).unsqueeze(1)
         rank = unknown.cumsum(1)
         row, column = (unknown & (rank <= several)).nonzero(as_tuple=True)  # queries of this round, image by image
         settled = torch.where(rank[:, -1:] > several, (rank < several).sum(1, keepdim=True) + 1, _AHEAD)
@@ -140,8 +158,7 @@ def _searched(model: Model, images: Tensor, labels: Tensor, eps: float, seed: in
             continue
 
         asked, which = active[row], query[row, column]
-        points = best[asked] + 2 * eps * squares.masks(which, height, width)
-        points = torch.minimum(torch.maximum(points, low[asked]), high[asked]).clamp_(0.0, 1.0)
+        points = moves.moved(best.index_select(0, asked), asked, which)
         margins = _margin(model, points, labels[asked])
         better = (margins < margin[asked]).nonzero().squeeze(1)
         better = better[row[better].diff(prepend=row.new_full((1,), -1)) > 0]  # the first per image

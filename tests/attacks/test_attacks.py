@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from pyautoattack.autopgd_base import APGDAttack
-from pyautoattack.square import SquareAttack
 
 from prunebench.bench.attacks import square
 from prunebench.bench.attacks.base import within
@@ -91,13 +90,7 @@ def madry(net, images, labels, threat, *, generator):
 
 @pytest.fixture
 def short_square(monkeypatch):
-    """A Square attack of 300 queries: on nets this small it needs fewer, and 5,000 take a minute in L2."""
-    original = SquareAttack.__init__
-
-    def init(self, *args, **kwargs):
-        original(self, *args, **(kwargs | {"n_queries": 300}))
-
-    monkeypatch.setattr(SquareAttack, "__init__", init)  # in L2
+    """A Square attack of 300 queries: on nets this small it needs fewer."""
     monkeypatch.setattr(square, "QUERIES", 300)
 
 
@@ -132,14 +125,14 @@ def test_square_fools_what_is_far_outside_and_nothing_inside(short_square, class
     assert fooled(net, proposals, images, labels, threat) == [True, False]
 
 
-@pytest.mark.parametrize(("threat", "fewest"), [(LINF, 3), (L2, 5000)], ids=["Linf", "L2"])
-def test_square_asks_no_more_than_5000_times_and_sees_no_gradients(threat, fewest):
-    """In Linf it does not ask what it knows, and on 8x8 pixels it soon knows everything."""
+@pytest.mark.parametrize("threat", [LINF, L2], ids=["Linf", "L2"])
+def test_square_asks_no_more_than_5000_times_and_sees_no_gradients(threat):
+    """It does not ask what it knows, and on 8x8 pixels in Linf it soon knows everything."""
     net, images, labels = at_radius(2, threat, [INSIDE])
     net.asked.clear()
     with torch.no_grad():  # a net that gives no gradients is all the same to it
         RANKED["square"](net, images, labels, threat, generator=generator())
-    assert fewest <= sum(len(images) for images in net.asked) <= 5010
+    assert 3 <= sum(len(images) for images in net.asked) <= 5010
 
 
 @pytest.mark.parametrize("name", [*ITERATED, "pgd"])

@@ -17,11 +17,13 @@ from pyautoattack.square import SquareAttack
 
 from prunebench.bench.attacks import apgd, fab, losses, square
 from prunebench.bench.attacks.base import at_once
+from prunebench.bench.attacks.standard import STANDARD
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import as_float
 from prunebench.bench.protocol import Threat
 from tests.support.nets import STORE
 
+LINF = Threat(norm="Linf", eps="0.25")
 NETS = Path(__file__).parents[2] / "claims"
 IMAGES = 48
 THEIRS = {"Linf": projection_linf, "L2": projection_l2}
@@ -187,7 +189,7 @@ def test_apgd_is_theirs_image_by_image(trained, name, norm, eps, monkeypatch):
 
     def ours():
         if name == "apgd-ce":
-            return apgd.apgd_ce(net, images, labels, threat, 3)
+            return apgd.apgd_ce(net, images, labels, threat, generator=generator(3))
         return apgd.apgd_t(net, images, labels, threat, 9, 3)
 
     peer = (
@@ -203,6 +205,24 @@ def test_apgd_is_theirs_image_by_image(trained, name, norm, eps, monkeypatch):
             assert not alike(net, labels, ours(), theirs)
 
 
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", "0.3"), ("L2", "0.98")])
+def test_on_three_classes_apgd_t_is_their_untargeted_dlr(trained, norm, eps):
+    """On the zeros, ones and twos, and a net that answers with one of these."""
+    net, test = trained[0], STORE.testing("digits", 200)
+    images, labels = as_float(test.images)[test.labels < 3], test.labels[test.labels < 3]
+
+    def few(points):
+        return net(points)[:, :3]
+
+    threat = Threat(norm=norm, eps=eps)
+    common = dict(n_restarts=1, n_iter=100, eps=float(eps), norm=norm, eot_iter=1, rho=0.75, seed=3, device="cpu")
+    theirs = seeded(APGDAttack(few, loss="dlr", **common).perturb, images.clone(), labels)
+    ours = STANDARD.ranked["apgd-t"].attack(few, images, labels, threat, generator=generator(3))
+    assert alike(few, labels, ours, theirs)
+    twin = apgd.apgd_ce(few, images, labels, threat, generator=generator(3))
+    assert not alike(few, labels, twin, theirs)
+
+
 @given(seed=st.integers(0, 10**6), classes=st.integers(4, 12), scale=st.sampled_from([0.01, 1, 100]))
 def test_losses_and_their_gradients_are_those_of_autograd(seed, classes, scale):
     chance = generator(seed)
@@ -214,6 +234,7 @@ def test_losses_and_their_gradients_are_those_of_autograd(seed, classes, scale):
     for ours, theirs in (
         (losses.cross_entropy(labels), torch.nn.functional.cross_entropy(logits, labels, reduction="none")),
         (losses.dlr(labels, targets), peer.dlr_loss_targeted(logits, labels)),
+        (losses.dlr(labels), peer.dlr_loss(logits, labels)),
     ):
         values, slopes = ours(logits.detach())
         (expected,) = torch.autograd.grad(theirs.sum(), logits)
@@ -229,7 +250,8 @@ def test_apgd_takes_a_gradient_that_shares_its_memory():
         total = points.sum((1, 2, 3))
         return torch.stack([torch.full_like(total, 34.0), total], dim=1)
 
-    assert (model(apgd.apgd_ce(model, images, labels, Threat(norm="Linf", eps="0.1"), 0)).argmax(1) == 1).all()
+    found = apgd.apgd_ce(model, images, labels, Threat(norm="Linf", eps="0.1"), generator=generator())
+    assert (model(found).argmax(1) == 1).all()
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.25), ("L2", 0.7)])
@@ -263,11 +285,11 @@ def test_fab_leaves_an_image_that_fell_in_peace(trained, monkeypatch):
 
 def test_square_is_theirs_image_by_image(trained, by_their_square, monkeypatch):
     (net, images, labels), theirs = trained, by_their_square
-    assert alike(net, labels, square.square(net, images, labels, 0.25, 3), theirs)
+    assert alike(net, labels, square.square(net, images, labels, LINF, 3, square.QUERIES), theirs)
     monkeypatch.setattr(square, "_AHEAD", 5)
     monkeypatch.setattr(square, "_PATIENCE", 1)
-    assert alike(net, labels, square.square(net, images, labels, 0.25, 3), theirs)
-    assert not alike(net, labels, square.square(net, images, labels, 0.25, 4), theirs)  # the twin
+    assert alike(net, labels, square.square(net, images, labels, LINF, 3, square.QUERIES), theirs)
+    assert not alike(net, labels, square.square(net, images, labels, LINF, 4, square.QUERIES), theirs)  # the twin
 
 
 def test_square_that_skips_what_it_may_not_skip_is_seen(trained, by_their_square, monkeypatch):
@@ -281,7 +303,7 @@ def test_square_that_skips_what_it_may_not_skip_is_seen(trained, by_their_square
         return squares
 
     monkeypatch.setattr(square.Squares, "drawn", forgetful)
-    assert not alike(net, labels, square.square(net, images, labels, 0.25, 3), theirs)
+    assert not alike(net, labels, square.square(net, images, labels, LINF, 3, square.QUERIES), theirs)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (2, 3, 5)])
@@ -310,7 +332,7 @@ def test_an_image_that_never_changes_is_asked_about_each_square_once():
         return torch.tensor([[1.0, 0.0]]).expand(len(images), 2)
 
     images = torch.full((2, 1, 8, 8), 0.5)
-    square.square(model, images, torch.zeros(2, dtype=torch.int64), 0.1, 0)
+    square.square(model, images, torch.zeros(2, dtype=torch.int64), LINF, 0, square.QUERIES)
     drawn = generator()
     torch.rand(2, 1, 1, 8, generator=drawn)  # the stripes
     squares = square.Squares.drawn((1, 8, 8), square.QUERIES, drawn)
