@@ -13,10 +13,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from prunebench.bench.errors import PrunebenchError, unknown
 from prunebench.bench.files import canonical_json, sha256_of
-from prunebench.bench.schema import Count, Exact, Natural, Share, Strict, exact, explain, read_toml
+from prunebench.bench.recipe import EPOCHS, Training
+from prunebench.bench.schema import Count, Exact, Natural, Strict, exact, explain, read_toml
 
 SMALLEST = Fraction(1, 10**6)  # below it, float32 pixels near 1 do not change
-EPOCHS = 10_000  # in all units of a budget together; the longest built-in protocol has 80
 
 
 def as_sparsity(value: str | float | Decimal) -> Decimal:
@@ -32,9 +32,7 @@ def as_sparsity(value: str | float | Decimal) -> Decimal:
     return sparsity
 
 
-Objective = Literal["pgd", "trades", "fgsm-rs"]  # losses and prices: bench/lab/objectives.py
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
-Size = Annotated[float, Field(ge=0, le=1e6)]  # of a rate or a weight; above it, float32 training fails
 Images = Annotated[int, Field(ge=1, le=10**9)]
 
 
@@ -57,29 +55,6 @@ class Threat(Strict):
     def radius(self) -> float:
         """`eps` as the nearest float."""
         return float(exact(self.eps))
-
-
-class Training(Strict):
-    """The adversarial training that all pruners share; `epochs` epochs of it are one unit of budget."""
-
-    objective: Objective
-    steps: Annotated[int, Field(ge=1, le=1000)] = 10
-    step_size: Exact
-    beta: Size = 6.0
-    epochs: Annotated[int, Field(ge=1, le=EPOCHS)]
-    batch: Annotated[int, Field(ge=1, le=2**20)]
-    lr: Annotated[Size, Field(gt=0)]
-    schedule: Literal["cosine", "step"] = "cosine"
-    momentum: Share = 0.9
-    weight_decay: Size = 5e-4
-    ema: Share = 0.995
-    augment: Literal["none", "crop-flip"] = "none"
-    validate_every: Count = 5
-
-    @property
-    def one_step(self) -> bool:
-        """Whether the loss's attack is one step of its own size, to which `steps` and `step_size` do not apply."""
-        return self.objective == "fgsm-rs"
 
 
 PLAN = ("sparsities", "seeds")  # of a protocol: which nets a run makes by default, not how they are made

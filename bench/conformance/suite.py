@@ -26,7 +26,8 @@ from prunebench.bench.conformance.watch import Run, Seen, generators, run, watch
 from prunebench.bench.errors import BudgetExceeded, Refused
 from prunebench.bench.lab.lab import Pruner
 from prunebench.bench.mask import State, keep_count
-from prunebench.bench.protocol import Protocol, Threat, Training
+from prunebench.bench.protocol import Protocol, Threat
+from prunebench.bench.recipe import Training
 from prunebench.pruners import ResolvedPruner, resolve
 
 # Twelve epochs of two steps: the fewest in which every built-in pruner has an epoch for each of its stages.

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from prunebench.bench.files import sha256_of
-from prunebench.bench.protocol import Threat, Training
+from prunebench.bench.protocol import Threat
+from prunebench.bench.recipe import Training
 
 
 def rules_of(recipe: Training, threat: Threat) -> list[object]:

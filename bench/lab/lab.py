@@ -25,7 +25,8 @@ from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.schemes import PLAIN, Scheme, Scores
 from prunebench.bench.mask import Masks, State, keep_count, split_scores
 from prunebench.bench.models import build, prunable
-from prunebench.bench.protocol import Job, Protocol, Training
+from prunebench.bench.protocol import Job, Protocol
+from prunebench.bench.recipe import Training
 from prunebench.bench.schema import exact
 from prunebench.bench.seeds import derive
 

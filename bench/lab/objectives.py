@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunebench.bench.attacks.base import Model
-from prunebench.bench.protocol import Threat, Training
+from prunebench.bench.protocol import Threat
+from prunebench.bench.recipe import Training
 
 
 class Net(Interface):

@@ -9,7 +9,8 @@ from typing import Any
 from prunebench.bench.lab.objectives import OBJECTIVES
 from prunebench.bench.lab.schemes import PLAIN, Scheme
 from prunebench.bench.mask import State
-from prunebench.bench.protocol import Threat, Training
+from prunebench.bench.protocol import Threat
+from prunebench.bench.recipe import Training
 
 
 @dataclass(frozen=True)

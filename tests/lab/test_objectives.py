@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from prunebench.bench.lab.objectives import OBJECTIVES
-from prunebench.bench.protocol import Objective
+from prunebench.bench.recipe import Objective
 
 
 def test_every_objective_of_the_rules_has_a_row():

@@ -26,7 +26,8 @@ from prunebench.bench.grid.task import train
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.outcomes import outcomes_path
-from prunebench.bench.protocol import Job, Protocol, Threat, Training
+from prunebench.bench.protocol import Job, Protocol, Threat
+from prunebench.bench.recipe import Training
 from prunebench.pruners import resolve
 
 TINY = Protocol(
