@@ -74,15 +74,15 @@ class AWT:
     in Neural Tangent Transfer (Liu and Zenke 2020, arXiv 2006.08228; every 100 of its many more steps). Our reading:
     the gradient passes straight through the mask and pruned weights grow from zero, so a weight enters as small as the
     weight that it replaces; entering at its initial value would undo the search. Variant "mask" keeps theta0 and
-    trains scores as in HYDRA. The start is not rescaled: the largest weights
-    hold most of a layer's norm, and dividing by the square root of the density raises the kernel distance to the dense
-    net, before any search, from .24 to 59 (digits, 90 %). Batch norm's statistics are those of the dense net on
-    `batches` batches, frozen in the search and shared. The search sees labels only through x~.
+    trains scores as in HYDRA. The start is not rescaled: the largest weights hold most of a layer's norm,
+    and dividing by the square root of the density raises the kernel distance to the dense net, before any search, from
+    .24 to 59 (digits, 90 %). Batch norm's statistics are those of the dense net on `batches` batches, frozen in the
+    search and shared. The search sees labels only through x~.
 
     `kernel`: the parameters over which the student's kernel is summed. Under a fixed mask, pruned weights do not move,
     so df_s(x)/dt = -(1/N) sum_j J_s(x) M J_s(x~_j)^T grad l_j, with M the mask, and 1 for biases and batch norm: the
     kernel of the dynamics is that over the "kept" weights. "all" sums over the pruned weights too, as the dense net
-    does; it can match a net of any scale, but part of what it matches is never used. In "mask", M's gradient reaches
+    does, and so also matches directions in which training cannot move. In "mask", M's gradient reaches
     the scores straight through; in "weights", M is held fixed in each step.
     `layers`: how the kept weights are divided, "erk", "uniform" or "global": the counts of a global magnitude cut. At
     initialisation such a cut only ranks layers by their fan-in and empties wide ones; so we take the counts, and
