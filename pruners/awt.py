@@ -117,8 +117,8 @@ class AWT:
             raise ValueError(f"kernel = {self.kernel!r} must be all or kept")
         if self.layers not in LAYERS:
             raise ValueError(f"layers = {self.layers!r} must be one of {', '.join(LAYERS)}")
-        if not 0 < self.scout < 1 - self.search:
-            raise ValueError(f"scout = {self.scout} must be above 0 and leave room beside search = {self.search}")
+        if self.scout <= 0 or (self.layers == "global" and self.scout + self.search >= 1):
+            raise ValueError(f"scout = {self.scout} must be above 0 and, with search = {self.search}, below 1")
 
     def __call__(self, job: Job, lab: Lab) -> State:
         """Calibrate the dense net, search for its sparse student, train the student under its mask."""
