@@ -89,8 +89,8 @@ def _check_start(start: str) -> None:
 class SNIP:
     """Keep the weights whose removal at initialisation would change the adversarial loss most: the largest |g * w|.
 
-    Lee et al. 2019, arXiv 1810.02340, eq. 5, ranked over all layers together; g is the gradient of the mean loss. Our
-    reading, here and in `GraSP`: the loss is that of adversarial images, found on the dense net and then held fixed;
+    Lee et al. 2019, arXiv 1810.02340, ranked over all layers together; g is the gradient of the mean loss. Our reading,
+    here and in `GraSP`: the loss is that of adversarial images, found on the dense net and then held fixed;
     batch norm is in eval mode with the dense net's statistics (`lab.calibrated`), so that images do not depend on each
     other. Layers may collapse, as they do in the paper's setting too: only a mask without any path from the image to a
     logit is refused.
@@ -122,7 +122,7 @@ class SNIP:
 class GraSP(SNIP):
     """Keep the weights whose removal at initialisation would lower the adversarial loss's gradient norm most.
 
-    Wang et al. 2020, arXiv 2002.07376, eq. 8. Removing w_q changes |g|^2 by -2 w_q (H g)_q to first order, H the
+    Wang et al. 2020, arXiv 2002.07376. Removing w_q changes |g|^2 by -2 w_q (H g)_q to first order, H the
     Hessian. The paper's score -w * (H g) is largest where removal does least harm or even raises the gradient flow;
     those weights go. So the largest w * (H g) stay, ranked over all layers together. g and H are both means over the
     same images; H is by the prunable weights. Otherwise as `SNIP`.

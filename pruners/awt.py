@@ -75,15 +75,15 @@ class AWT:
     in Neural Tangent Transfer (Liu and Zenke 2020, arXiv 2006.08228; every 100 of its many more steps). Our reading:
     the gradient passes straight through the mask and pruned weights grow from zero, so a weight enters as small as the
     weight that it replaces; entering at its initial value would undo the search. Variant "mask" keeps theta0 and
-    trains scores as in HYDRA. The start is not rescaled: the largest weights
-    hold most of a layer's norm, and dividing by the square root of the density raises the kernel distance to the dense
-    net, before any search, from .24 to 59 (digits, 90 %). Batch norm's statistics are those of the dense net on
-    `batches` batches, frozen in the search and shared. The search sees labels only through x~.
+    trains scores as in HYDRA. The start is not rescaled: the largest weights hold most of a layer's norm,
+    and dividing by the square root of the density raises the kernel distance to the dense net, before any search, from
+    .24 to 59 (digits, 90 %). Batch norm's statistics are those of the dense net on `batches` batches, frozen in the
+    search and shared. The search sees labels only through x~.
 
     `kernel`: the parameters over which the student's kernel is summed. Under a fixed mask, pruned weights do not move,
     so df_s(x)/dt = -(1/N) sum_j J_s(x) M J_s(x~_j)^T grad l_j, with M the mask, and 1 for biases and batch norm: the
     kernel of the dynamics is that over the "kept" weights. "all" sums over the pruned weights too, as the dense net
-    does; it can match a net of any scale, but part of what it matches is never used. In "mask", M's gradient reaches
+    does, and so also matches directions in which training cannot move. In "mask", M's gradient reaches
     the scores straight through; in "weights", M is held fixed in each step.
     `layers`: how the kept weights are divided, "erk", "uniform" or "global": the counts of a global magnitude cut. At
     initialisation such a cut only ranks layers by their fan-in and empties wide ones; so we take the counts, and
@@ -118,8 +118,8 @@ class AWT:
             raise ValueError(f"kernel = {self.kernel!r} must be all or kept")
         if self.layers not in LAYERS:
             raise ValueError(f"layers = {self.layers!r} must be one of {', '.join(LAYERS)}")
-        if not 0 < self.scout < 1 - self.search:
-            raise ValueError(f"scout = {self.scout} must be above 0 and leave room beside search = {self.search}")
+        if self.scout <= 0 or (self.layers == "global" and self.scout + self.search >= 1):
+            raise ValueError(f"scout = {self.scout} must be above 0 and, with search = {self.search}, below 1")
 
     def __call__(self, job: Job, lab: Lab) -> State:
         """Calibrate the dense net, search for its sparse student, train the student under its mask."""

@@ -140,15 +140,13 @@ def table(rows: Sequence[Row]) -> str:
 def difference(first: dict[int, Row], other: dict[int, Row]) -> str:
     """The mean difference of `other` to `first` in points over the seeds of both, with its interval if there is one."""
     common = sorted(first.keys() & other.keys())
-    if not common:
+    images = next(iter(first.values())).images
+    test = stats.by_seed([other[seed].robust - first[seed].robust for seed in common], images)
+    if test.gap is None:
         return "no common seed"
-    gaps = [other[seed].robust - first[seed].robust for seed in common]
-    n = first[common[0]].images
-    mean = 100 * fmean(gaps) / n
-    if len(gaps) < 2:
-        return f"{mean:+.1f}"
-    test = stats.by_seed(gaps, n)
-    return f"{mean:+.1f} [{100 * test.low:+.1f}, {100 * test.high:+.1f}]"
+    if test.low is None or test.high is None:
+        return f"{100 * test.gap:+.1f}"
+    return f"{100 * test.gap:+.1f} [{100 * test.low:+.1f}, {100 * test.high:+.1f}]"
 
 
 def main() -> None:

@@ -525,7 +525,7 @@ def test_a_layer_without_weights_stops_before_the_search(tmp_path):
         {"kernel": "some"},
         {"layers": "both"},
         {"scout": 0.0},
-        {"scout": 0.8},
+        {"scout": 0.8, "layers": "global"},
         {"variant": "neither"},
         {"search": 0.0},
         {"search": 1.0},
