@@ -82,17 +82,14 @@ class Lab:
         """Epochs of the stages that use up the whole budget, all trained with `objective`.
 
         A stage for each of `shares` of the budget, of at least one epoch, whose steps take so many `gradients` of the
-        loss; and a last stage of plain training for what is left. Raises PrunebenchError, before anything is trained,
-        when nothing is left.
+        loss; and a last stage of plain training for what is left. Raises PrunebenchError when nothing is left.
         """
-        loss, images = OBJECTIVES[objective], TrainingPlan(self.protocol.training, self.protocol.threat, 1)
-        prices = [images.seen(len(self.train)) * loss.passes(images.recipe.steps, count) for count in (1, *gradients)]
-        whole = self.meter.granted // prices[0]
-        counts = [
-            max(1, round(share * whole * prices[0] / price)) for share, price in zip(shares, prices[1:], strict=True)
-        ]
-        spent = sum(count * price for count, price in zip(counts, prices[1:], strict=True))
-        if (rest := (self.meter.granted - spent) // prices[0]) < 1:
+        whole, plain = self.affordable(objective), OBJECTIVES[objective].passes(self.protocol.training.steps)
+        prices = [OBJECTIVES[objective].passes(self.protocol.training.steps, count) for count in gradients]
+        counts = [max(1, round(s * whole * plain / price)) for s, price in zip(shares, prices, strict=True)]
+        seen = TrainingPlan(self.protocol.training, self.protocol.threat, 1).seen(len(self.train))
+        spent = sum(count * price for count, price in zip(counts, prices, strict=True))
+        if (rest := (self.meter.granted // seen - spent) // plain) < 1:
             raise PrunebenchError(
                 f"The budget of {whole} epochs is too small for {len(counts) + 1} stages: the first {len(counts)} take "
                 f"{' + '.join(map(str, counts))}, and none is left to train the result; raise the protocol's epochs "
