@@ -91,8 +91,7 @@ class Lab:
         """Epochs of the stages that use up the whole budget, all trained with `objective`.
 
         A stage for each of `shares` of the budget, of at least one epoch, whose steps take so many `gradients` of the
-        loss; and a last stage of plain training for what is left. Raises PrunebenchError, before anything is trained,
-        when nothing is left.
+        loss; and a last stage of plain training for what is left. Raises PrunebenchError when nothing is left.
         """
         plan = TrainingPlan(self.protocol.training.model_copy(update={"objective": objective}), self.protocol.threat, 1)
         return divided(self.meter.granted, plan, len(self.train), shares, gradients)

@@ -11,6 +11,7 @@ import prunebench.bench.lab.trainer
 from prunebench.bench import mask
 from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.grid.dry_run import Dry
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import LAYERS, attach_scores, keep_largest, keep_largest_by_layer, layer_counts
 from prunebench.pruners import hydra
@@ -18,9 +19,10 @@ from prunebench.pruners.baselines import Magnitude
 from prunebench.pruners.hydra import HYDRA
 from tests.lab.test_lab import PASSES, counting
 from tests.pruners.test_pruners import RULES, SIZES, Watched, is_mask_of, kept, same
-from tests.support.nets import changed, job, lab
+from tests.support.nets import STORE, changed, job, lab
 
 THIRDS = HYDRA(dense=1 / 3, search=1 / 3, search_lr=0.5, lr=0.25)  # nine epochs: three for each stage
+THIRDS_GLOBAL = HYDRA(dense=1 / 3, search=1 / 3, layers="global")
 # Of 38,160 weights 3,816 stay: 14.4, 460.8, 3276.8 and 64 round down to 3,814, and the two largest remainders get one.
 COUNTS = {"1.0.weight": 14, "1.3.weight": 461, "1.7.weight": 3277, "1.9.weight": 64}
 
@@ -307,6 +309,14 @@ def test_a_layer_that_keeps_no_weight_is_refused_before_the_search(tmp_path, mon
     with pytest.raises(PrunebenchError, match=r"would be left in 1\.0\.weight, 1\.3\.weight, 1\.9\.weight, and"):
         THIRDS(room.job, room)
     assert [stage.name for stage in room.meter.stages] == ["dense"]
+
+
+def test_a_rehearsal_with_untrained_weights_is_not_refused():
+    """A global cut of them at .98 empties the third layer, which says nothing about the trained net."""
+    room = Lab(job("hydra", 0.98), RULES, STORE, Dry(0.01))
+    assert layer_counts("global", {name: room.initial()[name] for name in SIZES}, room.keep)["1.7.weight"] == 0
+    THIRDS_GLOBAL(room.job, room)
+    assert [stage.name for stage in room.meter.stages] == ["dense", "search", "fine-tune"]
 
 
 def test_scores_that_are_nan_are_refused_at_the_start_and_on_the_way(tmp_path, monkeypatch):
