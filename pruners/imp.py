@@ -34,8 +34,8 @@ class IMP:
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.least < 1 or self.rewind < 0 or not 0 < self.search < 1:
             raise ValueError(
-                f"rounds = {self.rounds} and least = {self.least} must be at least 1, rewind = {self.rewind} at least "
-                f"0, search = {self.search} in (0, 1)"
+                f"rounds = {self.rounds} must be at least 1, least = {self.least} at least 1, "
+                f"rewind = {self.rewind} at least 0, search = {self.search} in (0, 1)"
             )
 
     def divided(self, budget: int, steps: int) -> tuple[int, int]:

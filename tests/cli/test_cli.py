@@ -178,7 +178,7 @@ def test_train_writes_a_net_that_inspect_reads_and_does_not_train_it_twice(prune
     (tmp_path / "small.toml").write_text(SMALL)
     train = ("train", "small.toml", "--pruner", "random", "--sparsity", "0.90", "--out", "here", "--quiet")
     code, out, err = prunebench(*train)
-    assert (code, err) == (0, "")
+    assert code == 0 and all("Stage 'train' ended near chance" in line for line in err.splitlines())
     assert "3816 of 38160 kept" in out and "made for" in out
     path = tmp_path / "here" / "net.safetensors"
     first, written = path.read_bytes(), path.stat().st_mtime_ns
@@ -299,7 +299,10 @@ def training(*changes, protocol="digits-linf", pruner="imp", sparsity="0.9"):
         (training(protocol="digit-linf"), "Unknown protocol 'digit-linf'; did you mean 'digits-linf'? Choose"),
         (training(protocol="none.toml"), "Cannot read none.toml, a protocol of prunebench (No such file or directory)"),
         (training(pruner="magnitud"), "Unknown pruner 'magnitud'; did you mean 'magnitude'? Choose from: awt, dense, "),
-        (training(pruner="imp:round=3"), "Unknown option of imp 'round'; did you mean 'rounds'? Choose from: re"),
+        (
+            training(pruner="imp:round=3"),
+            "Unknown option of imp 'round'; did you mean 'rounds'? Choose from: least, rewind",
+        ),
         (training(pruner="imp:rounds=many"), "'many' of imp is not of type int"),
         (training(pruner="imp:rounds=0"), "rounds = 0 must be at least 1"),
         *(

@@ -99,8 +99,8 @@ def test_every_training_of_a_job_has_its_folder_and_the_net_is_the_same(tmp_path
     rules = changed(TINY, train=128, epochs=2, units=4.0)
     nets = [
         task.train(
-            "imp:rounds=2",
-            job("imp:rounds=2"),
+            "imp:rounds=2,least=1",
+            job("imp:rounds=2,least=1"),
             rules,
             tmp_path / kind,
             tmp_path / f"{kind}-stages",
