@@ -17,6 +17,7 @@ from prunebench.bench.outcomes import load_arrays, outcomes_path, standing_of
 from prunebench.bench.protocol import Job
 from prunebench.bench.record import Record
 from prunebench.bench.seeds import derive
+from prunebench.leaderboard.distances import further
 
 ALPHA = 0.05  # for each family of contrasts; intervals are at 1 - ALPHA
 DRAWS = 2000  # of the bootstrap
@@ -39,7 +40,9 @@ class Contrast:
     pruner minus that of the control over these seeds. `low`, `high`: its 95 % interval from the t-test paired by seed.
     `sd`: the standard deviation of the differences between seeds. All are rates, None where there are too few seeds.
     `p`: the test's p-value; `adjusted`: Holm's, within the family at this sparsity. `bootstrap`: the 95 % interval when
-    seeds and images are resampled, None unless raw outcomes are beside all records.
+    seeds and images are resampled, None unless raw outcomes are beside all records. `further`: the pruner's median
+    distance minus the control's, and its interval from the same resampling; None unless distances are beside all
+    records, and outside the family "primary".
     """
 
     pruner: str
@@ -54,6 +57,7 @@ class Contrast:
     p: float
     adjusted: float
     bootstrap: tuple[float, float] | None
+    further: tuple[float, float, float] | None = None
 
     @property
     def verdict(self) -> str:
@@ -122,11 +126,16 @@ def _standing(path: Path, record: Record) -> np.ndarray:
 
 
 def contrasts(
-    sparsity: Decimal, rivals: Mapping[str, Group], outcomes: Mapping[Path, np.ndarray], images: np.ndarray
+    sparsity: Decimal,
+    rivals: Mapping[str, Group],
+    outcomes: Mapping[Path, np.ndarray],
+    far: Mapping[Path, np.ndarray],
+    images: np.ndarray,
 ) -> list[Contrast]:
     """All contrasts between the rows `rivals` of one sparsity, by label.
 
-    `outcomes`: which images are robust, by record; `images`: how often each bootstrap draw contains each image.
+    `outcomes`: which images are robust, by record; `far`: the images' distances, by record; `images`: how often each
+    bootstrap draw contains each image.
     """
     jobs = {label: group[0][1].job for label, group in rivals.items()}
     found: list[Contrast] = []
@@ -147,6 +156,7 @@ def contrasts(
                     test.p,
                     adjusted,
                     _bootstrap(rivals[a], rivals[b], seeds, outcomes, images),
+                    further(rivals[a], rivals[b], far, images, 1 - ALPHA) if family == "primary" else None,
                 )
             )
     return found

@@ -19,6 +19,7 @@ from prunebench.leaderboard.board import Board, Doubt, Ranking, Rate, Refused, R
 from prunebench.leaderboard.comparable import refuse_incomparable
 from prunebench.leaderboard.contrasts import (
     ALPHA,
+    MOST_IMAGES,
     Contrast,
     Group,
     Power,
@@ -66,23 +67,32 @@ def rank(results: Results, folder: str | Path | None = None) -> Ranking:
     for _, records in sorted(by_protocol.items()):
         refuse_incomparable(records)
         outcomes = {} if folder is None else raw_outcomes(Path(folder), records)
-        boards.append(_board(records, outcomes))
+        boards.append(_board(records, outcomes, {} if folder is None else _far(Path(folder), records)))
     return Ranking(tuple(boards), tuple(refused))
 
 
 _ORDER: tuple[Role, ...] = ("reference", "method", "control")
 
 
-def _board(records: Mapping[Path, Record], outcomes: Mapping[Path, np.ndarray]) -> Board:
+def _far(folder: Path, records: Mapping[Path, Record]) -> dict[Path, np.ndarray]:
+    """The images' distances for those `records` that have them beside them in `folder`, by path."""
+    small = {path: record for path, record in records.items() if record.score.n <= MOST_IMAGES}
+    found = {path: distances.raw_distances(folder / path, record) for path, record in small.items()}
+    return {path: far for path, far in found.items() if far is not None}
+
+
+def _board(
+    records: Mapping[Path, Record], outcomes: Mapping[Path, np.ndarray], far: Mapping[Path, np.ndarray]
+) -> Board:
     first = next(iter(records.values()))
     groups = _groups(records)
-    images = image_draws(first) if outcomes else np.empty(0)
+    images = image_draws(first) if outcomes or far else np.empty(0)
     rows: list[Row] = []
     found: list[Contrast] = []
     powers: list[Power | None] = []
     for sparsity in sorted({sparsity for sparsity, _ in groups}):
         rivals = {label: group for (asked, label), group in groups.items() if asked == sparsity}
-        here = contrasts(sparsity, rivals, outcomes, images)
+        here = contrasts(sparsity, rivals, outcomes, far, images)
         taken = places(here, [label for label, group in rivals.items() if role_of(group[0][1].job) == "method"])
         rows += [_row(sparsity, label, group, taken) for label, group in rivals.items()]
         found += here

@@ -219,7 +219,7 @@ def standings(records: Mapping[Path, Record]) -> list[Standing]:
     for sparsity, rivals in both[0].items():
         here = [side[sparsity] for side in both]
         methods = [label for label, group in rivals.items() if role_of(group[0][1].job) == "method"]
-        tests = [contrasts(sparsity, side, {}, np.empty(0)) for side in here]
+        tests = [contrasts(sparsity, side, {}, {}, np.empty(0)) for side in here]
         taken = [places(of, methods) for of in tests]
         means = [{m: fmean(record.score.robust for _, record in side[m]) for m in methods} for side in here]
         order = [{m: 1 + sum(other > of[m] for other in of.values()) for m in methods} for of in means]

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.contrasts import PRIMARY, Contrast
-from prunebench.leaderboard.render.text import SIGN, best_known, number, percent, points, resampled, verdict
+from prunebench.leaderboard.render.text import SIGN, apart, best_known, number, percent, points, resampled, verdict
 
 LESS, SAID = f"Minus {PRIMARY}", "Verdict"  # the columns of the primary contrasts
+FURTHER = f"Distance minus {PRIMARY}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def leading(text: str) -> float:
         return -200.0
 
 
-_less, _bootstrap = _compared(points), _compared(resampled)
+_less, _bootstrap, _further = _compared(points), _compared(resampled), _compared(apart)
 
 # In the order of the CSV.
 COLUMNS = (
@@ -149,6 +150,7 @@ COLUMNS = (
     Column(LESS, text=_less, order=lambda board, row: leading(_less(board, row))),
     Column("Bootstrap", text=_bootstrap, order=lambda board, row: leading(_bootstrap(board, row))),
     Column(SAID, text=_compared(verdict), left=True),
+    Column(FURTHER, text=_further, order=lambda board, row: leading(_further(board, row))),
 )
 
 # The columns of each table, in order.
@@ -163,6 +165,7 @@ MARKDOWN_METHODS = (
     LESS,
     "Bootstrap",
     SAID,
+    FURTHER,
 )
 MARKDOWN_OTHERS = ("Pruner", "Robust %", "Best known %", "Clean %", "Median distance", "Seeds")
 MARKDOWN_COSTS = ("Pruner", "Sparsity", "Counted", "Training, M passes", "Training, s", "Device", "Origin", "Rules")
@@ -183,11 +186,12 @@ SITE_METHODS = (  # the most informative first: a phone shows only those
         "Bootstrap",
         "Clean %",
         "Median distance",
+        FURTHER,
         "Seeds",
     ),
     *("Training, M passes", "Training, s", "Counted", "Device", "Origin", "Rules"),
 )
-SITE_OTHERS = tuple(title for title in SITE_METHODS if title not in ("Place", LESS, SAID, "Bootstrap"))
+SITE_OTHERS = tuple(title for title in SITE_METHODS if title not in ("Place", LESS, SAID, "Bootstrap", FURTHER))
 
 _BY_TITLE = {column.title: column for column in COLUMNS}
 

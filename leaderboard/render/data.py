@@ -27,6 +27,7 @@ BOARD: dict[str, Callable[[Board], object]] = {
 _ROW = {name: value for column in COLUMNS for name, value in column.values.items()}
 _KINDS = (PRIMARY, RANDOM, "shuffle")  # of controls
 _COMPARED = ("gap", "low", "high", "p", "holm", "boot_low", "boot_high", "common_seeds", "verdict")  # with each kind
+_FURTHER = ("further", "further_low", "further_high")  # with magnitude pruning, if any distances are known
 _CLEAR = {"+": "more", "-": "less", "=": "unclear"}  # a spreadsheet reads a sign alone as a formula
 
 
@@ -34,7 +35,9 @@ def comma_separated(ranking: Ranking) -> str:
     """All boards in one table: a line per row and per net that was not scored, with its reason in `refused`."""
     attacks = list(dict.fromkeys(attack for board in ranking.boards for attack in board.attacks))
     less = [f"less_{kind}_{what}" for kind in _KINDS for what in _COMPARED]
-    titles = [*BOARD, *_ROW, "refused", *less, *(f"survived_{_text(attack)}" for attack in attacks)]
+    far = any(contrast.further is not None for board in ranking.boards for contrast in board.contrasts)
+    more = [f"less_{PRIMARY}_{what}" for what in _FURTHER] if far else []
+    titles = [*BOARD, *_ROW, "refused", *less, *(f"survived_{_text(attack)}" for attack in attacks), *more]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(titles)
@@ -43,7 +46,8 @@ def comma_separated(ranking: Ranking) -> str:
         for row in board.rows:
             facts = [_cell(value(row)) for value in _ROW.values()]
             survivors = [row.survived.get(attack, "") for attack in attacks]
-            writer.writerow([*about, *facts, "", *_compared(board, row), *survivors])
+            further = _further(board, row) if far else ()
+            writer.writerow([*about, *facts, "", *_compared(board, row), *survivors, *further])
     for net in ranking.refused:
         known = {"protocol": net.protocol or "", "pruner": net.pruner or "", "records": net.record}
         values = known | {"refused": f"{net.check}: {net.reason}"}
@@ -76,6 +80,13 @@ def _compared(board: Board, row: Row) -> list[Any]:
     return cells
 
 
+def _further(board: Board, row: Row) -> tuple[float | str, ...]:
+    """The difference of median distances to magnitude pruning and its interval; empty values where unknown."""
+    asked = ("primary", row.sparsity, row.pruner)
+    found = (c.further for c in board.contrasts if (c.family, c.sparsity, c.pruner) == asked)
+    return next(found, None) or ("",) * len(_FURTHER)
+
+
 def _cell(value: object) -> object:
     """A value as written to the CSV; several values are joined by semicolons."""
     if isinstance(value, tuple):
@@ -97,6 +108,8 @@ def as_json(ranking: Ranking) -> str:
         values["rules"] = None if board.rules is None else board.rules.model_dump(mode="json")
         for contrast, held in zip(board.contrasts, values["contrasts"], strict=True):
             held |= {"verdict": contrast.verdict, "agrees": contrast.agrees}
+            if contrast.further is None:
+                del held["further"]
     refused = [dataclasses.asdict(net) for net in ranking.refused]
     values = {"prunebench_board": 3, "origins": MEANING, "boards": boards, "refused": refused}
     return json.dumps(values, indent=1, allow_nan=False, default=float) + "\n"

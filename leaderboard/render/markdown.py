@@ -18,13 +18,13 @@ from prunebench.leaderboard.render.columns import (
     texts,
 )
 from prunebench.leaderboard.render.text import (
-    CONTRASTS,
     ODDS,
     SHUFFLES,
     SIGN,
     VERDICTS,
     clean,
     doubts,
+    explained,
     number,
     points,
     power_of,
@@ -79,7 +79,7 @@ def _board(board: Board) -> list[str]:
         "",
         *(line for sparsity in sparsities for line in _sparsity(board, sparsity)),
         *_secondary(board),
-        *([CONTRASTS, ""] if any(contrast.family != "places" for contrast in board.contrasts) else []),
+        *(line for text in explained(board) for line in (text, "")),
         *(["### Doubts", "", *(f"- {escaped(line)}" for line in said), ""] if said else []),
         "### After each attack",
         "",

@@ -20,6 +20,10 @@ CONTRASTS = (
     "The bootstrap is a second opinion: it resamples seeds and test images 2,000 times, and "
     f"{ODDS} marks where only one of the two intervals contains 0."
 )
+FURTHER = (
+    f"A distance minus {PRIMARY} is the pruner's median distance minus that of {PRIMARY}, mean over common seeds, with "
+    "the 95 % interval of the same resampling; nets of one seed are compared on the same images."
+)
 SHUFFLES = (
     f"Methods against {RANDOM} and against their own shuffle. A method that does not beat its own shuffle has found "
     "only layer densities."
@@ -68,6 +72,21 @@ def resampled(contrast: Contrast) -> str:
     if contrast.low is None:
         return ""
     return "not available" if contrast.bootstrap is None else _interval(*contrast.bootstrap).strip()
+
+
+def apart(contrast: Contrast) -> str:
+    """A difference of median distances with its interval: "+0.0031 [-0.0012, +0.0075]"; empty where unknown."""
+    if contrast.further is None:
+        return ""
+    difference, low, high = (f"{round(value, 4) + 0:+.4f}" for value in contrast.further)
+    return f"{difference} [{low}, {high}]"
+
+
+def explained(board: Board) -> list[str]:
+    """What the differences on a board mean, in a paragraph each."""
+    compared = any(contrast.family != "places" for contrast in board.contrasts)
+    far = any(contrast.further is not None for contrast in board.contrasts)
+    return [CONTRASTS] * compared + [FURTHER] * far
 
 
 def number(value: float) -> str:

@@ -17,7 +17,7 @@ from prunebench.leaderboard.board import Board, Ranking, Row
 from prunebench.leaderboard.distances import raw_distances
 from prunebench.leaderboard.provenance import MEANING
 from prunebench.leaderboard.render.columns import SITE_METHODS, SITE_OTHERS, texts
-from prunebench.leaderboard.render.text import CONTRASTS, SIGN, clean, doubts, percent, powers
+from prunebench.leaderboard.render.text import CONTRASTS, SIGN, clean, doubts, explained, percent, powers
 from prunebench.leaderboard.site import plots, row_page, tables
 from prunebench.leaderboard.site.assets import assets
 from prunebench.leaderboard.table import Results
@@ -133,6 +133,6 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
-    environment.globals |= {"SIGN": SIGN, "CONTRASTS": CONTRASTS, "MEANING": MEANING}
+    environment.globals |= {"SIGN": SIGN, "CONTRASTS": CONTRASTS, "explained": explained, "MEANING": MEANING}
     environment.filters["ours"] = Markup  # generated text, which may be longer than text from a record
     return environment

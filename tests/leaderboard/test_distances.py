@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,12 @@ from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.leaderboard.distances import measured, raw_distances
 from prunebench.leaderboard.render import columns
+from prunebench.leaderboard.render.data import as_json, comma_separated
 from prunebench.leaderboard.render.markdown import markdown
+from prunebench.leaderboard.render.text import FURTHER
 from prunebench.leaderboard.site import pages, plots
 from prunebench.leaderboard.table import rank
-from tests.support.records import Record, make
+from tests.support.records import Record, make, outcomes
 
 RAMP = np.where(np.arange(100) < 20, 0, np.arange(100) / 100).astype(np.float32)  # 20 images wrong when clean
 
@@ -25,7 +29,8 @@ RAMP = np.where(np.arange(100) < 20, 0, np.arange(100) / 100).astype(np.float32)
 def with_distances(folder: Path, name: str, distances: np.ndarray, pruner: str = "imp", seed: int = 0) -> Record:
     """A record in `folder` whose outcomes hold these distances."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, distance=distances)
+    with np.load(io.BytesIO(outcomes(100, 80, 50))) as arrays:
+        np.savez_compressed(buffer, distance=distances, **arrays)
     write_bytes(outcomes_path(folder / name), buffer.getvalue())
     beyond = {"distances": {"attack": "fmn", "median": median(distances)}}
     return make(pruner, seed=seed, outcomes=sha256_of(buffer.getvalue()), beyond=beyond)
@@ -68,6 +73,65 @@ def test_a_row_has_the_mean_of_its_seeds_medians_if_all_have_one(tmp_path):
         found, page = row(first, second, third)
         assert found.distance is None and "Median distance" not in page
     assert "Median distance" in columns.SITE_OTHERS
+
+
+def results_of(folder, ours, theirs):
+    """Records of two methods at .9 with these distances, by seed, in `folder`."""
+    groups = {"imp": ours, "magnitude": theirs}
+    return {
+        Path(f"{pruner}-{seed}.json"): with_distances(folder, f"{pruner}-{seed}.json", values, pruner, seed)
+        for pruner, seeds in groups.items()
+        for seed, values in enumerate(seeds)
+    }
+
+
+def compared(ranking):
+    """The one primary contrast."""
+    (contrast,) = [contrast for contrast in ranking.boards[0].contrasts if contrast.family == "primary"]
+    return contrast
+
+
+def test_a_median_further_by_the_same_on_every_image_has_an_interval_without_width(tmp_path):
+    """Pairs by image alone give that: drawn apart, the two medians' own noise is in the interval."""
+    rng = np.random.default_rng(0)
+    theirs = [rng.permutation(RAMP) + np.float32(seed / 8) for seed in range(3)]
+    ours = [values + np.float32(0.0625) for values in theirs]
+    ranking = rank(results_of(tmp_path, ours, theirs), tmp_path)
+    assert compared(ranking).further == pytest.approx((0.0625, 0.0625, 0.0625), abs=1e-6)
+    assert "+0.0625 [+0.0625, +0.0625] |" in markdown(ranking) and "Distance minus magnitude" in markdown(ranking)
+
+    shuffled = results_of(tmp_path, [rng.permutation(values) for values in ours], theirs)
+    _, low, high = compared(rank(shuffled, tmp_path)).further
+    assert low < 0.0625 - 0.01 and high > 0.0625 + 0.01  # the twin: the same distances, of other images
+
+
+def test_a_difference_of_distances_is_on_every_page_and_in_every_file(tmp_path):
+    """Of two seeds one is further by 1/4: the mean is 1/8, and a resampling of seeds has 0 to 1/4."""
+    results = results_of(tmp_path, [RAMP, RAMP + np.float32(0.25)], [RAMP, RAMP])
+    ranking = rank(results, tmp_path)
+    assert compared(ranking).further == pytest.approx((0.125, 0, 0.25))
+    lines = csv.DictReader(io.StringIO(comma_separated(ranking)))
+    (line,) = [line for line in lines if line["pruner"] == "imp"]
+    found = [float(line[f"less_magnitude_further{end}"]) for end in ("", "_low", "_high")]
+    assert found == json.loads(as_json(ranking))["boards"][0]["contrasts"][0]["further"] == [*compared(ranking).further]
+    assert FURTHER in markdown(ranking) and columns.FURTHER not in columns.SITE_OTHERS
+    page = pages.pages(ranking, results, tmp_path)["index.html"].decode()
+    assert "+0.1250 [+0.0000, +0.2500]" in page and columns.FURTHER in page and FURTHER in page
+
+
+def test_what_has_no_difference_of_distances_shows_none(tmp_path):
+    """One seed; a median that is infinite; a seed without distances; no raw outcomes."""
+    nowhere = np.full(100, np.inf, np.float32)
+    one = rank(results_of(tmp_path / "one", [RAMP], [RAMP]), tmp_path / "one")
+    endless = rank(results_of(tmp_path / "two", [RAMP, nowhere], [RAMP, RAMP]), tmp_path / "two")
+    whole = results_of(tmp_path, [RAMP, RAMP], [RAMP, RAMP])
+    more = {Path(f"{pruner}-2.json"): make(pruner, seed=2) for pruner in ("imp", "magnitude")}
+    partly = rank(whole | more, tmp_path)
+    for ranking in (one, endless, partly, rank(whole)):
+        assert compared(ranking).further is None
+        assert "Distance minus" not in markdown(ranking)
+        assert "further" not in comma_separated(ranking) and "further" not in as_json(ranking)
+    assert "+0.0000 [+0.0000, +0.0000]" in markdown(rank(whole, tmp_path))  # the twin
 
 
 def test_the_curve_is_the_share_of_images_further_than_eps():
