@@ -79,7 +79,7 @@ def measured(spec: str, job: Job, rules: Protocol, out: Path, store: Store) -> R
     except PrunebenchError as error:
         return Row(*about, images=len(labels), clean=0, robust=0, failed=printable(str(error)))
     net = open_net(path).module
-    adversarial = apgd_ce(net, images, labels, rules.threat, job.seed)
+    adversarial = apgd_ce(net, images, labels, rules.threat, generator=torch.Generator().manual_seed(job.seed))
     with torch.no_grad():
         right = [net(x).argmax(1) == labels for x in (images, adversarial)]
     clean, robust = int(right[0].sum()), int((right[0] & right[1]).sum())

@@ -68,7 +68,8 @@ def measured(lab: Lab, state: State) -> dict[str, Any]:
     net = lab.model(state).eval().requires_grad_(False)
     part: Split = lab.validation
     images, labels = as_float(part.images), part.labels
-    proposals = within(apgd_ce(net, images, labels, lab.protocol.threat, seed=0), images, lab.protocol.threat)
+    threat, start = lab.protocol.threat, torch.Generator().manual_seed(0)
+    proposals = within(apgd_ce(net, images, labels, threat, generator=start), images, threat)
     with torch.no_grad():
         clean = net(images).argmax(1) == labels
         standing = clean & (net(proposals).argmax(1) == labels)
