@@ -222,7 +222,7 @@ def main() -> None:
     torch.set_num_threads(1)
     seeds = SEEDS[: given.seeds]
     wanted = [] if given.report else [(spec, seed) for rows in (FIRST, LATER) for seed in seeds for spec in rows]
-    where = f"one core of {machine.env(torch.device('cpu'))['device']}"
+    where = f"a core of {machine.env(torch.device('cpu'))['cpu']}, shared with other work"
     for spec, seed in wanted:
         path = place(given.work, spec, seed)
         if not path.exists():

@@ -24,8 +24,8 @@ def refuse_short(stages: Mapping[str, int], *, budget: int, steps: int, way_out:
     for name, epochs in stages.items():
         if epochs < 1:
             raise PrunebenchError(
-                f"Stage {name!r} would have {max(0, epochs)} of the {budget} epochs in the budget, and an epoch has "
-                f"{steps} steps; a stage needs at least one epoch: raise the budget, or {way_out}."
+                f"Stage {name!r} would have {max(0, epochs)} of the {budget} epochs in the budget (of {steps} "
+                f"step{'s' * (steps > 1)} each), but a stage needs at least one: raise the budget, or {way_out}."
             )
 
 

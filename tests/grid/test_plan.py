@@ -192,7 +192,7 @@ def test_spans_on_paper():
 
 
 def test_a_job_that_would_fail_is_named(flat):
-    with pytest.raises(PrunebenchError, match=r"seed0 would fail: Stage 'fine-tune' would train .* no training"):
+    with pytest.raises(PrunebenchError, match=r"seed0 would fail: Stage 'fine-tune' would have 0 of the 2 epochs"):
         gone_through(["magnitude:dense=0.9"], rules=changed(RULES, units=1.0, epochs=2))
 
 

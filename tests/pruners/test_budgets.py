@@ -110,7 +110,9 @@ def check_short(pruner, tmp_path):
     epochs, stage, way_out = SHORT[pruner]
     rules = changed(RULES, units=1.0, epochs=epochs)
     room = lab(tmp_path, rules, resolve=lambda name: IMP())
-    said = f"Stage '{stage}' would have 0 of the .* an epoch has 2 steps; a stage needs .*{re.escape(way_out)}"
+    said = (
+        rf"Stage '{stage}' would have 0 of the \d+ epochs in the budget \(of 2 steps each\), but .*{re.escape(way_out)}"
+    )
     with pytest.raises(PrunebenchError, match=said):
         pruner(room.job, room)
     assert room.meter.spent == 0 and not list(tmp_path.rglob("*.safetensors"))
