@@ -160,7 +160,8 @@ def test_a_summary_is_a_line_and_the_options():
 def test_an_unknown_name_lists_the_choices_and_the_nearest():
     said = refused("magnitud")
     assert "Unknown pruner 'magnitud'; did you mean 'magnitude'?" in said
-    assert "awt, dense, hydra, imp, iwi, iwi-dense, magnitude, random" in said and "path/to/file.py:Class" in said
+    assert f"Choose from: {', '.join(sorted(PRUNERS))}." in said and "path/to/file.py:Class" in said
+    assert {"awt", "dense", "hydra", "imp", "iwi", "iwi-dense", "magnitude", "random"} <= set(PRUNERS)
 
 
 @pytest.mark.parametrize(
