@@ -22,6 +22,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid.ray import Ray
 from prunebench.bench.grid.run import grid, run, scheduler_of
 from prunebench.bench.outcomes import outcomes_path
+from prunebench.bench.protocol import Threat
 from prunebench.bench.record import load_record
 from tests.support.held import PRUNER, HeldStore, Telling
 from tests.support.nets import STORE, UNATTACKED, changed, toml
@@ -177,6 +178,28 @@ def test_a_killed_driver_is_started_again(cluster, tmp_path, local):
         ends = run(RULES, jobs(spec), out, STORE, engine=Ray(out, address=cluster.address), device="cpu")
     assert {end.task.job.pruner: end.how for end in ends}["held.Held"] == "done"
     assert results(out) == local
+
+
+def test_the_best_known_number_is_that_of_this_machine(cluster, tmp_path):
+    """On two nodes: survivors attacked again, shard by shard, and tried with the dense net's adversarials."""
+    rules = changed(RULES, name="survivors", threat=Threat(norm="Linf", eps="0.05"))
+    asked, found = grid(["dense", "random"], [0.9], [0]), {}
+    with nodes(cluster, 2):
+        engines = {"local": None, "ray": Ray(tmp_path / "ray", address=cluster.address)}
+        for name, engine in engines.items():
+            ends = run(rules, asked, tmp_path / name, STORE, engine=engine, device="cpu", best=True)
+            assert [end.how for end in ends] == ["done", "done"]
+            found[name] = results(tmp_path / name)
+    assert found["ray"] == found["local"]
+
+    records = [load_record(path) for path in (tmp_path / "ray").rglob("record.json")]
+    assert len(records) == 2
+    for record in records:
+        best = record.beyond.best
+        assert best is not None and best.suite == "best-1" and 0 < best.robust <= record.score.robust
+        assert ("transfer" in best.by) == (record.job.pruner == "random")
+    entries = [path.name for path in (tmp_path / "ray").rglob("journal/*.json")]
+    assert len(entries) > 2 * 3 * len(records[0].score.survived), "premise: shards were attacked again, one by one"
 
 
 def test_one_machine_without_an_address(tmp_path):
