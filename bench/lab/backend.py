@@ -102,6 +102,7 @@ class Computed:
 
     def train(self, asked: Fit) -> Trained:
         """The training, from the store if it is there. Raises PrunebenchError if it diverges or collapses."""
+        asked.plan.scheme.check()
         images, curve = len(asked.train), None
         if self.curves is not None:
             curve = self.curves.stage(asked.stage, images=asked.plan.seen(images), sparsity=1 - asked.density)

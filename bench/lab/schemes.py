@@ -43,6 +43,9 @@ class Scheme:
         """Everything that the result depends on, JSON values and dicts of tensors: the scheme's fields."""
         return dict(vars(self))
 
+    def check(self) -> None:
+        """Raise PrunebenchError if the training cannot succeed; not called in rehearsals, which train nothing."""
+
     def attach(self, net: nn.Module) -> None:
         """Prepare a fresh net before training: parametrise its weights, or freeze them."""
 
