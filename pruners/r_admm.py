@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.lab.guarded import guarded
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schemes import Running, Scheme
 from prunebench.bench.mask import (
@@ -73,11 +74,10 @@ class RADMM:
             state = lab.fit("dense", state, epochs=dense).weights
         state = lab.fit("admm", state, epochs=admm, scheme=ADMM(self.rho, self.layers, lab.keep)).weights
         masks = projection({name: state[name] for name in lab.shapes}, self.layers, lab.keep)
-        refuse_empty({name: int(mask.sum()) for name, mask in masks.items()})
         if self.shuffle:
             masks = shuffled(masks, lab.generator("shuffle"))
-        lr = self.lr * lab.protocol.training.lr
-        return lab.fit("fine-tune", masked(state, masks), epochs=left, masks=masks, lr=lr).weights
+        start, lr = masked(state, masks), self.lr * lab.protocol.training.lr
+        return lab.fit("fine-tune", start, epochs=left, masks=masks, lr=lr, scheme=guarded(masks)).weights
 
 
 def projection(weights: State, layers: str, keep: int) -> Masks:

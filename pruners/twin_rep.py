@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.lab.guarded import guarded
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schemes import Running, Scheme
-from prunebench.bench.mask import State, keep_largest, masked, refuse_empty, refuse_nan, shuffled
+from prunebench.bench.mask import State, keep_largest, masked, refuse_nan, shuffled
 from prunebench.bench.models import prunable
 from prunebench.bench.protocol import Job
 
@@ -64,11 +65,10 @@ class TwinRep:
         scores = {name: state[name].abs() for name in lab.shapes}
         refuse_nan(scores)
         masks = keep_largest(scores, lab.keep)
-        refuse_empty({name: int(mask.sum()) for name, mask in masks.items()})
         if self.shuffle:
             masks = shuffled(masks, lab.generator("shuffle"))
-        left, lr = lab.epochs - epochs, self.lr * recipe.lr
-        return lab.fit("fine-tune", masked(state, masks), epochs=left, masks=masks, lr=lr).weights
+        start, left, lr = masked(state, masks), lab.epochs - epochs, self.lr * recipe.lr
+        return lab.fit("fine-tune", start, epochs=left, masks=masks, lr=lr, scheme=guarded(masks)).weights
 
 
 class _Product(nn.Module):

@@ -10,6 +10,10 @@ import torch
 from torch import nn
 
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.grid import dry_run
+from prunebench.bench.grid.dry_run import Dry, pruned
+from prunebench.bench.lab.guarded import guarded
+from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.train import fit
 from prunebench.bench.lab.trainer import Trainer
@@ -21,7 +25,7 @@ from tests.lab.test_resume import Cut
 from tests.lab.test_train import CPU, content, plan, trained
 from tests.lab.test_train import RULES as TRAINED
 from tests.pruners.test_pruners import ERK, RULES, SIZES, is_mask_of, kept, same, use
-from tests.support.nets import changed, lab
+from tests.support.nets import STORE, changed, job, lab
 
 THIRDS = RADMM(dense=1 / 3, admm=1 / 3, rho=1.0)  # three epochs for each stage
 
@@ -123,7 +127,7 @@ def check_radmm(tmp_path):
     assert same(admm.start, dense.trained.weights) and admm.masks is None
     assert admm.options == {"epochs": 3, "scheme": ADMM(1.0, "global", 1908)}
     found = admm.trained.weights
-    assert tuned.options == {"epochs": 3, "lr": 0.5 * RULES.training.lr}
+    assert tuned.options == {"epochs": 3, "lr": 0.5 * RULES.training.lr, "scheme": guarded(tuned.masks)}
     assert same(tuned.masks, keep_largest({name: found[name].abs() for name in SIZES}, 1908))
     assert same(tuned.start, masked(found, tuned.masks)) and is_mask_of(tuned.masks, state)
     assert room.meter.spent == room.meter.granted
@@ -226,3 +230,11 @@ def test_a_layer_without_weights_is_refused_before_fine_tuning(layers, spent, tm
     with pytest.raises(PrunebenchError, match="No weights would be left in"):
         replace(THIRDS, layers=layers)(room.job, room)
     assert len(room.meter.stages) == spent
+
+
+def test_a_rehearsal_whose_untrained_weights_leave_a_layer_empty_passes(tmp_path, monkeypatch):
+    """The largest of 8 initial weights lie in other layers than the widest, whose initial weights are smallest."""
+    monkeypatch.setattr(dry_run, "training_pace", lambda *_: (3.0, 1e-6))
+    lab = Lab(job("random", 0.9998), RULES, STORE, Dry(0.01))
+    net, meter = pruned(lab, "prunebench.pruners.r_admm:RADMM", job("random", 0.9998))
+    assert not net.get_submodule("1.7").weight.any() and meter.spent == meter.granted

@@ -12,6 +12,10 @@ from torch import nn
 
 import prunebench.bench.lab.trainer
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.grid import dry_run
+from prunebench.bench.grid.dry_run import Dry, pruned
+from prunebench.bench.lab.guarded import guarded
+from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.trainer import Trainer
 from prunebench.bench.mask import keep_largest, masked
@@ -22,7 +26,7 @@ from tests.lab.test_resume import Cut
 from tests.lab.test_train import CPU, content, plan, trained
 from tests.lab.test_train import RULES as TRAINED
 from tests.pruners.test_pruners import RULES, SIZES, is_mask_of, kept, same, use
-from tests.support.nets import changed, lab
+from tests.support.nets import STORE, changed, job, lab
 
 HALF = TwinRep(twins=2 / 3, lr=0.25)  # six epochs and three
 A, B = "1.parametrizations.weight.original", "1.parametrizations.weight.0.twin"
@@ -107,7 +111,7 @@ def check_stages(tmp_path):
     fresh = room.initial()
     assert not any(torch.equal(product[name], fresh[name]) for name in SIZES)
     assert same(tuned.masks, keep_largest({name: w.abs() for name, w in product.items()}, 1908))
-    assert tuned.options == {"epochs": 3, "lr": 0.25 * rate}
+    assert tuned.options == {"epochs": 3, "lr": 0.25 * rate, "scheme": guarded(tuned.masks)}
     assert tuned.start.keys() == fresh.keys() and same(masked(product, tuned.masks), {n: tuned.start[n] for n in SIZES})
     others = fresh.keys() - SIZES.keys()
     assert all(torch.equal(tuned.start[name], factors[name]) for name in others)
@@ -250,3 +254,11 @@ def test_a_layer_without_weights_is_refused_before_fine_tuning(tmp_path):
     with pytest.raises(PrunebenchError, match="No weights would be left in"):
         HALF(room.job, room)
     assert [stage.name for stage in room.meter.stages] == ["twins"]
+
+
+def test_a_rehearsal_whose_untrained_weights_leave_a_layer_empty_passes(tmp_path, monkeypatch):
+    """The largest of 8 initial weights lie in other layers than the widest, whose initial weights are smallest."""
+    monkeypatch.setattr(dry_run, "training_pace", lambda *_: (3.0, 1e-6))
+    lab = Lab(job("random", 0.9998), RULES, STORE, Dry(0.01))
+    net, meter = pruned(lab, "prunebench.pruners.twin_rep:TwinRep", job("random", 0.9998))
+    assert not net.get_submodule("1.7").weight.any() and meter.spent == meter.granted
