@@ -12,6 +12,7 @@ from prunebench.bench.schema import Count, Exact, Natural, Strict, exact
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
+Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 class ProtocolId(Strict):
@@ -153,12 +154,32 @@ class DataId(Strict):
     train_sha256: Sha256 | None
 
 
+class Validated(Strict):
+    """A net in training after `epoch` epochs: clean and PGD accuracy on validation images, in [0, 1]."""
+
+    epoch: Count
+    clean: Rate
+    robust: Rate
+
+
 class StageCost(Strict):
-    """What one stage of a pruner cost: sample passes and seconds."""
+    """What one stage of a pruner cost: sample passes and seconds.
+
+    `curve`: the accuracies on validation images while it trained, by growing epoch; empty for stages that train no
+    net, and in records before schema 7. Like the seconds, the pruner's process reports it, and it ranks nothing.
+    """
 
     name: str
     passes: Natural
     seconds: Seconds | None
+    curve: Annotated[tuple[Validated, ...], Field(strict=False, max_length=10_000)] = ()
+
+    @model_validator(mode="after")
+    def _in_order(self) -> StageCost:
+        epochs = [point.epoch for point in self.curve]
+        if epochs != sorted(set(epochs)):
+            raise ValueError(f"the epochs of the curve of {self.name!r} do not increase: {epochs}")
+        return self
 
 
 class Cost(Strict):

@@ -16,9 +16,10 @@ from prunebench.bench.protocol import PROTOCOLS, Job, Protocol
 from prunebench.bench.schema import Strict, explain
 
 # Schema 4 added `processor_seconds`. Schema 5 added the rules and renamed `disagreements` to `rejected` and
-# `unconfirmed` to `kernel_only`. Schema 6 added `beyond`. Older records remain readable under their own hash.
-Schema = Literal[3, 4, 5, 6]
-SCHEMA: Schema = 6
+# `unconfirmed` to `kernel_only`. Schema 6 added `beyond`, schema 7 the training `curve` of a stage. Older records
+# remain readable under their own hash.
+Schema = Literal[3, 4, 5, 6, 7]
+SCHEMA: Schema = 7
 _RENAMED = {"disagreements": "rejected", "unconfirmed": "kernel_only"}  # in schema 5
 LARGEST = 8 * 2**20  # bytes; our records and outcomes files are far smaller
 LARGEST_NET = 2**28  # bytes of a net file; the largest net of the table takes 60 MB
@@ -102,6 +103,8 @@ class Record(Hashed):
             raise ValueError(f"cost.processor_seconds = {self.cost.processor_seconds} is not allowed before schema 4")
         if self.schema_ < 6 and self.beyond != Beyond():
             raise ValueError(f"beyond is in records since schema 6, but this is schema {self.schema_}")
+        if self.schema_ < 7 and any(stage.curve for stage in self.cost.stages):
+            raise ValueError(f"stages have curves since schema 7, but this is schema {self.schema_}")
         if (self.rules is None) != (self.schema_ < 5):
             raise ValueError(f"rules are in records since schema 5, but this is schema {self.schema_}")
         if self.rules is not None:
@@ -125,6 +128,9 @@ class Record(Hashed):
     @model_serializer(mode="wrap")
     def _as_its_schema_has_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
+        if self.schema_ < 7:
+            for stage in values["cost"]["stages"]:
+                del stage["curve"]
         if self.schema_ < 6:
             del values["beyond"]
         if self.schema_ < 5:

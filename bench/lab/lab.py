@@ -225,7 +225,7 @@ class Lab:
         self.meter.check(name, inner.meter.granted)
         state = self._resolve(pruner)(inner.job, inner)
         for stage in inner.meter.stages:
-            self.meter.charge(f"{name}: {stage.name}", stage.passes, stage.seconds)
+            self.meter.charge(f"{name}: {stage.name}", stage.passes, stage.seconds, stage.curve)
         return state
 
     def _price(self, recipe: Training, epochs: int) -> int:
@@ -262,7 +262,7 @@ class Lab:
         asked = Fit(stage, key, plan, model, masks, density, self.train, self.validation, seed)
         self.meter.check(stage, asked.passes)
         trained = self._backend.train(asked)
-        self.meter.charge(stage, asked.passes, trained.seconds)
+        self.meter.charge(stage, asked.passes, trained.seconds, trained.validated)
         return trained
 
     def _key(self, facts: list[object]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from prunebench.bench.errors import BudgetExceeded
-from prunebench.bench.facts import StageCost
+from prunebench.bench.facts import StageCost, Validated
 from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.protocol import Protocol
 
@@ -30,10 +30,10 @@ class Meter:
                 "remain; train fewer epochs or leave a stage out."
             )
 
-    def charge(self, name: str, passes: int, seconds: float | None = None) -> None:
+    def charge(self, name: str, passes: int, seconds: float | None = None, curve: tuple[Validated, ...] = ()) -> None:
         """Spend `passes` on the stage `name`. Raises BudgetExceeded, and spends nothing, when too few are left."""
         self.check(name, passes)
-        self.stages.append(StageCost(name=name, passes=passes, seconds=seconds))
+        self.stages.append(StageCost(name=name, passes=passes, seconds=seconds, curve=curve))
 
 
 def granted(protocol: Protocol, images: int) -> int:

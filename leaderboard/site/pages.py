@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.record import Record
@@ -17,8 +17,8 @@ from prunebench.leaderboard.board import Board, Ranking, Row
 from prunebench.leaderboard.distances import raw_distances
 from prunebench.leaderboard.provenance import MEANING
 from prunebench.leaderboard.render.columns import SITE_METHODS, SITE_OTHERS, texts
-from prunebench.leaderboard.render.text import CONTRASTS, SIGN, clean, doubts, percent, powers
-from prunebench.leaderboard.site import plots, row_page, tables
+from prunebench.leaderboard.render.text import CONTRASTS, SIGN, clean, doubts, flat, percent, powers
+from prunebench.leaderboard.site import charts, plots, row_page, tables
 from prunebench.leaderboard.site.assets import assets
 from prunebench.leaderboard.table import Results
 
@@ -43,7 +43,7 @@ def pages(ranking: Ranking, results: Results, source: Path) -> dict[str, bytes]:
     for number, board in enumerate(ranking.boards, 1):
         board_id = f"b{number}"
         hrefs = [addresses[board.protocol, row.pruner, str(row.sparsity)] for row in board.rows]
-        sections.append(_section(board, board_id, hrefs, far))
+        sections.append(_section(board, board_id, hrefs, far) | {"charts": charts.of_board(board, results, source)})
         for href, row in zip(hrefs, board.rows, strict=True):
             made[href] = _row_page(environment, board, row, board_id, results, source, far)
     page = environment.get_template("index.html").render(root="", sections=sections, refused=ranking.refused)
@@ -135,4 +135,5 @@ def _environment() -> jinja2.Environment:
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
     environment.globals |= {"SIGN": SIGN, "CONTRASTS": CONTRASTS, "MEANING": MEANING}
     environment.filters["ours"] = Markup  # generated text, which may be longer than text from a record
+    environment.filters["whole"] = lambda text: escape(flat(text))  # generated text that names rows
     return environment
