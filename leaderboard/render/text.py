@@ -45,9 +45,13 @@ def short(name: str, longest: int = 28) -> str:
 
 
 def short_list(names: Sequence[str]) -> str:
-    """Names in a sentence, each shortened: "a", "a and b", "a, b and c"."""
-    shown = [short(name) for name in names]
-    return " and ".join(part for part in (", ".join(shown[:-1]), *shown[-1:]) if part)
+    """Names in a sentence, as `listed`, each shortened."""
+    return listed([short(name) for name in names])
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Parts of a sentence: "a", "a and b", "a, b and c"."""
+    return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
 
 
 def percent(rate: Rate) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from prunebench.leaderboard.site.charts.common import left_out, mean, percent, r
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, Scale, around, bottom_axis, canvas, mark, path, prose, text, ticks
 
-WIDTH, LEFT, RIGHT, TOP, ROW = 620, 60, 600, 64, 30
+WIDTH, LEFT, RIGHT, ROW, NAMES = 620, 60, 600, 30, 3  # NAMES: in a line of the legend
 MOST = 40  # classes in a chart
 
 
@@ -29,14 +30,15 @@ def of_board(board: Board, records: Mapping[Path, Record], source: Path) -> Char
         return None
     means = {i: mean(of.robust[i] for of in after) for i in classes}
     ordered = sorted(classes, key=lambda i: before.robust[i] - means[i], reverse=True)
-    bottom = TOP + ROW * len(ordered)
+    top = 48 + 20 * math.ceil((1 + len(after)) / NAMES)
+    bottom = top + ROW * len(ordered)
     values = [100 * of.robust[i] for of in (before, *after) for i in classes]
     x = Scale(*around(values, 0.04), LEFT, RIGHT)
     at = [(value, f"{value:g}") for value in ticks(x.low, x.high)]
-    parts = bottom_axis(x, bottom, "Robust accuracy within the class, %", at, TOP - 6)
-    parts.append(prose(4, TOP - 12, "Class"))
+    parts = bottom_axis(x, bottom, "Robust accuracy within the class, %", at, top - 6)
+    parts.append(prose(4, top - 12, "Class"))
     for i, number in enumerate(ordered):
-        y = TOP + ROW * (i + 0.5)
+        y = top + ROW * (i + 0.5)
         parts.append(text(LEFT - 22, y + 4, str(number), "strong", "end"))
         parts.append(path([(x(100 * means[number]), y), (x(100 * before.robust[number]), y)], "line s1"))
         parts += [mark(x(100 * of.robust[number]), y, look_of(of.row.pruner)) for of in reversed(after)]
@@ -59,10 +61,9 @@ def _moves(before: float, after: float) -> str:
 
 
 def _legend(names: list[str]) -> list[str]:
-    """The marks and their names, in two lines above the chart."""
-    half = (len(names) + 1) // 2
+    """The marks and their names, in lines above the chart."""
     parts = []
     for i, name in enumerate(names):
-        x, y = LEFT + (RIGHT - LEFT) / half * (i % half), 14 + 20 * (i // half)
+        x, y = LEFT + (RIGHT - LEFT) / NAMES * (i % NAMES), 14 + 20 * (i // NAMES)
         parts += [mark(x, y, look_of(name)), text(x + 9, y + 4, name)]
     return parts

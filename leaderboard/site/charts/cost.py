@@ -98,9 +98,8 @@ def _told(rows: Sequence[Row], spent: Mapping[str, Mapping[str, float]]) -> tupl
     least, most = min(search, key=search.__getitem__), max(search, key=search.__getitem__)
     title = f"One budget, spent differently: {_whole(search[least])} to {_whole(search[most])} % goes into the search"
     robust = {row.pruner: percent(row.robust.mean) for row in methods}
-    return title, (
-        f"{short(least)} searches least and keeps {robust[least]} % robust, {short(most)} searches most and keeps {robust[most]} %."
-    )
+    ends = [f"{short(name)} searches {word}" for name, word in ((least, "least"), (most, "most"))]
+    return title, f"{ends[0]} and keeps {robust[least]} % robust, {ends[1]} and keeps {robust[most]} %."
 
 
 def _whole(share: float) -> str:

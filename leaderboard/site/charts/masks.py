@@ -16,7 +16,7 @@ from prunebench.leaderboard.site.charts.common import shown, sparse
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, bar, canvas, mark, prose, text
 
-CELL, LEFT, TOP, GAP = 46, 170, 66, 60
+CELL, LEFT, TOP, GAP = 46, 176, 66, 24
 FULL = 20.0  # times chance at which a cell has its full colour; shades are logarithmic
 NEAR = 0.1  # a ratio within this of 1 is called chance
 
@@ -35,20 +35,30 @@ def overlaps(
 
 def of_board(board: Board, records: Mapping[Path, Record], source: Path) -> Chart | None:
     """A triangle of cells per sparsity, at most the last three; None where no two nets can be compared."""
-    triangles, parts, left, bottom = [], [], LEFT, 0.0
-    for sparsity in sparse(board)[-3:]:
-        labels = [row.pruner for row in shown(board, sparsity)]
-        found = overlaps(board, sparsity, records, source, labels)
-        if found:
-            labels = [label for label in labels if any(label in (each.ours, each.theirs) for each in found)]
-            parts += _triangle(found, labels, left, f"Sparsity {sparsity:f}")
-            left += LEFT + CELL * len(labels) + GAP
-            bottom = max(bottom, TOP + CELL * len(labels))
-            triangles.append((sparsity, found))
-    if not triangles:
+    sparsities = sparse(board)[-3:]
+    labels = [row.pruner for row in shown(board, sparsities[-1])] if sparsities else []
+    found = [(sparsity, overlaps(board, sparsity, records, source, labels)) for sparsity in sparsities]
+    found = [(sparsity, those) for sparsity, those in found if those]
+    if not found:
         return None
-    title, sentence = _told(*triangles[-1])
-    return Chart(title, canvas(left - LEFT, int(bottom) + 20, parts, f"{title}. {sentence}"), sentence, wide=True)
+    there = {label for _, those in found for each in those for label in (each.ours, each.theirs)}
+    labels = [label for label in labels if label in there]
+    parts = _names(labels)
+    for i, (sparsity, those) in enumerate(found):
+        parts += _triangle(those, labels, LEFT + i * (CELL * len(labels) + GAP), f"Sparsity {sparsity:f}")
+    width = LEFT + len(found) * (CELL * len(labels) + GAP)
+    title, sentence = _told(*found[-1])
+    svg = canvas(width, TOP + CELL * len(labels) + 10, parts, f"{title}. {sentence}")
+    return Chart(title, svg, sentence, wide=True)
+
+
+def _names(labels: Sequence[str]) -> list[str]:
+    """The rows' marks and names, on the left."""
+    parts = []
+    for i, label in enumerate(labels):
+        y = TOP + CELL * (i + 0.5)
+        parts += [mark(14, y, look_of(label)), text(26, y + 4, label)]
+    return parts
 
 
 def _triangle(found: Sequence[Agreement], labels: Sequence[str], left: float, head: str) -> list[str]:
@@ -56,7 +66,6 @@ def _triangle(found: Sequence[Agreement], labels: Sequence[str], left: float, he
     parts = [prose(left, TOP - 40, head, "strong")]
     for i, label in enumerate(labels):
         y = TOP + CELL * i
-        parts += [mark(left - 152, y + CELL / 2, look_of(label)), text(left - 142, y + CELL / 2 + 4, label)]
         parts.append(mark(left + CELL * (i + 0.5), TOP - 14, look_of(label)))
         for j, other in enumerate(labels[: i + 1]):
             each = by_pair.get(frozenset((label, other)))
