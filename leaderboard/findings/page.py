@@ -26,7 +26,7 @@ BEGIN, END = "<!-- findings: made by tools/findings.py -->", "<!-- end of findin
 
 _ABOUT = (
     "What the records say about questions that were fixed in advance. Differences are in points of robust accuracy "
-    "(AutoAttack), the first row minus the second, over the seeds that both have. The interval, of 95 %, is that of the "
+    "(AutoAttack), the first row minus the second, over the seeds that both have. The 95 % interval is that of the "
     "t-test paired by seed. A verdict corrects for the number of comparisons (Holm, 5 %): as the board does where it "
     "makes the comparison, else over the question's comparisons at that sparsity. *Cannot tell* is an answer too: the "
     "last column says how likely a true difference of 3 points would have been found. See [statistics](statistics.md)."

@@ -61,7 +61,7 @@ def stylesheet() -> str:
         ".chart .frame { fill: none; stroke: var(--line); } .chart .grid { fill: none; stroke: var(--grid); }\n"
         ".chart .dash { stroke-dasharray: 5 4; } .chart .dots { stroke-dasharray: 1.5 4; stroke-linecap: round; }\n"
         ".chart .ribbon { opacity: 0.16; } .chart .mark { stroke-width: 1.6; } .chart .hollow { fill: var(--card); }\n"
-        ".chart .strong { font-weight: 620; } .chart .faint { opacity: 0.3; } .chart .on { fill: var(--card); }\n"
+        ".chart .strong { font-weight: 620; } .chart .faint { opacity: 0.3; }\n"
     )
 
 

@@ -129,6 +129,7 @@ def test_a_page_for_the_board_and_one_for_each_row(made):
     names = {f"entries/digits-linf-{name}.html" for name in ROWS}
     assert set(html_pages(made)) == {"index.html", *names}
     assert {path.name for path in (made / "assets").iterdir()} == {
+        "charts.css",
         "plotly.js",
         "site.css",
         "site.js",
@@ -380,13 +381,14 @@ def test_text_and_series_stand_out_in_both_themes(made):
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
     themes = re.findall(r":root \{([^}]*)\}", (made / "assets" / "site.css").read_text())
-    assert len(themes) == 2
-    for theme in themes:
+    series = re.findall(r":root \{([^}]*)\}", (made / "assets" / "charts.css").read_text())
+    assert len(themes) == len(series) == 2
+    for theme in map(str.__add__, themes, series):
         colour = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6});", theme))
         for ground in ("page", "card"):
             assert min(contrast(colour[name], colour[ground]) for name in ("text", "muted", "accent")) >= 4.5
         assert contrast(colour["warn-text"], colour["warn-page"]) >= 4.5
-        assert min(contrast(colour[f"series-{i}"], colour["card"]) for i in range(figure.SERIES)) >= 3
+        assert min(contrast(colour[f"k{i}"], colour["card"]) for i in range(figure.SERIES)) >= 3
 
 
 def beaten(robust, by, text="best-1"):

@@ -80,7 +80,7 @@ def _labelled(names: Sequence[str], labels: Sequence[str], ends: Sequence[float]
         look = look_of(name)
         parts.append(path([(RIGHT + 2, end), (RIGHT + 16, place)], f"line faint s{look.colour}"))
         parts.append(mark(RIGHT + 24, place, look))
-        parts.append(text(RIGHT + 34, place + 4, label, f"f{look.colour}"))
+        parts.append(text(RIGHT + 34, place + 4, label))
     return parts
 
 
@@ -105,7 +105,9 @@ def _verdicts(board: Board, sparsities: Sequence[Decimal]) -> tuple[str, str]:
     sentence = f"By the board's tests: {'; '.join(said)}." if said else "The board's tests tell no two methods apart."
     if better:
         beaten = short_list([f"{sparsity:f}" for sparsity in sorted({c.sparsity for c in better})])
-        return f"{short_list(sorted({c.pruner for c in better}))} beat {PRIMARY} pruning at {beaten}", sentence
+        winners = sorted({contrast.pruner for contrast in better})
+        word = "beats" if len(winners) == 1 else "beat"
+        return f"{short_list(winners)} {word} {PRIMARY} pruning at {beaten}", sentence
     return f"No method clearly beats plain {PRIMARY} pruning", sentence
 
 

@@ -11,7 +11,7 @@ from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.render.text import short, short_list
 from prunebench.leaderboard.site.charts.common import left_out, percent, shown, sparse
 from prunebench.leaderboard.site.looks import look_of
-from prunebench.leaderboard.site.svg import Chart, Scale, bar, bottom_axis, canvas, mark, prose, text
+from prunebench.leaderboard.site.svg import Chart, Scale, bar, bottom_axis, canvas, mark, path, prose, text
 
 WIDTH, LEFT, RIGHT, TOP, ROW = 1240, 190, 890, 54, 34
 NARROW = 7.2  # pixels of a character of a label inside a bar
@@ -27,7 +27,7 @@ def of_board(board: Board, records: Mapping[Path, Record]) -> Chart | None:
     x = Scale(0, 100, LEFT, RIGHT)
     at = [(value, f"{value}") for value in range(0, 101, 20)]
     parts = bottom_axis(
-        x, bottom, "Share of the training's sample passes, % (the last training is filled)", at, TOP - 8
+        x, bottom, "Share of the training's sample passes, % (the last training has a frame)", at, TOP - 8
     )
     for place, head in ((960, "Robust, %"), (1060, "Search, %"), (1170, "Training time")):
         parts.append(prose(place, TOP - 16, head, "muted", "middle"))
@@ -50,8 +50,8 @@ def of_board(board: Board, records: Mapping[Path, Record]) -> Chart | None:
 def stages(row: Row, records: Mapping[Path, Record]) -> dict[str, float]:
     """The share of the sample passes of each stage, mean over the seeds, in order; stages of one name are added."""
     shares: defaultdict[str, float] = defaultdict(float)
-    for path in row.records:
-        cost = records[Path(path)].cost
+    for record in row.records:
+        cost = records[Path(record)].cost
         whole = sum(stage.passes for stage in cost.stages) or 1
         for stage in cost.stages:
             shares[stage.name] += stage.passes / whole / len(row.records)
@@ -64,14 +64,16 @@ def searched(shares: Mapping[str, float]) -> float:
 
 
 def _bar(row: Row, shares: Mapping[str, float], x: Scale, y: float) -> list[str]:
-    """The stages from left to right: the last filled in the method's colour, those before it pale, with names."""
+    """The stages from left to right, with their names; the last, which trains the final net, has a frame."""
     parts, look, at, names = [], look_of(row.pruner), 0.0, list(shares)
     for i, name in enumerate(names):
         begin, end = x(100 * at), x(100 * (at + shares[name]))
-        last = i == len(names) - 1
-        parts.append(bar(begin, y, end - begin - 1.5, ROW - 10, f"f{look.colour}{'' if last else ' faint'}"))
+        parts.append(bar(begin, y, end - begin - 1.5, ROW - 10, f"f{look.colour} faint"))
+        if i == len(names) - 1:
+            corners = [(begin, y), (end - 1.5, y), (end - 1.5, y + ROW - 10), (begin, y + ROW - 10)]
+            parts.append(path(corners, f"line s{look.colour}", closed=True))
         fits = end - begin - 12 > NARROW * len(name)
-        parts.append(text(begin + 6, y + 16, name if fits else " ", "on" if last else ""))
+        parts.append(text(begin + 6, y + 16, name if fits else " "))
         at += shares[name]
     return parts
 
@@ -96,6 +98,11 @@ def _told(rows: Sequence[Row], spent: Mapping[str, Mapping[str, float]]) -> tupl
         return "Where the training budget goes", "Every row has the same budget."
     search = {row.pruner: searched(spent[row.pruner]) for row in methods}
     least, most = min(search, key=search.__getitem__), max(search, key=search.__getitem__)
+    if _whole(search[least]) == _whole(search[most]):
+        return (
+            "Where the training budget goes",
+            f"All methods spend {_whole(search[most])} % of it before the last stage.",
+        )
     title = f"One budget, spent differently: {_whole(search[least])} to {_whole(search[most])} % goes into the search"
     robust = {row.pruner: percent(row.robust.mean) for row in methods}
     ends = [f"{short(name)} searches {word}" for name, word in ((least, "least"), (most, "most"))]

@@ -48,7 +48,7 @@ def of_board(board: Board, records: Mapping[Path, Record]) -> Chart | None:
     for (row, _), end, place in zip(found, ends, apart([y for _, y in ends], low=TOP - 10, high=BOTTOM), strict=True):
         look = look_of(row.pruner)
         parts.append(path([end, (RIGHT + 12, place)], f"line faint s{look.colour}"))
-        parts += [mark(RIGHT + 22, place, look), text(RIGHT + 32, place + 4, row.pruner, f"f{look.colour}")]
+        parts += [mark(RIGHT + 22, place, look), text(RIGHT + 32, place + 4, row.pruner)]
     title, sentence = _told([(row.pruner, of) for row, of in found])
     return Chart(title, canvas(WIDTH, HEIGHT, parts, f"{title}. {sentence}"), sentence)
 

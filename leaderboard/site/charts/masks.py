@@ -18,6 +18,7 @@ from prunebench.leaderboard.site.svg import Chart, bar, canvas, mark, prose, tex
 
 CELL, LEFT, TOP, GAP = 46, 176, 66, 24
 FULL = 20.0  # times chance at which a cell has its full colour; shades are logarithmic
+DARKEST = 0.55  # opacity of a full cell, on which text can still be read
 NEAR = 0.1  # a ratio within this of 1 is called chance
 
 
@@ -76,10 +77,10 @@ def _triangle(found: Sequence[Agreement], labels: Sequence[str], left: float, he
 
 def _cell(x: float, y: float, ratio: float, *, own: bool) -> list[str]:
     """A cell, darker the more two masks agree; those on the diagonal, between seeds, have a frame."""
-    share = min(1.0, math.log(max(1.0, ratio)) / math.log(FULL))
+    share = DARKEST * min(1.0, math.log(max(1.0, ratio)) / math.log(FULL))
     shade = f'<rect x="{x:.1f}" y="{y:.1f}" width="{CELL - 3}" height="{CELL - 3}" class="f2" opacity="{share:.2f}"/>'
     frame = bar(x, y, CELL - 3, CELL - 3, "frame s1" if own else "frame")
-    words = text(x + (CELL - 3) / 2, y + CELL / 2 + 3, f"{ratio:.1f}", "on" if share > 0.6 else "", "middle")
+    words = text(x + (CELL - 3) / 2, y + CELL / 2 + 3, f"{ratio:.1f}", "", "middle")
     return [shade, frame, words]
 
 

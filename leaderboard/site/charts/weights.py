@@ -61,7 +61,7 @@ def densities(board: Board, records: Mapping[Path, Record]) -> Chart | None:
     for name, end, place in zip(reversed(kept), ends, apart(ends, low=TOP - 10, high=BOTTOM), strict=True):
         look = look_of(name)
         parts.append(path([(RIGHT - 6, end), (RIGHT + 12, place)], f"line faint s{look.colour}"))
-        parts += [mark(RIGHT + 22, place, look), text(RIGHT + 32, place + 4, name, f"f{look.colour}")]
+        parts += [mark(RIGHT + 22, place, look), text(RIGHT + 32, place + 4, name)]
     ratios = [
         max(v[i] for v in kept.values()) / max(LEAST, min(v[i] for v in kept.values())) for i in range(len(layers))
     ]
