@@ -97,18 +97,13 @@ def _labels(found: Iterable[Compared]) -> list[str]:
 
 
 def _every(board: Board, control: str) -> Answer | None:
-    """Every method against its control; the wording counts who is clearly ahead or behind."""
-    there = {(row.sparsity, row.pruner) for row in board.rows}
+    """Every method against its control, as the board pairs them; the wording counts who is clearly ahead or behind."""
+    wanted = {PRIMARY: {("primary", PRIMARY)}, RANDOM: {("secondary", RANDOM)}}.get(control)
     pairs = []
-    for row in board.rows:
-        if row.role == "method":
-            name, colon, options = row.pruner.partition(":")
-            shuffled = (
-                f"{name}:{','.join(sorted([*options.split(','), 'shuffle=true'] if colon else ['shuffle=true']))}"
-            )
-            label = {PRIMARY: PRIMARY, RANDOM: RANDOM}.get(control, shuffled)
-            if label != row.pruner and (row.sparsity, label) in there:
-                pairs.append(((row.sparsity, row.pruner), (row.sparsity, label)))
+    for each in board.contrasts:
+        kind = each.family, each.control
+        if kind in wanted if wanted else each.family == "secondary" and each.control != RANDOM:
+            pairs.append(((each.sparsity, each.pruner), (each.sparsity, each.control)))
     return _compared(board, pairs, lambda found: wording.every(found, control, board))
 
 

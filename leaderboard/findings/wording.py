@@ -82,7 +82,8 @@ def every(found: Sequence[Compared], control: str, board: Board) -> str:
     if not ahead:
         said = f"No method clearly beats {control}"
     elif not behind and not equal:
-        said = f"Every method clearly beats {control} at every sparsity"
+        where = "every sparsity" if len(sparsities) > 1 else f"{min(sparsities):f}"
+        said = f"Every method clearly beats {control} at {where}"
     else:
         said = f"Clearly ahead of {control}: {ahead}"
     said += f"; clearly behind: {behind}" * bool(behind) + f"; not told apart: {equal}" * bool(equal)

@@ -32,7 +32,7 @@ def test_page_list_and_picture_are_written_and_checked(tmp_path):
     command = asked(tmp_path)
     findings.main(command)
     page, readme = (tmp_path / "findings.md").read_text(), (tmp_path / "README.md").read_text()
-    assert page.startswith(HEADER) and "Every method clearly beats magnitude at every sparsity" in page
+    assert page.startswith(HEADER) and "Every method clearly beats magnitude at 0.9" in page
     assert readme.startswith("# Mine") and readme.endswith("More.\n")
     assert "Every method clearly beats magnitude" in " ".join(readme.split())
     assert ET.fromstring((tmp_path / "docs" / "board-digits-linf.svg").read_text()).tag.endswith("svg")
