@@ -49,11 +49,9 @@ def around(values: Sequence[float], room: float = 0.06) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """At most `most` multiples of 1, 2 or 5 times a power of ten in [low, high], with low < high."""
+    """At most `most` + 1 multiples of 1, 2 or 5 times a power of ten in [low, high], with low < high."""
     power = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(
-        each for each in (power, 2 * power, 5 * power, 10 * power, 20 * power) if (high - low) / each <= most - 1
-    )
+    step = next(each for each in (power, 2 * power, 5 * power, 10 * power) if (high - low) / each <= most)
     first = math.ceil(low / step - 1e-9)
     return [step * i for i in range(first, math.floor(high / step + 1e-9) + 1)]
 

@@ -17,6 +17,7 @@ from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.leaderboard.overfitting import course
 from prunebench.leaderboard.site import charts
 from prunebench.leaderboard.site.charts import accuracy, classes, cost, curves, masks, weights
+from prunebench.leaderboard.site.charts.common import shown
 from prunebench.leaderboard.site.looks import DARK, LIGHT, look_of, standalone, stylesheet
 from prunebench.leaderboard.site.svg import Scale, apart, around, ticks
 from prunebench.leaderboard.table import rank, read
@@ -51,10 +52,20 @@ def sound(chart):
 
 @pytest.mark.parametrize(
     ("low", "high", "found"),
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (30, 72, [30, 40, 50, 60, 70]), (66.2, 68.9, [67, 68])],
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (30, 72, [30, 40, 50, 60, 70]),
+        (66.2, 68.9, [66.5, 67, 67.5, 68, 68.5]),
+        (0, 59, [0, 10, 20, 30, 40, 50]),
+    ],
 )
 def test_ticks_are_round_and_inside(low, high, found):
     assert ticks(low, high) == pytest.approx(found)
+
+
+def test_some_ticks_fit_every_range():
+    for high in np.geomspace(1e-3, 1e4, 200):
+        assert 2 <= len(ticks(0.0, float(high))) <= 7
 
 
 def test_a_scale_maps_and_holds_values_inside():
@@ -151,6 +162,25 @@ def test_nobody_wins_where_the_test_cannot_tell():
     single = board_of([make("imp", 0.9)], [make("magnitude", 0.9, robust=10)])[0]
     assert "may be only a difference between seeds" in accuracy.against_sparsity(single).sentence
     assert accuracy.against_sparsity(board_of(rows("dense", 50, 0.0))[0]) is None
+
+
+def test_several_winners_are_counted_and_named_below():
+    board, _ = board_of(rows("imp", 60), rows("awt", 60, 0.95), rows("magnitude", 50), rows("magnitude", 50, 0.95))
+    chart = accuracy.against_sparsity(board)
+    assert chart.title == "2 of 2 methods beat magnitude pruning at some sparsity"
+    assert "at 0.9, imp clearly above magnitude; at 0.95, awt clearly above magnitude" in chart.sentence
+
+
+def test_a_crowded_chart_keeps_the_winners_and_counts_the_rest():
+    """Twelve methods of 49 to 38 % and a variant that alone beats magnitude: nine rows are drawn."""
+    crowd = [rows(f"m{i:02}", 49 - i) for i in range(12)]
+    variant = rows("hydra", 60, job={"options": {"layers": "global"}})
+    board, _ = board_of(*crowd, variant, rows("magnitude", 50), rows("random", 20))
+    there = [row.pruner for row in shown(board, board.rows[0].sparsity)]
+    assert there == ["hydra:layers=global", "magnitude", *(f"m{i:02}" for i in range(6)), "random"]
+    assert accuracy.against_sparsity(board).sentence.endswith(" 6 other methods are in the table alone.")
+    few, _ = board_of(*crowd[:8], variant, rows("magnitude", 50), rows("random", 20))
+    assert accuracy.against_sparsity(few).sentence.endswith(" In the table alone: m06 and m07.")
 
 
 def test_the_price_of_sparsity_is_named():

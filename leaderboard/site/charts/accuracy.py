@@ -104,10 +104,12 @@ def _verdicts(board: Board, sparsities: Sequence[Decimal]) -> tuple[str, str]:
                 said.append(f"at {sparsity:f}, {short_list(sorted(names))} clearly {word} {PRIMARY}")
     sentence = f"By the board's tests: {'; '.join(said)}." if said else "The board's tests tell no two methods apart."
     if better:
+        winners = {contrast.pruner for contrast in better}
+        if len(winners) > 1:
+            rivals = {contrast.pruner for contrast in known}
+            return f"{len(winners)} of {len(rivals)} methods beat {PRIMARY} pruning at some sparsity", sentence
         beaten = short_list([f"{sparsity:f}" for sparsity in sorted({c.sparsity for c in better})])
-        winners = sorted({contrast.pruner for contrast in better})
-        word = "beats" if len(winners) == 1 else "beat"
-        return f"{short_list(winners)} {word} {PRIMARY} pruning at {beaten}", sentence
+        return f"{short_list(sorted(winners))} beats {PRIMARY} pruning at {beaten}", sentence
     return f"No method clearly beats plain {PRIMARY} pruning", sentence
 
 

@@ -9,6 +9,7 @@ from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.contrasts import PRIMARY, RANDOM
 from prunebench.leaderboard.render.text import short_list
 
+NAMED = 3  # methods without room in a chart that its sentence names
 MOST = 9  # rows of one sparsity in a chart: more lines cannot be told apart
 
 
@@ -20,10 +21,12 @@ def sparse(board: Board) -> list[Decimal]:
 def shown(board: Board, sparsity: Decimal) -> list[Row]:
     """The methods and random pruning at `sparsity`, by robust accuracy, at most MOST.
 
-    Where there are more, plain methods go before variants, and then the more robust ones.
+    Where there are more, those that clearly beat magnitude pruning at some sparsity go first, then plain methods before
+    variants, then the more robust ones.
     """
     rows = [row for row in board.rows if row.sparsity == sparsity and (row.role == "method" or row.pruner == RANDOM)]
-    rank = sorted(rows, key=lambda row: (row.pruner not in (PRIMARY, RANDOM), ":" in row.pruner, -row.robust.mean))
+    ahead = {PRIMARY, RANDOM} | {c.pruner for c in board.contrasts if c.family == "primary" and c.verdict == "+"}
+    rank = sorted(rows, key=lambda row: (row.pruner not in ahead, ":" in row.pruner, -row.robust.mean))
     return sorted(rank[:MOST], key=lambda row: (-row.robust.mean, row.pruner))
 
 
@@ -31,7 +34,9 @@ def left_out(board: Board, sparsity: Decimal, there: Sequence[Row]) -> str:
     """A sentence on the methods that a chart of `sparsity` has no room for; empty if there are none."""
     methods = [row for row in board.rows if row.sparsity == sparsity and row.role == "method"]
     missing = [row.pruner for row in methods if row not in there]
-    return f" Not shown for lack of room: {short_list(missing)}." if missing else ""
+    if len(missing) > NAMED:
+        return f" {len(missing)} other methods are in the table alone."
+    return f" In the table alone: {short_list(missing)}." if missing else ""
 
 
 def reference(board: Board) -> Row | None:
