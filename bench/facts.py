@@ -154,24 +154,40 @@ class DataId(Strict):
     train_sha256: Sha256 | None
 
 
+class Validated(Strict):
+    """A net in training after `epoch` epochs: clean and PGD accuracy on validation images, in [0, 1]."""
+
+    epoch: Count
+    clean: Rate
+    robust: Rate
+
+
 class StageCost(Strict):
     """What one stage of a pruner cost: sample passes and seconds.
 
+    `curve`: the accuracies on validation images while it trained, by growing epoch; empty for stages that train no
+    net, and in records before schema 7. Like the seconds, the pruner's process reports it, and it ranks nothing.
     `collapsed`: the clean accuracy on validation images with which the stage ended, if that is near chance
-    (`bench.lab.checks.near_chance`). It is written only then, and only since schema 7.
+    (`bench.lab.checks.near_chance`). Both are written only where there is something to write.
     """
 
     name: str
     passes: Natural
     seconds: Seconds | None
+    curve: Annotated[tuple[Validated, ...], Field(strict=False, max_length=10_000)] = ()
     collapsed: Rate | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> StageCost:
+        epochs = [point.epoch for point in self.curve]
+        if epochs != sorted(set(epochs)):
+            raise ValueError(f"the epochs of the curve of {self.name!r} do not increase: {epochs}")
+        return self
 
     @model_serializer(mode="wrap")
     def _without_what_did_not_happen(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
-        if self.collapsed is None:
-            del values["collapsed"]
-        return values
+        return {key: value for key, value in values.items() if key == "seconds" or value not in (None, (), [])}
 
 
 class Cost(Strict):

@@ -16,8 +16,8 @@ from prunebench.bench.protocol import PROTOCOLS, Job, Protocol, identity
 from prunebench.bench.schema import Strict, explain
 
 # Schema 4 added `processor_seconds`. Schema 5 added the rules and renamed `disagreements` to `rejected` and
-# `unconfirmed` to `kernel_only`. Schema 6 added `beyond`, schema 7 the `collapsed` of a stage. Older records remain
-# readable under their own hash.
+# `unconfirmed` to `kernel_only`. Schema 6 added `beyond`, schema 7 the training `curve` of a stage and whether it
+# `collapsed`. Older records remain readable under their own hash.
 Schema = Literal[3, 4, 5, 6, 7]
 SCHEMA: Schema = 7
 _RENAMED = {"disagreements": "rejected", "unconfirmed": "kernel_only"}  # in schema 5
@@ -103,8 +103,8 @@ class Record(Hashed):
             raise ValueError(f"cost.processor_seconds = {self.cost.processor_seconds} is not allowed before schema 4")
         if self.schema_ < 6 and self.beyond != Beyond():
             raise ValueError(f"beyond is in records since schema 6, but this is schema {self.schema_}")
-        if self.schema_ < 7 and any(stage.collapsed is not None for stage in self.cost.stages):
-            raise ValueError(f"stages say whether they collapsed since schema 7, but this is schema {self.schema_}")
+        if self.schema_ < 7 and any(stage.curve or stage.collapsed is not None for stage in self.cost.stages):
+            raise ValueError(f"stages have curves and say that they collapsed since schema 7, not in {self.schema_}")
         if (self.rules is None) != (self.schema_ < 5):
             raise ValueError(f"rules are in records since schema 5, but this is schema {self.schema_}")
         if self.rules is not None:

@@ -52,6 +52,47 @@ def test_an_older_record_is_read_under_the_names_of_today_and_written_under_its_
     assert path.read_bytes() == before
 
 
+CURVE = [{"epoch": 5, "clean": 0.9, "robust": 0.4}, {"epoch": 10, "clean": 0.95, "robust": 0.35}]
+
+
+def staged(curve, schema=7):
+    stages = [
+        {"name": "search", "passes": 1, "seconds": 1.0},
+        {"name": "fit", "passes": 2, "seconds": 1.0, "curve": curve},
+    ]
+    return make(schema=schema, cost={"stages": stages})
+
+
+def test_a_stage_keeps_the_curve_of_its_training(tmp_path):
+    path = save(tmp_path, staged(CURVE))
+    search, fit = load_record(path).cost.stages
+    assert search.curve == () and [(point.epoch, point.robust) for point in fit.curve] == [(5, 0.4), (10, 0.35)]
+
+
+def test_a_record_of_schema_6_has_no_curves_and_keeps_its_bytes(tmp_path):
+    path = save(tmp_path, make(schema=6))
+    before = path.read_bytes()
+    assert b"curve" not in before.split(b'"cost"')[1].split(b'"env"')[0] and b'"beyond"' in before
+    load_record(path).save(path)
+    assert path.read_bytes() == before
+    with pytest.raises(ValidationError, match="stages have curves and say that they collapsed since schema 7"):
+        staged(CURVE, schema=6)
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        (CURVE[::-1], "do not increase"),
+        ([CURVE[0], CURVE[0]], "do not increase"),
+        ([CURVE[0] | {"robust": 1.5}], "less than or equal to 1"),
+        ([CURVE[0] | {"epoch": 0}], "greater than"),
+    ],
+)
+def test_a_curve_that_cannot_be_is_refused(points, said):
+    with pytest.raises(ValidationError, match=said):
+        staged(points)
+
+
 def test_a_record_carries_its_rules(tmp_path):
     own = changed(name="mine", shard=256)
     known = {"name": "mine", "version": 1, "sha256": own.sha256}
@@ -105,7 +146,7 @@ def test_a_stage_that_collapsed_says_so_since_schema_7(tmp_path):
     path = save(tmp_path, make(schema=7, cost={"stages": stages}))
     assert [stage.collapsed for stage in load_record(path).cost.stages] == [0.1, None]
     assert json.loads(path.read_bytes())["cost"]["stages"] == stages
-    with pytest.raises(ValidationError, match="stages say whether they collapsed since schema 7"):
+    with pytest.raises(ValidationError, match="stages have curves and say that they collapsed since schema 7"):
         make(schema=6, cost={"stages": stages})
     with pytest.raises(ValidationError, match="less than or equal to 1"):
         make(schema=7, cost={"stages": [stages[0] | {"collapsed": 1.5}]})

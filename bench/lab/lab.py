@@ -243,7 +243,7 @@ class Lab:
         self.meter.check(name, inner.meter.granted)
         state = self._resolve(pruner)(inner.job, inner)
         for stage in inner.meter.stages:
-            self.meter.charge(f"{name}: {stage.name}", stage.passes, stage.seconds, collapsed=stage.collapsed)
+            self.meter.charge(f"{name}: {stage.name}", stage.passes, stage.seconds, stage.curve, stage.collapsed)
         return state
 
     def _price(self, recipe: Training, epochs: int) -> int:
@@ -281,7 +281,7 @@ class Lab:
         asked = Fit(stage, key, plan, lambda: self.model(start), masks, density, self.train, self.validation, seed)
         self.meter.check(stage, asked.passes)
         trained = self._backend.train(asked)
-        self.meter.charge(stage, asked.passes, trained.seconds, collapsed=trained.collapsed)
+        self.meter.charge(stage, asked.passes, trained.seconds, trained.validated, trained.collapsed)
         if trained.collapsed is not None:
             _SAY.warning("%s: %s", self.job.name, collapse.of_stage(self.meter.stages[-1]))
         return trained

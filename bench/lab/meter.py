@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from prunebench.bench.errors import BudgetExceeded, PrunebenchError
-from prunebench.bench.facts import StageCost
+from prunebench.bench.facts import StageCost, Validated
 from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.protocol import Protocol
 
@@ -31,13 +31,20 @@ class Meter:
                 "remain; train fewer epochs or leave a stage out."
             )
 
-    def charge(self, name: str, passes: int, seconds: float | None = None, *, collapsed: float | None = None) -> None:
-        """Spend `passes` on the stage `name`. Raises BudgetExceeded, and spends nothing, when too few are left.
+    def charge(
+        self,
+        name: str,
+        passes: int,
+        seconds: float | None = None,
+        curve: tuple[Validated, ...] = (),
+        collapsed: float | None = None,
+    ) -> None:
+        """Spend `passes` on the stage `name`; the other facts are those of `StageCost`.
 
-        `collapsed`: the clean accuracy of a stage that ended near chance, in [0, 1].
+        Raises BudgetExceeded, and spends nothing, when too few passes are left.
         """
         self.check(name, passes)
-        self.stages.append(StageCost(name=name, passes=passes, seconds=seconds, collapsed=collapsed))
+        self.stages.append(StageCost(name=name, passes=passes, seconds=seconds, curve=curve, collapsed=collapsed))
 
 
 def granted(protocol: Protocol, images: int) -> int:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from prunebench.bench.facts import Validated
 from prunebench.bench.lab.objectives import OBJECTIVES
 from prunebench.bench.lab.schemes import PLAIN, Scheme
 from prunebench.bench.mask import State
@@ -31,6 +32,14 @@ class Trained:
     def seconds(self) -> float:
         """The training's duration, excluding the time to save its state."""
         return sum(self.times)
+
+    @property
+    def validated(self) -> tuple[Validated, ...]:
+        """The rows of the curve that hold validation accuracies, as a record keeps them."""
+        rows = [row for row in self.curve if "robust" in row]
+        return tuple(
+            Validated(epoch=row["epoch"], clean=round(row["clean"], 6), robust=round(row["robust"], 6)) for row in rows
+        )
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from prunebench.leaderboard.render.text import (
     clean,
     doubts,
     explained,
+    flat,
     number,
     points,
     power_of,
@@ -38,6 +39,7 @@ _SPECIAL = re.compile(r"[&<>|\\`*\[\]~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=
 _NUMBERS = re.compile(
     rf"([+-]?[\d.]+ )?\[[+-]?[\d.]+, [+-]?[\d.]+\]( {SIGN}|: ({'|'.join(VERDICTS.values())})( {ODDS})?)?", re.ASCII
 )
+_INTERVAL = re.compile(r"&#91;([+-]?[\d.]+, [+-]?[\d.]+)&#93;(?![(\[:])", re.ASCII)
 _LEFT = ("Reference", "Control", *(column.title for column in COLUMNS if column.left))
 
 
@@ -165,4 +167,13 @@ def _cell(text: str) -> str:
 
 def escaped(text: str) -> str:
     """`text` as plain text: characters that could form Markdown, HTML, mathematics or a link become entities."""
-    return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", clean(text))
+    return _entities(clean(text))
+
+
+def sentence(text: str) -> str:
+    """A generated sentence as plain text, of any length; intervals such as [+1.2, +7.0] keep their brackets."""
+    return _INTERVAL.sub(r"[\1]", _entities(flat(text)))
+
+
+def _entities(text: str) -> str:
+    return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", text)

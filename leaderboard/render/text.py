@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from decimal import Decimal
 
 from prunebench.leaderboard.board import Board, Rate, Row
@@ -32,9 +33,29 @@ SHUFFLES = (
 
 def clean(text: str) -> str:
     """`text` on one line, without control, formatting (bidirectional) or unpaired surrogate characters."""
-    flat = " ".join(text.split())
-    shown = "".join(char for char in flat if unicodedata.category(char)[0] != "C")
+    shown = flat(text)
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."
+
+
+def flat(text: str) -> str:
+    """As `clean`, of any length: for generated sentences, in which names are already short."""
+    return "".join(char for char in " ".join(text.split()) if unicodedata.category(char)[0] != "C")
+
+
+def short(name: str, longest: int = 28) -> str:
+    """A name shortened for a label or a sentence."""
+    shown = flat(name)
+    return shown if len(shown) <= longest else f"{shown[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def short_list(names: Sequence[str]) -> str:
+    """Names in a sentence, as `listed`, each shortened."""
+    return listed([short(name) for name in names])
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Parts of a sentence: "a", "a and b", "a, b and c"."""
+    return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
 
 
 def percent(rate: Rate) -> str:

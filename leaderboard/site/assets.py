@@ -6,6 +6,7 @@ import re
 from importlib.resources import files
 
 from prunebench.bench.errors import PrunebenchError
+from prunebench.leaderboard.site.looks import stylesheet
 
 _OWN = ("site.css", "site.js")
 _EXPORT = re.compile(r"\bexport\s*\{([^{}]*)\}\s*;?")
@@ -14,7 +15,8 @@ _DEFAULT = re.compile(r"\b([\w$]+) as default\b")
 
 def assets() -> dict[str, bytes]:
     """The scripts and styles that all pages share: the table widget, the plots and the site's own."""
-    made = {f"assets/{name}": files(__package__).joinpath("templates", name).read_bytes() for name in _OWN}
+    made = {"assets/charts.css": stylesheet().encode()}
+    made |= {f"assets/{name}": files(__package__).joinpath("templates", name).read_bytes() for name in _OWN}
     tables = files("itables").joinpath("html")
     made["assets/tables.css"] = tables.joinpath("dt_bundle.css").read_bytes()
     made["assets/tables.js"] = as_script(tables.joinpath("dt_bundle.js").read_text(encoding="utf-8")).encode()

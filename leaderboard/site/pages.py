@@ -9,16 +9,17 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board, Ranking, Row
 from prunebench.leaderboard.distances import raw_distances
+from prunebench.leaderboard.findings.page import findings, headlines
 from prunebench.leaderboard.provenance import MEANING
 from prunebench.leaderboard.render.columns import SITE_METHODS, SITE_OTHERS, texts
-from prunebench.leaderboard.render.text import CONTRASTS, SIGN, clean, doubts, explained, percent, powers
-from prunebench.leaderboard.site import plots, row_page, tables
+from prunebench.leaderboard.render.text import CONTRASTS, SIGN, clean, doubts, explained, flat, percent, powers
+from prunebench.leaderboard.site import charts, plots, row_page, tables
 from prunebench.leaderboard.site.assets import assets
 from prunebench.leaderboard.table import Results
 
@@ -38,12 +39,13 @@ def pages(ranking: Ranking, results: Results, source: Path) -> dict[str, bytes]:
             "Two pruners have names that give the same file name; rename one pruner and score it again."
         )
     far = {path: raw_distances(source / path, r) for path, r in results.items() if isinstance(r, Record)}
-    sections = []
+    found, sections = findings(ranking, results, source), []
     made = assets()
     for number, board in enumerate(ranking.boards, 1):
         board_id = f"b{number}"
         hrefs = [addresses[board.protocol, row.pruner, str(row.sparsity)] for row in board.rows]
         sections.append(_section(board, board_id, hrefs, far))
+        sections[-1] |= {"charts": charts.of_board(board, results, source), "findings": headlines(found, board)}
         for href, row in zip(hrefs, board.rows, strict=True):
             made[href] = _row_page(environment, board, row, board_id, results, source, far)
     page = environment.get_template("index.html").render(root="", sections=sections, refused=ranking.refused)
@@ -135,4 +137,5 @@ def _environment() -> jinja2.Environment:
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
     environment.globals |= {"SIGN": SIGN, "CONTRASTS": CONTRASTS, "explained": explained, "MEANING": MEANING}
     environment.filters["ours"] = Markup  # generated text, which may be longer than text from a record
+    environment.filters["whole"] = lambda text: escape(flat(text))  # generated text that names rows
     return environment

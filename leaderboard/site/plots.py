@@ -16,6 +16,7 @@ from prunebench.bench.schema import exact
 from prunebench.leaderboard.board import Board, Rate, Row
 from prunebench.leaderboard.render.text import percent
 from prunebench.leaderboard.site.figure import SERIES, SYMBOLS, Plot, figure_of, literal, plain, short
+from prunebench.leaderboard.site.looks import look_of
 
 POINTS = 200  # of a continuous curve, half a per cent of the images each
 APART = 0.012  # decades of weights between two pruners at the same sparsity, to keep their intervals apart
@@ -26,10 +27,9 @@ _FOUND = " A line without markers comes from the smallest perturbation found for
 
 
 def of_board(board: Board, far: Distances) -> list[Plot]:
-    """The plots of a board on the page of all rows; `far`: the distances of each row, None where not all seeds have."""
+    """The plots of a board that can be explored; `far`: the distances of each row, None where not all seeds have."""
     looks = _looks(board)
-    plots = [_sparsity(board, looks), _clean_robust(board, looks), _cost(board, looks), *_curves(board, looks, far)]
-    return [*plots, *_slack(board, looks), _attacks(board)]
+    return [*_curves(board, far), *_slack(board, looks), _attacks(board)]
 
 
 def of_row(board: Board, row: Row, records: Sequence[Record], far: Distances) -> Plot | None:
@@ -71,39 +71,24 @@ def _error(rates: Sequence[Rate]) -> dict[str, Any]:
     }
 
 
-def _trace(rows: Sequence[Row], x: Sequence[float], look: int, *, mode: str = "lines+markers") -> go.Scatter:
+def _trace(rows: Sequence[Row], x: Sequence[float], look: int) -> go.Scatter:
     """The robust accuracy of the rows of one pruner over `x`."""
     return go.Scatter(
         x=list(x),
         y=[100 * row.robust.mean for row in rows],
         error_y=_error([row.robust for row in rows]),
-        mode=mode,
+        mode="lines+markers",
         name=short(rows[0].pruner),
         hovertext=[_hover(row) for row in rows],
         hoverinfo="text",
         line={"width": 1.4},
         marker={"size": 8, "symbol": SYMBOLS[look % len(SYMBOLS)]},
-        meta={"series": look % SERIES},
+        meta={"series": look_of(rows[0].pruner).colour},
     )
 
 
 def _by_pruner(board: Board, looks: Mapping[str, int]) -> list[tuple[int, list[Row]]]:
     return [(look, [row for row in board.rows if row.pruner == pruner]) for pruner, look in looks.items()]
-
-
-def _sparsity(board: Board, looks: Mapping[str, int]) -> Plot:
-    place, axis = _along(board.rows, looks)
-    traces = [_trace(rows, [place(row, look) for row in rows], look) for look, rows in _by_pruner(board, looks)]
-    figure = figure_of(traces, axis, {"title": "Robust accuracy, %"})
-    several = any(row.sparsity != board.rows[0].sparsity for row in board.rows)
-    references = [row for row in board.rows if row.place_shown == "ref"]
-    if several:
-        for row in references:  # the unpruned net, across the whole plot
-            figure.add_hline(y=100 * row.robust.mean, line={"dash": "dot", "width": 1}, name="reference")
-    sentence = "Robust accuracy against sparsity, with 95 % intervals, one line per pruner."
-    if references and several:
-        sentence += " The dotted line is the unpruned net."
-    return Plot("Robust accuracy against sparsity", sentence, plain(figure))
 
 
 def _along(rows: Sequence[Row], looks: Mapping[str, int]) -> tuple[Callable[[Row, int], float], dict[str, Any]]:
@@ -154,25 +139,6 @@ def _lost(row: Row, best: Rate, n: int) -> Rate:
     return Rate(lost, gap, low, high, "paired t")
 
 
-def _clean_robust(board: Board, looks: Mapping[str, int]) -> Plot:
-    traces = [_trace(rows, [100 * row.clean.mean for row in rows], look) for look, rows in _by_pruner(board, looks)]
-    for trace, (_, rows) in zip(traces, _by_pruner(board, looks), strict=True):
-        trace.error_x = _error([row.clean for row in rows])
-    figure = figure_of(traces, {"title": "Clean accuracy, %"}, {"title": "Robust accuracy, %"})
-    sentence = "Clean against robust accuracy with 95 % intervals; a line leads from the densest net to the sparsest."
-    return Plot("Clean against robust", sentence, plain(figure))
-
-
-def _cost(board: Board, looks: Mapping[str, int]) -> Plot:
-    traces = [
-        _trace(rows, [row.train_passes / 1e6 for row in rows], look, mode="markers")
-        for look, rows in _by_pruner(board, looks)
-    ]
-    figure = figure_of(traces, {"title": "Training, million sample passes"}, {"title": "Robust accuracy, %"})
-    sentence = "What the training cost, in sample passes (forward 1, backward 2), against robust accuracy."
-    return Plot("Cost against robustness", sentence, plain(figure))
-
-
 def _attacks(board: Board) -> Plot:
     names = [f"{short(row.pruner, 16)} {row.sparsity:f}" for row in board.rows]
     counts = [{"clean": row.clean.mean * board.n} | row.survived for row in board.rows]
@@ -200,7 +166,7 @@ def _attacks(board: Board) -> Plot:
     return Plot("Survivors, attack by attack", sentence, plain(figure), wide=True)
 
 
-def _curves(board: Board, looks: Mapping[str, int], far: Distances) -> list[Plot]:
+def _curves(board: Board, far: Distances) -> list[Plot]:
     """A plot per sparsity, each with the unpruned net for comparison."""
     plots = []
     drawn = [
@@ -214,9 +180,9 @@ def _curves(board: Board, looks: Mapping[str, int], far: Distances) -> list[Plot
             name = row.pruner if row.sparsity == sparsity else f"{row.pruner}, {row.sparsity:f}"
             if distances is None:
                 points = {"0": row.clean.mean * board.n} | row.curve
-                trace = _curve(name, points, board.n, looks[row.pruner])
+                trace = _curve(name, points, board.n, look_of(row.pruner).colour)
             else:
-                trace = _continuous(name, distances, looks[row.pruner])
+                trace = _continuous(name, distances, look_of(row.pruner).colour)
             trace.line.dash = "solid" if row.sparsity == sparsity else "dot"
             traces.append(trace)
         sentence = f"Images still correct as eps grows, in per cent, for the pruners at sparsity {sparsity:f}."

@@ -137,6 +137,21 @@ def test_a_stage_two_pruners_share_is_computed_once_and_charged_to_each(tmp_path
     assert results[0].curve == results[1].curve
 
 
+def test_a_charged_stage_keeps_the_validated_epochs_of_its_curve(tmp_path):
+    """Of three epochs every second is validated, and the last; from the store they are the same."""
+    rules = changed(RULES, validate_every=2)
+    rooms = [Lab(Job(pruner="one", sparsity=0.5, seed=0), rules, STORE, Computed(tmp_path)) for _ in range(2)]
+    results = [room.fit("train", room.initial(), epochs=3) for room in rooms]
+    for room, result in zip(rooms, results, strict=True):
+        (stage,) = room.meter.stages
+        told = [(row["epoch"], row["clean"], row["robust"]) for row in result.curve if "robust" in row]
+        kept = [(point.epoch, point.clean, point.robust) for point in stage.curve]
+        assert [epoch for epoch, *_ in kept] == [2, 3]
+        assert [value for row in kept for value in row] == pytest.approx(
+            [value for row in told for value in row], abs=1e-6
+        )
+
+
 def test_any_other_stage_is_computed(tmp_path, monkeypatch):
     plans = counting(monkeypatch)
     rules = changed(RULES, units=99.0)

@@ -9,7 +9,7 @@
   function themed(drawn, width) {
     const figure = structuredClone(drawn);
     for (const trace of figure.data) {
-      const own = colour(`series-${trace.meta.series}`);
+      const own = colour(`k${trace.meta.series}`);
       trace.marker = { ...trace.marker, color: own };
       trace.line = { ...trace.line, color: own };
       for (const error of ["error_x", "error_y"]) if (trace[error]) trace[error].color = `${own}99`;

@@ -1,0 +1,192 @@
+"""Questions and answers as Markdown: a page with every table, and the short list of the README."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.protocol import PROTOCOLS
+from prunebench.bench.record import Record
+from prunebench.leaderboard.board import Board, Ranking
+from prunebench.leaderboard.findings.answers import Answer, Evidence, answer
+from prunebench.leaderboard.findings.compared import named
+from prunebench.leaderboard.findings.questions import QUESTIONS, Order, Overfitting, Pairs, Question, Slack
+from prunebench.leaderboard.render.markdown import escaped, sentence
+from prunebench.leaderboard.render.text import short, short_list
+from prunebench.leaderboard.site.charts.accuracy import against_sparsity
+from prunebench.leaderboard.site.svg import Chart
+from prunebench.leaderboard.table import Results
+
+HEADER = "<!-- Made by tools/findings.py; an edit is lost the next time. -->"
+BEGIN, END = "<!-- findings: made by tools/findings.py -->", "<!-- end of findings -->"
+
+_ABOUT = (
+    "What the records say about questions that were fixed in advance. Differences are in points of robust accuracy "
+    "(AutoAttack), the first row minus the second, over the seeds that both have. The 95 % interval is that of the "
+    "t-test paired by seed. A verdict corrects for the number of comparisons (Holm, 5 %): as the board does where it "
+    "makes the comparison, else over the question's comparisons at that sparsity. *Cannot tell* is an answer too: the "
+    "last column says how likely a true difference of 3 points would have been found. See [statistics](statistics.md)."
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A question, and what each board that can answer it says."""
+
+    question: Question
+    answers: tuple[Answer, ...]
+
+
+def findings(
+    ranking: Ranking, results: Results, source: Path, questions: Iterable[Question] = QUESTIONS
+) -> list[Finding]:
+    """The `questions` answered by every board of `ranking`, whose records are `results`, below `source`.
+
+    Raises PrunebenchError for nets beside the records other than those that they name.
+    """
+    evidence = []
+    for board in ranking.boards:
+        paths = [Path(path) for row in board.rows for path in row.records]
+        known = {path: record for path in paths if isinstance(record := results[path], Record)}
+        evidence.append(Evidence(board, known, source))
+    return [
+        Finding(question, tuple(found for of in evidence if (found := answer(question, of)) is not None))
+        for question in questions
+    ]
+
+
+def page(found: Sequence[Finding], boards: Sequence[Board]) -> str:
+    """All findings as Markdown."""
+    contents = [f"- [{finding.question.title}](#{finding.question.key})" for finding in found]
+    parts = [HEADER, "# Findings", _wrapped(_ABOUT), "\n".join(contents)]
+    for finding in found:
+        parts += _finding(finding, boards)
+    return "\n\n".join(parts) + "\n"
+
+
+def _finding(finding: Finding, boards: Sequence[Board]) -> list[str]:
+    question = finding.question
+    parts = [f'## <a id="{question.key}"></a>{question.title}']
+    if question.claim:
+        parts.append(f"Published: {question.claim.removesuffix('.')} ({question.source}).")
+    for found in finding.answers:
+        parts.append(_wrapped(f"**{escaped(found.board.protocol)}**: {sentence(found.verdict)}"))
+        parts.append(_table(found))
+        parts.append(_command(question, found))
+    if missing := absent(question, boards):
+        parts.append(f"No board has rows of {escaped(short_list(missing))} yet, so that part is open.")
+    elif not finding.answers:
+        parts.append(_open(question))
+    return parts
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _open(question: Question) -> str:
+    if isinstance(question.asked, Overfitting):
+        return "No record holds a training curve yet; records since schema 7 do."
+    if isinstance(question.asked, Slack):
+        return "No record holds the best-known number yet; score with `--best`."
+    return "No board has the rows for this question yet."
+
+
+def absent(question: Question, boards: Sequence[Board]) -> list[str]:
+    """The rows that a question names and no board has."""
+    match question.asked:
+        case Pairs(pairs=pairs):
+            labels = [label for pair in pairs for label in pair]
+        case Order(pairs=published):
+            labels = [label for pair in published for _, label in pair]
+        case _:
+            return []
+    there = {row.pruner for board in boards for row in board.rows}
+    return [label for label in dict.fromkeys(labels) if not any(named(board, label) in there for board in boards)]
+
+
+def _table(found: Answer) -> str:
+    rule = ["---" if title in ("Row", "Minus", "And", "Verdict") else "---:" for title in found.titles]
+    rows = [found.titles, rule, *([sentence(short(cell, 60)) for cell in line] for line in found.lines)]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return f"<details><summary>{len(found.lines)} comparisons</summary>\n\n{table}\n\n</details>"
+
+
+def _command(question: Question, found: Answer) -> str:
+    """The command that makes the records, and the one that answers the question from them."""
+    name = found.board.protocol
+    rules = name if name in PROTOCOLS else f"leaderboard/protocols/{name}.toml"
+    pruners = " ".join(f"--pruner {label}" for label in found.rows)
+    best = " --best" if isinstance(question.asked, Slack) else ""
+    commands = (
+        f"prunebench run {rules} {pruners}{best} --out runs",
+        f"python -m tools.findings runs/records --only {question.key}",
+    )
+    return "\n".join(["```sh", *map(_one_line, commands), "```"])
+
+
+def _one_line(command: str) -> str:
+    return re.sub(r"[^\x20-\x7e]|`", "?", command)
+
+
+def headlines(found: Iterable[Finding], board: Board | None = None) -> list[tuple[Question, str, str]]:
+    """The first questions with a board's name and its verdict: of one `board`, else of the official ones if any."""
+    said = []
+    for finding in found:
+        if not finding.question.first:
+            continue
+        official = [of for of in finding.answers if of.board.official]
+        chosen = [of for of in finding.answers if of.board.protocol == board.protocol] if board else official
+        said += [
+            (finding.question, of.board.protocol, of.verdict) for of in chosen or ([] if board else finding.answers)
+        ]
+    return said
+
+
+def short_version(found: Sequence[Finding], boards: Sequence[Board]) -> str:
+    """The list for the README, between its markers."""
+    official = _official(boards)
+    what = [
+        f"{escaped(board.protocol)}, version {board.version} ({board.records} records, "
+        f"{max(len(row.seeds) for row in board.rows)} seeds)"
+        for board in official
+    ]
+    several = len(official) > 1
+    drawn = [f"![{escaped(chart.title)}](docs/{name})" for name, chart in pictures(boards).items()]
+    lines = [
+        _wrapped(
+            f"- **{question.title}** {f'*{escaped(board)}*: ' if several else ''}{sentence(verdict)} "
+            f"([figures](docs/findings.md#{question.key}))",
+            "  ",
+        )
+        for question, board, verdict in headlines(found)
+    ]
+    return "\n".join(
+        [BEGIN, _wrapped(f"Answers by rule, from the records of {' and '.join(what)}:"), "", *drawn, "", *lines, END]
+    )
+
+
+def _official(boards: Sequence[Board]) -> Sequence[Board]:
+    """The official boards, or all if there are none."""
+    return [board for board in boards if board.official] or boards
+
+
+def pictures(boards: Sequence[Board]) -> dict[str, Chart]:
+    """The picture that the README shows of each official board, by file name in docs."""
+    drawn = {f"board-{_file_name(board.protocol)}.svg": against_sparsity(board) for board in _official(boards)}
+    return {name: chart for name, chart in drawn.items() if chart is not None}
+
+
+def _file_name(protocol: str) -> str:
+    return re.sub(r"[^a-z0-9-]+", "-", protocol.lower()).strip("-")[:60]
+
+
+def between_markers(text: str, new: str, name: str) -> str:
+    """`text` with `new` in the place of what is between the markers. Raises PrunebenchError unless both occur once."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise PrunebenchError(f"{name} does not have the lines {BEGIN} and {END} once each, in this order; add them.")
+    return text[: text.index(BEGIN)] + new + text[text.index(END) + len(END) :]

@@ -1,0 +1,193 @@
+"""Verdicts in words: every sentence follows from tests and figures by rule."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
+
+from prunebench.bench import stats
+from prunebench.leaderboard.board import Board, Row
+from prunebench.leaderboard.contrasts import PRIMARY, RANDOM
+from prunebench.leaderboard.findings.compared import Compared, Key
+from prunebench.leaderboard.overlap import Agreement
+from prunebench.leaderboard.render.text import VERDICTS, listed, short, short_list
+
+Say = Callable[[Sequence[Compared]], str]
+TITLES = ("Sparsity", "Row", "Minus", "Seeds", "Difference, points", "Verdict", "p, Holm", "Power for 3 points")
+OVERLAP = ("Sparsity", "Row", "And", "Pairs of nets", "Overlap / chance", "Jaccard", "Chance")
+NEAR = 0.1  # an overlap within this of chance is called chance
+_WORDS = VERDICTS | {"?": "one seed: no test"}
+
+
+def percent(rate: float) -> str:
+    """A rate in per cent, with one decimal."""
+    return f"{100 * rate:.1f}"
+
+
+def _signed(rate: float) -> str:
+    return f"{round(100 * rate, 1) + 0:+.1f}"
+
+
+def difference(test: stats.SeedTest) -> str:
+    """A difference in points with its 95 % interval: "+1.3 [-4.2, +6.8]"; without one where there are too few seeds."""
+    if test.gap is None:
+        return "no common seed"
+    if test.low is None or test.high is None:
+        return _signed(test.gap)
+    return f"{_signed(test.gap)} [{_signed(test.low)}, {_signed(test.high)}]"
+
+
+def line(each: Compared) -> tuple[str, ...]:
+    """A comparison as the cells of a table with the columns TITLES."""
+    (sparsity, ours), (other, theirs) = each.ours, each.theirs
+    minus = theirs if other == sparsity else f"{theirs} at {other:f}"
+    power = "" if each.power is None else f"{each.power:.2f}".removeprefix("0")
+    p = "" if each.verdict == "?" else f"{each.adjusted:.3f}"
+    seeds = str(each.test.seeds)
+    return f"{sparsity:f}", ours, minus, seeds, difference(each.test), _WORDS[each.verdict], p, power
+
+
+def pairs(found: Sequence[Compared]) -> str:
+    """A sentence for each pair of labels, with the figures of every sparsity."""
+    groups: defaultdict[tuple[str, str], list[Compared]] = defaultdict(list)
+    for each in found:
+        groups[each.ours[1], each.theirs[1]].append(each)
+    return " ".join(f"{short(a)} against {short(b)}: {_by_verdict(those)}." for (a, b), those in groups.items())
+
+
+def _by_verdict(found: Sequence[Compared]) -> str:
+    words = {"+": "clearly better", "-": "clearly worse", "=": "the test cannot tell", "?": "untested with one seed"}
+    said = []
+    for sign, word in words.items():
+        those = [each for each in found if each.verdict == sign]
+        if those:
+            figures = [f"{_at(each.ours)} ({difference(each.test)})" for each in those]
+            said.append(f"{word} {listed(figures)}")
+    return "; ".join(said)
+
+
+def _at(key: Key) -> str:
+    return f"at {key[0]:f}" if key[0] else "without pruning"
+
+
+def every(found: Sequence[Compared], control: str, board: Board) -> str:
+    """Who is clearly ahead of the control, who clearly behind, and who cannot be told from it."""
+    if all(each.verdict == "?" for each in found):
+        return "Each row has one seed, so no difference can be tested."
+    control = "their own shuffle" if control == "its own shuffle" else control
+    sparsities = {each.ours[0] for each in found}
+    ahead, behind, equal = (_where([of for of in found if of.verdict == sign], len(sparsities)) for sign in "+-=")
+    if not ahead:
+        said = f"No method clearly beats {control}"
+    elif not behind and not equal:
+        where = "every sparsity" if len(sparsities) > 1 else f"{min(sparsities):f}"
+        said = f"Every method clearly beats {control} at {where}"
+    else:
+        said = f"Clearly ahead of {control}: {ahead}"
+    said += f"; clearly behind: {behind}" * bool(behind) + f"; not told apart: {equal}" * bool(equal)
+    return f"{said}.{_powers(board, sparsities) if control == PRIMARY else ''}"
+
+
+def _where(found: Sequence[Compared], sparsities: int) -> str:
+    """The rows with their sparsities, of `sparsities` in all: "awt at every sparsity, imp and iwi at 0.95 and 0.98"."""
+    at: defaultdict[str, list[str]] = defaultdict(list)
+    for each in sorted(found, key=lambda each: (each.ours[1], each.ours[0])):
+        at[each.ours[1]].append(f"{each.ours[0]:f}")
+    names: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name, where in at.items():
+        names[tuple(where)].append(name)
+    ranked = sorted(names.items(), key=lambda pair: (-len(pair[0]), pair[0]))
+    every = sparsities > 1
+    return ", ".join(
+        f"{short_list(those)} at {'every sparsity' if every and len(where) == sparsities else short_list(where)}"
+        for where, those in ranked
+    )
+
+
+def _powers(board: Board, sparsities: Iterable[Decimal]) -> str:
+    """With which probability the board's seeds find a difference of 3 points, in a sentence; empty if unknown."""
+    known = {power.sparsity: power for power in board.powers if power.mean is not None}
+    there = [known[at] for at in sorted(sparsities) if at in known]
+    if not there:
+        return ""
+    chances = [f"{power.mean:.2f}".removeprefix("0") + f" at {power.sparsity:f}" for power in there]
+    what = f"{min(power.seeds for power in there)} seeds, a true difference of {100 * there[0].gap:.0f} points"
+    return f" With {what} is found with probability {listed(chances)}."
+
+
+def order(ours: str, theirs: str, found: Sequence[Compared]) -> str:
+    """Whether a published order, `ours` above `theirs`, holds."""
+    signs = {each.verdict for each in found}
+    head = f"{short(ours)} above {short(theirs)}"
+    if signs <= {"=", "?"}:
+        return f"{head}: cannot be told here ({_by_verdict(found)})."
+    word = "holds" if "-" not in signs else "reversed" if "+" not in signs else "depends on the sparsity"
+    return f"{head}: {word} ({_by_verdict(found)})."
+
+
+def slack(test: stats.SeedTest) -> str:
+    """A slack in points, with its interval, cut at 0 because no net's slack is negative."""
+    gap = test.gap or 0.0
+    if test.low is None or test.high is None:
+        return percent(gap)
+    return f"{percent(gap)} [{percent(max(0.0, test.low))}, {percent(test.high)}]"
+
+
+def slacks(tests: Sequence[tuple[Row, stats.SeedTest]]) -> str:
+    """Which rows AutoAttack flatters most and least."""
+
+    def told(pair: tuple[Row, stats.SeedTest]) -> str:
+        return f"{short(pair[0].pruner)} {_at((pair[0].sparsity, ''))} ({slack(pair[1])} points)"
+
+    ranked = sorted(tests, key=lambda pair: pair[1].gap or 0.0)
+    if not ranked[-1][1].gap:
+        return "Stronger attacks take nothing from AutoAttack's number."
+    methods = [pair for pair in ranked if pair[0].role == "method"] or ranked
+    plain = [pair for pair in ranked if pair[0].role != "control"] or ranked
+    said = f"AutoAttack flatters {told(methods[-1])} most, and {told(plain[0])} least."
+    sure = [pair for pair in tests if (pair[1].low or 0.0) > 0]
+    return f"{said} The interval of the slack excludes 0 for {len(sure)} of {len(tests)} rows."
+
+
+def overlap(sparsity: Decimal, each: Agreement) -> tuple[str, ...]:
+    """An agreement as the cells of a table with the columns OVERLAP."""
+    theirs = "the same, other seed" if not each.same_seed else each.theirs
+    interval = "" if each.low is None or each.high is None else f" [{each.low:.2f}, {each.high:.2f}]"
+    figures = f"{each.ratio:.2f}{interval}", f"{each.jaccard:.3f}", f"{each.chance:.3f}"
+    return f"{sparsity:f}", each.ours, theirs, str(each.pairs), *figures
+
+
+def overlaps(found: Sequence[tuple[Decimal, Agreement]]) -> str:
+    """How far above chance the largest and the smallest overlap of methods are."""
+    methods = [(at, each) for at, each in found if RANDOM not in (each.ours, each.theirs)] or list(found)
+    ranked = sorted(methods, key=lambda pair: pair[1].ratio)
+    (low_at, low), (high_at, high) = ranked[0], ranked[-1]
+    what = "Two nets of one seed" if high.same_seed else "Two seeds of one method"
+    if abs(low.ratio - 1) <= NEAR and abs(high.ratio - 1) <= NEAR:
+        return f"{what} share kept positions as by chance: {low.ratio:.2f} to {high.ratio:.2f} times."
+    return (
+        f"{what} share between {low.ratio:.2f} times chance ({_who(low)} at {low_at:f}) and {high.ratio:.2f} times "
+        f"({_who(high)} at {high_at:f})."
+    )
+
+
+def _who(each: Agreement) -> str:
+    return short_list([each.ours, each.theirs]) if each.same_seed else short(each.ours)
+
+
+def lost(values: Sequence[float]) -> str:
+    """The mean loss in points, with its range over seeds."""
+    mean = statistics.fmean(values)
+    return f"{percent(mean)} ({percent(min(values))} to {percent(max(values))})"
+
+
+def overfitting(found: Sequence[tuple[Row, Sequence[float]]]) -> str:
+    """Who loses most between the best epoch and the last."""
+    row, values = max(found, key=lambda pair: statistics.fmean(pair[1]))
+    return (
+        f"{short(row.pruner)} {_at((row.sparsity, ''))} loses most: {lost(values)} points of validation accuracy "
+        f"between its best epoch and its last. The best of several noisy epochs lies above the last even without "
+        "overfitting."
+    )

@@ -1,0 +1,141 @@
+"""How far the kept positions of two nets agree, beyond what chance gives at their layer densities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
+from scipy import special
+
+from prunebench.bench.beside import net_path
+from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import read_known
+from prunebench.bench.record import LARGEST_NET, Record
+
+_ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)  # numpy 1 has no bitwise_count
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The kept positions of a net: per layer, `bits` packed eight to a byte, and how many of `sizes` are `kept`."""
+
+    bits: tuple[np.ndarray, ...]
+    sizes: tuple[int, ...]
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The overlap of rows `ours` and `theirs` over pairs of nets, as a multiple of chance: 1 is chance.
+
+    `same_seed`: whether the two nets of a pair have the same seed, and so the same first weights. `ratio`: mean over
+    the `pairs`; `low`, `high`: its 95 % interval, None where too few seeds allow one. `jaccard`, `chance`: the mean
+    overlaps themselves, in [0, 1].
+    """
+
+    ours: str
+    theirs: str
+    same_seed: bool
+    pairs: int
+    ratio: float
+    low: float | None
+    high: float | None
+    jaccard: float
+    chance: float
+
+
+def mask_of(path: Path, record: Record) -> Mask | None:
+    """The mask of the net beside the record at `path`; None if there is no net.
+
+    Raises PrunebenchError for another net than the record's, and for masks that do not have its layers and counts.
+    """
+    file = net_path(path)
+    if not file.exists():
+        return None
+    way_out = "restore the net of this record"
+    data = read_known(file, record.net.sha256, f"the net of {path}", LARGEST_NET, missing=way_out, other=way_out)
+    layers = record.net.layers
+    try:
+        tensors = load(data)
+        bits = tuple(tensors[f"{layer.name}.bitmask"] for layer in layers)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise PrunebenchError(f"{file} holds no masks of its layers ({error}); {way_out}.") from None
+    for layer, mask in zip(layers, bits, strict=True):
+        fits = mask.dtype == np.uint8 and mask.shape == ((layer.size + 7) // 8,)
+        if not fits or _count(mask) != layer.nonzero:
+            raise PrunebenchError(f"{file} does not keep {layer.nonzero} weights in {layer.name}, as {path} says.")
+    return Mask(bits, tuple(layer.size for layer in layers), tuple(layer.nonzero for layer in layers))
+
+
+def jaccard(a: Mask, b: Mask) -> tuple[float, float]:
+    """The Jaccard index of the kept positions of two masks of one architecture, and the index that chance gives.
+
+    Chance keeps both masks' layer counts and draws the positions in each layer: a layer of n weights shares a * b / n
+    of them on average. The index of these mean counts stands for the mean index. Raises ValueError for masks of
+    different layers, and for two empty masks.
+    """
+    if a.sizes != b.sizes:
+        raise ValueError("the two nets have different layers")
+    both = sum(_count(ours & theirs) for ours, theirs in zip(a.bits, b.bits, strict=True))
+    expected = sum(ours * theirs / size for ours, theirs, size in zip(a.kept, b.kept, a.sizes, strict=True))
+    total = sum(a.kept) + sum(b.kept)
+    if total == 0:
+        raise ValueError("neither net keeps a weight")
+    return both / (total - both), expected / (total - expected)
+
+
+def _count(bits: np.ndarray) -> int:
+    return int(_ONES[bits].sum(dtype=np.int64))
+
+
+def agreements(rows: Mapping[str, Mapping[int, Mask]]) -> list[Agreement]:
+    """The agreements of the `rows`, each a mask per seed: of every row between its seeds, then of every two rows.
+
+    Two rows are compared at the seeds that both have. Rows with fewer than two seeds have no agreement of their own.
+    """
+    found = []
+    for label, masks in rows.items():
+        pairs = {pair: jaccard(masks[pair[0]], masks[pair[1]]) for pair in combinations(sorted(masks), 2)}
+        if pairs:
+            found.append(_agreement(label, label, False, pairs))
+    for ours, theirs in combinations(rows, 2):
+        seeds = sorted(rows[ours].keys() & rows[theirs].keys())
+        if seeds:
+            pairs = {(seed, seed): jaccard(rows[ours][seed], rows[theirs][seed]) for seed in seeds}
+            found.append(_agreement(ours, theirs, True, pairs))
+    return found
+
+
+def _agreement(ours: str, theirs: str, same: bool, pairs: Mapping[tuple[int, int], tuple[float, float]]) -> Agreement:
+    ratios = {pair: found / chance if chance else 1.0 for pair, (found, chance) in pairs.items()}
+    low, high = jackknife(ratios) or (None, None)
+    means = [_mean(values) for values in zip(*pairs.values(), strict=True)]
+    return Agreement(ours, theirs, same, len(pairs), _mean(ratios.values()), low, high, means[0], means[1])
+
+
+def jackknife(pairs: Mapping[tuple[int, int], float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """The interval of the mean over pairs of seeds, leaving out one seed at a time; None with too few seeds.
+
+    Pairs that share a seed are not independent, so seeds are left out, not pairs (Arvesen 1969, Annals of Mathematical
+    Statistics 40, p. 2076). With pairs (seed, seed) it is the usual t-interval.
+    """
+    seeds = sorted({seed for pair in pairs for seed in pair})
+    without = [[value for pair, value in pairs.items() if seed not in pair] for seed in seeds]
+    if len(seeds) < 2 or not all(without):
+        return None
+    means, count = [_mean(values) for values in without], len(seeds)
+    centre, middle = _mean(pairs.values()), _mean(means)
+    error = math.sqrt((count - 1) / count * math.fsum((mean - middle) ** 2 for mean in means))
+    half = float(special.stdtrit(count - 1, (1 + confidence) / 2)) * error
+    return centre - half, centre + half
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers: Sequence[float] = list(values)
+    return math.fsum(numbers) / len(numbers)

@@ -1,0 +1,69 @@
+"""Which classes lose robustness when a net becomes sparse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from prunebench.bench.record import Record
+from prunebench.leaderboard.board import Board
+from prunebench.leaderboard.classes import by_class, hit_hardest
+from prunebench.leaderboard.render.text import short
+from prunebench.leaderboard.site.charts.common import left_out, mean, percent, reference, shown, sparse
+from prunebench.leaderboard.site.looks import look_of
+from prunebench.leaderboard.site.svg import Chart, Scale, around, bottom_axis, canvas, mark, path, prose, text, ticks
+
+WIDTH, LEFT, RIGHT, ROW, NAMES = 620, 60, 600, 30, 3  # NAMES: in a line of the legend
+MOST = 40  # classes in a chart
+
+
+def of_board(board: Board, records: Mapping[Path, Record], source: Path) -> Chart | None:
+    """A line of marks per class: the unpruned net, and the methods at the highest sparsity; None without outcomes."""
+    sparsities, dense = sparse(board), reference(board)
+    if not sparsities or dense is None or (before := by_class(dense, records, source)) is None:
+        return None
+    rows = [row for row in shown(board, sparsities[-1]) if row.role == "method"]
+    after = [found for row in rows if (found := by_class(row, records, source)) is not None]
+    classes = [i for i, images in enumerate(before.images) if images][:MOST]
+    if not after or not classes:
+        return None
+    means = {i: mean(of.robust[i] for of in after) for i in classes}
+    ordered = sorted(classes, key=lambda i: before.robust[i] - means[i], reverse=True)
+    top = 48 + 20 * math.ceil((1 + len(after)) / NAMES)
+    bottom = top + ROW * len(ordered)
+    values = [100 * of.robust[i] for of in (before, *after) for i in classes]
+    x = Scale(*around(values, 0.04), LEFT, RIGHT)
+    at = [(value, f"{value:g}") for value in ticks(x.low, x.high)]
+    parts = bottom_axis(x, bottom, "Robust accuracy within the class, %", at, top - 6)
+    parts.append(prose(4, top - 12, "Class"))
+    for i, number in enumerate(ordered):
+        y = top + ROW * (i + 0.5)
+        parts.append(text(LEFT - 22, y + 4, str(number), "strong", "end"))
+        parts.append(path([(x(100 * means[number]), y), (x(100 * before.robust[number]), y)], "line s1"))
+        parts += [mark(x(100 * of.robust[number]), y, look_of(of.row.pruner)) for of in reversed(after)]
+        parts.append(mark(x(100 * before.robust[number]), y, look_of(dense.pruner)))
+    parts += _legend([dense.pruner, *(of.row.pruner for of in after)])
+    worst, best = hit_hardest(before, after), ordered[-1]
+    title = f"Class {worst} pays most for sparsity"
+    sentence = (
+        f"Class {worst} falls from {percent(before.robust[worst])} % robust in {short(dense.pruner)}, unpruned, to "
+        f"{percent(means[worst])} % over the methods at {sparsities[-1]:f}; class {best} "
+        f"{_moves(before.robust[best], means[best])}. Grey lines lead from the unpruned net to the mean of the methods."
+        f"{left_out(board, sparsities[-1], rows)}"
+    )
+    return Chart(title, canvas(WIDTH, bottom + 50, parts, f"{title}. {sentence}"), sentence)
+
+
+def _moves(before: float, after: float) -> str:
+    word = "falls" if after < before else "moves"
+    return f"{word} from {percent(before)} % to {percent(after)} %"
+
+
+def _legend(names: list[str]) -> list[str]:
+    """The marks and their names, in lines above the chart."""
+    parts = []
+    for i, name in enumerate(names):
+        x, y = LEFT + (RIGHT - LEFT) / NAMES * (i % NAMES), 14 + 20 * (i // NAMES)
+        parts += [mark(x, y, look_of(name)), text(x + 9, y + 4, name)]
+    return parts

@@ -1,0 +1,56 @@
+"""Which rows the charts show, and the wording that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+
+from prunebench.leaderboard.board import Board, Row
+from prunebench.leaderboard.contrasts import PRIMARY, RANDOM
+from prunebench.leaderboard.render.text import short_list
+
+NAMED = 3  # methods without room in a chart that its sentence names
+MOST = 9  # rows of one sparsity in a chart: more lines cannot be told apart
+
+
+def sparse(board: Board) -> list[Decimal]:
+    """The sparsities of pruned rows, the densest first."""
+    return sorted({row.sparsity for row in board.rows if row.sparsity})
+
+
+def shown(board: Board, sparsity: Decimal) -> list[Row]:
+    """The methods and random pruning at `sparsity`, by robust accuracy, at most MOST.
+
+    Where there are more, those that clearly beat magnitude pruning at some sparsity go first, then plain methods before
+    variants, then the more robust ones.
+    """
+    rows = [row for row in board.rows if row.sparsity == sparsity and (row.role == "method" or row.pruner == RANDOM)]
+    ahead = {PRIMARY, RANDOM} | {c.pruner for c in board.contrasts if c.family == "primary" and c.verdict == "+"}
+    rank = sorted(rows, key=lambda row: (row.pruner not in ahead, ":" in row.pruner, -row.robust.mean))
+    return sorted(rank[:MOST], key=lambda row: (-row.robust.mean, row.pruner))
+
+
+def left_out(board: Board, sparsity: Decimal, there: Sequence[Row]) -> str:
+    """A sentence on the methods that a chart of `sparsity` has no room for; empty if there are none."""
+    methods = [row for row in board.rows if row.sparsity == sparsity and row.role == "method"]
+    missing = [row.pruner for row in methods if row not in there]
+    if len(missing) > NAMED:
+        return f" {len(missing)} other methods are in the table alone."
+    return f" In the table alone: {short_list(missing)}." if missing else ""
+
+
+def reference(board: Board) -> Row | None:
+    """The unpruned net of plain training, else the first unpruned row; None if there is none."""
+    rows = [row for row in board.rows if row.role == "reference"]
+    return next((row for row in rows if row.pruner == "dense"), rows[0] if rows else None)
+
+
+def percent(rate: float) -> str:
+    """A rate as a per cent with one decimal, without the sign."""
+    return f"{100 * rate:.1f}"
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of one or more numbers."""
+    numbers = list(values)
+    return sum(numbers) / len(numbers)

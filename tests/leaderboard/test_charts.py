@@ -1,0 +1,282 @@
+"""Charts: places against values worked out on paper, titles by rule with twins, colours that all readers can tell."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from safetensors.numpy import save as packed
+
+from prunebench.bench.beside import net_path
+from prunebench.bench.files import sha256_of, write_bytes
+from prunebench.leaderboard.overfitting import course
+from prunebench.leaderboard.site import charts
+from prunebench.leaderboard.site.charts import accuracy, classes, cost, curves, masks, weights
+from prunebench.leaderboard.site.charts.common import shown
+from prunebench.leaderboard.site.svg import Scale, apart, around, ticks
+from prunebench.leaderboard.table import rank, read
+from tests.support.records import make, save
+
+NOISE = (0, 1, -1)
+
+
+def rows(label, robust, sparsity=0.9, **changes):
+    return [make(label, sparsity, i, robust=robust + more, **changes) for i, more in enumerate(NOISE)]
+
+
+def board_of(*groups):
+    records = {Path(f"{i}.json"): record for i, record in enumerate(r for group in groups for r in group)}
+    return rank(records).boards[0], records
+
+
+def sound(chart):
+    """The chart as XML; its parts stay inside its frame."""
+    root = ET.fromstring(chart.svg)
+    _, _, width, height = map(float, root.get("viewBox").split())
+    for x, y in re.findall(r"[ML]([\d.-]+) ([\d.-]+)", chart.svg):
+        assert 0 <= float(x) <= width and 0 <= float(y) <= height
+    for x, y in re.findall(r'x="([\d.-]+)" y="([\d.-]+)"', chart.svg):
+        assert 0 <= float(x) <= width and 0 <= float(y) <= height
+    assert root.get("aria-label").startswith(" ".join(chart.title.split()))
+    return root
+
+
+# The parts
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (30, 72, [30, 40, 50, 60, 70]),
+        (66.2, 68.9, [66.5, 67, 67.5, 68, 68.5]),
+        (0, 59, [0, 10, 20, 30, 40, 50]),
+    ],
+)
+def test_ticks_are_round_and_inside(low, high, found):
+    assert ticks(low, high) == pytest.approx(found)
+
+
+def test_some_ticks_fit_every_range():
+    for high in np.geomspace(1e-3, 1e4, 200):
+        assert 2 <= len(ticks(0.0, float(high))) <= 7
+
+
+def test_a_scale_maps_and_holds_values_inside():
+    scale = Scale(0, 10, 100, 50)
+    assert [scale(value) for value in (0, 5, 10, 99, -99)] == [100, 75, 50, 50, 100]
+    low, high = around([3, 3])
+    assert low < 3 < high
+
+
+def test_labels_are_spread_around_their_places():
+    """Two at 10 and 12 need 16 pixels: 3 and 19; one far away stays; at the edge they are pushed inside."""
+    assert apart([10, 12, 100], 16) == pytest.approx([3, 19, 100])
+    assert apart([12, 10], 16) == pytest.approx([19, 3])
+    assert apart([1, 1], 16, low=0) == pytest.approx([0, 16])
+    assert apart([99, 99], 16, high=100) == pytest.approx([84, 100])
+    crowd = apart([50.0] * 9, 16)
+    assert all(b - a == pytest.approx(16) for a, b in pairwise(crowd))
+
+
+# Each chart
+
+
+def test_lines_are_at_their_places_and_the_title_says_who_wins():
+    """Robust 50 at .9 on a scale from the lowest to the highest end of an interval, with a margin of .06."""
+    board, _ = board_of(rows("imp", 60), rows("magnitude", 50), rows("dense", 70, 0.0))
+    chart = accuracy.against_sparsity(board)
+    assert chart.title == "imp beats magnitude pruning at 0.9"
+    root = sound(chart)
+    ends = [100 * end for row in board.rows for end in (row.robust.low, row.robust.high)]
+    low, high = min(ends), max(ends)
+    y = accuracy.BOTTOM - (accuracy.BOTTOM - accuracy.TOP) * (50 - low + 0.06 * (high - low)) / (1.12 * (high - low))
+    marks = [path.get("d") for path in root if path.get("class") == "mark s0 f0"]
+    assert any(re.match(rf"M[\d.]+ {y:.1f}m", d) for d in marks), (y, marks)
+    words = [text.text for text in root.iter("text")]
+    assert {"imp 60.0", "magnitude 50.0", "dense, unpruned 70.0", "0.9"} <= set(words)
+
+
+def test_nobody_wins_where_the_test_cannot_tell():
+    assert accuracy.against_sparsity(board_of(rows("imp", 50), rows("magnitude", 50))[0]).title == (
+        "No method clearly beats plain magnitude pruning"
+    )
+    single = board_of([make("imp", 0.9)], [make("magnitude", 0.9, robust=10)])[0]
+    assert "may be only a difference between seeds" in accuracy.against_sparsity(single).sentence
+    assert accuracy.against_sparsity(board_of(rows("dense", 50, 0.0))[0]) is None
+
+
+def test_several_winners_are_counted_and_named_below():
+    board, _ = board_of(rows("imp", 60), rows("awt", 60, 0.95), rows("magnitude", 50), rows("magnitude", 50, 0.95))
+    chart = accuracy.against_sparsity(board)
+    assert chart.title == "2 of 2 methods beat magnitude pruning at some sparsity"
+    assert "at 0.9, imp clearly above magnitude; at 0.95, awt clearly above magnitude" in chart.sentence
+
+
+def test_a_crowded_chart_keeps_the_winners_and_counts_the_rest():
+    """Twelve methods of 49 to 38 % and a variant that alone beats magnitude: nine rows are drawn."""
+    crowd = [rows(f"m{i:02}", 49 - i) for i in range(12)]
+    variant = rows("hydra", 60, job={"options": {"layers": "global"}})
+    board, _ = board_of(*crowd, variant, rows("magnitude", 50), rows("random", 20))
+    there = [row.pruner for row in shown(board, board.rows[0].sparsity)]
+    assert there == ["hydra:layers=global", "magnitude", *(f"m{i:02}" for i in range(6)), "random"]
+    assert accuracy.against_sparsity(board).sentence.endswith(" 6 other methods are in the table alone.")
+    few, _ = board_of(*crowd[:8], variant, rows("magnitude", 50), rows("random", 20))
+    assert accuracy.against_sparsity(few).sentence.endswith(" In the table alone: m06 and m07.")
+
+
+def test_the_price_of_sparsity_is_named():
+    """From 70 of 80 to 50 of 70: 20 points of robust accuracy, 10 of clean; the twin loses clean alone."""
+    two = [rows("imp", 70), rows("imp", 50, 0.95, clean=70)]
+    chart = accuracy.clean_against_robust(board_of(*two)[0])
+    assert chart.title == "Sparsity costs more robust than clean accuracy"
+    assert "lose 10.0 points of clean and 20.0 of robust" in chart.sentence
+    sound(chart)
+    two = [rows("imp", 50), rows("imp", 50, 0.95, clean=60)]
+    assert accuracy.clean_against_robust(board_of(*two)[0]).title == "Sparsity costs more clean than robust accuracy"
+
+
+def staged(label, *passes):
+    stages = [{"name": f"stage {i}", "passes": each, "seconds": 1.0} for i, each in enumerate(passes)]
+    return rows(label, 50, cost={"stages": stages, "train_passes": sum(passes), "train_seconds": 90.0})
+
+
+def test_bars_are_shares_of_the_budget():
+    board, records = board_of(staged("imp", 25, 50, 25), staged("awt", 10, 90), rows("random", 40))
+    row = next(row for row in board.rows if row.pruner == "imp")
+    assert cost.stages(row, records) == pytest.approx({"stage 0": 0.25, "stage 1": 0.5, "stage 2": 0.25})
+    assert cost.searched(cost.stages(row, records)) == pytest.approx(0.75)
+    chart = cost.of_board(board, records)
+    assert chart.title == "One budget, spent differently: 10 to 75 % goes into the search"
+    bars = [float(bar.get("width")) for bar in sound(chart).iter("rect")]
+    whole = cost.RIGHT - cost.LEFT
+    assert sorted(bars) == pytest.approx(
+        sorted(whole * share - 1.5 for share in (0.25, 0.5, 0.25, 0.1, 0.9, 1.0)), abs=0.1
+    )
+    assert "90 s" in chart.svg and "12 s" in chart.svg
+
+
+def test_a_few_layers_tell_where_methods_disagree():
+    """Layer 1 keeps 10 of 100 in one and 50 in the other, layer 2 keeps 90 and 50 of 900."""
+    nets = {}
+    for label, kept in (("imp", (10, 90)), ("awt", (50, 50))):
+        layers = [
+            {"name": f"l{i}", "shape": [n], "nonzero": k} for i, (n, k) in enumerate(zip((100, 900), kept, strict=True))
+        ]
+        nets[label] = rows(label, 50, net={"layers": layers}, notes={"hoyer": 0.9 if label == "imp" else 0.8})
+    board, records = board_of(*nets.values())
+    row = next(row for row in board.rows if row.pruner == "imp")
+    assert weights.layer_densities(row, records) == pytest.approx([0.1, 0.1])
+    chart = weights.densities(board, records)
+    assert chart.title == "Methods disagree most about layer 1 of 2"
+    assert "(l0, 100 weights) imp keeps 10.0 % and awt 50.0 %." in chart.sentence
+    sound(chart)
+    spread = weights.spread(board, records)
+    assert "between 0.80 and 0.90" in spread.sentence
+    sound(spread)
+
+
+def test_unpruned_nets_are_ranked_by_their_weights():
+    board, records = board_of(
+        rows("dense", 50, 0.0, notes={"hoyer": 0.5}), rows("iwi-dense", 50, 0.0, notes={"hoyer": 0.7})
+    )
+    assert weights.spread(board, records).title == (
+        "Of the unpruned nets, iwi-dense has the sparsest weights: 0.70, dense 0.50"
+    )
+    assert weights.spread(*board_of(rows("dense", 50, 0.0))) is None
+
+
+def test_classes_need_outcomes_and_name_the_one_that_pays(tmp_path):
+    """Images i < 60 survive in dense, i < 30 in imp; labels are i % 10: all lose half, the first is named."""
+    for label, sparsity, robust in (("dense", 0.0, 60), ("imp", 0.9, 30)):
+        save(tmp_path, make(label, sparsity, robust=robust))
+    results = read(tmp_path)
+    board = rank(results).boards[0]
+    chart = classes.of_board(board, results, tmp_path)
+    assert chart.title == "Class 0 pays most for sparsity"
+    assert "falls from 60.0 % robust in dense, unpruned, to 30.0 % over the methods at 0.9" in chart.sentence
+    sound(chart)
+    assert classes.of_board(board, results, tmp_path / "nowhere") is None
+
+
+def with_net(folder, label, seed, first):
+    """A record with a net beside it that keeps the hundred positions from `first` of 1000."""
+    bits = np.zeros(1000, bool)
+    bits[first : first + 100] = True
+    data = packed({"fc.bitmask": np.packbits(bits), "fc.values": np.ones(100, np.float32)})
+    write_bytes(net_path(save(folder, record := make(label, 0.9, seed, net={"sha256": sha256_of(data)}))), data)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("places", "title", "cells"),
+    [
+        # The same mask is 19 times chance, a tenth of it is chance; in the second case the two rows share 10, then 0.
+        ({"imp": (0, 90), "awt": (0, 90)}, "A ticket belongs to its seed", ["1.0", "1.0", "19.0"]),
+        ({"imp": (0, 0), "awt": (90, 180)}, "Masks of different seeds agree up to 19.0", ["0.5", "1.0", "19.0"]),
+        ({"imp": (0, 90), "awt": (90, 180)}, "Masks agree as by chance", ["1.0", "1.0", "1.0"]),
+    ],
+)
+def test_whether_a_ticket_is_a_ticket(places, title, cells, tmp_path):
+    for label, firsts in places.items():
+        for seed, first in enumerate(firsts):
+            with_net(tmp_path, label, seed, first)
+    results = read(tmp_path)
+    chart = masks.of_board(rank(results).boards[0], results, tmp_path)
+    assert chart.title.startswith(title)
+    words = [text.text for text in sound(chart).iter("text")]
+    assert sorted(word for word in words if word[0].isdigit()) == cells
+
+
+def curved(label, robust, seed=0):
+    curve = [{"epoch": 5 * (i + 1), "clean": 0.9, "robust": value} for i, value in enumerate(robust)]
+    return make(label, 0.9, seed, cost={"stages": [{"name": "train", "passes": 1, "seconds": None, "curve": curve}]})
+
+
+def test_curves_show_the_best_epoch_and_the_last():
+    """Means of two seeds: 30, 50, 40."""
+    board, records = board_of([curved("imp", (0.2, 0.6, 0.3)), curved("imp", (0.4, 0.4, 0.5), 1)])
+    found = course(board.rows[0], records)
+    assert found.epochs == (5, 10, 15) and found.robust == pytest.approx((0.3, 0.5, 0.4))
+    chart = curves.of_board(board, records)
+    assert chart.title == "Robust overfitting: imp ends 10.0 points below its best epoch"
+    sound(chart)
+    rising = board_of([curved("imp", (0.2, 0.3))])
+    assert curves.of_board(*rising).title.startswith("No robust overfitting")
+    assert curves.of_board(*board_of(rows("imp", 50))) is None
+
+
+# All of them
+
+
+def test_every_chart_is_sound_on_records_of_every_kind(tmp_path):
+    for label, sparsity in (
+        ("dense", 0.0),
+        *((name, s) for name in ("imp", "magnitude", "random") for s in (0.9, 0.95)),
+    ):
+        for seed in range(2):
+            notes = {"hoyer": 0.5 + sparsity / 4}
+            save(tmp_path, make(label, sparsity, seed, robust=40 + seed + len(label), notes=notes))
+    results = read(tmp_path)
+    drawn = charts.of_board(rank(results).boards[0], results, tmp_path)
+    assert [chart.title for chart in drawn] == [
+        "No method clearly beats plain magnitude pruning",
+        "Sparsity costs clean and robust accuracy alike",
+        "Where the training budget goes",
+        "How few weights hold the norm",
+        "Class 4 pays most for sparsity",
+    ]
+
+
+@pytest.mark.parametrize("name", ["<script>", '"><svg onload=x>', "a&b", "x" * 5000, "nul\x00l", "right\u202eleft"])
+def test_a_name_is_nothing_but_text(name):
+    board, records = board_of(rows(name, 60), rows("magnitude", 50), rows("dense", 70, 0.0))
+    plain, same = board_of(rows("imp", 60), rows("magnitude", 50), rows("dense", 70, 0.0))
+    for draw in (accuracy.against_sparsity, accuracy.clean_against_robust):
+        assert [part.tag for part in sound(draw(board))] == [part.tag for part in sound(draw(plain))]
+        assert len(draw(board).sentence) < 1000
+    assert [p.tag for p in sound(cost.of_board(board, records))] == [p.tag for p in sound(cost.of_board(plain, same))]

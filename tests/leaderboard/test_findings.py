@@ -1,0 +1,253 @@
+"""Findings on hand-made records whose verdict follows on paper; each has a twin with the opposite verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save as packed
+
+from prunebench.bench.beside import net_path
+from prunebench.bench.beyond import Best, Beyond
+from prunebench.bench.files import sha256_of, write_bytes
+from prunebench.leaderboard import published
+from prunebench.leaderboard.findings.compared import compare
+from prunebench.leaderboard.findings.page import (
+    findings,
+)
+from prunebench.leaderboard.findings.questions import QUESTIONS, Order
+from prunebench.leaderboard.table import rank, read
+from tests.support.records import make, save
+
+KEYS = {question.key: question for question in QUESTIONS}
+NOISE = (0, 1, -1, 2, -2)  # of five seeds
+
+
+def rows(label, robust, sparsity=0.9, spread=NOISE, **changes):
+    """Records of five seeds of the row `label`, with `robust` of 100 images and some noise."""
+    name, _, options = label.partition(":")
+    chosen = dict(pair.split("=") for pair in options.split(",")) if options else {}
+    job = {"options": {key: value == "true" if value in ("true", "false") else value for key, value in chosen.items()}}
+    return [make(name, sparsity, i, robust=robust + more, job=job, **changes) for i, more in enumerate(spread)]
+
+
+def boards(*groups):
+    return rank({Path(f"{i}.json"): record for i, record in enumerate(record for group in groups for record in group)})
+
+
+def verdict(key, *groups):
+    """The verdict of the one board of these records, None if it has none."""
+    results = {Path(f"{i}.json"): record for i, record in enumerate(record for group in groups for record in group)}
+    (finding,) = findings(rank(results), results, Path("nowhere"), [KEYS[key]])
+    return finding.answers[0].verdict if finding.answers else None
+
+
+# Two rows
+
+
+def test_a_mask_that_carries_the_gain_is_found():
+    """Every seed is exactly 10 images ahead, so the interval has the width of rounding: 2.776 / (sqrt(12) sqrt(5))."""
+    said = verdict("awt-mask", rows("awt", 50), rows("awt:shuffle=true", 40), rows("random", 50))
+    assert "awt against awt:shuffle=true: clearly better at 0.9 (+10.0 [+9.6, +10.4])." in said
+    assert "awt against random: the test cannot tell at 0.9 (+0.0 [-0.4, +0.4])." in said
+
+
+def test_a_mask_that_loses_is_said_to_lose():
+    said = verdict("awt-mask", rows("awt", 40), rows("awt:shuffle=true", 50))
+    assert said == "awt against awt:shuffle=true: clearly worse at 0.9 (-10.0 [-10.4, -9.6])."
+
+
+def test_noise_as_wide_as_the_gap_tells_nothing():
+    """Differences 12, -8, 12, -8, 2: mean 2, sd 10, so t = 0.447 and p = .68."""
+    said = verdict(
+        "awt-mask", rows("awt", 50, spread=(12, -8, 12, -8, 2)), rows("awt:shuffle=true", 50, spread=(0,) * 5)
+    )
+    assert said == "awt against awt:shuffle=true: the test cannot tell at 0.9 (+2.0 [-10.4, +14.4])."
+
+
+def test_each_sparsity_has_its_own_verdict():
+    here = (
+        [rows("awt", 50, s) for s in (0.9, 0.95)],
+        [rows("awt:shuffle=true", r, s) for r, s in ((50, 0.9), (30, 0.95))],
+    )
+    said = verdict("awt-mask", *here[0], *here[1])
+    assert "clearly better at 0.95 (+20.0" in said and "cannot tell at 0.9 (+0.0" in said
+
+
+def test_one_seed_is_no_test():
+    said = verdict("awt-mask", rows("awt", 50, spread=(0,)), rows("random", 20, spread=(0,)))
+    assert said == "awt against random: untested with one seed at 0.9 (+30.0)."
+
+
+def test_unpruned_rows_are_compared_although_the_board_does_not():
+    """No board compares them, so Holm is over the question alone: it doubles the p-value where it asks twice."""
+    few = (5, 7, 3, 5, 10)  # mean 6, sd 2.65: t = 5.07 and p = .0071
+    ranking = boards(rows("iwi-dense", 50, 0.0, few), rows("dense", 50, 0.0, (0,) * 5))
+    pair = compare(ranking.boards[0], [((0, "iwi-dense"), (0, "dense"))])
+    assert pair[0].test.p == pair[0].adjusted == pytest.approx(0.0071, abs=2e-4)
+    twice = compare(ranking.boards[0], [((0, "iwi-dense"), (0, "dense")), ((0, "dense"), (0, "iwi-dense"))])
+    assert [each.adjusted for each in twice] == pytest.approx([2 * 0.0071] * 2, abs=4e-4)
+    assert [each.verdict for each in twice] == ["+", "-"]
+
+
+def test_the_board_s_own_verdict_is_kept():
+    """Twelve rivals make Holm's factor 11 on the board; alone, the same pair would be significant."""
+    few = (5, 7, 3, 5, 10)
+    rivals = [rows(f"rival{i}", 50, spread=(0, 1, 0, 1, 0)) for i in range(11)]
+    ranking = boards(rows("awt", 50, spread=few), rows("magnitude", 50, spread=(0,) * 5), *rivals)
+    (board,) = ranking.boards
+    sparsity = board.rows[0].sparsity
+    (each,) = compare(board, [((sparsity, "awt"), (sparsity, "magnitude"))])
+    assert each.test.p < 0.05 < each.adjusted and each.verdict == "="
+    alone = boards(rows("awt", 50, spread=few), rows("magnitude", 50, spread=(0,) * 5)).boards[0]
+    assert compare(alone, [((sparsity, "awt"), (sparsity, "magnitude"))])[0].verdict == "+"
+
+
+# Every method
+
+
+def test_who_beats_magnitude():
+    plain = rows("magnitude", 50, spread=(0,) * 5), rows("random", 70)
+    said = verdict("magnitude", *plain, rows("imp", 60), rows("awt", 40), rows("iwi", 50, spread=(6, -6, 6, -6, 0)))
+    assert said.startswith(
+        "Clearly ahead of magnitude: imp at 0.9; clearly behind: awt at 0.9; not told apart: iwi at 0.9."
+    )
+    assert "With 5 seeds, a true difference of 3 points is found with probability" in said and "random" not in said
+    said = verdict("magnitude", *plain, rows("imp", 50, spread=(6, -6, 6, -6, 0)), rows("awt", 40))
+    assert said.startswith("No method clearly beats magnitude; clearly behind: awt at 0.9; not told apart: imp at 0.9.")
+
+
+def test_rows_with_the_same_verdicts_share_their_sparsities():
+    here = [rows(name, 60, s) for name in ("imp", "awt") for s in (0.9, 0.95)] + [rows("iwi", 60, 0.95)]
+    said = verdict("magnitude", *here, *(rows("magnitude", 50, s) for s in (0.9, 0.95)))
+    assert said.startswith("Every method clearly beats magnitude at every sparsity.")
+    said = verdict("magnitude", *here, rows("iwi", 40, 0.9), *(rows("magnitude", 50, s) for s in (0.9, 0.95)))
+    assert said.startswith(
+        "Clearly ahead of magnitude: awt and imp at every sparsity, iwi at 0.95; clearly behind: iwi at 0.9."
+    )
+
+
+def test_each_method_meets_its_own_shuffle():
+    said = verdict(
+        "shuffle",
+        rows("hydra:layers=global", 50),
+        rows("hydra:layers=global,shuffle=true", 30),
+        rows("imp", 50),
+        rows("imp:shuffle=true", 60),
+        rows("awt", 50),
+    )
+    assert said == "Clearly ahead of their own shuffle: hydra:layers=global at 0.9; clearly behind: imp at 0.9."
+
+
+def test_sparse_rows_meet_the_unpruned_net_of_their_seed():
+    assert verdict("sparse", rows("imp", 50, 0.9), rows("dense", 40, 0.0)).startswith("Every method clearly beats")
+    assert "clearly behind: imp at 0.9" in verdict("sparse", rows("imp", 50, 0.9), rows("dense", 60, 0.0))
+
+
+# The published order
+
+
+def test_every_published_pair_is_in_the_order_that_the_source_has_at_90_percent():
+    (order,) = (question.asked for question in QUESTIONS if isinstance(question.asked, Order))
+    told = {
+        net.name: net.robust
+        for net in published.load().rows
+        if (net.arch, net.source, net.sparsity) == (order.arch, order.source, 0.9)
+    }
+    for (better, _), (worse, _) in order.pairs:
+        assert told[better] > told[worse], (better, worse)
+
+
+def test_the_published_order_holds_or_is_reversed():
+    said = verdict("order", rows("harp", 60), rows("hydra", 50), rows("flying_bird", 40))
+    assert "harp above hydra: holds (clearly better at 0.9 (+10.0" in said
+    assert "flying_bird above hydra: reversed (clearly worse at 0.9 (-10.0" in said
+    mixed = verdict("order", rows("harp", 60), rows("hydra", 50), rows("harp", 40, 0.95), rows("hydra", 50, 0.95))
+    assert "depends on the sparsity" in mixed
+    assert "cannot be told here" in verdict("order", rows("harp", 50), rows("hydra", 50))
+
+
+def test_the_published_difference_stands_in_the_table():
+    results = dict(enumerate([*rows("harp", 60), *rows("hydra", 50)]))
+    results = {Path(f"{i}.json"): record for i, record in results.items()}
+    (finding,) = findings(rank(results), results, Path("nowhere"), [KEYS["order"]])
+    (line,) = finding.answers[0].lines
+    assert line[finding.answers[0].titles.index("Published")] == "+2.1"  # HARP 45.40, HYDRA 43.34
+
+
+# Slack, masks, curves
+
+
+def beaten(label, lost, sparsity=0.9):
+    return [
+        make(
+            label,
+            sparsity,
+            i,
+            robust=50,
+            beyond=Beyond(best=Best(suite="b", robust=50 - n, by={"x": n}, long=0, passes=0)),
+        )
+        for i, n in enumerate(lost)
+    ]
+
+
+def test_the_row_that_autoattack_flatters_most_is_named():
+    """8, 10 and 12 of 100: mean 10, sd 2, half-width 4.303 * 2 / sqrt(3) = 4.97."""
+    said = verdict("slack", beaten("hydra", (8, 10, 12)), beaten("imp", (0, 0, 0)))
+    assert said.startswith(
+        "AutoAttack flatters hydra at 0.9 (10.0 [5.0, 15.0] points) most, and imp at 0.9 (0.0 [0.0, "
+    )
+    assert "excludes 0 for 1 of 2 rows" in said
+    assert verdict("slack", beaten("imp", (0, 0, 0))) == "Stronger attacks take nothing from AutoAttack's number."
+    assert verdict("slack", rows("imp", 50)) is None
+
+
+def with_net(folder, label, seed, positions):
+    """A record with a net of one layer of 1000 weights that keeps the hundred `positions`."""
+    bits = np.zeros(1000, bool)
+    bits[list(positions)] = True
+    data = packed({"fc.bitmask": np.packbits(bits), "fc.values": np.ones(100, np.float32)})
+    record = make(label, 0.9, seed, net={"sha256": sha256_of(data)})
+    write_bytes(net_path(save(folder, record)), data)
+
+
+def of_folder(folder, key):
+    results = read(folder)
+    (finding,) = findings(rank(results), results, folder, [KEYS[key]])
+    return finding.answers[0].verdict if finding.answers else None
+
+
+def test_masks_of_two_seeds_that_are_one_mask_overlap_far_above_chance(tmp_path):
+    """100 of 1000 kept: chance shares 10 of 190, a Jaccard index of 1 / 19; the same mask has 1, 19 times as much."""
+    for seed in range(3):
+        with_net(tmp_path, "imp", seed, range(100))
+        with_net(tmp_path, "awt", seed, range(10 * seed, 1000, 10) if seed < 1 else range(90, 190))
+    said = of_folder(tmp_path, "seeds")
+    assert said.startswith("Two seeds of one method share between") and "19.00 times (imp at 0.9)" in said
+
+
+def test_masks_that_share_a_tenth_are_at_chance(tmp_path):
+    """The twin: 0..99 and 90..189 share 10."""
+    for seed, first in enumerate((0, 90)):
+        with_net(tmp_path, "imp", seed, range(first, first + 100))
+    assert (
+        of_folder(tmp_path, "seeds") == "Two seeds of one method share kept positions as by chance: 1.00 to 1.00 times."
+    )
+    assert of_folder(tmp_path, "methods") is None
+
+
+def curved(label, robust, sparsity=0.9):
+    curve = [{"epoch": 5 * (i + 1), "clean": 0.9, "robust": value} for i, value in enumerate(robust)]
+    stages = [
+        {"name": "search", "passes": 1, "seconds": None},
+        {"name": "train", "passes": 2, "seconds": 1.0, "curve": curve},
+    ]
+    return [make(label, sparsity, 0, cost={"stages": stages})]
+
+
+def test_the_last_epoch_is_set_against_the_best():
+    said = verdict("overfitting", curved("imp", (0.3, 0.5, 0.4)), curved("awt", (0.1, 0.2, 0.3)))
+    assert said.startswith("imp at 0.9 loses most: 10.0 (10.0 to 10.0) points")
+    assert verdict("overfitting", curved("awt", (0.1, 0.2, 0.3))).startswith("awt at 0.9 loses most: 0.0 ")
+    assert verdict("overfitting", rows("imp", 50)) is None
