@@ -23,7 +23,7 @@ class HARP:
     Verified in the published code: the sigmoid with its lower bound, and the gradient of a density, the sum of
     dL/dW_eff * W over all entries of the layer (`bench.lab.densities.under_density` derives it).
 
-    Our reading: the search starts at the target with the layer counts `layers`, at HYDRA's scores. gamma rises linearly
+    Our reading: the search starts at the target with the layer counts `layers` and HYDRA's scores. gamma rises linearly
     from 0 (the paper: in steps). Scores and r share the learning rate, without weight decay. The search ends near the
     target, seldom on it; so the counts are corrected to the exact total in the learned proportions, with at least one
     weight in each layer. The rest is as in HYDRA, and with frozen densities (`rate=0`) this is HYDRA bit for bit.
@@ -74,9 +74,10 @@ class HARP:
         rate = lab.protocol.training.lr
         dense = lab.fit("dense", lab.initial(), epochs=dense_epochs, objective=self.loss).weights
         weights = {name: dense[name] for name in lab.shapes}
+        sizes = {name: weight.numel() for name, weight in weights.items()}
         scheme = Densities(
             scaled_scores(weights),
-            layer_counts(self.layers, weights, lab.keep),
+            corrected(layer_counts(self.layers, weights, lab.keep), sizes, lab.keep),
             self.rho,
             gamma=self.gamma,
             lowest=self.floor * lab.keep / lab.prunable,
@@ -92,7 +93,7 @@ class HARP:
             scheme=scheme,
         )
         scores, kept, searched = scheme.split(found.last)
-        keeps = corrected(kept, {name: weights[name].numel() for name in weights}, lab.keep)
+        keeps = corrected(kept, sizes, lab.keep)
         masks = keep_largest_by_layer({name: score.abs() for name, score in scores.items()}, keeps)
         if self.shuffle:
             masks = shuffled(masks, lab.generator("shuffle"))

@@ -185,6 +185,15 @@ def test_few_weights_and_short_budgets_are_refused_before_anything_is_trained(tm
     assert not room.meter.stages
 
 
+def test_a_layer_that_the_start_would_empty_begins_with_a_weight(tmp_path):
+    """Uniform counts of 15 weights: .06, 1.81, 12.88 and .25, so 0, 2, 13 and 0."""
+    room = lab(tmp_path, RULES, sparsity=0.9996, kind=Watched)
+    state = HARP(**THIRDS)(room.job, room)
+    assert room.keep == 15 and min(room.asked[1].options["scheme"].keeps.values()) == 1
+    counts = kept(room.asked[2].masks)
+    assert min(counts.values()) >= 1 and sum(counts.values()) == 15 and is_mask_of(room.asked[2].masks, state)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
