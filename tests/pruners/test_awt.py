@@ -192,6 +192,7 @@ def test_expectation_twin(scale):
 
 LONG = changed(RULES, units=6.0)  # eighteen epochs: 27,648 passes
 SHORT = dict(search=0.6, batch=8, batches=2, every=3, lr=0.004)
+BRIEF = SHORT | {"search": 0.1}  # ten steps, where what they find does not matter
 PRICE = 8 * (
     3 * 3 + 24
 )  # of a step: the attack's three steps, then the products of teacher and student and the way back
@@ -472,7 +473,7 @@ def check_kept_search(tmp_path, variant, monkeypatch):
         return kernel_product(net, parameters, images, near, v, masks)
 
     monkeypatch.setattr(awt, "kernel_product", watched)
-    room, state = use(AWT(variant=variant, kernel="kept", **SHORT), tmp_path)
+    room, state = use(AWT(variant=variant, kernel="kept", **BRIEF), tmp_path)
     assert len(seen) == 2 * room.searched[1]["steps"]
     for (_, none), (student, masks) in zip(seen[::2], seen[1::2], strict=True):
         assert none is None and masks.keys() == SIZES.keys()
@@ -497,10 +498,10 @@ def test_twin_the_search_over_all_weights(tmp_path, monkeypatch):
 
 def test_layers_divide_the_weights(tmp_path):
     """Uniform: 14.4, 460.8, 3276.8 and 64. Global: the counts of the cut of a net trained for .1 of 18 epochs."""
-    room, _ = use(AWT(layers="uniform", **SHORT), tmp_path)
+    room, _ = use(AWT(layers="uniform", **BRIEF), tmp_path)
     assert kept(room.asked[0].masks) == {"1.0.weight": 14, "1.3.weight": 461, "1.7.weight": 3277, "1.9.weight": 64}
 
-    room, state = use(AWT(layers="global", **SHORT), tmp_path)
+    room, state = use(AWT(layers="global", **BRIEF), tmp_path)
     scout, asked = room.asked
     assert scout.stage == "layers" and scout.options == {"epochs": 2} and same(scout.start, room.initial())
     sizes = torch.cat([scout.trained.weights[name].abs().flatten() for name in SIZES])
@@ -515,7 +516,7 @@ def test_a_layer_without_weights_stops_before_the_search(tmp_path):
     """At .999 the first of 144 weights keeps .14 of one: none."""
     room = lab(tmp_path, LONG, sparsity=0.999, kind=Searching)
     with pytest.raises(PrunebenchError, match=r"layers=uniform leaves no weight in 1\.0\.weight"):
-        AWT(layers="uniform", **SHORT)(room.job, room)
+        AWT(layers="uniform", **BRIEF)(room.job, room)
     assert not room.meter.stages
 
 
