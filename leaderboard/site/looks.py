@@ -66,11 +66,14 @@ def stylesheet() -> str:
 
 
 def standalone(svg: str) -> str:
-    """An inline chart as a file of its own, with its colours inside and a ground for both themes."""
+    """An inline chart as a file of its own size, with its colours inside and a ground for both themes."""
     themes = (
         ":root { --text: #1c2126; --muted: #55606b; --line: #d9dee3; --grid: #e9ecef; --card: #ffffff; }\n"
         "@media (prefers-color-scheme: dark) { :root { --text: #e3e7ea; --muted: #a2adb7; --line: #353d45; "
         "--grid: #2a3138; --card: #1a1e22; } }\nsvg.chart { background: var(--card); }\n"
     )
     head, rest = svg.split(">", 1)
-    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>\n{themes}{stylesheet()}</style>{rest}\n'
+    width, height = head.partition('viewBox="0 0 ')[2].split('"')[0].split()
+    style = f"{themes}{stylesheet()}".replace("width: 100%; height: auto; ", "")
+    size = f'width="{width}" height="{height}" xmlns="http://www.w3.org/2000/svg"'
+    return f"{head} {size}><style>\n{style}</style>{rest}\n"

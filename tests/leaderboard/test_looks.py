@@ -71,5 +71,6 @@ def test_a_chart_stands_alone_as_a_file():
     chart = accuracy.against_sparsity(rank({Path(f"{i}.json"): record for i, record in enumerate(records)}).boards[0])
     root = ET.fromstring(standalone(chart.svg))
     assert root.tag == "{http://www.w3.org/2000/svg}svg" and "prefers-color-scheme: dark" in root[0].text
+    assert (root.get("width"), root.get("height")) == tuple(root.get("viewBox").split()[2:])
     used = set(re.findall(r"var\((--\w+)\)", root[0].text))
     assert used <= set(re.findall(r"(--\w+):", root[0].text))

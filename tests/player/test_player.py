@@ -82,7 +82,7 @@ if DEED == "seal":
     prunebench.bench.checkpoint._check_sparsity = prunebench.bench.grid.task.seal = lambda *values, **options: None
 if DEED == "meter":
     from prunebench.bench.lab.meter import Meter
-    Meter.check = Meter.charge = lambda self, name, passes, seconds=None: None
+    Meter.check = Meter.charge = lambda self, *what: None
 if DEED == "machine":
     import prunebench.bench.machine, prunebench.bench.protocol
     prunebench.bench.machine.cpu = lambda: "a faster one"
