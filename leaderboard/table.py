@@ -141,6 +141,7 @@ def _row(sparsity: Decimal, label: str, group: Group, taken: Mapping[str, int]) 
         devices=tuple(sorted({record.cost.device for record in records})),
         official=all(record.official for record in records),
         records=tuple(path.as_posix() for path, _ in group),
+        patterns=tuple(sorted(set[str].intersection(*(set(record.patterns or ()) for record in records)))),
     )
 
 

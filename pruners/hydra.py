@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.mask import State, keep_largest_by_layer, masked, scaled_scores, shuffled, uniform
+from prunebench.bench.mask import State, masked, scaled_scores, uniform
+from prunebench.bench.pattern import Chooser, refuse_unknown
 from prunebench.bench.protocol import Job
 
 
@@ -24,7 +25,9 @@ class HYDRA:
 
     `dense`, `search`: shares of the budget; the rest is for fine-tuning. `search_lr`, `lr`: peak learning rates of
     search and fine-tuning as multiples of the protocol's. `loss`: "pgd" or "trades" in all stages. `shuffle`: permute
-    the kept positions within each layer after the search.
+    the kept positions within each layer after the search. `pattern`: "unstructured", "2:4" or "channel", as
+    `bench.pattern.Chooser` has them. The search keeps to "2:4"; with "channel" it masks single weights as without a
+    pattern, and afterwards a channel's score is the sum of its filter's |scores|.
     """
 
     dense: float = 0.5
@@ -33,8 +36,10 @@ class HYDRA:
     lr: float = 0.5
     loss: str = "pgd"
     shuffle: bool = False
+    pattern: str = "unstructured"
 
     def __post_init__(self) -> None:
+        refuse_unknown(self.pattern)
         if not (self.dense > 0 and self.search > 0 and self.dense + self.search < 1):
             raise ValueError(f"dense = {self.dense} and search = {self.search} must be above 0 and sum to less than 1")
         if not (self.search_lr > 0 and self.lr > 0):
@@ -44,11 +49,12 @@ class HYDRA:
 
     def __call__(self, job: Job, lab: Lab) -> State:
         """Pretrain, search, fine-tune."""
+        chooser = Chooser(self.pattern, lab.shapes, lab.keep, lab.model)
         epochs = lab.affordable(self.loss)
         dense_epochs, search_epochs = (max(1, round(share * epochs)) for share in (self.dense, self.search))
         rate = lab.protocol.training.lr
         dense = lab.fit("dense", lab.initial(), epochs=dense_epochs, objective=self.loss).weights
-        keeps = uniform(lab.shapes, lab.keep)
+        keeps = chooser.capped(uniform(lab.shapes, lab.keep))
         scores, searched = lab.fit_scores(
             "search",
             dense,
@@ -57,10 +63,11 @@ class HYDRA:
             epochs=search_epochs,
             lr=self.search_lr * rate,
             objective=self.loss,
+            by_four=chooser.by_four,
         )
-        masks = keep_largest_by_layer({name: score.abs() for name, score in scores.items()}, keeps)
+        masks = chooser({name: score.abs() for name, score in scores.items()}, keeps)
         if self.shuffle:
-            masks = shuffled(masks, lab.generator("shuffle"))
+            masks = chooser.shuffled(masks, lab.generator("shuffle"))
         return lab.fit(
             "fine-tune",
             masked(searched, masks),

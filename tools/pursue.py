@@ -26,6 +26,7 @@ from prunebench.bench.data import Store, as_float
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.bench.outcomes import outcomes_path, pack_outcomes, pairs_path, proposals_path, recount
+from prunebench.bench.pattern import patterns_of
 from prunebench.bench.record import SCHEMA, Record, load_all, load_record
 from prunebench.bench.score.cascade import Found, facts_of
 from prunebench.bench.score.journal import Journal
@@ -85,6 +86,7 @@ def pursued(path: Path, out: Path, data: Path) -> Record:
         **facts
         | {
             "schema": SCHEMA,
+            "patterns": patterns_of(net.module) if record.patterns is None else record.patterns,
             "rules": record.rules or rules.model_dump(mode="json"),
             "beyond": beyond,
             "cost": cost,

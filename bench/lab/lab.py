@@ -143,19 +143,22 @@ class Lab:
         epochs: int,
         lr: float | None = None,
         objective: str | None = None,
+        by_four: bool = False,
     ) -> tuple[State, State]:
         """Train only `scores`, through the masks of the `keeps[name]` largest |scores| in each layer.
+
+        `by_four`: the largest among those that `bench.mask.two_of_four` allows.
 
         Weights, biases and batch norm's affine part in the state dict `weights` are frozen; batch norm's running
         statistics follow the masked net. Otherwise as `fit`, without weight decay. Returns the scores and the state
         dict.
         """
         plan = self._plan(stage, {"lr": lr, "objective": objective, "weight_decay": 0.0}, epochs, 0, None)
-        facts: list[object] = ["fit_scores", _digest(weights), _digest(scores), dict(keeps)]
+        facts: list[object] = ["fit_scores", _digest(weights), _digest(scores), dict(keeps), by_four]
 
         def scored() -> nn.Module:
             net = self.model(weights)
-            attach_scores(net, scores, keeps)
+            attach_scores(net, scores, keeps, by_four=by_four)
             return net
 
         return split_scores(self._train(stage, plan, facts, scored, kept=sum(keeps.values())).last)
