@@ -63,7 +63,7 @@ def two_of_four(scores: Mapping[str, Tensor]) -> Masks:
             raise ValueError(f"scores of {name} hold NaN, so the largest scores are not defined")
         rows = score.detach().movedim(1, -1)
         groups = F.pad(rows, (0, -rows.shape[-1] % 4), value=-math.inf).unflatten(-1, (-1, 4))
-        ranks = groups.argsort(-1, descending=True, stable=True).argsort(-1)
+        ranks = groups.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
         kept = (ranks < 2).flatten(-2)[..., : rows.shape[-1]]
         found[name] = kept.movedim(-1, 1).contiguous()
     return found
