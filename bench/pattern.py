@@ -167,9 +167,9 @@ def _most_by_four(shape: Sequence[int]) -> int:
 def patterns_of(net: nn.Module) -> tuple[Pattern, ...]:
     """The patterns that the zeros of `net` have, whatever made them.
 
-    `2:4`: no four consecutive inputs have more than two nonzero weights. `channel`: a smaller dense net without a zero
-    has the same function and the same number of nonzero weights. Nets whose channels cannot be followed have not
-    `channel`.
+    `2:4`: no four consecutive inputs have more than two nonzero weights; at a sparsity of .98, single weights may lie
+    so by chance. `channel`: a smaller dense net without a zero has the same function and the same number of nonzero
+    weights. Nets whose channels cannot be followed do not have it.
     """
     masks = {name: weight.detach().cpu() != 0 for name, weight in prunable(net).items()}
     allowed = two_of_four({name: mask.float() for name, mask in masks.items()})
