@@ -65,8 +65,8 @@ def hidden_groups(net: nn.Module) -> list[Group]:
         for name in ("makers", "readers", "norms"):
             getattr(one, name).extend(getattr(other, name))
         one.hidden &= other.hidden
-        for known in (of, made):
-            known.update({key: one for key, group in known.items() if group is other})  # type: ignore[attr-defined]
+        of.update({node: one for node, group in of.items() if group is other})
+        made.update({name: one for name, group in made.items() if group is other})
         return one
 
     for node in graph.nodes:

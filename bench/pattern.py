@@ -195,7 +195,7 @@ def refuse_other_patterns(net: nn.Module, rules: Protocol, sparsity: float, name
     if rules.patterns and sparsity > 0 and not set(rules.patterns) & set(found := patterns_of(net)):
         raise Refused(
             "pattern",
-            f"The zeros of {name} have {'the pattern ' + ', '.join(found) if found else 'no pattern'}, but "
+            f"{name} has zeros of {'the pattern ' + ', '.join(found) if found else 'no pattern'}, but "
             f"{rules.name} ranks only {' and '.join(rules.patterns)}; prune with pattern={rules.patterns[0]} or score "
             "by other rules.",
         )

@@ -318,7 +318,9 @@ def test_rules_may_ask_for_a_pattern(tmp_path):
     for number, (state_, sparsity) in enumerate([(good, 0.9), (state, 0.0)]):
         seal(tmp_path / f"{number}", state_, header(rules, sparsity), passes_granted=0)
         open_net(tmp_path / f"{number}")
-    with pytest.raises(Refused, match=r"have the pattern 2:4, but structured ranks only channel; prune with") as error:
+    with pytest.raises(
+        Refused, match=r"has zeros of the pattern 2:4, but structured ranks only channel; prune with"
+    ) as error:
         seal(tmp_path / "other", other, header(rules, 0.9), passes_granted=0)
     assert error.value.check == "pattern" and not (tmp_path / "other").exists()
     seal(tmp_path / "other", other, header(changed(TINY, patterns=("2:4", "channel")), 0.9), passes_granted=0)
