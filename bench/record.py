@@ -59,7 +59,7 @@ class Record(Hashed):
     rules: dict[str, Any] | None = None  # as they were at the time; None before schema 5
     job: Job
     net: NetId
-    patterns: Annotated[tuple[Pattern, ...], Field(strict=False)] | None = None
+    patterns: Annotated[tuple[Pattern, ...], Field(strict=False, max_length=8)] | None = None
     score: Score
     beyond: Beyond = Beyond()
     data: DataId
