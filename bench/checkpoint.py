@@ -21,6 +21,7 @@ from prunebench.bench.facts import Layer, NetId, Sha256, StageCost
 from prunebench.bench.files import canonical_json, read_outside, sha256_of, write_bytes
 from prunebench.bench.mask import State, keep_count
 from prunebench.bench.models import ARCHITECTURES, build, prunable
+from prunebench.bench.pattern import refuse_other_patterns
 from prunebench.bench.protocol import Job, Protocol
 from prunebench.bench.record import LARGEST_NET
 from prunebench.bench.schema import Strict, explain
@@ -178,6 +179,7 @@ def _restore(data: bytes, name: str) -> Net:
     module = build(header.arch, header.classes, header.shape)
     module.load_state_dict(state, strict=True)
     module.eval().requires_grad_(False)
+    refuse_other_patterns(module, header.protocol, header.job.sparsity, name)
     return Net(module, header, NetId(sha256=sha256_of(data), arch=header.arch, layers=layers, **counts))
 
 

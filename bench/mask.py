@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -48,9 +49,27 @@ def keep_largest(scores: Mapping[str, Tensor], keep: int, among: Masks | None = 
     return {name: piece.view(score.shape) for (name, score), piece in zip(scores.items(), pieces, strict=True)}
 
 
-def keep_largest_by_layer(scores: Mapping[str, Tensor], keeps: Mapping[str, int]) -> Masks:
+def keep_largest_by_layer(scores: Mapping[str, Tensor], keeps: Mapping[str, int], among: Masks | None = None) -> Masks:
     """The masks of the `keeps[name]` largest scores in each tensor; exact, with ties resolved as in `keep_largest`."""
-    return {name: keep_largest({name: score}, keeps[name])[name] for name, score in scores.items()}
+    return {name: keep_largest({name: score}, keeps[name], among)[name] for name, score in scores.items()}
+
+
+def two_of_four(scores: Mapping[str, Tensor]) -> Masks:
+    """The masks of the two largest scores of every four consecutive inputs, for each output and kernel pixel.
+
+    Tensors of shape (outputs, inputs, ...). The last group of a tensor whose inputs are no multiple of 4 is shorter and
+    keeps two as well, as if zeros filled it. Among equal scores, the first ones. Raises ValueError for NaN scores.
+    """
+    found = {}
+    for name, score in scores.items():
+        if score.isnan().any():
+            raise ValueError(f"scores of {name} hold NaN, so the largest scores are not defined")
+        rows = score.detach().movedim(1, -1)
+        groups = F.pad(rows, (0, -rows.shape[-1] % 4), value=-math.inf).unflatten(-1, (-1, 4))
+        ranks = groups.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+        kept = (ranks < 2).flatten(-2)[..., : rows.shape[-1]]
+        found[name] = kept.movedim(-1, 1).contiguous()
+    return found
 
 
 def apportion(keep: int, sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
@@ -125,13 +144,14 @@ def masked(state: State, masks: Masks) -> State:
     return state | {name: torch.where(mask, state[name], 0.0) for name, mask in masks.items()}
 
 
-def rescaled(state: State, masks: Masks) -> State:
+def rescaled(state: State, masks: Masks, *, outputs: bool = False) -> State:
     """`state` masked, each layer's weights divided by the square root of its density.
 
     A mask drawn at initialisation cuts the variance of a layer's output by the density; this restores it. An empty
-    layer stays empty.
+    layer stays empty. `outputs`: whole outputs are pruned, so that the density is that of the other outputs.
     """
-    scales = {name: max(float(mask.float().mean()), 1 / mask.numel()) ** -0.5 for name, mask in masks.items()}
+    counted = {name: mask[mask.flatten(1).any(1)] if outputs and mask.any() else mask for name, mask in masks.items()}
+    scales = {name: max(float(mask.float().mean()), 1 / mask.numel()) ** -0.5 for name, mask in counted.items()}
     return masked(state, masks) | {
         name: torch.where(mask, state[name] * scales[name], 0.0) for name, mask in masks.items()
     }
@@ -177,39 +197,52 @@ class _TopK(torch.autograd.Function):
         return gradients[0] * scores.sign(), None
 
 
-def straight_through(weight: Tensor, scores: Tensor, keep: int) -> Tensor:
-    """`weight` times the mask of its `keep` largest |scores|.
+class _TopKByFour(_TopK):
+    """As `_TopK`, of the |scores| that `two_of_four` allows."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, keep: int) -> Tensor:
+        ctx.save_for_backward(scores)
+        sizes = {"": scores.abs()}
+        return keep_largest(sizes, keep, two_of_four(sizes))[""].to(scores.dtype)
+
+
+def straight_through(weight: Tensor, scores: Tensor, keep: int, *, by_four: bool = False) -> Tensor:
+    """`weight` times the mask of its `keep` largest |scores|; with `by_four`, of those that `two_of_four` allows.
 
     The gradient of the scores is (dL/dW_eff * W) * sign(s), also for pruned entries: Ramanujan et al. 2020 (arXiv
     1911.13299), as used in HYDRA (arXiv 2002.10509).
     """
-    masked_weight: Tensor = weight * _TopK.apply(scores, keep)
+    masked_weight: Tensor = weight * (_TopKByFour if by_four else _TopK).apply(scores, keep)
     return masked_weight
 
 
 class _Scored(nn.Module):
     """A parametrisation: the weight under the mask of its largest scores."""
 
-    def __init__(self, scores: Tensor, keep: int) -> None:
+    def __init__(self, scores: Tensor, keep: int, by_four: bool) -> None:
         super().__init__()
-        self.scores, self.keep = nn.Parameter(scores.clone()), keep
+        self.scores, self.keep, self.by_four = nn.Parameter(scores.clone()), keep, by_four
 
     def forward(self, weight: Tensor) -> Tensor:
         """`weight`: same shape as the scores. Raises PrunebenchError when the scores have become NaN."""
         refuse_nan({"a mask in training": self.scores})
-        return straight_through(weight, self.scores, self.keep)
+        return straight_through(weight, self.scores, self.keep, by_four=self.by_four)
 
 
 _SCORES = ".parametrizations.weight.0.scores"
 _WEIGHT = ".parametrizations.weight.original"
 
 
-def attach_scores(model: nn.Module, scores: Masks, keeps: Mapping[str, int]) -> None:
-    """Make `model` use its weights under the masks of the largest scores, and train only the scores."""
+def attach_scores(model: nn.Module, scores: Masks, keeps: Mapping[str, int], *, by_four: bool = False) -> None:
+    """Make `model` use its weights under the masks of the largest scores, and train only the scores.
+
+    `by_four`: of the largest among those that `two_of_four` allows.
+    """
     model.requires_grad_(False)
     for name, score in scores.items():
         module = model.get_submodule(name.removesuffix(".weight"))
-        parametrize.register_parametrization(module, "weight", _Scored(score, keeps[name]))
+        parametrize.register_parametrization(module, "weight", _Scored(score, keeps[name], by_four))
 
 
 def split_scores(state: State) -> tuple[State, State]:

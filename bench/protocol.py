@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from prunebench.bench.errors import PrunebenchError, unknown
 from prunebench.bench.files import canonical_json, sha256_of
@@ -32,6 +32,7 @@ def as_sparsity(value: str | float | Decimal) -> Decimal:
     return sparsity
 
 
+Pattern = Literal["2:4", "channel"]  # of a net's zeros; what each means: bench/pattern.py
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
 Images = Annotated[int, Field(ge=1, le=10**9)]
 
@@ -69,7 +70,8 @@ class Protocol(Strict):
     """The rules under which records are comparable, identified by a sha256, and the grid that a run makes by default.
 
     `sparsities` and `seeds` are the grid. They are not part of the identity: a board grows by nets of other sparsities
-    and seeds.
+    and seeds. `patterns`: a pruned net's zeros must have one of these; with none, which is left out of the identity,
+    nets of all patterns and of no pattern share the board.
     """
 
     name: Name
@@ -87,6 +89,14 @@ class Protocol(Strict):
     attacks: Literal["standard"] = "standard"
     attack_seed: Natural = 0
     shard: Images = 256
+    patterns: Annotated[tuple[Pattern, ...], Field(strict=False)] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_empty_patterns(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if not self.patterns:
+            values.pop("patterns", None)
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> Protocol:
@@ -98,7 +108,8 @@ class Protocol(Strict):
                 as_sparsity(sparsity)
             except PrunebenchError as error:
                 raise ValueError(str(error)) from None
-        for key, values in (("sparsities", self.sparsities), ("seeds", self.seeds)):
+        lists = {"sparsities": self.sparsities, "seeds": self.seeds, "patterns": self.patterns}
+        for key, values in lists.items():
             if len(set(values)) < len(values):
                 raise ValueError(f"{key} = {values} has a duplicate")
         if self.units * self.training.epochs > EPOCHS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
@@ -12,12 +12,12 @@ from prunebench.bench.bounded import json_of
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.facts import Cost, DataId, NetId, ProtocolId, Score, Sha256
 from prunebench.bench.files import canonical_json, read_outside, sha256_of, write_json
-from prunebench.bench.protocol import PROTOCOLS, Job, Protocol, identity
+from prunebench.bench.protocol import PROTOCOLS, Job, Pattern, Protocol, identity
 from prunebench.bench.schema import Strict, explain
 
 # Schema 4 added `processor_seconds`. Schema 5 added the rules and renamed `disagreements` to `rejected` and
-# `unconfirmed` to `kernel_only`. Schema 6 added `beyond`, schema 7 the training `curve` of a stage and whether it
-# `collapsed`. Older records remain readable under their own hash.
+# `unconfirmed` to `kernel_only`. Schema 6 added `beyond`, schema 7 `patterns`, and of a stage the training `curve` and
+# whether it `collapsed`. Older records remain readable under their own hash.
 Schema = Literal[3, 4, 5, 6, 7]
 SCHEMA: Schema = 7
 _RENAMED = {"disagreements": "rejected", "unconfirmed": "kernel_only"}  # in schema 5
@@ -49,8 +49,9 @@ class Hashed(Strict):
 class Record(Hashed):
     """The result file of one net under one protocol.
 
-    `rules`: the protocol in full, so that nobody needs its TOML file. `outcomes`, `proposals` and `pairs` (None: not
-    kept) are the sha256 of files beside it.
+    `rules`: the protocol in full, so that nobody needs its TOML file. `patterns`: those that the referee found in the
+    zeros of the net, whatever its pruner was asked for; None before schema 7. `outcomes`, `proposals` and `pairs`
+    (None: not kept) are the sha256 of files beside it.
     """
 
     schema_: Schema = Field(SCHEMA, alias="schema")
@@ -58,6 +59,7 @@ class Record(Hashed):
     rules: dict[str, Any] | None = None  # as they were at the time; None before schema 5
     job: Job
     net: NetId
+    patterns: Annotated[tuple[Pattern, ...], Field(strict=False, max_length=8)] | None = None
     score: Score
     beyond: Beyond = Beyond()
     data: DataId
@@ -105,6 +107,8 @@ class Record(Hashed):
             raise ValueError(f"beyond is in records since schema 6, but this is schema {self.schema_}")
         if self.schema_ < 7 and any(stage.curve or stage.collapsed is not None for stage in self.cost.stages):
             raise ValueError(f"stages have curves and say that they collapsed since schema 7, not in {self.schema_}")
+        if (self.patterns is None) != (self.schema_ < 7):
+            raise ValueError(f"patterns are in records since schema 7, but this is schema {self.schema_}")
         if (self.rules is None) != (self.schema_ < 5):
             raise ValueError(f"rules are in records since schema 5, but this is schema {self.schema_}")
         if self.rules is not None:
@@ -122,12 +126,17 @@ class Record(Hashed):
             raise ValueError(
                 f"the rules need {rules.get('data')} in shards of {rules.get('shard')}, but the score differs"
             )
+        ranked, found = rules.get("patterns", ()), self.patterns or ()
+        if ranked and self.job.sparsity > 0 and not set(ranked) & set(found):
+            raise ValueError(f"the rules rank nets of the patterns {ranked}, but the net has {list(found)}")
         if self.official and rules.get("model") != self.net.arch:
             raise ValueError(f"the rules are for {rules.get('model')}, but the net is {self.net.arch}")
 
     @model_serializer(mode="wrap")
     def _as_its_schema_has_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
+        if self.schema_ < 7:
+            del values["patterns"]
         if self.schema_ < 6:
             del values["beyond"]
         if self.schema_ < 5:

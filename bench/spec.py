@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,8 +37,9 @@ def read(spec: str) -> Spec:
     """
     head, options = spec, ""
     if "=" in spec:
-        head, _, options = spec.rpartition(":")
-        if "=" in head or not head:
+        start = spec.rfind(":", 0, spec.index("="))  # a value may hold colons, too, as in pattern=2:4
+        head, options = spec[: max(start, 0)], spec[start + 1 :]
+        if not head or re.search("=[^,]*:[^,]*=", options):
             raise PrunebenchError(f"Cannot read the pruner {spec!r}; write NAME:option=value,option=value.")
     pairs = (item.partition("=") for item in filter(None, options.split(",")))
     return Spec(head, tuple((key, value) for key, _, value in pairs))

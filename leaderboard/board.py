@@ -45,7 +45,8 @@ class Row:
     that every seed has. `best` is the rate under the suite for the best-known number, None unless the nets of all seeds
     were attacked by the same one. `distance`: the median over images of the smallest perturbation found, mean over
     seeds; None unless every seed has one. `train_seconds` is None when it is unknown for a seed. `origin`: where its
-    records came from, in the words of `leaderboard.provenance`.
+    records came from, in the words of `leaderboard.provenance`. `patterns`: those that the referee found in the zeros
+    of all seeds' nets; none for records older than schema 7, which do not say.
     """
 
     pruner: str
@@ -71,6 +72,7 @@ class Row:
     official: bool
     records: tuple[str, ...]
     origin: str = AS_HANDED_IN
+    patterns: tuple[str, ...] = ()
 
     @property
     def place_shown(self) -> str:

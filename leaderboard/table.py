@@ -151,6 +151,9 @@ def _row(sparsity: Decimal, label: str, group: Group, taken: Mapping[str, int]) 
         devices=tuple(sorted({record.cost.device for record in records})),
         official=all(record.official for record in records),
         records=tuple(path.as_posix() for path, _ in group),
+        patterns=tuple(
+            pattern for pattern in records[0].patterns or () if all(pattern in (r.patterns or ()) for r in records)
+        ),
     )
 
 

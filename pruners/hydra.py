@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.mask import LAYERS, State, keep_largest_by_layer, layer_counts, masked, scaled_scores, shuffled
+from prunebench.bench.mask import LAYERS, State, layer_counts, masked, scaled_scores
+from prunebench.bench.pattern import Chooser, refuse_unknown
 from prunebench.bench.protocol import Job
 
 
@@ -28,7 +29,9 @@ class HYDRA:
     kept weights are divided among the layers: "uniform", as in the paper, and two additions of ours: "erk"
     (Erdos-Renyi-Kernel), and "global", as many as a global magnitude cut of the dense net leaves in each layer.
     `rho`: above 0, the search is sharpness-aware, as in `S2AP`. `shuffle`: permute the kept positions within each layer
-    after the search. Raises PrunebenchError when a stage would have no epoch, or a layer no weight.
+    after the search. `pattern`: "unstructured", "2:4" or "channel", as `bench.pattern.Chooser` has them. The search
+    keeps to "2:4"; with "channel" it masks single weights as without a pattern, and afterwards a channel's score is the
+    sum of its filter's |scores|. Raises PrunebenchError when a stage would have no epoch, or a layer no weight.
     """
 
     dense: float = 0.5
@@ -39,8 +42,10 @@ class HYDRA:
     layers: str = "uniform"
     rho: float = 0.0
     shuffle: bool = False
+    pattern: str = "unstructured"
 
     def __post_init__(self) -> None:
+        refuse_unknown(self.pattern)
         if not (self.dense > 0 and self.search > 0 and self.dense + self.search < 1):
             raise ValueError(f"dense = {self.dense} and search = {self.search} must be above 0 and sum to less than 1")
         if not (self.search_lr > 0 and self.lr > 0):
@@ -54,12 +59,13 @@ class HYDRA:
 
     def __call__(self, job: Job, lab: Lab) -> State:
         """Pretrain, search, fine-tune."""
+        chooser = Chooser(self.pattern, lab.shapes, lab.keep, lab.model)
         gradients = (1, 2 if self.rho else 1)
         dense_epochs, search_epochs, rest = lab.divided(self.loss, (self.dense, self.search), gradients)
         rate = lab.protocol.training.lr
         dense = lab.fit("dense", lab.initial(), epochs=dense_epochs, objective=self.loss).weights
         weights = {name: dense[name] for name in lab.shapes}
-        keeps = layer_counts(self.layers, weights, lab.keep)
+        keeps = chooser.capped(layer_counts(self.layers, weights, lab.keep))
         scores, searched = lab.fit_scores(
             "search",
             dense,
@@ -69,10 +75,11 @@ class HYDRA:
             lr=self.search_lr * rate,
             objective=self.loss,
             rho=self.rho,
+            by_four=chooser.by_four,
         )
-        masks = keep_largest_by_layer({name: score.abs() for name, score in scores.items()}, keeps)
+        masks = chooser({name: score.abs() for name, score in scores.items()}, keeps)
         if self.shuffle:
-            masks = shuffled(masks, lab.generator("shuffle"))
+            masks = chooser.shuffled(masks, lab.generator("shuffle"))
         return lab.fit(
             "fine-tune",
             masked(searched, masks),

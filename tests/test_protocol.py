@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.protocol import PROTOCOLS, Job, Protocol, as_sparsity, from_values, load
+from prunebench.bench.record import load_record
 
 DIGITS = PROTOCOLS["digits-linf"]
 
@@ -106,9 +108,27 @@ def test_every_rule_is_in_the_hash():
             {"threat": {"norm": "Linf", "eps": "1/5"}},
             {"test": None},
             {"attack_seed": 1},
+            {"patterns": ["2:4"]},
+            {"patterns": ["2:4", "channel"]},
         )
     }
-    assert len(hashes) == 8
+    assert len(hashes) == 10
+
+
+def test_rules_that_ask_for_no_pattern_have_the_hash_that_they_always_had():
+    """Of each protocol of the published records, whose rules know no patterns."""
+    records = Path(__file__).parents[1] / "leaderboard" / "records"
+    plain = {}
+    for folder in records.iterdir():
+        read = (load_record(path) for path in sorted(folder.glob("*.json")))
+        if record := next((one for one in read if one.rules is not None), None):
+            plain[record.protocol.sha256] = record.rules
+    assert plain and not any("patterns" in rules for rules in plain.values())
+    for sha256, rules in plain.items():
+        read = Protocol.model_validate(rules)
+        assert read.sha256 == sha256 and read.model_dump(mode="json") == rules
+        assert Protocol.model_validate(rules | {"patterns": []}).sha256 == sha256
+        assert Protocol.model_validate(rules | {"patterns": ["channel"]}).sha256 != sha256
 
 
 def test_the_default_grid_is_no_rule(tmp_path):
@@ -137,6 +157,8 @@ def test_the_default_grid_is_no_rule(tmp_path):
         ({"sparsities": ["0.9"]}, "sparsities.0 = '0.9'"),
         ({"sparsities": []}, "sparsities"),
         ({"sparsities": [0.9, 0.9]}, "has a duplicate"),
+        ({"patterns": ["1:2"]}, "patterns.0 = '1:2'"),
+        ({"patterns": ["2:4", "2:4"]}, "has a duplicate"),
         ({"seeds": [-1]}, "seeds.0 = -1"),
         ({"seeds": [0, 0]}, "has a duplicate"),
         ({"units": "4"}, "units = '4'"),

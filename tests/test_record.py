@@ -152,6 +152,27 @@ def test_a_stage_that_collapsed_says_so_since_schema_7(tmp_path):
         make(schema=7, cost={"stages": [stages[0] | {"collapsed": 1.5}]})
 
 
+def test_patterns_are_in_records_since_schema_7(tmp_path):
+    path = save(tmp_path, make(patterns=["2:4", "channel"]))
+    assert json.loads(path.read_text())["patterns"] == ["2:4", "channel"]
+    assert load_record(path).patterns == ("2:4", "channel") and make().patterns == ()
+    assert make(schema=6).patterns is None and "patterns" not in make(schema=6).model_dump(by_alias=True)
+    for wrong in ({"schema": 6, "patterns": ["2:4"]}, {"patterns": None}):
+        with pytest.raises(ValidationError, match="patterns are in records since schema 7, but this is schema"):
+            make(**wrong)
+    with pytest.raises(ValidationError, match="Input should be '2:4' or 'channel'"):
+        make(patterns=["1:2"])
+
+
+def test_a_record_without_the_patterns_of_its_rules_is_refused():
+    own = changed(name="mine", shard=256, patterns=("channel",))
+    about = {"protocol": {"name": "mine", "version": 1, "sha256": own.sha256}, "rules": plain(own), "schema": 7}
+    assert make(**about, patterns=["2:4", "channel"]).known_rules == own
+    assert make("dense", 0.0, **about).patterns == ()  # a reference is not pruned
+    with pytest.raises(ValidationError, match=r"rank nets of the patterns \['channel'\], but the net has \['2:4'\]"):
+        make(**about, patterns=["2:4"])
+
+
 def test_a_refusal_comes_back_as_it_was(tmp_path):
     refusal().save(tmp_path / "a.json")
     assert load_record(tmp_path / "a.json") == refusal()

@@ -4,7 +4,7 @@
 
 AutoAttack does not run again: its survivors come from a record's own outcomes, which are recounted first. The nets lie
 beside the records, and so does the dense net of the same seed, whose adversarials `best` tries too. A record keeps what
-it has. New records (schema 6) first go to --out, from where a killed run resumes. They replace the old ones at the
+it has. New records (schema 7) first go to --out, from where a killed run resumes. They replace the old ones at the
 end, or with --jobs 0. The ledger beside the records' folder then says of the new records what it said of the old ones.
 """
 
@@ -31,6 +31,7 @@ from prunebench.bench.data import Split, Store, as_float
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.bench.outcomes import outcomes_path, pack_outcomes, pairs_path, proposals_path, recount
+from prunebench.bench.pattern import patterns_of
 from prunebench.bench.record import SCHEMA, Record, load_all, load_record
 from prunebench.bench.score import flags
 from prunebench.bench.score.cascade import Found, facts_of
@@ -92,6 +93,7 @@ def extended(path: Path, out: Path, data: Path, also: Sequence[str]) -> Record:
         }
     )
     changes = {"score": score, "beyond": Beyond.model_validate(facts), "cost": cost, "notes": notes}
+    changes["patterns"] = patterns_of(net.module) if record.patterns is None else record.patterns
     return _saved(record, changes, arrays | more, [*more], path, out)
 
 

@@ -189,6 +189,7 @@ def _unequal(record: Record, again: Record) -> str | None:
     for what, said, found in (
         ("the net's sha256", record.net.sha256, again.net.sha256),
         ("the sparsity, layer by layer", record.net, again.net),
+        ("the pattern of its zeros", again.patterns if record.patterns is None else record.patterns, again.patterns),
         ("the job", record.job, again.job),
         ("the rules", record.protocol, again.protocol),
         ("official", record.official, again.official),

@@ -142,12 +142,15 @@ def table(*columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...]
 
 def net_tables(net: Net, name: str) -> list[Table | str]:
     """The header of a net file and the weights counted in it, as tables."""
+    from prunebench.bench.pattern import patterns_of
+
     header, job = net.header, net.header.job
     about = [
         ("architecture", f"{header.arch}, {header.classes} classes, images {header.shape}"),
         ("made for", f"{header.protocol.name} v{header.protocol.version}, sha256 {header.protocol.sha256[:12]}"),
         ("made by", f"{job.label}, requested sparsity {job.sparsity}, seed {job.seed}"),
         ("weights", f"{net.id.nonzero} of {net.id.prunable} kept, sparsity {net.sparsity:.6f}"),
+        *((("pattern of zeros", ", ".join(found)),) if (found := patterns_of(net.module)) else ()),
         *((f"cost: {stage.name}", f"{stage.passes:,} sample passes") for stage in header.stages),
     ]
     layers = [

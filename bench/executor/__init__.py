@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from prunebench.bench.channels import Tracer
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.executor.compiled import Compiled, kernels
 from prunebench.bench.executor.folded import Folded
 from prunebench.bench.executor.native import compiler, explain, identity, lacking, lowering
-from prunebench.bench.executor.reader import PROBE, Probe, Reader, Tracer, shape_of
+from prunebench.bench.executor.reader import PROBE, Probe, Reader, shape_of
 from prunebench.bench.executor.surrogate import Replaced, Surrogate
 from prunebench.bench.executor.weights import Pattern
 from prunebench.bench.mask import Masks

@@ -19,14 +19,6 @@ from prunebench.bench.models import Normalise
 PROBE = 2  # images that show the shapes of the values
 
 
-class Tracer(fx.Tracer):
-    """Traces into modules made of layers, but not into layers."""
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        """Whether `module` is one node of the graph."""
-        return isinstance(module, Normalise) or super().is_leaf_module(module, name)
-
-
 class Probe(fx.Interpreter):
     """Runs a graph and records the shape and dtype of each node's tensor.
 

@@ -165,8 +165,11 @@ class Lab:
         lr: float | None = None,
         objective: str | None = None,
         rho: float = 0.0,
+        by_four: bool = False,
     ) -> tuple[State, State]:
         """Train only `scores`, through the masks of the `keeps[name]` largest |scores| in each layer.
+
+        `by_four`: the largest among those that `bench.mask.two_of_four` allows.
 
         Weights, biases and batch norm's affine part in the state dict `weights` are frozen; batch norm's running
         statistics follow the masked net. `rho`: above 0, the steps are sharpness-aware and cost a second gradient
@@ -174,7 +177,7 @@ class Lab:
         dict.
         """
         changes = {"lr": lr, "objective": objective, "weight_decay": 0.0}
-        plan = self._plan(stage, changes, epochs, 0, None, Scores(scores, keeps, rho))
+        plan = self._plan(stage, changes, epochs, 0, None, Scores(scores, keeps, rho, by_four))
         found, state = split_scores(self._train(stage, plan, weights, None, kept=sum(keeps.values())).last)
         return {name: found[name] for name in scores}, state
 

@@ -82,6 +82,7 @@ PLAIN = Scheme()
 class Scores(Scheme):
     """Trains only `scores`, through the masks of the `keeps[name]` largest |scores| in each layer.
 
+    `by_four`: the largest among those that `bench.mask.two_of_four` allows.
     With `rho` > 0, each step descends along the gradient found at the scores raised by `ascended`: sharpness-aware,
     as S2AP. The images stay those found against the unraised scores, and batch norm's statistics see those alone.
     """
@@ -89,6 +90,7 @@ class Scores(Scheme):
     scores: State
     keeps: Mapping[str, int]
     rho: float = 0.0
+    by_four: bool = False
 
     @property
     def gradients(self) -> int:
@@ -102,7 +104,7 @@ class Scores(Scheme):
 
     def attach(self, net: nn.Module) -> None:
         """Make the net use its weights under the masks of the largest scores; freeze everything else."""
-        attach_scores(net, self.scores, self.keeps)
+        attach_scores(net, self.scores, self.keeps, by_four=self.by_four)
 
     def after_gradient(self, run: Running, again: Callable[[], Tensor]) -> None:
         """With `rho`: replace the gradients by those at the raised scores; the scores are as before."""

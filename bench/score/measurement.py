@@ -24,6 +24,7 @@ from prunebench.bench.files import sha256_of
 from prunebench.bench.mask import distribution
 from prunebench.bench.models import prunable
 from prunebench.bench.outcomes import pack_outcomes
+from prunebench.bench.pattern import patterns_of
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Protocol
 from prunebench.bench.record import Record
@@ -223,6 +224,7 @@ class Measurement:
             rules=rules.model_dump(mode="json"),
             job=header.job,
             net=self.net.id,
+            patterns=patterns_of(self.net.module),
             score=score,
             beyond=beyond,
             data=DataId(name=rules.data, sha256=test.sha256, train_sha256=header.train_sha256),

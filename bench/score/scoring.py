@@ -11,6 +11,7 @@ from prunebench.bench.checkpoint import Net, open_net
 from prunebench.bench.data import Split, Store
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.interop.robustbench import PREFIX, open_zoo
+from prunebench.bench.pattern import refuse_other_patterns
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Protocol, load
 from prunebench.bench.record import Record
@@ -116,6 +117,7 @@ def _test_images(net: Net, path: Path, rules: Protocol, examples: int | None, st
             f"{path} takes {header.shape} images of {header.classes} classes, but {rules.name} has {info.shape} of "
             f"{info.classes}; name a protocol that fits.",
         )
+    refuse_other_patterns(net.module, rules, header.job.sparsity, str(path))
     if examples is not None and rules.test is not None and examples > rules.test:
         raise PrunebenchError(f"{rules.name} has {rules.test} test images, fewer than --examples {examples}.")
     test = store.testing(rules.data, examples or rules.test)

@@ -144,6 +144,7 @@ COLUMNS = (
     Column("Device", {"devices": lambda row: row.devices}, lambda board, row: ", ".join(row.devices), left=True),
     Column("Rejected", {"rejected": lambda row: row.rejected}),
     Column("Flags", {"flags": lambda row: tuple(dict.fromkeys(doubt.name for doubt in row.flags))}),
+    Column("Pattern", {"patterns": lambda row: row.patterns}, lambda board, row: ", ".join(row.patterns), left=True),
     Column("Origin", {"origin": lambda row: row.origin}, lambda board, row: row.origin, left=True),
     Column("Records", {"records": lambda row: row.records}),
     # The CSV gives these for every kind of control, after all other columns.
@@ -157,6 +158,7 @@ COLUMNS = (
 MARKDOWN_METHODS = (
     "Place",
     "Pruner",
+    "Pattern",
     "Robust %",
     "Best known %",
     "Clean %",
@@ -167,12 +169,12 @@ MARKDOWN_METHODS = (
     SAID,
     FURTHER,
 )
-MARKDOWN_OTHERS = ("Pruner", "Robust %", "Best known %", "Clean %", "Median distance", "Seeds")
+MARKDOWN_OTHERS = ("Pruner", "Pattern", "Robust %", "Best known %", "Clean %", "Median distance", "Seeds")
 MARKDOWN_COSTS = ("Pruner", "Sparsity", "Counted", "Training, M passes", "Training, s", "Device", "Origin", "Rules")
-TERMINAL = ("Place", "Pruner", "Robust %", "Best known %", "Clean %", "Seeds", SAID)
+TERMINAL = ("Place", "Pruner", "Pattern", "Robust %", "Best known %", "Clean %", "Seeds", SAID)
 LATEX = (
-    *("Place", "Pruner", "Sparsity", "Robust %", "Best known %", "Clean %", "Seeds", "Training, M passes", "Origin"),
-    *(LESS, SAID),
+    *("Place", "Pruner", "Sparsity", "Robust %", "Best known %", "Clean %", "Seeds", "Training, M passes", "Pattern"),
+    *("Origin", LESS, SAID),
 )
 SITE_METHODS = (  # the most informative first: a phone shows only those
     *(
@@ -189,7 +191,7 @@ SITE_METHODS = (  # the most informative first: a phone shows only those
         FURTHER,
         "Seeds",
     ),
-    *("Training, M passes", "Training, s", "Counted", "Device", "Origin", "Rules"),
+    *("Pattern", "Training, M passes", "Training, s", "Counted", "Device", "Origin", "Rules"),
 )
 SITE_OTHERS = tuple(title for title in SITE_METHODS if title not in ("Place", LESS, SAID, "Bootstrap", FURTHER))
 

@@ -216,6 +216,10 @@ def other_job(path):
     return told(path, job={"pruner": "mine"})
 
 
+def other_pattern(path):
+    return told(path, patterns=["channel"])
+
+
 FORGERIES = {
     "overstated by 5 points": (lambda path: overstated(path, 20), "were claimed|now fooled"),
     "understated by 5 points": (lambda path: understated(path, 20), "but only .* in the record|claimed"),
@@ -225,6 +229,7 @@ FORGERIES = {
     "another source": (other_source, "the pruner's source is e+"),
     "a cheaper training": (cheaper, "the passes of the training"),
     "another job": (other_job, "the job is pruner='mine'"),
+    "a pattern": (other_pattern, "the pattern of its zeros is .'channel',. in the record, but .. for the net"),
 }
 
 

@@ -341,8 +341,8 @@ def test_scores_are_trained_alone_and_without_weight_decay(tmp_path):
 def test_scores_alone_twin(twin, tmp_path, monkeypatch):
     plan, attach = Lab._plan, prunebench.bench.lab.schemes.attach_scores
 
-    def attached(model, scores, keeps):
-        attach(model, scores, keeps)
+    def attached(model, scores, keeps, **how):
+        attach(model, scores, keeps, **how)
         for name, parameter in model.named_parameters():
             if name.endswith("original" if twin == "weights are trained" else "1.1.weight"):
                 parameter.requires_grad_(True)

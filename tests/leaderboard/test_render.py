@@ -392,6 +392,17 @@ def test_every_column_for_people_is_shown_somewhere():
     assert shown == {column.title for column in columns.COLUMNS if column.text is not None}
 
 
+def test_patterns_have_a_column_where_a_net_has_one():
+    nets = {"imp": [], "magnitude:pattern=channel": ["2:4", "channel"]}
+    made = rank({Path(f"{i}.json"): make(label, patterns=nets[label]) for i, label in enumerate(nets)})
+    for text in (markdown(made), latex(made), shown(made)):
+        assert "Pattern" in text and "2:4, channel" in text
+        assert "Pattern" not in markdown(ranking()) + latex(ranking()) + shown(ranking())
+    assert max(map(len, shown(made).splitlines())) <= 80
+    assert [row["patterns"] for row in csv.DictReader(io.StringIO(comma_separated(made)))] == ["", "2:4;channel"]
+    assert json.loads(as_json(made))["boards"][0]["rows"][1]["patterns"] == ["2:4", "channel"]
+
+
 def test_latex_specials_are_spelled():
     text = latex(ranking("\\a_b^c~d{e}&%$#<|>`--"))
     spelled = (

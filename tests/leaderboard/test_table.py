@@ -89,6 +89,15 @@ def test_a_row_with_one_seed_has_wilsons_interval_and_ties():
     assert "one seed" not in only_board(*three("imp", 50)).note.removeprefix("Nets of one seed")
 
 
+def test_a_row_has_the_patterns_that_all_its_nets_have():
+    board = only_board(
+        *(make("imp", seed=seed, patterns=["2:4", "channel"] if seed else ["channel"]) for seed in range(3)),
+        *(make("hydra", seed=seed, patterns=["2:4"] if seed else []) for seed in range(3)),
+        make("awt", schema=6),
+    )
+    assert {row.pruner: row.patterns for row in board.rows} == {"imp": ("channel",), "hydra": (), "awt": ()}
+
+
 def test_controls_and_references_have_no_place():
     board = only_board(
         *three("dense", 70, 0.0),

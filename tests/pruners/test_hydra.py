@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 
 import prunebench.bench.lab.schemes
 import prunebench.bench.lab.trainer
-from prunebench.bench import mask
+from prunebench.bench import mask, pattern
 from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid.dry_run import Dry
@@ -63,7 +63,8 @@ def check_hydra(tmp_path):
     trained = dense.trained.weights
 
     # the search begins at layer-wise magnitude, in exact counts
-    assert stage == "search" and options == {"epochs": 3, "lr": 0.5 * rate, "objective": "pgd", "rho": 0.0}
+    scheme = {"rho": 0.0, "by_four": False}
+    assert stage == "search" and options == {"epochs": 3, "lr": 0.5 * rate, "objective": "pgd"} | scheme
     assert same(weights, trained) and keeps == COUNTS and sum(COUNTS.values()) == room.keep == 3816
     net = room.model(weights)
     attach_scores(net, scores, keeps)
@@ -95,9 +96,9 @@ def test_hydra_is_three_stages_from_layer_wise_magnitude(tmp_path):
     check_hydra(tmp_path)
 
 
-def thawed(model, scores, keeps):
+def thawed(model, scores, keeps, **how):
     """The scores attached, and everything trained."""
-    attach_scores(model, scores, keeps)
+    attach_scores(model, scores, keeps, **how)
     model.requires_grad_(True)
 
 
@@ -111,9 +112,9 @@ def statistics_of_the_dense(real):
 
 TWINS = {
     "one weight too many": (
-        hydra,
+        pattern,
         "keep_largest_by_layer",
-        lambda scores, keeps: keep_largest_by_layer(scores, {name: keep + 1 for name, keep in keeps.items()}),
+        lambda scores, keeps, among: keep_largest_by_layer(scores, {name: keep + 1 for name, keep in keeps.items()}),
     ),
     "rounded up in each layer": (
         hydra,
@@ -121,9 +122,9 @@ TWINS = {
         lambda kind, weights, keep: {name: -(-size // 10) for name, size in SIZES.items()},
     ),
     "one threshold for all layers": (
-        hydra,
+        pattern,
         "keep_largest_by_layer",
-        lambda scores, keeps: keep_largest(scores, sum(keeps.values())),
+        lambda scores, keeps, among: keep_largest(scores, sum(keeps.values())),
     ),
     "from random scores": (
         hydra,

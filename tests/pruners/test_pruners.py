@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from prunebench.bench import pattern
 from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
@@ -133,7 +134,7 @@ def test_random_draws_erk_masks_at_initialisation_and_rescales(tmp_path):
 def test_random_twin(broken, tmp_path, monkeypatch):
     twins = {
         "erk": lambda shapes, keep: {name: round(keep * SIZES[name] / WHOLE) for name in shapes},  # uniform densities
-        "rescaled": lambda state, masks: (
+        "rescaled": lambda state, masks, **how: (
             state | {name: torch.where(mask, state[name], 0.0) for name, mask in masks.items()}
         ),
     }
@@ -171,7 +172,7 @@ def test_magnitude_twin(twin, tmp_path, monkeypatch):
         shares["1.7.weight"] += keep - sum(shares.values())
         return {name: keep_largest({name: scores[name]}, shares[name])[name] for name in scores}
 
-    monkeypatch.setattr(baselines, "keep_largest", choose)
+    monkeypatch.setattr(pattern, "keep_largest", choose)
     with pytest.raises(AssertionError):
         check_magnitude(tmp_path)
 

@@ -11,6 +11,7 @@ from prunebench import pruners
 from prunebench.bench import spec
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of
+from prunebench.bench.protocol import Job
 from prunebench.pruners import PRUNERS, resolve
 from prunebench.pruners.baselines import Dense, Magnitude, Random
 from prunebench.pruners.imp import IMP
@@ -91,6 +92,16 @@ def test_options_have_the_types_of_the_fields_and_only_changes_are_kept():
     assert resolve("imp:rounds=7").pruner == IMP(rounds=7)
 
 
+def test_a_value_may_hold_a_colon():
+    made = resolve("magnitude:pattern=2:4,lr=0.25")
+    assert made.pruner == Magnitude(pattern="2:4", lr=0.25) and made.options == {"pattern": "2:4", "lr": 0.25}
+    label = Job(pruner="magnitude", options=made.options, sparsity=0.5, seed=0).label
+    assert resolve(label).pruner == made.pruner
+    assert resolve("prunebench.pruners.baselines:Magnitude:pattern=2:4").pruner == Magnitude(pattern="2:4")
+    with pytest.raises(PrunebenchError, match=r"refuses its options: pattern = '2:5' must be one of unstructured, 2:4"):
+        resolve("magnitude:pattern=2:5")
+
+
 def test_a_class_by_its_module():
     resolved = resolve("prunebench.pruners.baselines:Magnitude")
     assert (resolved.pruner, resolved.name) == (Magnitude(), "prunebench.pruners.baselines.Magnitude")
@@ -151,7 +162,7 @@ def test_pruners_installed_by_others_are_found_by_name_and_imported_when_used(mi
 
 def test_a_summary_is_a_line_and_the_options():
     assert pruners.summary("random").startswith("A random mask at initialisation")
-    assert pruners.summary("random").endswith("Options: shuffle=false.")
+    assert pruners.summary("random").endswith("Options: shuffle=false, pattern=unstructured.")
 
 
 # Bad input

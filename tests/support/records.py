@@ -50,6 +50,7 @@ def make(
             "nonzero": nonzero,
             "layers": [{"name": "fc", "shape": [10, PRUNABLE // 10], "nonzero": nonzero}],
         },
+        "patterns": [],
         "score": {
             "n": n,
             "clean": clean,
@@ -85,6 +86,8 @@ def make(
     foreign = "protocol" in changes or "name" in changes.get("data", {})
     if foreign and "schema" not in changes:  # rules that nobody has: from before records carried theirs
         values["schema"] = 4
+    if values.get("schema", 7) < 7 and "patterns" not in changes:
+        values.pop("patterns")
     if values.get("schema") in (3, 4):
         old = {"rejected": "disagreements", "kernel_only": "unconfirmed"}
         values["score"] = {old.get(key, key): value for key, value in values["score"].items()}
