@@ -19,10 +19,11 @@ from prunebench.bench.bounded import json_of
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.facts import Layer, NetId, Sha256, StageCost
 from prunebench.bench.files import canonical_json, read_outside, sha256_of, write_bytes
+from prunebench.bench.job import Job
 from prunebench.bench.mask import State, keep_count
 from prunebench.bench.models import ARCHITECTURES, build, prunable
 from prunebench.bench.pattern import refuse_other_patterns
-from prunebench.bench.protocol import Job, Protocol
+from prunebench.bench.protocol import Protocol
 from prunebench.bench.record import LARGEST_NET
 from prunebench.bench.schema import Strict, explain
 

@@ -12,7 +12,8 @@ from prunebench.bench.bounded import json_of
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.facts import Cost, DataId, NetId, ProtocolId, Score, Sha256
 from prunebench.bench.files import canonical_json, read_outside, sha256_of, write_json
-from prunebench.bench.protocol import PROTOCOLS, Job, Pattern, Protocol, identity
+from prunebench.bench.job import Job
+from prunebench.bench.protocol import PROTOCOLS, Pattern, Protocol, identity
 from prunebench.bench.schema import Strict, explain
 
 # Schema 4 added `processor_seconds`. Schema 5 added the rules and renamed `disagreements` to `rejected` and

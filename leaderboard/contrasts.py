@@ -13,8 +13,8 @@ import numpy as np
 
 from prunebench.bench import stats
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.job import Job
 from prunebench.bench.outcomes import load_arrays, outcomes_path, standing_of
-from prunebench.bench.protocol import Job
 from prunebench.bench.record import Record
 from prunebench.bench.seeds import derive
 from prunebench.leaderboard.distances import further

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.job import Job
+from prunebench.bench.lab.checks import refuse_infinite
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import Masks, State, keep_largest, masked, rescaled, shuffled
-from prunebench.bench.protocol import Job
 
 
 def gradient(
@@ -46,36 +46,15 @@ def flow(lab: Lab, weights: State) -> State:
     return {name: sizes[name].detach() * slope for name, slope in zip(sizes, slopes, strict=True)}
 
 
-def finite(scores: State) -> State:
-    """`scores` themselves. Raises PrunebenchError for scores that are infinite or NaN."""
-    for name, score in scores.items():
-        if not score.isfinite().all():
-            raise PrunebenchError(
-                f"{int((~score.isfinite()).sum())} scores of {name} are infinite or NaN and cannot be ranked; check "
-                "the protocol's images and the initial weights, or use a pruner without scores at initialisation."
-            )
-    return scores
-
-
 def train(lab: Lab, masks: Masks, start: str, shuffle: bool) -> State:
     """The weights after the rest of the budget under `masks`, shuffled first if so asked.
 
     `start`: "masked" for the initial weights under the masks, as in the papers; "rescaled" to divide them by the square
     root of their layer's density, as `random` does. That restores the norm of a layer whose weights were kept at
     random, so shuffled masks always start so; weights kept by score are larger than average, and it overshoots.
-
-    Raises PrunebenchError, before any training, if the masks leave no path from a pixel to a logit: the net would be
-    constant. A layer may be empty where paths lead around it.
     """
     if shuffle:
         masks = shuffled(masks, lab.generator("shuffle"))
-    lab.meter.charge("paths", 3)
-    if not any(score.any() for score in flow(lab, masked(lab.initial(), masks)).values()):
-        empty = ", ".join(name for name, mask in masks.items() if not mask.any()) or "no single layer"
-        raise PrunebenchError(
-            f"The mask leaves no path from the image to a logit (empty: {empty}), so there is nothing to train; lower "
-            f"the sparsity of {lab.job.sparsity} or choose a pruner that fixes each layer's density."
-        )
     begin = (rescaled if shuffle or start == "rescaled" else masked)(lab.initial(), masks)
     return lab.fit("train", begin, epochs=lab.left, masks=masks).weights
 
@@ -111,7 +90,8 @@ class SNIP:
     def __call__(self, job: Job, lab: Lab) -> State:
         """Score, cut, train."""
         scores = self.scores(lab)
-        return train(lab, keep_largest(finite(scores), lab.keep), self.start, self.shuffle)
+        refuse_infinite("scores", scores)
+        return train(lab, keep_largest(scores, lab.keep), self.start, self.shuffle)
 
     def scores(self, lab: Lab) -> State:
         """|g * w| of every prunable weight."""
@@ -195,7 +175,8 @@ class SynFlow:
         weights = {name: weight.to(lab.device) for name, weight in lab.initial().items()}
 
         def cut(masks: Masks, done: int) -> Masks:
-            scores = finite(flow(lab, masked(weights, masks)))
+            scores = flow(lab, masked(weights, masks))
+            refuse_infinite("scores", scores)
             keep = max(lab.keep, round(lab.prunable * (lab.keep / lab.prunable) ** (done / n)))
             return keep_largest(scores, keep, masks)
 

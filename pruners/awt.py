@@ -11,6 +11,7 @@ from torch.func import functional_call, jvp, vjp
 from torch.optim.adam import adam
 
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.job import Job
 from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import (
@@ -25,7 +26,6 @@ from prunebench.bench.mask import (
     shuffled,
     straight_through,
 )
-from prunebench.bench.protocol import Job
 
 # Sample passes per image and step, besides the attack: the teacher's product (vjp: forward 1, backward 2; jvp: forward
 # 1, jvp 2), the student's, and the backward pass through the student's.

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import torch
 
+from prunebench.bench.job import Job
 from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import State, erk, masked, rescaled
 from prunebench.bench.pattern import Chooser, refuse_unknown
-from prunebench.bench.protocol import Job
 
 
 @dataclass(frozen=True)

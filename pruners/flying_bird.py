@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.job import Job
 from prunebench.bench.lab.exchange import Breathing, Exchange
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.mask import State, draw, erk, refuse_empty, rescaled
-from prunebench.bench.protocol import Job
 
 LEAST = 4  # updates, below which a mask hardly moves
 SEEN = 250  # training images, and validation images, on which `plus` measures robustness

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.job import Job
 from prunebench.bench.lab.densities import Densities, corrected
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import LAYERS, State, keep_largest_by_layer, layer_counts, masked, scaled_scores, shuffled
-from prunebench.bench.protocol import Job
 
 
 @dataclass(frozen=True)

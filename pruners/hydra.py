@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from prunebench.bench.job import Job
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import LAYERS, State, layer_counts, masked, scaled_scores
 from prunebench.bench.pattern import Chooser, refuse_unknown
-from prunebench.bench.protocol import Job
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prunebench.bench.job import Job
 from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import Masks, State, keep_largest, masked, shuffled
-from prunebench.bench.protocol import Job
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import torch
 
+from prunebench.bench.job import Job
 from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import State, keep_largest, masked, shuffled
-from prunebench.bench.protocol import Job
 
 SMALL = 1e-3  # times a weight's initial value: the remainder "small"
 

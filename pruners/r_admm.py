@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.lab.guarded import guarded
+from prunebench.bench.job import Job
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schemes import Running, Scheme
 from prunebench.bench.mask import (
@@ -23,7 +23,6 @@ from prunebench.bench.mask import (
     shuffled,
 )
 from prunebench.bench.models import prunable
-from prunebench.bench.protocol import Job
 
 LEAST = 2  # epochs of the middle stage, each of which projects once
 
@@ -77,7 +76,7 @@ class RADMM:
         if self.shuffle:
             masks = shuffled(masks, lab.generator("shuffle"))
         start, lr = masked(state, masks), self.lr * lab.protocol.training.lr
-        return lab.fit("fine-tune", start, epochs=left, masks=masks, lr=lr, scheme=guarded(masks)).weights
+        return lab.fit("fine-tune", start, epochs=left, masks=masks, lr=lr).weights
 
 
 def projection(weights: State, layers: str, keep: int) -> Masks:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.job import Job
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import State, keep_largest_by_layer, layer_counts, masked, shuffled
-from prunebench.bench.protocol import Job
 
 
 def signed_constants(weights: State, keeps: dict[str, int]) -> State:

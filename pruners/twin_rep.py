@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.lab.guarded import guarded
+from prunebench.bench.job import Job
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schemes import Running, Scheme
 from prunebench.bench.mask import State, keep_largest, masked, refuse_nan, shuffled
 from prunebench.bench.models import prunable
-from prunebench.bench.protocol import Job
 
 SPLITS = ("one", "root")
 
@@ -68,7 +67,7 @@ class TwinRep:
         if self.shuffle:
             masks = shuffled(masks, lab.generator("shuffle"))
         start, left, lr = masked(state, masks), lab.epochs - epochs, self.lr * recipe.lr
-        return lab.fit("fine-tune", start, epochs=left, masks=masks, lr=lr, scheme=guarded(masks)).weights
+        return lab.fit("fine-tune", start, epochs=left, masks=masks, lr=lr).weights
 
 
 class _Product(nn.Module):

@@ -16,9 +16,10 @@ from safetensors.torch import save
 from prunebench.bench.checkpoint import Header, open_net, pack, seal, unpack
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.facts import StageCost
+from prunebench.bench.job import Job
 from prunebench.bench.mask import keep_count, keep_largest, masked
 from prunebench.bench.models import build, prunable
-from prunebench.bench.protocol import PROTOCOLS, Job
+from prunebench.bench.protocol import PROTOCOLS
 from prunebench.bench.record import LARGEST_NET
 
 DIGITS = PROTOCOLS["digits-linf"]

@@ -11,10 +11,10 @@ from torch import nn
 from prunebench.bench import mask, pattern
 from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.errors import PrunebenchError, Refused
+from prunebench.bench.job import Job
 from prunebench.bench.mask import attach_scores, erk, rescaled, two_of_four, uniform
 from prunebench.bench.models import build, prunable
 from prunebench.bench.pattern import Chooser, patterns_of
-from prunebench.bench.protocol import Job
 from tests.support.nets import TINY, changed
 from tests.test_channels import channel_pruned
 

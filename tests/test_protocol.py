@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.protocol import PROTOCOLS, Job, Protocol, as_sparsity, from_values, load
+from prunebench.bench.job import Job
+from prunebench.bench.protocol import PROTOCOLS, Protocol, as_sparsity, from_values, load
 from prunebench.bench.record import load_record
 
 DIGITS = PROTOCOLS["digits-linf"]

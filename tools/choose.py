@@ -32,7 +32,8 @@ from prunebench.bench.errors import PrunebenchError, printable
 from prunebench.bench.files import sole_user, write_bytes
 from prunebench.bench.grid.run import grid
 from prunebench.bench.grid.task import train
-from prunebench.bench.protocol import Job, Protocol, load
+from prunebench.bench.job import Job
+from prunebench.bench.protocol import Protocol, load
 from prunebench.bench.spec import source_of
 
 FIRST = 100  # the smallest seed for choices; boards use smaller ones

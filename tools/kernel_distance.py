@@ -33,12 +33,13 @@ from prunebench.bench import machine
 from prunebench.bench.data import Store, as_float
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of, write_bytes
+from prunebench.bench.job import Job
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.train import fit, refuse_collapse
 from prunebench.bench.mask import Masks, State, draw, erk, keep_largest_by_layer, masked
-from prunebench.bench.protocol import Job, Protocol, load
+from prunebench.bench.protocol import Protocol, load
 from prunebench.pruners.awt import AWT, kernel_product
 
 BATCH, BATCHES, VECTORS = 32, 4, 5

@@ -24,11 +24,12 @@ from prunebench.bench.attacks.apgd import apgd_ce
 from prunebench.bench.attacks.base import within
 from prunebench.bench.data import Split, Store, as_float
 from prunebench.bench.files import write_bytes, write_json
+from prunebench.bench.job import Job
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import State, distribution
 from prunebench.bench.models import prunable
-from prunebench.bench.protocol import Job, load
+from prunebench.bench.protocol import load
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.stats import SeedTest, by_seed
 from prunebench.pruners import resolve

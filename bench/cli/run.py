@@ -24,7 +24,8 @@ from prunebench.bench.cli.options import (
     store_of,
 )
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.protocol import Job, Protocol, from_values, load
+from prunebench.bench.job import Job
+from prunebench.bench.protocol import Protocol, from_values, load
 
 if TYPE_CHECKING:
     from prunebench.bench.grid.local import Engine

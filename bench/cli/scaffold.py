@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import State, keep_largest_by_layer, rescaled, shuffled, uniform
-from prunebench.bench.protocol import Job
+from prunebench.bench.job import Job
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from torch.utils.flop_counter import flop_registry
 from prunebench.bench import executor
 from prunebench.bench.data import Store, as_float
 from prunebench.bench.datasets import DATASETS
+from prunebench.bench.job import Job
 from prunebench.bench.lab.backend import Computed, Fit
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schedule import Trained
-from prunebench.bench.protocol import Job, Protocol
+from prunebench.bench.protocol import Protocol
 from prunebench.pruners import ResolvedPruner, resolve
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

@@ -16,6 +16,7 @@ from prunebench.bench import machine
 from prunebench.bench.data import Split, Store
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid.timing import attack_paces, training_pace
+from prunebench.bench.job import Job
 from prunebench.bench.lab.backend import Calibration, Fit, Loop, calibrate
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.meter import Meter
@@ -23,7 +24,7 @@ from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.trainer import VALIDATED
 from prunebench.bench.mask import State, masked
 from prunebench.bench.models import prunable
-from prunebench.bench.protocol import Job, Protocol
+from prunebench.bench.protocol import Protocol
 from prunebench.bench.score.progress import expected
 from prunebench.pruners import resolve
 

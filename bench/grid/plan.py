@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunebench.bench.grid.dry_run import SUMS, Line, Rehearsal, summed
-from prunebench.bench.protocol import Job
+from prunebench.bench.job import Job
 
 
 @dataclass(frozen=True)

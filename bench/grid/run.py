@@ -14,9 +14,10 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of, sole_user
 from prunebench.bench.grid.local import Engine, Pool
 from prunebench.bench.grid.task import Ended, Step, Task
+from prunebench.bench.job import Job
 from prunebench.bench.player.host import describe
 from prunebench.bench.progress import JobProgressCallback, ProgressUpdate
-from prunebench.bench.protocol import Job, Protocol, as_sparsity
+from prunebench.bench.protocol import Protocol, as_sparsity
 from prunebench.bench.score.measurement import Asked
 from prunebench.bench.spec import source_of
 

@@ -18,6 +18,7 @@ from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import sha256_of, write_bytes
+from prunebench.bench.job import Job
 from prunebench.bench.lab.budget import allowed, price
 from prunebench.bench.lab.meter import granted
 from prunebench.bench.outcomes import complete, proposals_path
@@ -25,7 +26,7 @@ from prunebench.bench.player import handover, sandbox
 from prunebench.bench.player.handover import Play
 from prunebench.bench.player.host import Fault, Host, host
 from prunebench.bench.progress import ProgressCallback
-from prunebench.bench.protocol import Job, Protocol
+from prunebench.bench.protocol import Protocol
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.score.effort import effort_of, save_effort
 from prunebench.bench.score.extras import has

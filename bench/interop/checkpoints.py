@@ -20,9 +20,10 @@ from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import read_outside, sha256_of
 from prunebench.bench.interop.matching import MEAN, STD, matched
 from prunebench.bench.interop.reading import tensors_of
+from prunebench.bench.job import Job
 from prunebench.bench.mask import State
 from prunebench.bench.models import build, prunable
-from prunebench.bench.protocol import Job, Protocol
+from prunebench.bench.protocol import Protocol
 from prunebench.bench.record import LARGEST_NET as LARGEST
 
 PRUNER = "import"

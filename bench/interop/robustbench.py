@@ -18,8 +18,9 @@ from prunebench.bench.errors import PrunebenchError, Refused, cut, reason, unkno
 from prunebench.bench.facts import Layer, NetId
 from prunebench.bench.files import canonical_json, digest_outside, open_outside, sha256_of
 from prunebench.bench.interop.autoattack_shim import provide_autoattack
+from prunebench.bench.job import Job
 from prunebench.bench.models import prunable
-from prunebench.bench.protocol import Job, Protocol
+from prunebench.bench.protocol import Protocol
 
 PREFIX = "robustbench:"
 LARGEST = 4 * 2**30  # bytes; the zoo's largest net takes about 2 GB

@@ -59,7 +59,8 @@ def refuse_infinite(stage: str, tensors: Mapping[str, Tensor]) -> None:
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise PrunebenchError(
-            f"Stage {stage!r} ended with NaN or infinite values in {some(broken, _SHOWN)}; lower its learning rate."
+            f"Stage {stage!r} ended with NaN or infinite values in {some(broken, _SHOWN)}; lower the "
+            "learning rate, of this stage or of the stage before it."
         )
 
 

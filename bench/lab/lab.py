@@ -18,6 +18,7 @@ from prunebench.bench.data import Split, Store, as_float
 from prunebench.bench.datasets import Info
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of
+from prunebench.bench.job import Job
 from prunebench.bench.lab.backend import Backend, Calibration, Fit, Loop
 from prunebench.bench.lab.keys import digest, plain, rules_of, source_of
 from prunebench.bench.lab.meter import Meter, divided, granted
@@ -25,7 +26,7 @@ from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.schemes import PLAIN, Scheme, Scores
 from prunebench.bench.mask import Masks, State, keep_count, split_scores
 from prunebench.bench.models import build, prunable
-from prunebench.bench.protocol import Job, Protocol
+from prunebench.bench.protocol import Protocol
 from prunebench.bench.recipe import Training
 from prunebench.bench.schema import exact
 from prunebench.bench.seeds import derive

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunebench.bench.data import Split
 from prunebench.bench.lab.objectives import Net
-from prunebench.bench.mask import Masks, State, attach_scores, refuse_empty, refuse_nan
+from prunebench.bench.mask import Masks, State, attach_scores, refuse_nan
 
 
 class Running(Net, Interface):
@@ -98,9 +98,8 @@ class Scores(Scheme):
         return 2 if self.rho else 1
 
     def check(self) -> None:
-        """Refuse scores that are NaN, and layers that keep no weight."""
+        """Refuse scores that are NaN."""
         refuse_nan(self.scores)
-        refuse_empty(self.keeps)
 
     def attach(self, net: nn.Module) -> None:
         """Make the net use its weights under the masks of the largest scores; freeze everything else."""

@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.facts import StageCost
 from prunebench.bench.files import read_outside, write_bytes
-from prunebench.bench.protocol import Job, Protocol
+from prunebench.bench.job import Job
+from prunebench.bench.protocol import Protocol
 from prunebench.bench.schema import Strict, explain
 
 if TYPE_CHECKING:  # this module imports no torch, so that a pruner's process starts before the referee has imported it

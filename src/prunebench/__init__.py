@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from prunebench.bench.claims.compare import compare
     from prunebench.bench.errors import PrunebenchError
     from prunebench.bench.executor import fast
+    from prunebench.bench.job import Job
     from prunebench.bench.lab.lab import Lab, Pruner
-    from prunebench.bench.protocol import Job, Protocol
+    from prunebench.bench.protocol import Protocol
     from prunebench.face import load, rank, score, train, verify
 
 __all__ = [
@@ -37,7 +38,8 @@ _HOMES = {
     "bench.executor": ("fast",),
     "face": ("load", "rank", "score", "train", "verify"),
     "bench.lab.lab": ("Lab", "Pruner"),
-    "bench.protocol": ("Job", "Protocol"),
+    "bench.job": ("Job",),
+    "bench.protocol": ("Protocol",),
 }
 
 

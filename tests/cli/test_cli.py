@@ -18,9 +18,10 @@ from prunebench.bench.checkpoint import Header, seal
 from prunebench.bench.cli import run
 from prunebench.bench.datasets import DATASETS
 from prunebench.bench.facts import StageCost
+from prunebench.bench.job import Job
 from prunebench.bench.mask import keep_largest, masked
 from prunebench.bench.models import ARCHITECTURES, build, prunable
-from prunebench.bench.protocol import PROTOCOLS, Job
+from prunebench.bench.protocol import PROTOCOLS
 from prunebench.bench.record import load_record
 from tests.support.claims import copied, make_claim, overstated
 from tests.support.nets import SMALL

@@ -10,10 +10,10 @@ import torch
 import prunebench.bench.lab.backend
 from prunebench.bench.data import Split
 from prunebench.bench.errors import BudgetExceeded, PrunebenchError
+from prunebench.bench.job import Job
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import draw
-from prunebench.bench.protocol import Job
 from prunebench.bench.seeds import derive
 from tests.support.nets import STORE, changed, lab
 

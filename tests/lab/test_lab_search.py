@@ -17,10 +17,10 @@ from prunebench.bench.attacks.base import within
 from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.data import as_float
 from prunebench.bench.errors import BudgetExceeded, PrunebenchError
+from prunebench.bench.job import Job
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import keep_largest_by_layer, masked, scaled_scores, uniform
-from prunebench.bench.protocol import Job
 from tests.lab.test_lab import PASSES, counting
 from tests.support.nets import STORE, changed, lab
 

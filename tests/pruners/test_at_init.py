@@ -361,8 +361,8 @@ def test_the_search_is_charged_and_the_rest_trains(kind, tmp_path):
         "grasp": [("calibrate", images), ("gradient", images * 12), ("curvature", images * 18)],
         "synflow": [("search", 20 * 3)],
     }[kind]
-    rest = (granted - sum(passes for _, passes in searches) - 3) // epoch
-    assert [(s.name, s.passes) for s in room.meter.stages] == [*searches, ("paths", 3), ("train", rest * epoch)]
+    rest = (granted - sum(passes for _, passes in searches)) // epoch
+    assert [(s.name, s.passes) for s in room.meter.stages] == [*searches, ("train", rest * epoch)]
     assert room.meter.granted - room.meter.spent < epoch and room.asked[0].options == {"epochs": rest}
 
 
@@ -386,7 +386,7 @@ def test_scores_that_are_no_numbers_stop_before_training(kind, bad, tmp_path):
     start = room.initial() | {"1.9.weight": torch.full((10, 64), bad)}
     room.initial = lambda: start
     room.attack = lambda model, images, labels, *, name: images
-    with pytest.raises(PrunebenchError, match=r"scores of 1\.\d\.weight are infinite or NaN"):
+    with pytest.raises(PrunebenchError, match=r"with NaN or infinite values in .*1\.\d\.weight"):
         PRUNERS[kind](room.job, room)
     assert not hasattr(room, "asked")
 
@@ -396,9 +396,9 @@ def test_a_mask_without_a_path_stops_before_training(kind, tmp_path):
     """Three weights for a chain of four layers."""
     room = lab(tmp_path, RULES, sparsity=1 - 3.5 / WHOLE, kind=Searching)
     assert room.keep == 3
-    with pytest.raises(PrunebenchError, match=r"no path from the image to a logit \(empty: 1\.\d\.weight"):
+    with pytest.raises(PrunebenchError, match=r"cannot see its images: .* no weight in 1\.\d\.weight"):
         PRUNERS[kind](room.job, room)
-    assert not hasattr(room, "asked") and room.meter.spent < room.meter.granted / 2
+    assert "train" not in {stage.name for stage in room.meter.stages}
 
 
 def test_synflow_keeps_a_path_with_one_weight_for_each_layer(tmp_path):

@@ -11,7 +11,7 @@ from prunebench import pruners
 from prunebench.bench import spec
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of
-from prunebench.bench.protocol import Job
+from prunebench.bench.job import Job
 from prunebench.pruners import PRUNERS, resolve
 from prunebench.pruners.baselines import Dense, Magnitude, Random
 from prunebench.pruners.imp import IMP

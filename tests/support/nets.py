@@ -23,10 +23,11 @@ from prunebench.bench.data import Store
 from prunebench.bench.datasets import Info
 from prunebench.bench.grid.run import job_of
 from prunebench.bench.grid.task import train
+from prunebench.bench.job import Job
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.outcomes import outcomes_path
-from prunebench.bench.protocol import Job, Protocol, Threat
+from prunebench.bench.protocol import Protocol, Threat
 from prunebench.bench.recipe import Training
 from prunebench.pruners import resolve
 

@@ -21,10 +21,11 @@ from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.bench.interop import checkpoints
+from prunebench.bench.job import Job
 from prunebench.bench.lab.stages import load_stage
 from prunebench.bench.models import LARGEST, build, size
 from prunebench.bench.outcomes import complete, outcomes_path, pairs_path, recount
-from prunebench.bench.protocol import PROTOCOLS, Job, from_values, load
+from prunebench.bench.protocol import PROTOCOLS, from_values, load
 from prunebench.bench.recipe import EPOCHS
 from prunebench.bench.record import load_record
 from prunebench.bench.score.effort import TIMES, effort_of, save_effort
