@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from prunebench.bench.checkpoint import Net
 from prunebench.bench.errors import some
-from prunebench.bench.facts import StageCost
 from prunebench.bench.models import ARCHITECTURES, Normalise
 from prunebench.bench.wide import Wide
 
@@ -43,14 +42,13 @@ def warnings(net: Net) -> list[str]:
         found.append(f"The net gives the same logits to {len(images)} different images.")
     if (excess := wide.look(images).excess) > 1:
         found.append(f"The net's largest number is {excess:.3g} times the limit that is safe in float32.")
-    return found + [of_stage(stage) for stage in net.header.stages if stage.collapsed is not None]
+    return found + [of_stage(stage.name, stage.collapsed) for stage in net.header.stages if stage.collapsed is not None]
 
 
-def of_stage(stage: StageCost) -> str:
-    """A sentence on a stage that ended near chance."""
-    clean = 100 * (stage.collapsed or 0.0)
+def of_stage(name: str, clean: float) -> str:
+    """A sentence on the stage `name`, which ended near chance with the clean accuracy `clean`, in [0, 1]."""
     return (
-        f"Stage {stage.name!r} ended near chance, with {clean:.1f} % of the clean validation images correct; give it "
+        f"Stage {name!r} ended near chance, with {100 * clean:.1f} % of the clean validation images correct; give it "
         "more epochs, with a larger budget or fewer stages, or ask for a lower sparsity."
     )
 

@@ -70,7 +70,9 @@ class HARP:
                 "layers; lower the sparsity."
             )
         gradients = (1, 2 if self.rho else 1)
-        dense_epochs, search_epochs, rest = lab.divided(self.loss, (self.dense, self.search), gradients)
+        dense_epochs, search_epochs, rest = lab.divided(
+            self.loss, {"dense": self.dense, "search": self.search}, gradients, "fine-tune"
+        )
         rate = lab.protocol.training.lr
         dense = lab.fit("dense", lab.initial(), epochs=dense_epochs, objective=self.loss).weights
         weights = {name: dense[name] for name in lab.shapes}

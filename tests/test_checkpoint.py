@@ -405,7 +405,7 @@ def test_a_forged_file_without_changes_is_taken(net):
 @pytest.mark.parametrize(
     ("change", "check", "said"),
     [
-        ({"arch": "resnet19"}, "arch", "'resnet19', not one of digits-cnn, mnist-cnn, resnet18, vgg16-bn"),
+        ({"arch": "resnet19"}, "arch", "'resnet19', not one of digits-cnn, mnist-cnn, resnet-small, resnet18"),
         ({"arch": "resnet18"}, "keys", "lacks the bit mask or the values for '1.conv1.weight'"),
         ({"arch": "mnist-cnn"}, "arch", "mnist-cnn cannot take"),
         ({"arch": "mnist-cnn", "shape": [1, 28, 28]}, "shapes", "'1.0.weight' with types or sizes that do not fit"),

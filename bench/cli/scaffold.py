@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prunebench.bench.job import Job
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import State, keep_largest_by_layer, rescaled, shuffled, uniform
-from prunebench.bench.job import Job
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,9 @@ class Dry:
         start, each = self.trainings[kind]
         passes = asked.passes + validation_passes(plan, len(asked.validation))
         self.stages.setdefault(asked.key, (start + each * passes, 2 * _bytes(state)))
-        rows = [{"epoch": e, "loss": 0.0, "lr": 0.0, "clean": 0.0, "robust": 0.0} for e in range(plan.start, plan.last)]
+        rows = [
+            {"epoch": e + 1, "loss": 0.0, "lr": 0.0, "clean": 0.0, "robust": 0.0} for e in range(plan.start, plan.last)
+        ]
         return Trained(state, state, rows, [0.0] * len(rows))
 
     def loop(self, asked: Loop) -> tuple[State, float]:

@@ -88,14 +88,15 @@ class Lab:
         recipe = self.protocol.training.model_copy(update={"objective": objective})
         return self.meter.granted // self._price(recipe, 1)
 
-    def divided(self, objective: str, shares: Sequence[float], gradients: Sequence[int]) -> list[int]:
+    def divided(self, objective: str, shares: Mapping[str, float], gradients: Sequence[int], last: str) -> list[int]:
         """Epochs of the stages that use up the whole budget, all trained with `objective`.
 
-        A stage for each of `shares` of the budget, of at least one epoch, whose steps take so many `gradients` of the
-        loss; and a last stage of plain training for what is left. Raises PrunebenchError when nothing is left.
+        A stage for each of `shares` (name -> share of the budget), of at least one epoch, whose steps take so many
+        `gradients` of the loss; and the stage `last` of plain training for the rest. Raises PrunebenchError when
+        nothing is left for it.
         """
         plan = TrainingPlan(self.protocol.training.model_copy(update={"objective": objective}), self.protocol.threat, 1)
-        return divided(self.meter.granted, plan, len(self.train), shares, gradients)
+        return divided(self.meter.granted, plan, len(self.train), shares, gradients, last)
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -287,7 +288,7 @@ class Lab:
         trained = self._backend.train(asked)
         self.meter.charge(stage, asked.passes, trained.seconds, trained.validated, trained.collapsed)
         if trained.collapsed is not None:
-            _SAY.warning("%s: %s", self.job.name, collapse.of_stage(self.meter.stages[-1]))
+            _SAY.warning("%s: %s", self.job.name, collapse.of_stage(stage, trained.collapsed))
         return trained
 
     def _key(self, facts: list[object]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from prunebench.bench.errors import BudgetExceeded, PrunebenchError
+from prunebench.bench.errors import BudgetExceeded
 from prunebench.bench.facts import StageCost, Validated
+from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.protocol import Protocol
 
@@ -54,21 +55,19 @@ def granted(protocol: Protocol, images: int) -> int:
 
 
 def divided(
-    granted: int, plan: TrainingPlan, images: int, shares: Sequence[float], gradients: Sequence[int]
+    granted: int, plan: TrainingPlan, images: int, shares: Mapping[str, float], gradients: Sequence[int], last: str
 ) -> list[int]:
-    """Epochs of stages that use up `granted` sample passes: one for each of `shares`, and a last one for the rest.
+    """Epochs of stages that use up `granted` sample passes: one stage for each of `shares`, and `last` for the rest.
 
     `plan`: an epoch of the training, on `images` images. A stage takes so many `gradients` of the loss per step, the
     last a single one, and at least one epoch. Raises PrunebenchError when nothing is left for the last.
     """
     prices = [plan.passes(images, count) for count in (1, *gradients)]
     whole = granted // prices[0]
-    counts = [max(1, round(share * whole * prices[0] / price)) for share, price in zip(shares, prices[1:], strict=True)]
-    spent = sum(count * price for count, price in zip(counts, prices[1:], strict=True))
-    if (rest := (granted - spent) // prices[0]) < 1:
-        raise PrunebenchError(
-            f"The budget of {whole} epochs is too small for {len(counts) + 1} stages: the first {len(counts)} take "
-            f"{' + '.join(map(str, counts))}, and none is left to train the result; raise the protocol's epochs or "
-            "units, or lower the shares of the first stages."
-        )
+    counts = [
+        max(1, round(share * whole * prices[0] / price))
+        for share, price in zip(shares.values(), prices[1:], strict=True)
+    ]
+    rest = (granted - sum(count * price for count, price in zip(counts, prices[1:], strict=True))) // prices[0]
+    refuse_short({last: rest}, budget=whole, steps=plan.batches(images), way_out=f"lower {' or '.join(shares)}")
     return [*counts, rest]

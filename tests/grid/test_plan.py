@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from prunebench.bench.attacks.best import BEST
+from prunebench.bench.attacks.square import price_of
 from prunebench.bench.data import Split
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid import dry_run, timing
@@ -157,9 +158,10 @@ def test_the_pace_of_an_attack_on_paper(monkeypatch):
 
 
 def test_the_passes_of_a_scoring_on_paper():
-    """An image of one pixel knows two squares; L2's published search asks about every one."""
+    """An image of one pixel knows two squares in Linf. In L2 every move that changes a pixel is asked about."""
     dots = Split(torch.zeros(100, 1, 1, 1, dtype=torch.uint8), torch.zeros(100, dtype=torch.int64))
-    for threat, search in ((Threat(norm="Linf", eps="0.2"), 3 + 2), (Threat(norm="L2", eps="0.2"), 5000)):
+    l2 = price_of("L2", (1, 1, 1), 5000)
+    for threat, search in ((Threat(norm="Linf", eps="0.2"), 3 + 2), (Threat(norm="L2", eps="0.2"), l2)):
         assert expected(changed(threat=threat), dots, clean=0.8, robust=0.5) == {
             "apgd-ce": 80 * 304,
             "apgd-t": 50 * 2728,

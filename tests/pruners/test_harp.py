@@ -7,7 +7,7 @@ import torch
 
 from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.lab import densities
+from prunebench.bench.lab import backend, densities
 from prunebench.bench.lab.densities import Densities
 from prunebench.bench.mask import keep_largest_by_layer
 from prunebench.pruners import harp
@@ -180,13 +180,14 @@ def test_few_weights_and_short_budgets_are_refused_before_anything_is_trained(tm
         HARP(**THIRDS)(room.job, room)
     assert not room.meter.stages
     room = lab(tmp_path, changed(RULES, units=1.0))
-    with pytest.raises(PrunebenchError, match="3 epochs is too small for 3 stages"):
+    with pytest.raises(PrunebenchError, match="Stage 'fine-tune' would have 0 of the 3 epochs"):
         HARP()(room.job, room)
     assert not room.meter.stages
 
 
-def test_a_layer_that_the_start_would_empty_begins_with_a_weight(tmp_path):
-    """Uniform counts of 15 weights: .06, 1.81, 12.88 and .25, so 0, 2, 13 and 0."""
+def test_a_layer_that_the_start_would_empty_begins_with_a_weight(tmp_path, monkeypatch):
+    """Uniform counts of 15 weights: .06, 1.81, 12.88 and .25, so 0, 2, 13 and 0. So few may not meet."""
+    monkeypatch.setattr(backend, "refuse_blind", lambda *_: None)
     room = lab(tmp_path, RULES, sparsity=0.9996, kind=Watched)
     state = HARP(**THIRDS)(room.job, room)
     assert room.keep == 15 and min(room.asked[1].options["scheme"].keeps.values()) == 1

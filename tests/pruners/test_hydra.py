@@ -268,7 +268,7 @@ def test_options_that_make_no_sense_are_refused(options, said):
 def test_a_budget_too_small_for_three_stages_is_refused(tmp_path):
     """Three epochs: 1.5 round to 2 for the dense net, 1 for the search. Nothing is trained."""
     room = lab(tmp_path, changed(RULES, units=1.0), kind=Scoring)
-    with pytest.raises(PrunebenchError, match=r"3 epochs is too small for 3 stages: the first 2 take 2 \+ 1"):
+    with pytest.raises(PrunebenchError, match="Stage 'fine-tune' would have 0 of the 3 epochs"):
         HYDRA()(room.job, room)
     assert not room.meter.stages
     use(HYDRA(dense=0.3), tmp_path, changed(RULES, units=1.0))  # one epoch each
@@ -307,7 +307,7 @@ def test_layers_twin(kind, tmp_path, monkeypatch):
 def test_a_layer_that_keeps_no_weight_is_refused_before_the_search(tmp_path, monkeypatch):
     """Sparsity .9999 leaves 3 weights for four layers."""
     room = lab(tmp_path, RULES, sparsity=0.9999)
-    with pytest.raises(PrunebenchError, match=r"would be left in 1\.0\.weight, 1\.3\.weight, 1\.9\.weight, and"):
+    with pytest.raises(PrunebenchError, match=r"no weight in 1\.0\.weight, 1\.3\.weight, 1\.9\.weight;"):
         THIRDS(room.job, room)
     assert [stage.name for stage in room.meter.stages] == ["dense"]
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-import prunebench.bench.lab.lab
+import prunebench.bench.lab.schemes
 from prunebench.bench import mask
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.mask import keep_largest_by_layer, shuffled
@@ -75,7 +75,7 @@ def test_rst_learns_a_mask_and_nothing_else(tmp_path):
 
 
 TWINS = {
-    "weights move in the search": (prunebench.bench.lab.lab, "attach_scores", thawed),
+    "weights move in the search": (prunebench.bench.lab.schemes, "attach_scores", thawed),
     "weights are not constants": (rst, "signed_constants", lambda weights, keeps: weights),
     "one sign": (
         rst,

@@ -91,7 +91,7 @@ def test_a_changed_count_is_found(count, scored):
 def test_training_costs_come_from_the_net_and_seconds_from_beside_it(nets, scored, quick, tmp_path):
     record = load_record(scored["imp"] / RECORD)
     stages = record.cost.stages
-    assert [stage.name for stage in stages] == ["to the rewind point", "search 1", "search 2", "train the ticket"]
+    assert [stage.name for stage in stages] == ["to the rewind point", "search 1", "train the ticket"]
     assert record.cost.train_passes == sum(s.passes for s in stages) == 6 * 512 * (3 * TINY.training.steps + 3)
     assert record.cost.train_seconds == pytest.approx(sum(s.seconds for s in stages)) and record.cost.train_seconds > 0
     alone = tmp_path / "net.safetensors"

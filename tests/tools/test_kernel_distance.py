@@ -104,7 +104,7 @@ def test_the_three_searches_have_the_same_steps_price_and_densities(tmp_path):
     for kind in KINDS:
         room = lab(tmp_path, RULES, sparsity=0.9, kind=Watching)
         dense, _, masks = search(room, AWT(search=0.1, batches=1, every=1, lr=0.01), kind)
-        seen.append((room.steps, room.meter.spent, {name: int(mask.sum()) for name, mask in masks.items()}))
+        seen.append((room.searched, room.meter.spent, {name: int(mask.sum()) for name, mask in masks.items()}))
         moments = searched(room, dense)
         moved = any(not torch.equal(moments[0.0][1][name], masks[name]) for name in masks)
         assert moved == (kind == "awt")
