@@ -254,7 +254,7 @@ def test_apgd_takes_a_gradient_that_shares_its_memory():
     assert (model(found).argmax(1) == 1).all()
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.25), ("L2", 0.7)])
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.25), pytest.param("L2", 0.7, marks=pytest.mark.slow)])
 def test_fab_is_theirs_image_by_image(trained, norm, eps, monkeypatch):
     net, images, labels = trained
     theirs = their_fab(net, images, labels, norm, eps)

@@ -88,6 +88,7 @@ def check_controls(tmp_path, seeds, **options):
     assert ends["awt"] < 0.97 * min(ends["magnitude"], ends["random"]), ends
 
 
+@pytest.mark.slow
 def test_the_moving_mask_ends_nearer_to_the_dense_net_than_fixed_ones(tmp_path):
     check_controls(tmp_path, seeds=(0, 1), search=0.9)
 

@@ -11,6 +11,7 @@ from tools import kill_and_resume
 from tools.kill_and_resume import NET, Tally, main, result, torment, work
 
 
+@pytest.mark.slow
 def test_train_and_score_survive_being_killed(tmp_path, capsys):
     """A short version of what the tool does; a net trained on noise withstands nothing, so scoring takes seconds."""
     rules = changed(UNATTACKED, train=512, shard=4)

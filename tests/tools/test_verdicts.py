@@ -19,6 +19,7 @@ def test_256_images_of_a_trained_sparse_net(name):
     assert found.agree, found.differ
 
 
+@pytest.mark.slow
 def test_16_images(monkeypatch):
     """And the twin: attacks that give up leave images standing, which is seen."""
     folder = CLAIMS / DEFAULT[0]
