@@ -13,7 +13,7 @@ from pathlib import Path
 from prunebench.bench.errors import PrunebenchError, unknown
 from prunebench.bench.files import write_bytes
 from prunebench.leaderboard.board import Ranking
-from prunebench.leaderboard.findings.page import between_markers, findings, page, pictures, short_version
+from prunebench.leaderboard.findings.page import between_markers, findings, page, picture, short_version
 from prunebench.leaderboard.findings.questions import QUESTIONS
 from prunebench.leaderboard.site.looks import standalone
 from prunebench.leaderboard.table import Results, rank, read
@@ -46,7 +46,7 @@ def stale(records: Path, write: Path | None, readme: Path | None) -> dict[Path, 
     if readme is not None:
         listed = short_version(found, ranking.boards)
         wanted[readme] = between_markers(readme.read_text(encoding="utf-8"), listed, str(readme))
-        drawn = pictures(ranking.boards)
+        drawn = picture(ranking.boards)
         wanted |= {readme.parent / "docs" / name: standalone(chart.svg) for name, chart in drawn.items()}
     return {path: new for path, new in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != new}
 

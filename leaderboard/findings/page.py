@@ -148,37 +148,28 @@ def headlines(found: Iterable[Finding], board: Board | None = None) -> list[tupl
 
 
 def short_version(found: Sequence[Finding], boards: Sequence[Board]) -> str:
-    """The list for the README, between its markers."""
-    official = _official(boards)
-    what = [
-        f"{escaped(board.protocol)}, version {board.version} ({board.records} records, "
-        f"{max(len(row.seeds) for row in board.rows)} seeds)"
-        for board in official
-    ]
-    several = len(official) > 1
-    drawn = [f"![{escaped(chart.title)}](docs/{name})" for name, chart in pictures(boards).items()]
+    """The list for the README, between its markers, from the leading board."""
+    lead = leading(boards)
+    seeds = max(len(row.seeds) for row in lead.rows)
+    what = f"{escaped(lead.protocol)}, version {lead.version} ({lead.records} records, up to {seeds} seeds)"
+    drawn = [f"![{escaped(chart.title)}](docs/{name})" for name, chart in picture(boards).items()]
     lines = [
-        _wrapped(
-            f"- **{question.title}** {f'*{escaped(board)}*: ' if several else ''}{sentence(verdict)} "
-            f"([figures](docs/findings.md#{question.key}))",
-            "  ",
-        )
-        for question, board, verdict in headlines(found)
+        _wrapped(f"- **{question.title}** {sentence(verdict)} ([figures](docs/findings.md#{question.key}))", "  ")
+        for question, _, verdict in headlines(found, lead)
     ]
-    return "\n".join(
-        [BEGIN, _wrapped(f"Answers by rule, from the records of {' and '.join(what)}:"), "", *drawn, "", *lines, END]
-    )
+    return "\n".join([BEGIN, _wrapped(f"Answers by rule, from the records of {what}:"), "", *drawn, "", *lines, END])
 
 
-def _official(boards: Sequence[Board]) -> Sequence[Board]:
-    """The official boards, or all if there are none."""
-    return [board for board in boards if board.official] or boards
+def leading(boards: Sequence[Board]) -> Board:
+    """The board with the most records, among the official ones if there are any."""
+    return max([board for board in boards if board.official] or boards, key=lambda board: board.records)
 
 
-def pictures(boards: Sequence[Board]) -> dict[str, Chart]:
-    """The picture that the README shows of each official board, by file name in docs."""
-    drawn = {f"board-{_file_name(board.protocol)}.svg": against_sparsity(board) for board in _official(boards)}
-    return {name: chart for name, chart in drawn.items() if chart is not None}
+def picture(boards: Sequence[Board]) -> dict[str, Chart]:
+    """The picture of the leading board that the README shows, by its file name in docs; empty if none can be drawn."""
+    lead = leading(boards)
+    chart = against_sparsity(lead)
+    return {} if chart is None else {f"board-{_file_name(lead.protocol)}.svg": chart}
 
 
 def _file_name(protocol: str) -> str:
