@@ -28,7 +28,13 @@ SHOWN, TRIED = 12, 48  # pairs kept, and images attacked to find them
 
 
 def vanishing(referee: Referee, images: Tensor, labels: Tensor) -> tuple[int, int]:
-    """The number of images on which the input gradient is zero or vanishes: of cross-entropy, and of the DLR loss."""
+    """The number of images on which the input gradient is zero or vanishes: of cross-entropy, and of the DLR loss.
+
+    Only images that the net gets right count, for no others are attacked. On others the DLR loss may be constant: where
+    the label has the third largest logit, it is 1.
+    """
+    right = referee.answers(images) == labels
+    images, labels = images[right], labels[right]
     return _vanishing(referee, images, labels, _cross_entropy), _vanishing(referee, images, labels, _dlr)
 
 

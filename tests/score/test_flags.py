@@ -273,6 +273,14 @@ def test_the_radii_grow_to_where_every_image_can_be_grey():
     assert radii(Threat(norm="L2", eps="1"), 3)[-1] == "87/100"  # sqrt(3) / 2 = .8660
 
 
+def test_a_constant_loss_on_images_that_the_net_gets_wrong_is_no_sign(net):
+    """With z_y the third largest logit, DLR is (z_1 - z_3) / (z_1 - z_3) = 1, whatever the image."""
+    judge = referee(net)
+    third = judge.logits(IMAGES).argsort(1, descending=True)[:, 2]
+    assert probes._vanishing(judge, IMAGES, third, probes._dlr) > 0.9 * N  # the twin
+    assert probes.vanishing(judge, IMAGES, third) == (0, 0)
+
+
 def test_dlr_on_paper():
     logits = torch.tensor([[3.0, 1.0, 0.0, 0.0], [3.0, 1.0, 0.0, 0.0]])
     assert probes._dlr(logits, torch.tensor([0, 1])).tolist() == pytest.approx([-2 / 3, 2 / 3])
