@@ -16,7 +16,7 @@ from prunebench.leaderboard.findings.page import (
     findings,
     headlines,
     page,
-    pictures,
+    picture,
     short_version,
 )
 from prunebench.leaderboard.findings.questions import QUESTIONS
@@ -46,7 +46,7 @@ def test_the_page_and_the_list_say_the_same(tmp_path):
     said = [verdict for _, _, verdict in headlines(found)]
     assert said and all(each in flat and each in listed for each in said)
     assert page(findings(ranking, results, tmp_path), ranking.boards) == page(found, ranking.boards)
-    assert list(pictures(ranking.boards)) == ["board-digits-linf.svg"]
+    assert list(picture(ranking.boards)) == ["board-digits-linf.svg"]
 
 
 def test_new_records_change_what_is_said():
