@@ -122,12 +122,17 @@ class Record(Hashed):
         sha256 = identity(rules)
         named = (self.protocol.name, self.protocol.version, self.protocol.sha256)
         if (rules.get("name"), rules.get("version"), sha256) != named:
-            raise ValueError(f"the rules are {rules.get('name')} {sha256[:12]}, not the rules that protocol names")
+            raise ValueError(
+                f"the rules are {rules.get('name')} {sha256[:12]}, not the rules that protocol names; if it was made "
+                "when the hash covered sparsities and seeds, run tools.rename_rules"
+            )
         if (rules.get("data"), rules.get("shard")) != (self.data.name, self.score.shard):
             raise ValueError(
                 f"the rules need {rules.get('data')} in shards of {rules.get('shard')}, but the score differs"
             )
-        ranked, found = rules.get("patterns", ()), self.patterns or ()
+        ranked, found = rules.get("patterns", []), self.patterns or ()
+        if not (isinstance(ranked, list) and all(isinstance(name, str) for name in ranked)):
+            raise ValueError(f"the rules' patterns are {ranked}, not a list of names")
         if ranked and self.job.sparsity > 0 and not set(ranked) & set(found):
             raise ValueError(f"the rules rank nets of the patterns {ranked}, but the net has {list(found)}")
         if self.official and rules.get("model") != self.net.arch:

@@ -123,8 +123,10 @@ class AWT:
 
     def __call__(self, job: Job, lab: Lab) -> State:
         """Calibrate the dense net, search for its sparse student, train the student under its mask."""
-        left = int((1 - self.search) * lab.epochs)
-        refuse_short({"train": left}, budget=lab.epochs, steps=lab.steps, way_out="lower search")
+        share = self.search + (self.scout if self.layers == "global" else 0.0)
+        images = self.batches * min(lab.protocol.training.batch, len(lab.train))  # for the calibration
+        left = int(((1 - share) * lab.meter.granted - images) * lab.epochs / lab.meter.granted)
+        refuse_short({"train": left}, budget=lab.epochs, steps=lab.steps, way_out="lower search or batches")
         keeps = self._counts(lab)
         dense = lab.calibrated("calibrate", lab.initial(), batches=self.batches)
         masks = keep_largest_by_layer({name: dense[name].abs() for name in lab.shapes}, keeps)

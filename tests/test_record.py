@@ -164,6 +164,14 @@ def test_patterns_are_in_records_since_schema_7(tmp_path):
         make(patterns=["1:2"])
 
 
+@pytest.mark.parametrize("wrong", [[{}], 5, "2:4"])
+def test_patterns_that_are_no_names_are_refused_in_one_sentence(wrong):
+    rules = plain(changed(name="mine", shard=256)) | {"patterns": wrong}
+    about = {"protocol": {"name": "mine", "version": 1, "sha256": identity(rules)}, "rules": rules, "schema": 7}
+    with pytest.raises(ValidationError, match="not a list of names"):
+        make(**about)
+
+
 def test_a_record_without_the_patterns_of_its_rules_is_refused():
     own = changed(name="mine", shard=256, patterns=("channel",))
     about = {"protocol": {"name": "mine", "version": 1, "sha256": own.sha256}, "rules": plain(own), "schema": 7}

@@ -6,8 +6,8 @@ equal care, and the log shows how.
 
     python -m tools.choose digits-linf --sparsity 0.98 --seed 100 101 --pruner awt awt:kernel=kept hydra:layers=global
 
-Measurements go to choices.csv in the folder --log, and its page choices.md is made from all of them. What is there
-already, from the same rules, options and source file of the pruner, is not measured again; other processes may write to
+Measurements go to choices.csv in the folder --log, and its page choices.md is made from all of them. What has a result
+there, from the same rules, options and source file of the pruner, is not measured again; other processes may write to
 the same log. Nets stay in --out, where an interrupted training resumes.
 """
 
@@ -76,7 +76,7 @@ def measured(spec: str, job: Job, rules: Protocol, out: Path, store: Store) -> R
     _, validation = store.training(rules.data, validation=rules.validation, train=rules.train)
     images, labels = as_float(validation.images), validation.labels
     try:
-        path = train(spec, job, rules, out / job.name, out / "stages", store, device="cpu")
+        path = train(spec, job, rules, out / rules.name / job.name, out / "stages", store, device="cpu")
     except PrunebenchError as error:
         return Row(*about, images=len(labels), clean=0, robust=0, failed=printable(str(error)))
     net = open_net(path).module
@@ -169,7 +169,8 @@ def main() -> None:
     for spec, job in grid(asked.pruner, asked.sparsity, asked.seed):
         source = source_of(spec)[:12]
         about = (rules.name, rules.sha256[:12], job.sparsity, job.label, job.seed)
-        if any(row.cell == about and row.source == source for row in read(asked.log / "choices.csv")):
+        known = [row for row in read(asked.log / "choices.csv") if row.cell == about and row.source == source]
+        if any(not row.failed for row in known):
             continue
         row = measured(spec, job, rules, asked.out, store)
         keep(asked.log, row)

@@ -2,8 +2,8 @@
 
     python -m tools.publish runs leaderboard
 
-A job that the board has already keeps its record there. Only its net is added, to the folder `parents`, if new records
-name it as the dense net whose adversarials were tried on theirs. Then `prunebench rank leaderboard/records --write`.
+A job that the board has already keeps its record there. Only its net is added, to the folder `parents`, if records of
+the run name it as the dense net whose adversarials were tried on theirs. Then run `prunebench rank --write`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ def published(run: Path, board: Path) -> list[Path]:
         if not place.exists():
             publish(path, net_path(path), place)
             fresh.append(place)
-        elif record.net.sha256 in parents and sha256_of(net_path(place).read_bytes()) != record.net.sha256:
+        elif record.net.sha256 in parents and not _holds(net_path(place), record.net.sha256):
             write_bytes(_aside(place, record), net_path(path).read_bytes())
     provenance.note(board, load_all(board / "records"), provenance.read_ledger(run).entries)
     return fresh
+
+
+def _holds(net: Path, sha256: str) -> bool:
+    return net.exists() and sha256_of(net.read_bytes()) == sha256
 
 
 def _aside(place: Path, record: Record) -> Path:

@@ -235,7 +235,8 @@ def make_room(folder: Path, job: Job, protocol: Protocol, *, force: bool) -> Non
         return
     try:
         header = open_net(path).header
-        same, what = (header.job, header.protocol) == (job, protocol), f"of {header.protocol.name}, {header.job.name}"
+        same = (header.job, header.protocol.sha256) == (job, protocol.sha256)
+        what = f"of {header.protocol.name}, {header.job.name}"
     except Refused:
         same, what = False, "that cannot be read"
     if same:
@@ -263,7 +264,11 @@ def _made_for(path: Path, job: Job, protocol: Protocol, source: str, store: Stor
         header = open_net(path).header
     except Refused:
         return False
-    if effort_of(path, header) is None or (header.job, header.protocol, header.source) != (job, protocol, source):
+    if effort_of(path, header) is None or (
+        header.job,
+        header.protocol.sha256,
+        header.source,
+    ) != (job, protocol.sha256, source):
         return False
     train, _ = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
     return header.train_sha256 == train.sha256

@@ -71,7 +71,7 @@ class Breathing(Exchange):
 
     def begin(self, net: nn.Module) -> State:
         """The kept count and the last gap."""
-        return {"count": torch.tensor(self.keep), "gap": torch.tensor(0.0)}
+        return {"count": torch.tensor(self.keep), "gap": torch.tensor(0.0, dtype=torch.float64)}
 
     def counts(self, run: Running) -> Mapping[str, int]:
         """How many weights each layer keeps after this update, from a new measurement of the gap."""

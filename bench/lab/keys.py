@@ -21,8 +21,9 @@ def rules_of(recipe: Training, threat: Threat) -> list[object]:
 
 
 def source_of(code: Callable[..., object] | type) -> str:
-    """The hash of the file that defines `code`."""
-    return sha256_of(Path(inspect.getfile(code)).read_bytes())
+    """The hash of the files that define `code`: of a class, also those of the classes that it is built on."""
+    parts = [part for part in inspect.getmro(code) if part is not object] if isinstance(code, type) else [code]
+    return sha256_of(b"".join(Path(file).read_bytes() for file in dict.fromkeys(map(inspect.getfile, parts))))
 
 
 def plain(facts: Mapping[str, Any]) -> dict[str, object]:

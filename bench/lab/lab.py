@@ -83,11 +83,6 @@ class Lab:
         """How many epochs of the protocol's training the remaining budget buys."""
         return (self.meter.granted - self.meter.spent) // self._price(self.protocol.training, 1)
 
-    def affordable(self, objective: str) -> int:
-        """How many epochs the whole budget buys if all are trained with `objective`."""
-        recipe = self.protocol.training.model_copy(update={"objective": objective})
-        return self.meter.granted // self._price(recipe, 1)
-
     def divided(self, objective: str, shares: Mapping[str, float], gradients: Sequence[int], last: str) -> list[int]:
         """Epochs of the stages that use up the whole budget, all trained with `objective`.
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.facts import Validated
 from prunebench.bench.lab.objectives import OBJECTIVES
 from prunebench.bench.lab.schemes import PLAIN, Scheme
@@ -72,10 +73,18 @@ class TrainingPlan:
         return 1 if self.recipe.one_step else self.recipe.validate_every
 
     def passes(self, images: int, gradients: int | None = None) -> int:
-        """The price in sample passes; `gradients`: of the loss per step, if not as many as the scheme takes."""
+        """The price in sample passes; `gradients`: of the loss per step, if not as many as the scheme takes.
+
+        Raises PrunebenchError for a scheme that declares less than nothing.
+        """
         each = OBJECTIVES[self.recipe.objective].passes(self.recipe.steps, gradients or self.scheme.gradients)
         epochs = max(0, self.last - self.start)
         extra = self.scheme.extra_passes(epochs, epochs * self.batches(images), images)
+        if self.scheme.gradients < 1 or extra < 0:
+            raise PrunebenchError(
+                f"A scheme declares {self.scheme.gradients} gradients per step and {extra} extra sample passes; a "
+                "training takes at least one gradient, and nothing is paid back."
+            )
         return epochs * self.seen(images) * each + extra
 
     def lr(self, progress: float) -> float:

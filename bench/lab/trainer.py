@@ -15,6 +15,7 @@ from torch.optim.sgd import sgd
 from prunebench.bench.attacks.base import Model
 from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.data import Split, as_float
+from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.executor import Fast, fast
 from prunebench.bench.lab.compiled import captured, frozen
 from prunebench.bench.lab.objectives import OBJECTIVES
@@ -43,7 +44,9 @@ class Trainer:
         self.momentum: State = {}  # none before the first step
         self.live = self.model.state_dict()  # the tensors themselves, which training changes in place
         self.average = {name: tensor.clone() for name, tensor in self.live.items()}
-        self.held: State = {name: tensor.to(device) for name, tensor in self.scheme.begin(self.model).items()}
+        self.held: State = {
+            name: tensor.to(device).detach().clone() for name, tensor in self.scheme.begin(self.model).items()
+        }
         self.epoch, self.steps, self.progress = plan.start, 0, 0.0
         self.curve: list[dict[str, Any]] = []
         self.times: list[float] = []
@@ -116,7 +119,14 @@ class Trainer:
             adversarial = objective.attack(self, images, labels, noise)
             loss = self._differentiate(objective.loss(self, images, adversarial, labels))
 
+        more = iter(range(self.scheme.gradients - 1))
+
         def again() -> Tensor:
+            if next(more, None) is None:
+                raise PrunebenchError(
+                    f"A scheme asks for more gradients per step than the {self.scheme.gradients} that it pays for; "
+                    "raise its `gradients`."
+                )
             with parametrize.cached():
                 return self._differentiate(objective.loss(self, images, adversarial, labels))
 

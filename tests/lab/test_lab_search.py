@@ -197,15 +197,15 @@ def test_what_the_budget_buys(tmp_path):
     """Nine epochs of 128 images at 12 passes: 6.75 of TRADES (16 passes), 18 of FGSM (6)."""
     room = lab(tmp_path, RULES)
     assert PASSES == {"pgd": 12, "trades": 16, "fgsm-rs": 6} and room.meter.granted == GRANTED
-    assert {objective: room.affordable(objective) for objective in PASSES} == {"pgd": 9, "trades": 6, "fgsm-rs": 18}
+    thirds = {name: room.divided(name, {"a": 1 / 3}, [1], "b") for name in PASSES}
+    assert thirds == {"pgd": [3, 6], "trades": [2, 4], "fgsm-rs": [6, 12]}  # of 9, 6 and 18 epochs
     assert room.left == room.epochs == 9
     room.meter.charge("a pass", 1)
-    assert room.left == 8 and room.affordable("pgd") == 9  # affordable is of the whole budget
+    assert room.left == 8
     room.meter.charge("up to an epoch", 128 * 12 - 1)
     assert room.left == 8
     room.meter.charge("all but a pass", 8 * 128 * 12 - 1)
     assert room.left == 0
-    assert lab(tmp_path, changed(RULES, objective="trades")).affordable("pgd") == 12
 
 
 def test_samples_are_training_images_with_their_labels(tmp_path):
@@ -454,7 +454,7 @@ def test_another_pruner_runs_inside_the_budget(tmp_path):
     assert job.sparsity == inner.job.sparsity == 0.5 and job.seed == room.job.seed
     assert inner.keep == inner.prunable // 2 and room.keep == room.prunable // 10
     assert inner.epochs == 2 and inner.meter.granted == 2 * 128 * 12
-    assert inner.left == 0 and inner.affordable("pgd") == 2
+    assert inner.left == 0
     assert [(stage.name, stage.passes) for stage in room.meter.stages] == [("ticket: inside", 2 * 128 * 12)]
     own = room.fit("own", room.initial(), epochs=2).weights
     assert all(torch.equal(own[name], state[name]) for name in state)  # the same stage: computed once

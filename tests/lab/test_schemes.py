@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.lab import resume
 from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.schemes import Scheme
@@ -187,3 +188,28 @@ def test_trainings_by_different_schemes_are_different_trainings(tmp_path):
     runs = [room.fit("a", start, epochs=1, masks=masks_of(room.model(), 5), scheme=Wandering(d)) for d in (0.2, 0.1)]
     runs.append(room.fit("a", start, epochs=1, masks=masks_of(room.model(), 5)))
     assert len({tuple(run.last["1.7.weight"].flatten().tolist()) for run in runs}) == 3
+
+
+def test_a_scheme_cannot_take_more_gradients_than_it_pays_for(tmp_path):
+    @dataclass(frozen=True)
+    class Greedy(Scheme):
+        def after_gradient(self, run, again):
+            again()
+
+    with pytest.raises(PrunebenchError, match="more gradients per step than the 1 that it pays for"):
+        stepped(Greedy())
+    stepped(Ahead())  # the twin, which pays for two
+
+
+@pytest.mark.parametrize(("gradients", "extra"), [(0, 0), (1, -1)])
+def test_a_scheme_is_never_paid(gradients, extra, tmp_path):
+    @dataclass(frozen=True)
+    class Paid(Scheme):
+        def extra_passes(self, epochs, steps, images):
+            return extra
+
+    Paid.gradients = gradients
+    room = lab(tmp_path, changed(TINY, train=128))
+    with pytest.raises(PrunebenchError, match=f"declares {gradients} gradients per step and {extra} extra"):
+        room.fit("train", room.initial(), epochs=1, scheme=Paid())
+    assert not room.meter.stages

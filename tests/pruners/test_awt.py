@@ -542,5 +542,5 @@ def test_options_that_make_no_sense_are_refused(options):
 
 
 def test_a_budget_that_the_calibration_eats_is_refused(tmp_path):
-    with pytest.raises(PrunebenchError, match="'calibrate' costs"):
+    with pytest.raises(PrunebenchError, match="Stage 'train' would have 0 of the 18 epochs"):
         use(AWT(**SHORT | {"batches": 1000}), tmp_path)

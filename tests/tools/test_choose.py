@@ -79,7 +79,7 @@ def test_a_net_is_measured_on_validation_images_alone(call, tmp_path, monkeypatc
     rules = load(tmp_path / "small.toml")
     _, validation = Store(tmp_path / "data").training(rules.data, validation=rules.validation, train=rules.train)
     images, labels = as_float(validation.images), validation.labels
-    net = open_net(tmp_path / "out" / "random-s0.9-seed100" / "net.safetensors").module
+    net = open_net(tmp_path / "out" / "small" / "random-s0.9-seed100" / "net.safetensors").module
     noise = torch.Generator().manual_seed(0)
     right = net(images).argmax(1) == labels
     weak = net(pgd(net, images, labels, rules.threat, generator=noise, steps=10, step_size=0.05)).argmax(1) == labels
