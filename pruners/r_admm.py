@@ -51,7 +51,7 @@ class RADMM:
 
     def __post_init__(self) -> None:
         if not (self.dense >= 0 and self.admm > 0 and self.dense + self.admm < 1):
-            raise ValueError(f"dense = {self.dense} and admm = {self.admm} must be positive, their sum less than 1")
+            raise ValueError(f"dense = {self.dense} must be at least 0, admm = {self.admm} above 0, their sum below 1")
         if not (self.rho >= 0 and self.lr > 0):
             raise ValueError(f"rho = {self.rho} must be at least 0 and lr = {self.lr} above 0")
         if self.layers not in LAYERS:

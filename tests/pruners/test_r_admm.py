@@ -204,7 +204,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(after, tmp_path):
     [
         ({"dense": -0.1}, "dense = -0.1"),
         ({"admm": 0.0}, "admm = 0.0"),
-        ({"dense": 0.5, "admm": 0.5}, "their sum less than 1"),
+        ({"dense": 0.5, "admm": 0.5}, "their sum below 1"),
         ({"rho": -1.0}, "rho = -1.0"),
         ({"rho": math.nan}, "rho = nan"),
         ({"lr": 0.0}, "lr = 0.0"),
