@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.lab import schemes
 from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.schemes import Scores
@@ -142,7 +143,7 @@ def test_the_second_gradient_is_charged(loss, tmp_path):
 
 def test_a_search_that_forgets_to_pay_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(Scores, "gradients", 1)
-    with pytest.raises(AssertionError):
+    with pytest.raises(PrunebenchError, match="more gradients per step than the 1 that it pays for"):
         test_the_second_gradient_is_charged("pgd", tmp_path)
 
 
