@@ -34,10 +34,8 @@ def keep_largest(scores: Mapping[str, Tensor], keep: int, among: Masks | None = 
     nested in them. Raises NoRanking for NaN scores, and ValueError if there are fewer than `keep` weights to choose
     from.
     """
+    refuse_nan(scores)
     flat = torch.cat([score.detach().reshape(-1) for score in scores.values()])
-    if flat.isnan().any():
-        where = some([name or "a layer" for name, score in scores.items() if score.isnan().any()], 5)
-        raise NoRanking(f"Scores of {where} are NaN, so the largest are not defined; lower the learning rate.")
     ranked = flat.argsort(descending=True, stable=True)
     if among is not None:
         ranked = ranked[torch.cat([among[name].reshape(-1) for name in scores])[ranked]]
@@ -58,12 +56,11 @@ def two_of_four(scores: Mapping[str, Tensor]) -> Masks:
     """The masks of the two largest scores of every four consecutive inputs, for each output and kernel pixel.
 
     Tensors of shape (outputs, inputs, ...). The last group of a tensor whose inputs are no multiple of 4 is shorter and
-    keeps two as well, as if zeros filled it. Among equal scores, the first ones. Raises ValueError for NaN scores.
+    keeps two as well, as if zeros filled it. Among equal scores, the first ones. Raises NoRanking for NaN scores.
     """
     found = {}
+    refuse_nan(scores)
     for name, score in scores.items():
-        if score.isnan().any():
-            raise ValueError(f"scores of {name} hold NaN, so the largest scores are not defined")
         rows = score.detach().movedim(1, -1)
         groups = F.pad(rows, (0, -rows.shape[-1] % 4), value=-math.inf).unflatten(-1, (-1, 4))
         ranks = groups.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
@@ -126,11 +123,9 @@ def refuse_empty(keeps: Mapping[str, int]) -> None:
 
 
 def refuse_nan(scores: Mapping[str, Tensor]) -> None:
-    """Raise PrunebenchError for scores that are NaN."""
-    if wrong := [name for name, score in scores.items() if score.isnan().any()]:
-        raise PrunebenchError(
-            f"Scores of {some(wrong)} are NaN, so the largest are not defined; lower the learning rate."
-        )
+    """Raise NoRanking for scores that are NaN."""
+    if wrong := [name or "a layer" for name, score in scores.items() if score.isnan().any()]:
+        raise NoRanking(f"Scores of {some(wrong, 5)} are NaN, so the largest are not defined; lower the learning rate.")
 
 
 def shuffled(masks: Masks, generator: torch.Generator) -> Masks:

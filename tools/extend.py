@@ -75,7 +75,7 @@ def extended(path: Path, out: Path, data: Path, also: Sequence[str]) -> Record:
         if not torch.equal(referee.answers(as_float(test.images)), torch.from_numpy(arrays["predicted"]).long()):
             raise PrunebenchError(f"The net beside {path} predicts otherwise than its outcomes say; score it again.")
         if BEST in (wanted := missing(record, also)):
-            again, parent = pursued(path, out, referee, net, test, standing)
+            again, parent = pursued(record, path, out, referee, net, test, standing)
             facts["best"] = again.counted(suite_of(rules).best.name, now)
             more |= {f"best/{name}": bits.numpy() for name, bits in again.standing.items()}
             passes, seconds = again.passes, again.seconds
@@ -98,11 +98,10 @@ def extended(path: Path, out: Path, data: Path, also: Sequence[str]) -> Record:
 
 
 def pursued(
-    path: Path, out: Path, referee: Referee, net: Net, test: Split, standing: dict[str, Tensor]
+    record: Record, path: Path, out: Path, referee: Referee, net: Net, test: Split, standing: dict[str, Tensor]
 ) -> tuple[Pursued, str | None]:
     """The pursuit of AutoAttack's survivors, and the sha256 of the dense net whose adversarials it tried."""
-    record, parent = load_record(path), None
-    assert isinstance(record, Record)
+    parent = None
     dense = path.with_name(f"dense-s0-seed{record.job.seed}{path.suffix}")
     if dense != path and dense.exists():
         other = open_net(net_path(dense))

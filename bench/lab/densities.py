@@ -71,10 +71,6 @@ class Densities(Scores):
     lowest: float = 0.0
     rate: float = 1.0
 
-    def check(self) -> None:
-        """Refuse scores that are NaN; a layer always keeps a weight."""
-        refuse_nan(self.scores)
-
     def attach(self, net: nn.Module) -> None:
         """Make the net use its weights under the masks; freeze everything else."""
         net.requires_grad_(False)
