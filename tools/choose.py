@@ -4,7 +4,9 @@ Trains each pruner as `prunebench train` does, and attacks its net with APGD-CE 
 images, which no training sees. Test images are never opened. So hyperparameters can be chosen for all methods with
 equal care, and the log shows how.
 
-    python -m tools.choose digits-linf --sparsity 0.98 --seed 100 101 --pruner awt awt:kernel=kept hydra:layers=global
+    python -m tools.choose digits-linf --sparsity 0.98 --seed 100 101 102 --pruner @docs/candidates.txt
+
+`@FILE` stands for the lines of that file; docs/candidates.txt has every method's options that were in question.
 
 Measurements go to choices.csv in the folder --log, and its page choices.md is made from all of them. What has a result
 there, from the same rules, options and source file of the pruner, is not measured again; other processes may write to
@@ -152,7 +154,9 @@ def difference(first: dict[int, Row], other: dict[int, Row]) -> str:
 
 def main() -> None:
     """Measure what is missing, seed after seed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, fromfile_prefix_chars="@"
+    )
     parser.add_argument("protocol")
     parser.add_argument("--sparsity", type=float, nargs="+", required=True)
     parser.add_argument("--seed", type=int, nargs="+", required=True, help=f"{FIRST} or above")

@@ -28,10 +28,11 @@ SLOWEST = 3600.0  # seconds that one command may take
 
 
 def timeless(record: Record) -> bytes:
-    """A record without what may differ in a repeated measurement: seconds, the hash over them, the commit."""
+    """A record without what may differ in a repeated measurement: seconds, what follows from them, the commit."""
     values = record.model_dump(mode="json", by_alias=True, exclude={"sha256"})
     values["cost"] |= {"train_seconds": None, "processor_seconds": None, "score_seconds": None}
     values["cost"]["stages"] = [stage | {"seconds": None} for stage in values["cost"]["stages"]]
+    values["score"]["flags"] = [flag for flag in values["score"]["flags"] if flag["name"] != "budget-overrun"]
     values["env"].pop("commit", None)
     return canonical_json(values)
 

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from tests.support.nets import UNATTACKED, changed, toml
+from tests.support.records import make as record
 from tools import kill_and_resume
-from tools.kill_and_resume import NET, Tally, main, result, torment, work
+from tools.kill_and_resume import NET, Tally, main, result, timeless, torment, work
 
 
 @pytest.mark.slow
@@ -83,6 +84,21 @@ def test_the_tool_finds_a_run_that_goes_on_otherwise_than_it_began(tmp_path, mon
 def test_a_command_that_fails_is_shown(tmp_path):
     with pytest.raises(SystemExit, match=r"(?s)ended with 3.*what is wrong"):
         work([sys.executable, "-c", "print('what is wrong'); raise SystemExit(3)"], tmp_path, None)
+
+
+def test_a_slow_machine_is_no_difference_and_another_doubt_is():
+    flags = {
+        name: {"name": name, "value": 0.0, "threshold": 0.1, "sentence": "."} for name in ("late", "budget-overrun")
+    }
+    quick = record(score={"flags": list(flags.values())})
+    slow = record(
+        score={"flags": [flags["late"], flags["budget-overrun"] | {"value": 2.0}]},
+        cost={"train_seconds": 99.0, "score_seconds": 99.0, "processor_seconds": 99.0},
+    )
+    assert timeless(quick) == timeless(slow)
+    assert timeless(quick) != timeless(
+        record(score={"flags": [flags["late"] | {"value": 2.0}, flags["budget-overrun"]]})
+    )
 
 
 def test_results_are_compared_by_their_bytes(tmp_path, scored):
