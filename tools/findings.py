@@ -1,4 +1,4 @@
-"""What the records say about questions fixed in advance: a page of findings, and the short list of the README.
+"""What the records say about questions fixed in advance: a page, and the README's first findings and boards.
 
 `python -m tools.findings leaderboard/records --write docs/findings.md --readme README.md` answers every question of
 `leaderboard/findings/questions.py` from the records and the nets beside them. Without `--write` it prints the page,
@@ -15,6 +15,7 @@ from prunebench.bench.files import write_bytes
 from prunebench.leaderboard.board import Ranking
 from prunebench.leaderboard.findings.page import between_markers, findings, page, picture, short_version
 from prunebench.leaderboard.findings.questions import QUESTIONS
+from prunebench.leaderboard.findings.status import status
 from prunebench.leaderboard.site.looks import standalone
 from prunebench.leaderboard.table import Results, rank, read
 
@@ -38,14 +39,17 @@ def one(records: Path, key: str | None) -> str:
 def stale(records: Path, write: Path | None, readme: Path | None) -> dict[Path, str]:
     """The files that differ from what the records say today, with their new content.
 
-    `write`: the page. `readme`: the file with the short list, whose pictures go to the folder docs beside it.
+    `write`: the page. `readme`: the file with the first findings and the table of boards; its picture goes to the
+    folder docs beside it.
     """
     results, ranking = known(records)
     found = findings(ranking, results, records)
     wanted = {} if write is None else {write: page(found, ranking.boards)}
     if readme is not None:
-        listed = short_version(found, ranking.boards)
-        wanted[readme] = between_markers(readme.read_text(encoding="utf-8"), listed, str(readme))
+        text = readme.read_text(encoding="utf-8")
+        for part in (short_version(found, ranking.boards), status(ranking.boards)):
+            text = between_markers(text, part, str(readme))
+        wanted[readme] = text
         drawn = picture(ranking.boards)
         wanted |= {readme.parent / "docs" / name: standalone(chart.svg) for name, chart in drawn.items()}
     return {path: new for path, new in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != new}
@@ -56,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path)
     parser.add_argument("--write", type=Path, default=None, help="the page")
-    parser.add_argument("--readme", type=Path, default=None, help="a file with the markers of the short list")
+    parser.add_argument("--readme", type=Path, default=None, help="a file with the markers of both parts")
     parser.add_argument("--only", default=None, metavar="KEY", help="print one finding")
     parser.add_argument("--check", action="store_true", help="fail unless the files are up to date, and write nothing")
     asked = parser.parse_args(arguments)

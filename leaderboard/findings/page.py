@@ -148,16 +148,21 @@ def headlines(found: Iterable[Finding], board: Board | None = None) -> list[tupl
 
 
 def short_version(found: Sequence[Finding], boards: Sequence[Board]) -> str:
-    """The list for the README, between its markers, from the leading board."""
+    """The picture and the first findings of the leading board, for the README, between its markers."""
     lead = leading(boards)
     seeds = max(len(row.seeds) for row in lead.rows)
-    what = f"{escaped(lead.protocol)}, version {lead.version} ({lead.records} records, up to {seeds} seeds)"
+    what = f"{escaped(lead.protocol)}, {lead.records} nets, up to {seeds} seeds per row"
     drawn = [f"![{escaped(chart.title)}](docs/{name})" for name, chart in picture(boards).items()]
     lines = [
-        _wrapped(f"- **{question.title}** {sentence(verdict)} ([figures](docs/findings.md#{question.key}))", "  ")
+        _wrapped(f"- **{question.title}** {in_short(verdict)} ([figures](docs/findings.md#{question.key}))", "  ")
         for question, _, verdict in headlines(found, lead)
     ]
-    return "\n".join([BEGIN, _wrapped(f"Answers by rule, from the records of {what}:"), "", *drawn, "", *lines, END])
+    return "\n".join([BEGIN, *drawn, "", _wrapped(f"From the records of {what}, by rule:"), "", *lines, END])
+
+
+def in_short(verdict: str) -> str:
+    """The first clause of a verdict, which holds without the others, as Markdown."""
+    return sentence(verdict.partition(";")[0].partition(". ")[0].rstrip(".") + ".")
 
 
 def leading(boards: Sequence[Board]) -> Board:
@@ -177,7 +182,11 @@ def _file_name(protocol: str) -> str:
 
 
 def between_markers(text: str, new: str, name: str) -> str:
-    """`text` with `new` in the place of what is between the markers. Raises PrunebenchError unless both occur once."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise PrunebenchError(f"{name} does not have the lines {BEGIN} and {END} once each, in this order; add them.")
-    return text[: text.index(BEGIN)] + new + text[text.index(END) + len(END) :]
+    """`text` with `new` in place of the part that begins and ends with the first and the last line of `new`.
+
+    Raises PrunebenchError unless `text` has each of these two marker lines once, in this order.
+    """
+    begin, end = new.splitlines()[0], new.splitlines()[-1]
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise PrunebenchError(f"{name} does not have the lines {begin} and {end} once each, in this order; add them.")
+    return text[: text.index(begin)] + new + text[text.index(end) + len(end) :]

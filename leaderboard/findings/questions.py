@@ -106,7 +106,6 @@ QUESTIONS = (
         Pairs((("awt", "awt:shuffle=true"), ("awt", "random"))),
         "A sparse net whose adversarial training follows the dense net's exists at initialisation and can be found.",
         "Shi et al. 2022, arXiv 2202.06488",
-        first=True,
     ),
     Question(
         "awt-init",
@@ -114,7 +113,6 @@ QUESTIONS = (
         Pairs((("awt", "snip"), ("awt", "grasp"), ("awt", "synflow"))),
         "A mask found at initialisation by matching tangent kernels trains as the dense net does.",
         "Shi et al. 2022, arXiv 2202.06488",
-        first=True,
     ),
     Question(
         "iwi-ticket",
@@ -129,7 +127,6 @@ QUESTIONS = (
         ),
         "Weights inherited from a robust lottery ticket make the large net more robust.",
         "Wang et al. 2020, arXiv 2009.05423",
-        first=True,
     ),
     Question(
         "iwi-remainder",
@@ -144,7 +141,6 @@ QUESTIONS = (
         Unpruned(),
         "Weight sparsity does not hurt robustness but improves it.",
         "Wang et al. 2020, arXiv 2009.05423",
-        first=True,
     ),
     Question(
         "hydra-layers",
@@ -152,7 +148,6 @@ QUESTIONS = (
         Pairs((("hydra:layers=global", "hydra"), ("hydra:layers=erk", "hydra"))),
         "HYDRA was published with one density for all layers.",
         "Sehwag et al. 2020, arXiv 2002.10509",
-        first=True,
     ),
     Question(
         "order",
@@ -171,7 +166,6 @@ QUESTIONS = (
         ),
         "The first of each pair reaches the higher AutoAttack accuracy at a sparsity of .9.",
         _PIRAS,
-        first=True,
     ),
     Question(
         "slack",
@@ -187,7 +181,6 @@ QUESTIONS = (
         Overlaps(seeds=True),
         "A winning ticket works with the initialisation that it was found with.",
         "Frankle & Carbin 2019, arXiv 1803.03635",
-        first=True,
     ),
     Question("methods", "Do two methods find the same mask from the same first weights?", Overlaps(seeds=False)),
     Question(

@@ -15,6 +15,7 @@ from prunebench.leaderboard.findings.page import (
     between_markers,
     findings,
     headlines,
+    in_short,
     page,
     picture,
     short_version,
@@ -44,9 +45,17 @@ def test_the_page_and_the_list_say_the_same(tmp_path):
     flat = " ".join(page(found, ranking.boards).split())
     listed = " ".join(short_version(found, ranking.boards).split())
     said = [verdict for _, _, verdict in headlines(found)]
-    assert said and all(each in flat and each in listed for each in said)
+    assert said and all(each in flat and in_short(each) in listed for each in said)
     assert page(findings(ranking, results, tmp_path), ranking.boards) == page(found, ranking.boards)
     assert list(picture(ranking.boards)) == ["board-digits-linf.svg"]
+
+
+def test_a_verdict_in_short_is_its_first_clause():
+    assert (
+        in_short("No method wins at 0.9 (-2.2 [-3.5, -0.9]); clearly behind: awt.")
+        == "No method wins at 0.9 (-2.2 [-3.5, -0.9])."
+    )
+    assert in_short("It costs 6.7 points. The interval excludes 0 for 2 rows.") == "It costs 6.7 points."
 
 
 def test_new_records_change_what_is_said():
@@ -78,7 +87,7 @@ def test_the_list_takes_the_place_between_its_markers():
     assert between_markers(text, f"{BEGIN}\nnew\n{END}", "x") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
     for wrong in ("", f"{BEGIN}", f"{END}{BEGIN}", text + text):
         with pytest.raises(PrunebenchError, match="x does not have the lines"):
-            between_markers(wrong, "new", "x")
+            between_markers(wrong, f"{BEGIN}\nnew\n{END}", "x")
 
 
 def test_questions_are_told_apart_and_cite_what_they_claim():

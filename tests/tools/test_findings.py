@@ -8,6 +8,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from prunebench.bench.errors import PrunebenchError
+from prunebench.leaderboard.findings import status
 from prunebench.leaderboard.findings.page import BEGIN, END, HEADER
 from tests.support.records import make, save
 from tools import findings
@@ -23,7 +24,7 @@ def fill(folder, robust=60):
 
 
 def asked(folder):
-    (folder / "README.md").write_text(f"# Mine\n\n{BEGIN}\n{END}\n\nMore.\n")
+    (folder / "README.md").write_text(f"# Mine\n\n{BEGIN}\n{END}\n\n{status.BEGIN}\n{status.END}\n\nMore.\n")
     return [str(folder / "records"), "--write", str(folder / "findings.md"), "--readme", str(folder / "README.md")]
 
 
