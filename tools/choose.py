@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean, stdev
@@ -43,8 +43,10 @@ HEAD = f"""# Options compared on validation images
 
 Made by `python -m tools.choose`. Each net is trained by the protocol under a seed of at least {FIRST}, and attacked
 with APGD-CE on the protocol's validation images; no test image is used. `source` is the sha256 of the pruner's file.
-Robust is the mean over seeds, with their standard deviation. The difference to the first line is over the seeds that
-both have, with a 95 % interval by Student's t."""
+Robust is the mean over seeds, with their standard deviation. A difference is over the seeds that both have, with a 95 %
+interval by Student's t. The last table of a board says which options did best. A method without rows on a board gets
+these as defaults if they beat the old ones by 3 points or more; a method with rows keeps its defaults, and gets a row
+of its own for better options."""
 
 
 @dataclass(frozen=True)
@@ -113,18 +115,50 @@ def page(rows: Sequence[Row]) -> str:
     """The Markdown page of all measurements, a table per protocol and sparsity, the most robust pruner first."""
     parts = [HEAD]
     for board in sorted({(row.protocol, row.rules, row.sparsity) for row in rows}):
+        mine = [row for row in rows if (row.protocol, row.rules, row.sparsity) == board]
         parts.append(f"## {board[0]}, sparsity {board[2]:g}\n\nRules {board[1]}.")
-        parts.append(table([row for row in rows if (row.protocol, row.rules, row.sparsity) == board]))
+        parts += [table(mine), *([chosen] if (chosen := best_options(mine)) else [])]
     return "\n\n".join(parts) + "\n"
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The Markdown table of one board; nets that failed follow below it."""
+def _by_row(rows: Sequence[Row]) -> dict[tuple[str, str], dict[int, Row]]:
+    """Nets by pruner and source, then by seed, without those that failed; the most robust pruner first."""
     groups: dict[tuple[str, str], dict[int, Row]] = {}
     for row in rows:
         if not row.failed:
             groups.setdefault((row.pruner, row.source), {})[row.seed] = row
-    ranked = sorted(groups, key=lambda group: (-fmean(r.robust / r.images for r in groups[group].values()), group))
+    ranked = sorted(groups, key=lambda group: (-_robust(groups[group]), group))
+    return {group: groups[group] for group in ranked}
+
+
+def _robust(nets: Mapping[int, Row]) -> float:
+    return fmean(net.robust / net.images for net in nets.values())
+
+
+def best_options(rows: Sequence[Row]) -> str:
+    """The Markdown table of the best options of each method on one board; empty where no method has two.
+
+    Options that turn a method into its own control (`shuffle=true`) do not count.
+    """
+    methods: dict[str, list[tuple[str, dict[int, Row]]]] = {}
+    for (label, _), nets in _by_row(rows).items():
+        if "shuffle=true" not in label:
+            methods.setdefault(label.partition(":")[0], []).append((label, nets))
+    lines = []
+    for name, tried in sorted(methods.items()):
+        default = next((nets for label, nets in tried if label == name), None)
+        if len(tried) > 1 and default is not None:
+            label, nets = tried[0]
+            gap = "" if label == name else difference(default, nets)
+            lines.append(f"| `{name}` | {len(tried)} | `{label}` | {100 * _robust(nets):.1f} | {gap} |")
+    head = ["| method | tried | best | robust % | to the default |", "|---|---:|---|---:|---:|"]
+    return "\n".join([*head, *lines]) if lines else ""
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The Markdown table of one board; nets that failed follow below it."""
+    groups = _by_row(rows)
+    ranked = list(groups)
     lines = ["| pruner | source | robust % | by seed | clean % | to the first |", "|---|---|---:|---|---:|---:|"]
     for group in ranked:
         mine = groups[group]

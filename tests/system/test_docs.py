@@ -12,7 +12,15 @@ from typer.main import get_command
 from prunebench.bench.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXTS = ["README.md", "CONTRIBUTING.md", "bench/PROTOCOL.md", "bench/BENCHMARKS.md", "bench/executor/BENCHMARKS.md"]
+TEXTS = [
+    "README.md",
+    "AGENTS.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "bench/PROTOCOL.md",
+    "bench/BENCHMARKS.md",
+    "bench/executor/BENCHMARKS.md",
+]
 PAGES = [*TEXTS, "pruners/README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 

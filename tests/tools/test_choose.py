@@ -14,7 +14,7 @@ from prunebench.bench.data import Store, as_float
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.protocol import load
 from tests.support.nets import SMALL
-from tools.choose import Row, difference, keep, page, read, table
+from tools.choose import Row, best_options, difference, keep, page, read, table
 
 
 def row(pruner="imp", seed=100, robust=50, clean=80, sparsity=0.9, source="a" * 12, failed=""):
@@ -35,6 +35,19 @@ def test_the_table_on_paper():
         "- `grasp`, seed 100: no path",
     ]
     assert difference({100: row()}, {100: row(robust=45), 7: row(robust=99)}) == "-5.0"
+
+
+def test_the_best_options_of_a_method_on_paper():
+    """imp:rounds=2 is 8 and 14 above imp: mean 11, sd 4.243, t(1) = 12.706, 4.243 / sqrt(2) = 3."""
+    rows = [row(seed=100), row(seed=101, robust=54), row("imp:rounds=2", 100, 58), row("imp:rounds=2", 101, 68)]
+    rows += [row("imp:shuffle=true", 100, 99), row("imp:rounds=3", 100, 99, failed="no epoch"), row("awt")]
+    rows += [row("hydra", 100, 70), row("hydra:layers=erk", 100, 60), row("snip:batches=1"), row("snip:batches=2")]
+    assert best_options(rows).splitlines()[2:] == [
+        "| `hydra` | 2 | `hydra` | 70.0 |  |",
+        "| `imp` | 2 | `imp:rounds=2` | 63.0 | +11.0 [-27.1, +49.1] |",
+    ]
+    assert best_options([row("awt"), row("imp")]) == ""
+    assert best_options(rows) in page(rows)
 
 
 def test_the_page_has_a_table_for_each_sparsity():
