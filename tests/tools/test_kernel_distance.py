@@ -93,6 +93,7 @@ def test_the_moving_mask_ends_nearer_to_the_dense_net_than_fixed_ones(tmp_path):
     check_controls(tmp_path, seeds=(0, 1), search=0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"search": 0.01}, {"search": 0.1, "settle": 0.0}])
 def test_controls_twin(options, tmp_path):
     """A search of one step, or whose mask never moves, is the fixed magnitude mask's."""
