@@ -207,11 +207,12 @@ def main() -> None:
     for spec, job in grid(asked.pruner, asked.sparsity, asked.seed):
         source = source_of(spec)[:12]
         about = (rules.name, rules.sha256[:12], job.sparsity, job.label, job.seed)
-        known = [row for row in read(asked.log / "choices.csv") if row.cell == about and row.source == source]
-        if any(not row.failed for row in known):
-            continue
-        row = measured(spec, job, rules, asked.out, store)
-        keep(asked.log, row)
+        with sole_user(asked.out / rules.name / job.name, wait=True):  # another process may be at the same net
+            known = [row for row in read(asked.log / "choices.csv") if row.cell == about and row.source == source]
+            if any(not row.failed for row in known):
+                continue
+            row = measured(spec, job, rules, asked.out, store)
+            keep(asked.log, row)
         print(f"{job.name}: {row.failed or f'{row.robust} of {row.images} robust, {row.clean} clean'}", flush=True)
 
 

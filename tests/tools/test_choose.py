@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import Store, as_float
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.files import sole_user
 from prunebench.bench.protocol import load
 from tests.support.nets import SMALL
 from tools.choose import Row, best_options, difference, keep, page, read, table
@@ -113,6 +115,21 @@ def test_what_is_in_the_log_is_not_measured_again(call, monkeypatch):
     assert asked == [("random", 100), ("random", 101)]
     monkeypatch.setattr(tools.choose, "source_of", lambda spec: "c" * 64)  # another text of the pruner's file
     assert [each.robust for each in call("random")] == [7, 6]
+
+
+def test_two_processes_do_not_train_the_same_net_at_once(call, tmp_path, monkeypatch):
+    """What the holder of a net's folder has measured meanwhile is taken over."""
+    folder = tmp_path / "out" / "small" / "random-s0.9-seed100"
+    rules, source = load(tmp_path / "small.toml"), tools.choose.source_of("random")[:12]
+    theirs = Row(rules.name, rules.sha256[:12], 0.9, "random", 100, source, 10, 9, 5, "")
+    monkeypatch.setattr(tools.choose, "measured", lambda *_: pytest.fail("trained beside another process"))
+    with ThreadPoolExecutor(1) as pool:
+        with sole_user(folder):
+            waiting = pool.submit(call, "random")
+            with pytest.raises(TimeoutError):
+                waiting.result(1.0)
+            keep(tmp_path / "log", theirs)
+        assert waiting.result(60) == [theirs]
 
 
 @pytest.mark.parametrize("seed", ["0", "14", "99"])
