@@ -107,11 +107,12 @@ class GraSP(SNIP):
     those weights go. So the largest w * (H g) stay, ranked over all layers together. g and H are both means over the
     same images; H is by the prunable weights. Otherwise as `SNIP`.
 
-    `temperature`: divides the logits in the scores, 200 as in the authors' code, which keeps the softmax near uniform.
+    `temperature`: divides the logits in the scores. The authors' code has 200, which keeps the softmax near uniform; on
+    the digits' validation images 1 does better (`docs/choices.md`).
     `batches`, `start`, `shuffle`: as in `SNIP`.
     """
 
-    temperature: float = 200.0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,8 +37,8 @@ class FlyingBird:
     gradient; the control for the whole method is `random`.
     """
 
-    drop: float = 0.5
-    delta: float = 0.02
+    drop: float = 0.25
+    delta: float = 0.005
     rest: float = 0.25
     plus: bool = False
     room: float = 0.5

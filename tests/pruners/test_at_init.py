@@ -133,7 +133,7 @@ def test_twin_the_other_sign():
 
 # The methods on a lab
 
-PRUNERS = {"snip": SNIP(batches=2), "grasp": GraSP(batches=2), "synflow": SynFlow(iterations=20)}
+PRUNERS = {"snip": SNIP(batches=2), "grasp": GraSP(batches=2, temperature=200.0), "synflow": SynFlow(iterations=20)}
 
 
 class Searching(Watched):
