@@ -281,10 +281,16 @@ def _finite(logits: Tensor, what: str) -> None:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Turn TF32 off during measurements and restore the settings afterwards."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """Turn TF32 off during measurements, and cuDNN's free choice of engines; restore the settings afterwards.
+
+    cuDNN may choose an engine that adds up in a different order every time, and `Referee.steady_logits` would refuse
+    the net for it.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
+    cudnn.deterministic = True
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before

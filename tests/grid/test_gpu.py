@@ -23,6 +23,7 @@ from prunebench.bench.models import build
 from prunebench.bench.score.referee import Referee, exact_float32
 from prunebench.bench.score.scoring import score
 from tests.support.nets import STORE, TINY, changed, job, lab
+from tests.support.waits import no_waiting
 
 pytestmark = [
     pytest.mark.gpu,
@@ -103,13 +104,10 @@ def test_an_epoch_does_not_wait_for_the_card():
         return trainer.step(images, part.labels, 0.1, noise)
 
     step()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         step()
         with pytest.raises(RuntimeError, match="synchroniz"):  # the twin
             step().item()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_training_that_was_cut_off_goes_on(tmp_path):
