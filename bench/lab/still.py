@@ -45,7 +45,7 @@ class Still(nn.Module):
                 statistics = norm.running_mean, norm.running_var, norm.eps
                 weight, bias = fuse_conv_bn_weights(weight, bias, *statistics, norm.weight, norm.bias)
             held.weight.copy_(weight)
-            if held.bias is not None:
+            if held.bias is not None and bias is not None:
                 held.bias.copy_(bias)
 
     def forward(self, images: Tensor) -> Tensor:
