@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tools.gpu_calls import CALLS, PARTS, REHEARSED, TINY, Call
 from tools.gpu_tests import files as gpu_files
-from tools.gpu_tests import tested
+from tools.gpu_tests import kept_and_run
 
 ROOT = Path(__file__).resolve().parents[1]
 LATE = ("no time was left", "cut off by the time limit")  # these are not failures
@@ -99,7 +99,7 @@ def parts(asked: argparse.Namespace, out: Path) -> tuple[list[tuple[str, str]], 
         left = end - time.monotonic()
         if name == "tests":
             share, log = 1 / 2 if call_of.run else 1.0, out / "tests.log"  # tests that hang leave time for the grid
-            line, sound = tested(partial(call, log=log, seconds=share * left), log, out / f"tests-{source()}.txt")
+            line, sound = kept_and_run(partial(call, log=log, seconds=share * left), log, out / f"tests-{source()}.txt")
         else:
             line, sound = measured(name, ["tools/gpu_board.py", "--out=.", f"--measure={name}", *same], out, left)
         rows.append((name, line))

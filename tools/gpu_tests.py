@@ -24,7 +24,7 @@ def files() -> list[str]:
     return [str(path.relative_to(ROOT)) for path in paths if "pytest.mark.gpu" in path.read_text()]
 
 
-def tested(run: Run, log: Path, kept: Path) -> tuple[str, bool]:
+def kept_and_run(run: Run, log: Path, kept: Path) -> tuple[str, bool]:
     """Run the tests that are not in `kept`, and add those that passed; returns a line, and whether none failed."""
     done = set(kept.read_text().splitlines()) if kept.exists() else set()
     spread = ["-n", str(PROCESSES)] if find_spec("xdist") else []
