@@ -18,6 +18,7 @@ from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import sha256_of, write_bytes
+from prunebench.bench.grid.cards import need, seated
 from prunebench.bench.job import Job
 from prunebench.bench.lab.budget import allowed, price
 from prunebench.bench.lab.meter import granted
@@ -94,7 +95,9 @@ class Step:
         task = self.task
         torch.set_num_threads(task.threads)
         try:
-            return {"train": self._train, "attack": self._attack, "record": self._record}[self.what](report)
+            with seated(task.device, lambda: need(task.protocol, task.store)) as device:
+                step = replace(self, task=replace(task, device=device))
+                return getattr(step, f"_{self.what}")(report)
         except Refused as refused:
             return Ended(task, "refused", str(refused))
         except Fault as fault:
