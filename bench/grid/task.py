@@ -6,6 +6,7 @@ The pruner itself runs in another process (`bench.player.process`). Here its wei
 from __future__ import annotations
 
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -96,8 +97,7 @@ class Step:
         torch.set_num_threads(task.threads)
         try:
             with seated(task.device, lambda: need(task.protocol, task.store)) as device:
-                step = replace(self, task=replace(task, device=device))
-                return getattr(step, f"_{self.what}")(report)
+                return getattr(replace(self, task=replace(task, device=device)), f"_{self.what}")(report)
         except Refused as refused:
             return Ended(task, "refused", str(refused))
         except Fault as fault:
@@ -133,9 +133,9 @@ class Step:
             return Ended(task, "failed", str(refused))
         return None
 
-    def _attack(self, report: ProgressCallback) -> Ended | None:
+    def _attack(self, report: ProgressCallback) -> None:
         task = self.task
-        try:
+        with suppress(Refused):  # the record step will refuse it, for all of its images
             score_shard(
                 task.folder / NET,
                 self.shard,
@@ -148,9 +148,6 @@ class Step:
                 best=task.best,
                 keep_proposals=task.keep_proposals,
             )
-        except Refused:
-            return None  # the record step will refuse it, for all of its images
-        return None
 
     def _record(self, report: ProgressCallback) -> Ended:
         task = self.task
