@@ -40,8 +40,8 @@ class Ray:
     """Runs steps on the Ray cluster at `address` or, without an address, on this machine, `jobs` in parallel.
 
     A step takes `threads` CPUs and `gpus` GPUs, which may be a share of one. The default is SHARE on the device cuda,
-    and on auto if the cluster has a GPU; else none. `folder` is the run folder. Raises PrunebenchError for options that
-    Ray cannot honour.
+    and on auto if the cluster has a GPU; else none. A step with a share sees all GPUs of its node, and takes the one
+    that `cards` chooses. `folder` is the run folder. Raises PrunebenchError for options that Ray cannot honour.
     """
 
     def __init__(
