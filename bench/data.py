@@ -24,6 +24,7 @@ from torch import Tensor
 from prunebench.bench.datasets import DATASETS, Arrays, Info, read_folder
 from prunebench.bench.errors import PrunebenchError, unknown
 from prunebench.bench.files import canonical_json, open_outside, sha256_of, write_aside
+from prunebench.bench.folders import folder_info, load_info, once, save_info
 from prunebench.bench.seeds import order
 
 
@@ -90,9 +91,19 @@ class Store:
             return DATASETS[name].info
         if not name.startswith("folder:"):
             raise unknown("data set", name, DATASETS, _FOLDER)
+        folder = self.root / name.removeprefix("folder:")
+        return once((folder, self.cache, "info"), folder, lambda: self._info_of(name, folder))
+
+    def _info_of(self, name: str, folder: Path) -> Info:
+        """The facts of a folder, from beside the cache if its images are there: only a training needs these."""
+        kept = None if self.cache is None else self._kept("folder-train", True, _files(folder, True))
+        if kept is not None and (info := load_info(kept.with_suffix(".info.json"))) is not None:
+            return info
         train = self._arrays(name, True)
-        channels, height, width = train.images.shape[1:]
-        return Info(int(train.labels.max()) + 1, (channels, height, width), (0.5,) * channels, (0.25,) * channels)
+        info = folder_info(int(train.labels.max()) + 1, tuple(train.images.shape[1:]))
+        if kept is not None:
+            save_info(kept.with_suffix(".info.json"), info)
+        return info
 
     def training(self, name: str, *, validation: int, train: int | None = None) -> tuple[Split, Split]:
         """The training images, and `validation` images held out of their published split to measure progress.
@@ -132,7 +143,8 @@ class Store:
         if not name.startswith("folder:"):
             raise unknown("data set", name, DATASETS, _FOLDER)
         folder = self.root / name.removeprefix("folder:")
-        return _ordered(Split(*self._folder(folder, train)), "folder", train)
+        read = lambda: _ordered(Split(*self._folder(folder, train)), "folder", train)  # noqa: E731
+        return once((folder, self.cache, train), folder, read)
 
     def _published(self, name: str, train: bool) -> tuple[Tensor, Tensor]:
         known, root = DATASETS[name], self.root
@@ -185,28 +197,20 @@ class Store:
         return images, labels
 
     def _folder(self, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
-        half, other = ("train", "test") if train else ("test", "train")
-        for part in (half, other):
-            if not (folder / part).is_dir():
-                raise PrunebenchError(
-                    f"There is no {folder / part}; folder:PATH needs train/CLASS/ and test/CLASS/ inside."
-                )
-        classes = [sorted(path.name for path in (folder / part).iterdir() if path.is_dir()) for part in (half, other)]
-        if classes[0] != classes[1]:
-            raise PrunebenchError(
-                f"{folder / half} and {folder / other} have different classes; give them the same folders."
-            )
-        if len(classes[0]) < 2:
-            raise PrunebenchError(f"{folder / half} has {len(classes[0])} class folders; at least 2 are needed.")
-        files = sorted(path for path in (folder / half).rglob("*") if path.is_file())
+        half, files = ("train" if train else "test"), _files(folder, train)
         return self._decoded(f"folder-{half}", train, files, lambda: read_folder(folder / half))
+
+    def _kept(self, name: str, train: bool, files: list[Path]) -> Path:
+        """Where the cache keeps what was decoded from `files`, as long as their paths, sizes and times are these."""
+        assert self.cache is not None
+        facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return self.cache / f"{name}-{'train' if train else 'test'}-{sha256_of(canonical_json(facts))[:16]}.safetensors"
 
     def _decoded(self, name: str, train: bool, files: list[Path], read: Callable[[], Arrays]) -> tuple[Tensor, Tensor]:
         """What `read` returns, as tensors, from the cache while path, size and time of `files` are unchanged."""
         if self.cache is None:
             return _tensors(*read())
-        facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        kept = self.cache / f"{name}-{'train' if train else 'test'}-{sha256_of(canonical_json(facts))[:16]}.safetensors"
+        kept = self._kept(name, train, files)
         damaged = suppress(PrunebenchError, SafetensorError, OSError)  # a damaged cache is decoded again
         with damaged, open_outside(kept, "decoded images", _LARGEST), safe_open(kept, "pt") as opened:
             split = Split(opened.get_tensor("images"), opened.get_tensor("labels"))
@@ -216,6 +220,24 @@ class Store:
         facts_of = {"sha256": Split(images, labels).sha256}
         write_aside(kept, lambda aside: save_file({"images": images, "labels": labels}, aside, metadata=facts_of))
         return images, labels
+
+
+def _files(folder: Path, train: bool) -> list[Path]:
+    """The files of one half of a folder of images. Raises PrunebenchError if its class folders are not in order."""
+    half, other = ("train", "test") if train else ("test", "train")
+    for part in (half, other):
+        if not (folder / part).is_dir():
+            raise PrunebenchError(
+                f"There is no {folder / part}; folder:PATH needs train/CLASS/ and test/CLASS/ inside."
+            )
+    classes = [sorted(path.name for path in (folder / part).iterdir() if path.is_dir()) for part in (half, other)]
+    if classes[0] != classes[1]:
+        raise PrunebenchError(
+            f"{folder / half} and {folder / other} have different classes; give them the same folders."
+        )
+    if len(classes[0]) < 2:
+        raise PrunebenchError(f"{folder / half} has {len(classes[0])} class folders; at least 2 are needed.")
+    return sorted(path for path in (folder / half).rglob("*") if path.is_file())
 
 
 def _ordered(split: Split, name: str, train: bool | None) -> Split:

@@ -32,6 +32,15 @@ def device_named(name: str) -> torch.device:
     return device
 
 
+def search_arithmetic() -> None:
+    """From now on in this process, float32 on a card means TF32 in convolutions and float32 in matrix products.
+
+    It holds for what a pruner computes beside the common training, which has bfloat16 layers. These are torch's
+    defaults, with which the published code of such searches ran; set here, they do not depend on torch's version.
+    """
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+
+
 @cache
 def cpu() -> str:
     """The processor's name; with equal processor, versions and threads, results are identical bytes."""

@@ -7,8 +7,11 @@ import json
 import os
 import pickle
 import random
+import shutil
+import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +20,13 @@ import torch
 import torchvision
 from PIL import Image
 
+import prunebench.bench.data
+from prunebench.bench import folders
 from prunebench.bench.data import Split, Store, as_float
 from prunebench.bench.datasets import DATASETS
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of
+from prunebench.bench.folders import MOST, once
 from prunebench.bench.seeds import order
 
 TRAIN, TEST = 30, 12
@@ -325,6 +331,105 @@ def test_a_changed_folder_is_decoded_anew(tmp_path, decoded):
     assert len(decoded) == 1
     (tmp_path / "pets" / "test" / "cat" / "0.png").unlink()
     assert len(store.testing("folder:pets")) == 3
+
+
+def settle(folder):
+    """As if nothing had changed in `folder` for an hour."""
+    then = time.time() - 3600
+    for place, _, _ in os.walk(folder):
+        os.utime(place, (then, then))
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """How often the files of a folder were listed, and a cache was looked at."""
+    seen = []
+    for name in ("_files", "open_outside"):
+        real = getattr(prunebench.bench.data, name)
+        monkeypatch.setattr(
+            prunebench.bench.data,
+            name,
+            lambda *args, real=real, name=name, **how: (seen.append(name), real(*args, **how))[1],
+        )
+    monkeypatch.setattr(prunebench.bench.folders, "_READ", {})
+    return seen
+
+
+def test_a_process_reads_a_folder_once(tmp_path, decoded, read):
+    """Listing 60,000 files, reading and hashing their images takes seconds, and every step of a grid asks for them."""
+    write_folder(tmp_path / "pets")
+    settle(tmp_path / "pets")
+    first = Store(tmp_path, tmp_path / "cache")
+    found, before = (
+        [first.testing("folder:pets"), first.info("folder:pets"), first.training("folder:pets", validation=1)],
+        [*read],
+    )
+    assert before.count("_files") == 3 and len(decoded) == 2  # of the test half, for the facts, of the training half
+    again = Store(tmp_path, tmp_path / "cache")
+    assert again.testing("folder:pets").sha256 == found[0].sha256 and again.info("folder:pets") == found[1]
+    assert again.training("folder:pets", validation=1)[0].sha256 == found[2][0].sha256
+    assert read == before
+
+
+@pytest.mark.parametrize("change", ["gone", "more", "moved", "fresh"])
+def test_a_folder_that_changes_is_read_again_in_the_same_process(change, tmp_path, read):
+    """The twin; a folder that changed just now may change again without a later time, so it is read every time."""
+    write_folder(tmp_path / "pets")
+    if change != "fresh":
+        settle(tmp_path / "pets")
+    store, cats = Store(tmp_path, tmp_path / "cache"), tmp_path / "pets" / "test" / "cat"
+    assert len(store.testing("folder:pets")) == 4
+    listed = read.count("_files")
+    match change:
+        case "gone":
+            (cats / "0.png").unlink()
+        case "more":
+            shutil.copy(cats / "0.png", cats / "2.png")
+        case "moved":
+            (cats / "0.png").rename(cats / "3.png")
+    assert len(store.testing("folder:pets")) == 4 + {"gone": -1, "more": 1}.get(change, 0)
+    assert read.count("_files") == listed + 1
+
+
+def test_a_process_keeps_few_readings():
+    folders._READ.clear()
+    for number in range(MOST + 3):
+        once((number,), Path("there-is-no-such-folder"), lambda number=number: number)
+    assert [key for (key,) in folders._READ] == [3, 4, 5, 6]
+
+
+def test_the_facts_of_a_folder_lie_beside_its_images(tmp_path, read):
+    """A process that attacks asks for them, and needs no training image."""
+    write_folder(tmp_path / "pets")
+    store = Store(tmp_path, tmp_path / "cache")
+    expected = store.info("folder:pets")
+    opened = read.count("open_outside")
+    assert store.info("folder:pets") == expected and read.count("open_outside") == opened
+    (tmp_path / "pets" / "train" / "cat" / "0.png").unlink()  # the twin: other images, other facts
+    store.info("folder:pets")
+    assert read.count("open_outside") > opened
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[",
+        "[]",
+        "{}",
+        '{"classes":2,"shape":[3,6]}',
+        '{"classes":"2","shape":[3,6,6]}',
+        '{"classes":2,"shape":[3,6,0]}',
+    ],
+)
+def test_damaged_facts_are_read_anew_and_mended(text, tmp_path):
+    write_folder(tmp_path / "pets")
+    store = Store(tmp_path, tmp_path / "cache")
+    expected = store.info("folder:pets")
+    (kept,) = (tmp_path / "cache").glob("*.info.json")
+    sound = kept.read_bytes()
+    kept.write_text(text)
+    assert store.info("folder:pets") == expected and kept.read_bytes() == sound
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "pixel", "label"])

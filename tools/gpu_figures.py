@@ -6,6 +6,8 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +49,29 @@ class Noise(Store):
         return Split(pixels, torch.randint(10, (count,), generator=chance))
 
 
-def measure(what: str, arch: str, images: int, device: str) -> str:
-    """A table line: the time of an epoch of `images` images ("train"), or of the scoring of a sparse net ("score")."""
+def measure(what: str, arch: str, images: int, device: str) -> dict[str, Any]:
+    """A `line` of the table and its figures; `what` is "smoke", "convolutions", "train" or "score".
+
+    "train" measures an epoch of `images` images, "score" the scoring of a sparse net.
+    """
+    if what == "smoke":
+        from tools.gpu_smoke import smoke
+
+        with TemporaryDirectory() as folder:
+            return {"line": f"{device}: {smoke(device, Path(folder))}"}
+    if what == "convolutions":
+        from tools.gpu_convolutions import convolutions
+
+        info = Noise(Path(), shape=SHAPES.get(arch, (3, 32, 32))).info("")
+        batch = min(images, PROTOCOLS["cifar10-linf"].training.batch)
+        table = convolutions(arch, info, batch, device)
+        told = ", ".join(f"{name} {' / '.join(f'{ms:.3g}' for ms in row.values())}" for name, row in table.items())
+        return {"line": f"{arch}, batch {batch}, channels first / last: {told} ms", "milliseconds": table}
+    return {"line": pace(what, arch, images, device)}
+
+
+def pace(what: str, arch: str, images: int, device: str) -> str:
+    """The time of an epoch, or of a scoring, as `prunebench plan` has it."""
     rules, store = PROTOCOLS["cifar10-linf"], Noise(Path(), shape=SHAPES.get(arch, (3, 32, 32)))
     recipe = rules.training.model_copy(update={"epochs": EPOCHS, "validate_every": EPOCHS, "lr": LR})
     sizes = {"train": images, "validation": 16, "test": rules.shard}

@@ -32,6 +32,7 @@ RETRIES = 3  # of a step after its process or node was lost
 LOST = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError")  # errors that Ray retries
 DESK = ".nodes"  # in the run folder: the token by which nodes recognise it, and their progress files
 TOKEN = "token"
+SEE_ALL = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"  # of Ray: do not hide a node's other cards from a step
 OFTEN = 1.0  # seconds between progress reports of a step, and between reads of them
 
 
@@ -39,8 +40,8 @@ class Ray:
     """Runs steps on the Ray cluster at `address` or, without an address, on this machine, `jobs` in parallel.
 
     A step takes `threads` CPUs and `gpus` GPUs, which may be a share of one. The default is SHARE on the device cuda,
-    and on auto if the cluster has a GPU; else none. `folder` is the run folder. Raises PrunebenchError for options that
-    Ray cannot honour.
+    and on auto if the cluster has a GPU; else none. A step with a share sees all GPUs of its node, and takes the one
+    that `cards` chooses. `folder` is the run folder. Raises PrunebenchError for options that Ray cannot honour.
     """
 
     def __init__(
@@ -109,9 +110,10 @@ class Ray:
         self._token, self._looked, self._seen = uuid.uuid4().hex, 0.0, dict[str, ProgressUpdate]()
         shutil.rmtree(self.desk, ignore_errors=True)  # left by a killed run
         write_bytes(self.desk / TOKEN, self._token.encode())
-        self._do = self._ray.remote(
-            num_cpus=self.threads, num_gpus=self.gpus, max_retries=RETRIES, retry_exceptions=False
-        )(_do)
+        options: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": self.gpus}
+        if self.gpus and self.gpus < 1:  # Ray fills one card before the next; a step itself takes the freest
+            options["runtime_env"] = {"env_vars": {SEE_ALL: "1"}}
+        self._do = self._ray.remote(**options, max_retries=RETRIES, retry_exceptions=False)(_do)
         self._steps: dict[Future[Any], Any] = {}
 
     def __exit__(

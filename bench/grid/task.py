@@ -6,6 +6,7 @@ The pruner itself runs in another process (`bench.player.process`). Here its wei
 from __future__ import annotations
 
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.files import sha256_of, write_bytes
+from prunebench.bench.grid.cards import need, seated
 from prunebench.bench.job import Job
 from prunebench.bench.lab.budget import allowed, price
 from prunebench.bench.lab.meter import granted
@@ -94,7 +96,8 @@ class Step:
         task = self.task
         torch.set_num_threads(task.threads)
         try:
-            return {"train": self._train, "attack": self._attack, "record": self._record}[self.what](report)
+            with seated(task.device, lambda: need(task.protocol, task.store)) as device:
+                return getattr(replace(self, task=replace(task, device=device)), f"_{self.what}")(report)
         except Refused as refused:
             return Ended(task, "refused", str(refused))
         except Fault as fault:
@@ -130,9 +133,9 @@ class Step:
             return Ended(task, "failed", str(refused))
         return None
 
-    def _attack(self, report: ProgressCallback) -> Ended | None:
+    def _attack(self, report: ProgressCallback) -> None:
         task = self.task
-        try:
+        with suppress(Refused):  # the record step will refuse it, for all of its images
             score_shard(
                 task.folder / NET,
                 self.shard,
@@ -145,9 +148,6 @@ class Step:
                 best=task.best,
                 keep_proposals=task.keep_proposals,
             )
-        except Refused:
-            return None  # the record step will refuse it, for all of its images
-        return None
 
     def _record(self, report: ProgressCallback) -> Ended:
         task = self.task

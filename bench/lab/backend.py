@@ -20,13 +20,13 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.lab.checks import collapsed, refuse_blind, refuse_infinite
 from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.schemes import Scores
-from prunebench.bench.lab.stages import StageStore, load_stage, save_stage
+from prunebench.bench.lab.stages import PAUSE, StageStore, load_stage, save_stage
 from prunebench.bench.lab.tensorboard import Curves
 from prunebench.bench.lab.train import fit, refuse_collapse
 from prunebench.bench.mask import Masks, State
 from prunebench.bench.progress import ProgressCallback
 
-SAVE_EVERY = 5.0  # seconds between two checkpoints of a loop
+SAVE_EVERY = 5.0  # seconds between two checkpoints of a loop, or PAUSE if that is more
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Computed:
                 began = time.perf_counter()
                 state = asked.step(state, index)
                 about = {"done": index + 1, "seconds": about["seconds"] + time.perf_counter() - began}
-                if time.perf_counter() - saved > SAVE_EVERY:
+                if time.perf_counter() - saved > max(SAVE_EVERY, PAUSE[asked.device.type]):
                     save_stage(partial, state, about)
                     saved = time.perf_counter()
                 report(f"step {index + 1}/{asked.steps}", index + 1, asked.steps)

@@ -54,13 +54,14 @@ class Objective:
 
     `attack`: (net, images, labels, noise) -> adversarial images. `loss`: (net, images, adversarial, labels) -> scalar.
     `search`: maps the recipe's steps to the attack's sample passes per image (forward 1, backward 2); `gradient`: the
-    passes of the loss and its gradient.
+    passes of the loss and its gradient. `clean`: whether the search also asks for logits without a gradient.
     """
 
     attack: Callable[[Net, Tensor, Tensor, torch.Generator], Tensor]
     loss: Callable[[Net, Tensor, Tensor, Tensor], Tensor]
     search: Callable[[int], int]
     gradient: int
+    clean: bool = False
 
     def passes(self, steps: int, gradients: int = 1) -> int:
         """Sample passes per image and training step that takes `gradients` gradients of the loss."""
@@ -106,6 +107,6 @@ def _divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
 
 OBJECTIVES: dict[str, Objective] = {
     "pgd": Objective(pgd, cross_entropy, lambda steps: 3 * steps, 3),
-    "trades": Objective(diverging, trades, lambda steps: 1 + 3 * steps, 6),
+    "trades": Objective(diverging, trades, lambda steps: 1 + 3 * steps, 6, clean=True),
     "fgsm-rs": Objective(one_step, cross_entropy, lambda steps: 3, 3),
 }

@@ -13,6 +13,8 @@ from prunebench.bench.files import read_outside, sole_user, write_bytes
 from prunebench.bench.mask import State
 
 LARGEST_STAGE = 2**31  # bytes: weights, their average and momentum, and what a pruner keeps
+# Seconds, at least, between two checkpoints of a stage, by device. On a card an epoch takes as long as a checkpoint.
+PAUSE = {"cpu": 0.0, "cuda": 30.0}
 _DONE, _PARTIAL = "done.safetensors", "partial.safetensors"
 
 

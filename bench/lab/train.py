@@ -1,4 +1,4 @@
-"""Adversarial training: the same for every pruner, deterministic on the CPU, resumable after every epoch."""
+"""Adversarial training: the same for every pruner, deterministic on the CPU, resumable after a kill."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from prunebench.bench.data import Split, as_float
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.lab import resume
 from prunebench.bench.lab.augmentation import crop_flip
+from prunebench.bench.lab.compiled import tuned
 from prunebench.bench.lab.schedule import Trained, TrainingPlan
+from prunebench.bench.lab.stages import PAUSE
 from prunebench.bench.lab.trainer import Trainer
 from prunebench.bench.mask import Masks
 from prunebench.bench.progress import ProgressCallback
@@ -24,6 +26,7 @@ from prunebench.bench.seeds import derive
 EpochCallback = Callable[[dict[str, Any], float], None]  # a row of the curve, and the seconds that its epoch took
 
 
+@tuned()
 def fit(
     model: nn.Module,
     plan: TrainingPlan,
@@ -37,11 +40,12 @@ def fit(
     on_epoch: EpochCallback | None = None,
     compiled: bool | None = None,
 ) -> Trained:
-    """Train `model` in place by `plan` and return the averaged weights.
+    """Train `model` in place by `plan`, or on a card a compiled net like it, and return the averaged weights.
 
     `masks` hold pruned weights at zero. An epoch's batches, augmentation and noise depend only on `seed` and its
-    number. After every epoch, everything that the next one needs is written to `partial`; a run that finds that file
-    resumes from it and ends in the same bytes. `on_epoch` receives every epoch, including those before a resume.
+    number. After an epoch, everything that the next one needs is written to `partial`: after each on the CPU, at most
+    every PAUSE seconds on a card, and after the last. A run that finds that file resumes from it and ends in the same
+    bytes. `on_epoch` receives every epoch, including those before a resume.
     `compiled`: whether to compile the net, by default on a CUDA card. Raises PrunebenchError when the loss is no
     longer finite; callers that train with one step also pass the rows of `on_epoch` to `refuse_collapse`.
     """
@@ -54,7 +58,7 @@ def fit(
             on_epoch(row, seconds)
     batch = min(plan.recipe.batch, len(train))
     batches = plan.batches(len(train))
-    began = time.perf_counter()  # compiling is part of the first epoch
+    began = saved = time.perf_counter()  # compiling is part of the first epoch
     if compiled or (compiled is None and device.type == "cuda"):
         trainer.capture(as_float(train.take(slice(0, batch)).images))
     for epoch in range(trainer.epoch, plan.last):
@@ -77,8 +81,10 @@ def fit(
         if (epoch + 1) % plan.validate_every == 0 or epoch + 1 == plan.last:
             row |= trainer.validate(validation, derive(seed, "validation", epoch))
         trainer.close_epoch(row, time.perf_counter() - began)
-        if partial is not None:
+        due = epoch + 1 == plan.last or time.perf_counter() - saved >= PAUSE[device.type]
+        if partial is not None and due:
             resume.save(partial, trainer)
+            saved = time.perf_counter()
         if on_epoch is not None:
             on_epoch(row, trainer.times[-1])
         if report is not None:

@@ -17,7 +17,7 @@ from prunebench.bench.attacks.pgd import pgd
 from prunebench.bench.data import Split, as_float
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.executor import Fast, fast
-from prunebench.bench.lab.compiled import captured, frozen
+from prunebench.bench.lab.compiled import Captured, captured
 from prunebench.bench.lab.objectives import OBJECTIVES
 from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.mask import Masks, State, enforce
@@ -35,7 +35,7 @@ class Trainer:
         self.model = model.to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.autocast = torch.autocast("cuda", torch.bfloat16) if cuda else None
-        self.compiled: Model | None = None
+        self.compiled: Captured | None = None
         live = dict(self.model.named_parameters())
         self.plan, self.recipe, self.threat, self.scheme = plan, plan.recipe, plan.threat, plan.scheme
         self.masks = _on(live, masks)
@@ -52,8 +52,12 @@ class Trainer:
         self.times: list[float] = []
 
     def capture(self, images: Tensor) -> None:
-        """From now on, train on batches like these through a compiled net, if it works."""
-        self.compiled = captured(self.model, self.laid_out(images), self.autocast)
+        """From now on, train on batches like these through a compiled net, if it works; it becomes `model`."""
+        clean = OBJECTIVES[self.recipe.objective].clean
+        made = captured(self.model, self.laid_out(images), self.autocast, clean=clean, user=self)
+        if made is not None:
+            self.compiled, self.model, self.live = made, made.net, made.net.state_dict()
+            self.quick = _quick(self.model, self.masks, images.device)
 
     def laid_out(self, images: Tensor) -> Tensor:
         """The images in the memory layout that this device's layers prefer."""
@@ -68,8 +72,7 @@ class Trainer:
         """
         with _attacking(self.model):
             if batch and self.compiled is not None:
-                with frozen(self.model):
-                    yield self.compiled
+                yield self.compiled.attacked()
             elif self.quick is not None:
                 self.quick.refresh()
                 yield self.quick
@@ -104,7 +107,7 @@ class Trainer:
 
     def logits(self, images: Tensor, model: Model | None = None) -> Tensor:
         """Logits, float32 (n, classes), of `images` from the net in training mode, or from a `model` of `attacked`."""
-        model = model or self.compiled or self.model
+        model = model or (self.model if self.compiled is None else self.compiled.trained)
         images = images.contiguous(memory_format=torch.channels_last)
         if self.autocast is None:
             return model(images)

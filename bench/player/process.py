@@ -49,6 +49,7 @@ def describe(request: Describe) -> list[dict[str, Any]]:
 def play(request: Play, send: Send) -> None:
     """Let the pruner train, and write its weights to the folder of the request."""
     torch.set_num_threads(request.threads)
+    machine.search_arithmetic()
     lab = Lab(
         request.job,
         request.protocol,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.bench.attacks.base import Attack, within
+from prunebench.bench.attacks.blocks import in_blocks
 from prunebench.bench.errors import Refused
 from prunebench.bench.executor import Fast, fast
 from prunebench.bench.executor.surrogate import OWN, Replaced, Surrogate
@@ -82,7 +83,8 @@ class Referee:
         passes = self._count(images)
         if self._listen is not None:
             self._listen(passes)
-        logits = self.fast(images) if surrogate == OWN else self._replaced(images, surrogate)
+        asked = self.fast if surrogate == OWN else partial(self._replaced, surrogate=surrogate)
+        logits = in_blocks(asked, images)
         if not math.isfinite(float(logits.detach().sum())):  # checking each logit costs several times as much
             self._silent.append(self._answerless(images.detach(), logits.detach()))
         return logits
@@ -281,10 +283,16 @@ def _finite(logits: Tensor, what: str) -> None:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Turn TF32 off during measurements and restore the settings afterwards."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """Turn TF32 off during measurements, and cuDNN's free choice of engines; restore the settings afterwards.
+
+    cuDNN may choose an engine that adds up in a different order every time, and `Referee.steady_logits` would refuse
+    the net for it.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
+    cudnn.deterministic = True
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before

@@ -13,8 +13,9 @@ from prunebench.bench.datasets import Info
 from prunebench.bench.grid.local import Pool
 from prunebench.bench.grid.run import grid, run
 from prunebench.bench.grid.task import train
+from prunebench.bench.lab import compiled as compiling
 from prunebench.bench.lab.augmentation import crop_flip
-from prunebench.bench.lab.compiled import captured
+from prunebench.bench.lab.compiled import TRIES, captured
 from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.train import fit
 from prunebench.bench.lab.trainer import Trainer
@@ -23,6 +24,7 @@ from prunebench.bench.models import build
 from prunebench.bench.score.referee import Referee, exact_float32
 from prunebench.bench.score.scoring import score
 from tests.support.nets import STORE, TINY, changed, job, lab
+from tests.support.waits import no_waiting
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,6 +39,7 @@ INFO = {
 @pytest.fixture(autouse=True)
 def _afresh():
     torch.compiler.reset()
+    compiling._MADE.clear()  # it would be compiled again in the midst of a training
 
 
 def test_training_attacks_in_bf16_with_a_float32_perturbation(tmp_path, monkeypatch):
@@ -102,14 +105,12 @@ def test_an_epoch_does_not_wait_for_the_card():
         images = trainer.laid_out(crop_flip(as_float(part.images), noise))
         return trainer.step(images, part.labels, 0.1, noise)
 
-    step()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    for _ in range(TRIES):  # CUDA graphs of the two forwards of TRADES are recorded, which waits
+        step()
+    with no_waiting():
         step()
         with pytest.raises(RuntimeError, match="synchroniz"):  # the twin
             step().item()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_training_that_was_cut_off_goes_on(tmp_path):
@@ -133,6 +134,17 @@ def test_jobs_share_the_card(tmp_path):
     jobs = grid(["dense", "random"], [0.9], [0])
     ends = run(changed(epochs=2), jobs, tmp_path, STORE, engine=Pool(2), device="cuda", examples=16)
     assert [end.how for end in ends] == ["done", "done"]
+
+
+def test_a_second_training_takes_over_the_compiled_net():
+    """Its graphs are replayed, at the addresses of the first one's weights: both learn, from other weights."""
+    splits = [split.to(device_named("cuda")) for split in STORE.training("digits", validation=64)]
+    plan = TrainingPlan(changed(epochs=10).training, TINY.threat, 10)
+    results = [
+        fit(build("digits-cnn", info=STORE.info("digits"), seed=seed), plan, *splits, seed=seed) for seed in (0, 1)
+    ]
+    assert len(compiling._MADE) == 1 and all(result.curve[-1]["clean"] > 0.5 for result in results)
+    assert any(not torch.equal(results[1].weights[name], tensor) for name, tensor in results[0].weights.items())
 
 
 @pytest.mark.parametrize("objective", ["pgd", "trades", "fgsm-rs"])

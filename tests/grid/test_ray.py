@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from prunebench.bench.cli.main import app
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.grid.ray import DESK, LOST, OFTEN, SHARE, TOKEN, Ray, _do
+from prunebench.bench.grid.ray import DESK, LOST, OFTEN, SEE_ALL, SHARE, TOKEN, Ray, _do
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,20 @@ def test_as_many_steps_are_submitted_as_fit_twice(tmp_path):
     assert fitting(tmp_path, (True, 64, 5), gpus=2.0)[0] == 2
     assert fitting(tmp_path, (True, 3, 0), gpus=0.0) == (3, [True, True, True, False])
     assert fitting(tmp_path, (False, 3, 0), gpus=0.0) == (0, [True, False, False, False])  # one waits for a node
+
+
+@pytest.mark.parametrize(("gpus", "sees_all"), [(0.0, False), (0.25, True), (0.5, True), (1.0, False), (2.0, False)])
+def test_steps_that_share_cards_see_all_of_them_and_choose(gpus, sees_all, tmp_path):
+    """Ray fills one card before it begins the next, however idle that is; a card of a step's own needs no choice."""
+    asked = {}
+    engine = Ray(tmp_path, gpus=gpus)
+    engine._ray = SimpleNamespace(
+        nodes=lambda: [{"Alive": True, "Resources": {"CPU": 8, "GPU": 8}}],
+        remote=lambda **options: asked.update(options) or (lambda function: function),
+    )
+    engine._begin()
+    assert asked["num_gpus"] == gpus
+    assert asked.get("runtime_env") == ({"env_vars": {SEE_ALL: "1"}} if sees_all else None)
 
 
 class Step:

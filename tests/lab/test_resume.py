@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from prunebench.bench.lab import resume
+from prunebench.bench.lab import resume, stages
 from prunebench.bench.lab.trainer import Trainer
 from tests.lab.test_train import CPU, content, net, plan, some_masks, trained
 
@@ -42,6 +44,44 @@ def test_cut_off_after_any_epoch_it_ends_in_the_same_bytes(how, masked, after, t
     assert seen == list(range(after + 1, 5))  # it did go on, not begin anew
     assert content(resumed) == content(trained(how, masks=masks))
     assert [row["epoch"] for row in resumed.curve] == list(range(how.start + 1, how.start + 5))
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """The epochs that were saved while each takes ten seconds, on a device that is saved every half minute."""
+    now, epochs, real = [0.0], [], resume.save
+
+    def save(partial, it):
+        epochs.append(it.epoch)
+        real(partial, it)
+
+    def tick():
+        now[0] += 10.0
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(resume, "save", save)
+    monkeypatch.setattr(Trainer, "close_epoch", lambda it, *told, real=Trainer.close_epoch: (real(it, *told), tick()))
+    monkeypatch.setitem(stages.PAUSE, "cpu", stages.PAUSE["cuda"])
+    return epochs
+
+
+def test_on_a_card_few_epochs_are_saved_and_the_last(saved, tmp_path, monkeypatch):
+    """Of eight epochs the third, the sixth and the last; cut off after the fifth, it goes on with the fourth."""
+    partial, seen = tmp_path / "partial", []
+
+    def report(what, done, of):
+        seen.append(done)
+        if seen == [1, 2, 3, 4, 5]:
+            raise Cut
+
+    with pytest.raises(Cut):
+        trained(plan(8), partial=partial, report=report)
+    assert saved == [3]
+    resumed = trained(plan(8), partial=partial, report=report)
+    assert seen == [1, 2, 3, 4, 5, 4, 5, 6, 7, 8] and saved == [3, 6, 8]
+    monkeypatch.setitem(stages.PAUSE, "cpu", 0.0)  # the twin: every epoch is saved
+    assert content(resumed) == content(trained(plan(8), partial=tmp_path / "other"))
+    assert saved[3:] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize("part", ["momentum", "average", "steps"])

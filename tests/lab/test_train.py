@@ -330,6 +330,15 @@ def test_the_same_training_is_the_same_bytes():
     assert content(fit(net(1), plan(), TRAIN, VALIDATION, seed=5)) != first
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_engines_are_timed_while_a_net_is_trained_and_not_afterwards(before, monkeypatch):
+    """Attacks on a net to be scored ask for many batch sizes, each of which would be timed anew."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
+    seen = []
+    trained(report=lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    assert seen == [True] * 4 and torch.backends.cudnn.benchmark is before
+
+
 def test_a_part_trained_after_a_part_goes_on_in_the_schedule():
     """As IMP does: the raw weights of the first part, without its momentum, at the learning rates of the second."""
     first = trained(plan(stop=2)).last

@@ -236,13 +236,27 @@ def test_the_batch_size_is_a_function_of_rules_architecture_and_device():
     assert batch_size(changed(shard=1000), "resnet18", "cuda") == 256
 
 
-def test_tf32_is_off_while_we_measure_and_back_afterwards():
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
+@pytest.mark.parametrize("before", [(True, True, False, True), (False, True, True, False), (True, False, False, False)])
+def test_measurements_are_exact_and_the_same_each_time_and_the_settings_come_back(before):
+    """TF32 off, cuDNN's engines deterministic and not chosen by their speed; a twin is what holds outside."""
+
+    def settings():
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        return matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+
+    def set_to(values):
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = values
+
+    found = settings()
     try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        set_to(before)
+        assert settings() == before != (False, False, True, False)
         with exact_float32():
-            assert not matmul.allow_tf32 and not cudnn.allow_tf32
-        assert matmul.allow_tf32 and cudnn.allow_tf32
+            assert settings() == (False, False, True, False)
+        assert settings() == before
+        with pytest.raises(ZeroDivisionError), exact_float32():
+            1 / 0  # noqa: B018
+        assert settings() == before
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        set_to(found)

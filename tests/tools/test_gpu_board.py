@@ -8,19 +8,22 @@ import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, distributions, entry_points
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from prunebench.bench.grid.dry_run import Line
 from prunebench.bench.grid.plan import Forecast
-from tests.support.nets import SMALL
-from tools import gpu_board, gpu_figures
-from tools.gpu_board import LATE, call, main, options, parts, registered
+from prunebench.bench.protocol import load
+from tools import gpu_board, gpu_figures, gpu_pack
+from tools.gpu_board import LATE, call, main, options, parts, planned, registered, told
+from tools.gpu_calls import CALLS, PARTS, REHEARSED
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "tools" / "gpu_board.sh")
-NOTHING = "tests,train,score,grid"
+NOTHING = "smoke,convolutions,train,score,tests,grid"
+FIGURES = "smoke,convolutions,train,score"
 
 
 def test_options_of_the_run_are_left_alone():
@@ -53,7 +56,7 @@ def calls(monkeypatch):
 
     def called(command, log, seconds, folder=ROOT):
         made.append(log.stem)
-        log.write_text(f"a warning\n=== said {len(made)} ===\n")
+        log.write_text(f'a warning\n{{"line": "said {len(made)}"}}\nException ignored in: a thread\n')
         return ""
 
     monkeypatch.setattr(gpu_board, "call", called)
@@ -62,12 +65,35 @@ def calls(monkeypatch):
 
 def test_a_part_is_kept_for_the_same_source_and_questions(tmp_path, calls, monkeypatch):
     def lines(*arguments):
-        return [line for _, line in parts(options(["--out", "x", *arguments]), tmp_path)[0]]
+        asked = options(["--out", "x", "--skip", "tests", *arguments])
+        return [line for _, line in parts(asked, tmp_path)[0]]
 
-    assert lines() == lines() == ["said 1", "said 2", "said 3"] and calls == ["tests", "train", "score"]
-    assert lines("--images", "7") == ["said 1", "said 4", "said 5"]
-    monkeypatch.setattr(gpu_board, "source", lambda *_: "another")
-    assert lines("--images", "7") == ["said 6", "said 7", "said 8"]
+    assert lines() == lines() == ["said 1", "said 2", "said 3", "said 4"]
+    assert calls == ["smoke", "convolutions", "train", "score"]
+    assert lines("--images", "7") == ["said 5", "said 6", "said 7", "said 8"]
+    monkeypatch.setattr(gpu_board, "source", lambda *options: f"another{options[-1]}")
+    assert lines("--images", "7") == ["said 9", "said 10", "said 11", "said 12"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"line": "a"}\n', '{"line": "a"}'),
+        ('{"line": "a"}\n[W911 init.cpp] a driver says good-bye\n', '{"line": "a"}'),
+        ('{"line": "a"}\n{"line": "b"}\n  {"line": "c"}\n', '{"line": "b"}'),
+        ("nothing of the kind\n", None),
+        ("", None),
+    ],
+)
+def test_what_a_measurement_told_is_found_among_what_libraries_say(text, found):
+    assert told(text) == found
+
+
+def test_a_measurement_that_tells_nothing_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_board, "call", lambda command, log, *_: log.write_text("hm\n") and "")
+    rows, good = parts(options(["--out", "x", "--skip", "tests,convolutions,train,score"]), tmp_path)
+    assert rows == [("smoke", f"told nothing; see {tmp_path}/smoke.log")] and not good
+    assert [path.name for path in tmp_path.iterdir()] == ["smoke.log"]
 
 
 @pytest.mark.parametrize(("ended", "status"), [("exit 1", 1), (LATE[1], 0), (LATE[0], 0), ("", 0)])
@@ -75,13 +101,13 @@ def test_a_grid_that_fails_is_no_success_and_one_that_is_cut_off_no_failure(
     ended, status, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(gpu_board, "call", lambda *_: ended)
-    assert main(["--out", str(tmp_path), "--skip", "tests,train,score", "mnist-linf"]) == status
+    assert main(["--out", str(tmp_path), "--skip", f"tests,{FIGURES}", "mnist-linf"]) == status
     assert capsys.readouterr().out.splitlines()[-1] == f"| grid mnist-linf | 0 records, {ended or 'complete'} |"
 
 
 def test_a_part_that_fails_is_said_and_not_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_board, "call", lambda *_: "exit 1")
-    assert main(["--out", str(tmp_path), "--skip", "tests,score"]) == 1
+    assert main(["--out", str(tmp_path), "--skip", "smoke,convolutions,tests,score"]) == 1
     assert "| train | exit 1 |" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
@@ -102,7 +128,7 @@ def test_paths_of_the_grid_are_those_of_the_caller(tmp_path, monkeypatch):
     (tmp_path / "prunebench" / "__init__.py").write_text("raise SystemExit('not ours')")
     (tmp_path / "mine.toml").write_text('base = "nothing-known"\n')
     monkeypatch.chdir(tmp_path)
-    asked = ["--out", "out", "--device", "cpu", "--skip", "tests,train,score", "mine.toml", "--pruner", "dense"]
+    asked = ["--out", "out", "--device", "cpu", "--skip", f"tests,{FIGURES}", "mine.toml", "--pruner", "dense"]
     assert main(asked) == 1
     log = (tmp_path / "out" / "grid.log").read_text()
     assert "Unknown protocol 'nothing-known'" in log and "not ours" not in log
@@ -119,7 +145,7 @@ def test_the_figures_on_paper(monkeypatch):
 
     monkeypatch.setattr(gpu_figures, "forecast", forecast)
     monkeypatch.setattr(gpu_figures, "plain_step", lambda *_, half: 3.0 if half else 6.0)
-    train, score = (gpu_figures.measure(what, "digits-cnn", 512, "cpu") for what in ("train", "score"))
+    train, score = (gpu_figures.measure(what, "digits-cnn", 512, "cpu")["line"] for what in ("train", "score"))
     assert train.startswith("digits-cnn, PGD-10, epoch of 512: 3 s; plain loop in float32 and bfloat16: ")
     assert train.endswith(": 12 s (4.00 times) and 6 s (2.00 times)")
     assert score == "digits-cnn 90 % sparse, 10,000 images, 45% robust: 10 min to score"
@@ -132,45 +158,10 @@ def script(*arguments):
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
-def volumes(tmp_path):
-    return sorted((tmp_path / "home").glob("pack.*"))
-
-
-@pytest.fixture
-def packed(tmp_path):
-    """A pack of 3 MB that do not compress, in volumes of 1 MiB; the stages are left out."""
-    noise = os.urandom(3_000_000)
-    for name in ("runs/nets/a", "runs/stages/b", "site/c"):
-        (tmp_path / "old" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "old" / name).write_bytes(noise)
-    done = script("--out", tmp_path / "old", "--skip", NOTHING, "--pack", tmp_path / "home" / "pack", "--volume", 1)
-    assert done.returncode == 0, done.stderr
-    assert [path.name for path in volumes(tmp_path)] == ["pack.000", "pack.001", "pack.002"]
-    return noise
-
-
-def test_a_pack_is_gone_on_from_and_what_is_there_is_newer(packed, tmp_path):
-    new = tmp_path / "new"
-    for text in (packed, b"newer"):
-        assert script("--out", new, "--skip", NOTHING, "--from", tmp_path / "home" / "pack").returncode == 0
-        assert [path.relative_to(new) for path in new.rglob("*") if path.is_file()] == [Path("runs/nets/a")]
-        assert (new / "runs/nets/a").read_bytes() == text
-        (new / "runs/nets/a").write_bytes(b"newer")
-
-
-@pytest.mark.parametrize("harm", ["missing", "missing last", "flipped"])
-def test_a_pack_that_is_not_whole_is_refused(harm, packed, tmp_path):
-    path = volumes(tmp_path)[2 if harm == "missing last" else 1]
-    whole = path.read_bytes()
-    path.unlink() if "missing" in harm else path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 255]))
-    done = script("--out", tmp_path / "new", "--skip", NOTHING, "--from", tmp_path / "home" / "pack")
-    assert "are no complete pack: bring all volumes" in done.stderr and done.returncode == 2
-    assert not list((tmp_path / "new").iterdir())
-
-
 def test_a_call_that_is_ended_packs_what_there_is(tmp_path):
     """It is ended while its part sleeps, which ends with it."""
-    (tmp_path / "python").write_text(f"#!/bin/sh\necho so far > {tmp_path}/out/log\nexec sleep 3600\n")
+    real = f'[ "$1" = -m ] && exec {sys.executable} "$@"'
+    (tmp_path / "python").write_text(f"#!/bin/sh\n{real}\necho so far > {tmp_path}/out/log\nexec sleep 3600\n")
     (tmp_path / "python").chmod(0o755)
     (tmp_path / "out").mkdir()
     env = os.environ | {"PYTHON": str(tmp_path / "python")}
@@ -180,27 +171,63 @@ def test_a_call_that_is_ended_packs_what_there_is(tmp_path):
         time.sleep(0.02)
     board.send_signal(signal.SIGTERM)
     assert board.wait() == 128 + signal.SIGTERM
-    subprocess.run(["tar", "-xzf", str(tmp_path / "home" / "pack.000"), "-C", str(tmp_path), "./log"], check=True)
-    assert (tmp_path / "log").read_text() == "so far\n"
+    assert gpu_pack.unpack(tmp_path / "home" / "pack", tmp_path / "again") == (1, True)
+    assert (tmp_path / "again" / "log").read_text() == "so far\n"
+
+
+def test_a_pack_that_is_not_whole_ends_the_call_before_it_begins(tmp_path):
+    (tmp_path / "pack.1-records.000").write_bytes(b"\x1f\x8b and no more")
+    done = script("--out", tmp_path / "new", "--skip", NOTHING, "--from", tmp_path / "pack")
+    assert "are no complete pack" in done.stderr and "bring all of them again" in done.stderr
+    assert done.returncode == 2 and not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow
-def test_the_whole_on_the_cpu(tmp_path):
-    """Twice: the second call finds the measurements and the grid done."""
-    rules = tmp_path / "rules.toml"
-    rules.write_text(SMALL)
-    board = ["--out", tmp_path / "out", "--device", "cpu", "--minutes", 9, "--arch", "digits-cnn", "--images", 128]
-    grid = [rules, "--pruner", "random", "--sparsity", "0.9", "--seed", "0", "--examples", "4"]
-    said = []
-    for _ in range(2):
-        done = script(*board, *grid)
-        assert done.returncode == 0, done.stdout + done.stderr
-        said.append(done.stdout.splitlines())
-    assert said[0] == said[1]
-    head, rule, tests, train, score, run = said[1]
-    assert (head, rule) == ("| what | found |", "| --- | --- |")
-    assert "skipped" in tests or "passed" in tests
-    assert train.startswith("| train | digits-cnn, PGD-10, epoch of 128: ") and train.count("times") == 2
-    assert score.startswith("| score | digits-cnn 90 % sparse, 10,000 images") and score.endswith(" min to score |")
-    assert run.endswith("| 1 records, complete |")
-    assert "kept: done before" in (tmp_path / "out" / "grid.log").read_text()
+def test_the_order_of_calls_on_the_cpu(tmp_path):
+    """The third call begins on a bare machine with what the second one packed, and trains nothing again."""
+    done = script("--rehearse", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout.split("call ")[1:]
+    assert [line.split(" | ")[0] for line in said[0].splitlines()[3:-1]] == [f"| {part}" for part in PARTS]
+    assert all("| 3 records, complete |" in text for text in said[1:])
+    assert all("packed: " in text for text in said)
+    for machine, kept in (("machine1", 0), ("machine3", 3), ("machine4", 0)):
+        assert (tmp_path / machine / "grid.log").read_text().count("kept: done before") == kept
+
+
+@pytest.mark.parametrize(
+    ("number", "there", "parts_of", "grid", "waits"),
+    [
+        (1, [], PARTS, 0, ""),
+        (2, [], PARTS, 0, "waits for cifar-10-batches-py/data_batch_1, "),
+        (2, [1, 2, 3, 4], PARTS, 0, "waits for cifar-10-batches-py/data_batch_5, cifar-10-batches-py/test_batch in "),
+        (3, [1, 2, 3, 4, 5, "test"], (), 3, ""),
+        (4, [], (), 0, "waits for MNIST/raw/"),
+    ],
+)
+def test_a_grid_waits_for_its_images_and_what_was_left_takes_its_place(number, there, parts_of, grid, waits, tmp_path):
+    folder = tmp_path / "data" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for batch in there:
+        (folder / ("test_batch" if batch == "test" else f"data_batch_{batch}")).touch()
+    call_of, why = planned(options(["--out", "x", "--call", str(number)]), tmp_path)
+    assert call_of.parts == parts_of and call_of.run.count("--pruner") == grid and why.startswith(waits)
+    assert (call_of.run[-2:] == ("--data", str(tmp_path / "data"))) is bool(grid) and bool(why) is bool(waits)
+
+
+def test_a_call_that_waits_says_so_and_is_no_failure(tmp_path, calls):
+    rows, good = parts(options(["--out", "x", "--call", "4", "--skip", "tests"]), tmp_path)
+    assert rows[0][0] == "grid" and rows[0][1].startswith("waits for MNIST/raw/") and good and calls == []
+
+
+def test_each_call_has_a_rehearsal_of_the_same_kind():
+    """The grids of both name protocols that load, and pruners that there are."""
+    names = {point.name for point in entry_points(group="prunebench.pruners")}
+    assert CALLS.keys() == REHEARSED.keys()
+    for number, call_of in CALLS.items():
+        assert bool(call_of.run) is bool(REHEARSED[number].run)
+        for run in filter(None, (call_of.run, REHEARSED[number].run)):
+            assert load(run[0]).name in ("cifar10-linf-short", "mnist-linf", "rehearsal")
+            assert {name for flag, name in pairwise(run) if flag == "--pruner"} <= names
+    short = load(CALLS[2].run[0])
+    assert not short.official and (short.training.epochs, short.test) == (15, 1000)
