@@ -76,7 +76,7 @@ class Job:
 
 
 class Plan:
-    """Tensors and the jobs that compute them, in order; `leak`: the share of a gradient that passes units which are off."""
+    """Tensors and the jobs that compute them, in order; `leak`: the share of a gradient that passes inactive units."""
 
     def __init__(self, leak: float = 0.0) -> None:
         self.leak = leak

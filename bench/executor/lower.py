@@ -133,7 +133,7 @@ def _copy(shape: Shape) -> Phase:
 def _taps(layer: Conv) -> NDArray[np.int64]:
     """Output channel, input channel, kernel row and kernel column of each kept weight of a layer."""
     outputs, inputs = layer.weights.shape[:2]
-    taps = np.stack(np.unravel_index(layer.weights.kept.numpy(), layer.weights.shape), axis=1)
+    taps = np.stack(np.unravel_index(layer.weights.kept.cpu().numpy(), layer.weights.shape), axis=1)
     taps[:, 1] += taps[:, 0] // (outputs // layer.groups) * inputs
     return taps
 
