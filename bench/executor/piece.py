@@ -28,7 +28,7 @@ class SparsePiece(ABC):
         self.before = [_shape(node) for node in self.inputs]
         self.after = [_shape(node) for node in self.outputs]
         self.version = 0  # how many times the weights were read
-        self._segment = segment
+        self.segment = segment
 
     @abstractmethod
     def fill(self, weights: Mapping[int, Tensor], biases: Mapping[int, Tensor]) -> None:
@@ -44,7 +44,7 @@ class SparsePiece(ABC):
 
     def refresh(self) -> bool:
         """Read the weights again; False, with nothing read, if a weight outside the pattern is no longer zero."""
-        layers = {number: layer for number, layer in enumerate(self._segment.layers) if isinstance(layer, Conv)}
+        layers = {number: layer for number, layer in enumerate(self.segment.layers) if isinstance(layer, Conv)}
         found = {number: layer.weights.sparse() for number, layer in layers.items()}
         read = {number: pair for number, pair in found.items() if pair is not None}
         if len(read) < len(found):

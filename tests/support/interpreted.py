@@ -6,7 +6,6 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -48,7 +47,7 @@ def interpreted(**sizes: Any) -> Iterator[None]:
         patch.setattr(interpreter.interpreter_builder, "options", checked)
         patch.setattr(Fast, "_on_card", True)
         patch.setattr(card, "lacking", lambda device: None)
-        patch.setattr(run, "Tiles", partial(Tiles, **(sizes or WIDE)))
+        patch.setattr(run, "TILES", Tiles(**(sizes or WIDE)))
         importlib.reload(kernels)  # its decorators look at the variable
         try:
             yield

@@ -78,7 +78,7 @@ class Convolution:
     def run(self, memory: Memory) -> None:
         """Launch the kernel."""
         job, lists, images = self._job, self._lists, memory.images
-        tile = fit(self._tiles, self._phase.extent, images, lists.shared)
+        tile = fit(self._tiles, self._phase.extent, images)
         count, across = tile.grid(self._phase.extent, images)
         table = _table(self._tables, replace(self._geometry, tiles=across), across, self._weights.device)
         source, target = (memory.buffers[self._where.number[each]] for each in (job.source, job.target))

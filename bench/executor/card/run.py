@@ -11,7 +11,7 @@ from torch import Tensor
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.executor.card.arena import buffers_of, pixels
 from prunebench.bench.executor.card.launches import Convolution, Memory, Pooling
-from prunebench.bench.executor.card.tiles import Tiles
+from prunebench.bench.executor.card.tiles import TILES, Tiles
 from prunebench.bench.executor.jobs import Bits, Job, Plan
 from prunebench.bench.executor.layers import Segment
 from prunebench.bench.executor.lower import lower
@@ -24,16 +24,12 @@ _LARGEST = 2**31 - 1  # offsets are 32 bits wide
 class OnCard(SparsePiece):
     """The segment on Triton kernels; values lie on `device`. `leak`: see `executor.fast`."""
 
-    def __init__(
-        self, segment: Segment, leak: float = 0.0, *, device: torch.device, tiles: Tiles | None = None
-    ) -> None:
+    def __init__(self, segment: Segment, leak: float = 0.0, *, device: torch.device) -> None:
         super().__init__(segment)
         self._device = device
         lowered = lower(segment, leak)
         starts, self._pixels = _places(lowered.forward)
-        self.programs = tuple(
-            Launched(plan, starts, tiles or Tiles(), device) for plan in (lowered.forward, lowered.backward)
-        )
+        self.programs = tuple(Launched(plan, starts, TILES, device) for plan in (lowered.forward, lowered.backward))
         self._largest = max(self._pixels, *(program.largest for program in self.programs))
         if not self.refresh():
             raise ValueError("the pattern leaves out weights that are not zero")

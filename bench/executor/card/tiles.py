@@ -11,19 +11,23 @@ from prunebench.bench.executor.packing import GROUP, Pair
 class Tiles:
     """The sizes that a measurement may tune; powers of two, but for `shared_cost`.
 
-    `lines`: lists of weights per program, one warp each. `parts` x `lanes`: sums of a list; a lane of a warp holds
+    `lines`: lists of weights per program, one warp each; half as many of lists that four channels share, whose warps
+    need twice the registers. `parts` x `lanes`: sums of a list; a lane of a warp holds
     parts * lanes / 32 of them in registers, `lanes` lie side by side in memory. `images`: of a tile, as long as it has
     further pixels. `unroll`: weights of a list read ahead. `shared_cost`: time for a weight of four channels that share
     what they read, compared with that for one weight of one channel. `width`: results of a program of a pool.
     """
 
-    lines: int = 16
+    lines: int = 32
     parts: int = 4
     lanes: int = 128
     images: int = 32
     unroll: int = 4
     shared_cost: float = 1.3
     width: int = 1024
+
+
+TILES = Tiles()
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,12 @@ class Tile:
         return -(-extent[0] // self.rows) * across * (images // self.images), across
 
 
-def fit(tiles: Tiles, extent: Pair, images: int, shared: int) -> Tile:
-    """The tile for a result of `extent` pixels: images first, then a square of pixels, then more images.
+def fit(tiles: Tiles, extent: Pair, images: int) -> Tile:
+    """The tile for a result of `extent` pixels and `images` images, a multiple of 16.
 
-    `images`: a multiple of 16. `shared`: output channels per list of weights; four have half the tile, for registers.
+    It takes images first, then a square of pixels, then more images.
     """
-    budget, rows, cols = max(GROUP, tiles.parts * tiles.lanes // (2 if shared > 1 else 1)), 1, 1
+    budget, rows, cols = max(GROUP, tiles.parts * tiles.lanes), 1, 1
     whole = images & -images  # the largest power of two that divides it
     side_by_side = min(whole, tiles.images, budget)
     while side_by_side * rows * cols < budget and (rows < extent[0] or cols < extent[1]):
