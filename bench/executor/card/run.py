@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -92,28 +93,37 @@ class Launched:
         self, values: tuple[Tensor, ...], shapes: list[tuple[int, ...]], saved: Tensor | None
     ) -> tuple[Tensor, ...]:
         """The results, in `shapes` per image, all in new memory."""
-        images, device, found = len(values[0]), self._device, dict[int, Tensor]()
+        images, found = len(values[0]), dict[int, Tensor]()
         padded = -(-images // GROUP) * GROUP
-        key = padded, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        on_card = self._device.type == "cuda"
+        key = padded, torch.cuda.current_stream(self._device).cuda_stream if on_card else 0
         memory = Memory(self._borrow(key), saved, padded)
-        for step in self.steps:
-            if not isinstance(step, Job):
-                step.run(memory)
-                continue
-            tensor = step.target if step.kind == LOAD else step.source
-            form = self._plan.tensors[tensor]
-            inside = self._where.inside(memory.buffers, tensor, form, padded)
-            if step.kind == LOAD:
-                value = values[step.port].detach().reshape(images, *form.shape)
-                inside[..., :images] = _scaled(step, value, forth=True).permute(1, 2, 3, 0)
-                inside[..., images:] = 0.0
-            else:
-                value = _scaled(step, inside[..., :images].permute(3, 0, 1, 2), forth=False)
-                made = torch.empty(images, *form.shape, device=device).copy_(value)
-                found[step.port] = made.view(images, *shapes[step.port])
+        with torch.cuda.device(self._device) if on_card else nullcontext():
+            for step in self.steps:
+                if not isinstance(step, Job):
+                    step.run(memory)
+                elif step.kind == LOAD:
+                    self._load(step, memory, values[step.port])
+                else:
+                    found[step.port] = self._stored(step, memory, images).view(images, *shapes[step.port])
         with self._lock:
             self._idle.setdefault(key, []).append(memory.buffers)
         return tuple(found[port] for port in range(len(shapes)))
+
+    def _load(self, job: Job, memory: Memory, value: Tensor) -> None:
+        """Copy images into a buffer, image by image innermost; those that fill the last group are zero."""
+        images, form = len(value), self._plan.tensors[job.target]
+        inside = self._where.inside(memory.buffers, job.target, form, memory.images)
+        scaled = _scaled(job, value.detach().reshape(images, *form.shape), forth=True)
+        inside[..., :images] = scaled.permute(1, 2, 3, 0)
+        inside[..., images:] = 0.0
+
+    def _stored(self, job: Job, memory: Memory, images: int) -> Tensor:
+        """A copy of what a buffer holds, image by image."""
+        form = self._plan.tensors[job.source]
+        inside = self._where.inside(memory.buffers, job.source, form, memory.images)
+        value = _scaled(job, inside[..., :images].permute(3, 0, 1, 2), forth=False)
+        return torch.empty(images, *form.shape, device=self._device).copy_(value)
 
     def _borrow(self, key: tuple[int, int]) -> list[Tensor]:
         """Buffers for so many images; those for other numbers of images are let go."""
