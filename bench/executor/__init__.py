@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -17,14 +16,17 @@ from functools import cache, cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from prunebench.bench.channels import Tracer
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.executor import card
 from prunebench.bench.executor.compiled import Compiled, kernels
 from prunebench.bench.executor.folded import Folded
+from prunebench.bench.executor.layers import Segment
 from prunebench.bench.executor.native import compiler, explain, identity, lacking, lowering
+from prunebench.bench.executor.overwritten import overwritten
+from prunebench.bench.executor.piece import SparsePiece
 from prunebench.bench.executor.reader import PROBE, Probe, Reader, shape_of
 from prunebench.bench.executor.surrogate import Replaced, Surrogate
 from prunebench.bench.executor.weights import Pattern
@@ -39,8 +41,10 @@ _SAY = logging.getLogger("prunebench.executor")
 # since torch is slow on the narrow layers of small nets (dense, with gradient: 3.5 times as long for digits-cnn with
 # 0.1 million, equally long for mnist-cnn with 10 million).
 DENSE_ABOVE, SMALL = 0.65, 8e6
+# The same share on a card, where all other nets run unchanged. No card has measured it: docs/card-executor.md.
+CARD_DENSE_ABOVE = 0.35
 
-Piece = Compiled | Folded | fx.Node  # on the kernels, on torch with folded norms, or an unchanged node
+Piece = SparsePiece | Folded | fx.Node  # on the kernels, on torch with folded norms, or an unchanged node
 
 
 class Fast:
@@ -54,12 +58,14 @@ class Fast:
         self._lock = threading.Lock()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (n, classes) of `images`, float32 (n, c, h, w); other dtypes and empty batches go to the net itself.
+        """Logits (n, classes) of `images`, float32 (n, c, h, w) on the net's device.
+
+        Other dtypes, other devices and empty batches go to the net itself.
 
         Raises PrunebenchError for a net in training mode and for images that the net does not accept.
         """
         _refuse_training([self.net])
-        unusual = images.dtype != torch.float32 or images.device.type != "cpu" or images.shape[:1] == (0,)
+        unusual = images.dtype != torch.float32 or images.device != self._device or images.shape[:1] == (0,)
         pieces = None if unusual else self._pieces_for(images.shape[1:])
         with Replaced(Surrogate(self.leak)) if self.leak else nullcontext():
             return self.net(images) if pieces is None else self._run(pieces, images)
@@ -79,7 +85,9 @@ class Fast:
         pieces = self._pieces_for(shape)
         if pieces is None:
             return "plain"
-        return identity() if any(isinstance(piece, Compiled) for piece in pieces) else f"folded, {lowering()}"
+        if any(isinstance(piece, SparsePiece) for piece in pieces):
+            return card.identity() if self._on_card else identity()
+        return f"folded, {lowering()}"
 
     def refresh(self) -> None:
         """Read the net's weights, biases and norms again; no call may be running meanwhile.
@@ -97,12 +105,21 @@ class Fast:
             _log_once(sentence, level)
 
     @cached_property
+    def _device(self) -> torch.device:
+        """Where the net's first tensor lies, the CPU for a net without any."""
+        return next((each.device for each in (*self.net.parameters(), *self.net.buffers())), torch.device("cpu"))
+
+    @property
+    def _on_card(self) -> bool:
+        return self._device.type != "cpu"
+
+    @cached_property
     def _graph(self) -> fx.GraphModule | None:
         """The net as a graph, None if it runs unchanged; it is read, and kernels are built, at the first images."""
-        if any(tensor.device.type != "cpu" for tensor in (*self.net.parameters(), *self.net.buffers())):
-            self._say("The net runs dense: it is not on the CPU.", logging.INFO)
+        if any(tensor.device != self._device for tensor in (*self.net.parameters(), *self.net.buffers())):
+            self._say("The net runs dense: its tensors lie on several devices.", logging.INFO)
             return None
-        if (why := lacking()) is not None:
+        if (why := card.lacking(self._device) if self._on_card else lacking()) is not None:
             self._say(f"The net runs dense: {why}")
             return None
         try:
@@ -111,7 +128,7 @@ class Fast:
             self._say(f"The net runs dense: its layers cannot be read ({type(error).__name__}: {error}).")
             return None
         module = fx.GraphModule(self.net, graph)
-        if (node := _overwritten(module)) is not None:
+        if (node := overwritten(module)) is not None:
             self._say(f"The net runs dense: {node} is overwritten while other operations still read it.")
             return None
         return module
@@ -134,18 +151,19 @@ class Fast:
         """The pieces to run for images of this shape, None for the unchanged net."""
         if self._graph is None:
             return None
-        probe = torch.zeros(PROBE, *shape)
+        probe = torch.zeros(PROBE, *shape, device=self._device)
         with torch.no_grad():
             _try(self.net, probe)
             Probe(self._graph).run(probe)
-        left, whole = multiplications(self._graph, self._pattern)
-        sparse = self._always or left <= DENSE_ABOVE * whole or whole <= SMALL
+        sparse = self._always or self._pays(*multiplications(self._graph, self._pattern))
+        if self._on_card and not sparse:
+            return None
         reader, pieces = Reader(self._graph, self._pattern), list[Piece]()
 
         def cut() -> None:
             nodes, segment = reader.nodes(), reader.cut()
             if segment.layers:
-                pieces.append(Compiled(segment, kernels(), self.leak) if sparse else Folded(segment))
+                pieces.append(self._piece(segment) if sparse else Folded(segment))
             else:
                 pieces.extend(nodes)
 
@@ -159,7 +177,30 @@ class Fast:
                 self._say(f"A part of the net runs dense: {_described(self._graph, node)}.")
             pieces.append(node)
         cut()
-        return None if all(isinstance(piece, fx.Node) for piece in pieces) else pieces
+        if all(isinstance(piece, fx.Node) for piece in pieces):
+            return None
+        if self._on_card and (why := self._disagreement(pieces, shape)) is not None:
+            self._say(f"The net runs dense: its sparse kernels were tried on the card, and {why}.")
+            return None
+        return pieces
+
+    def _pays(self, left: int, whole: int) -> bool:
+        """Whether `left` of `whole` multiplications per image take less time on the kernels than all do on torch."""
+        if self._on_card:
+            return left <= CARD_DENSE_ABOVE * whole
+        return left <= DENSE_ABOVE * whole or whole <= SMALL
+
+    def _piece(self, segment: Segment) -> SparsePiece:
+        if not self._on_card:
+            return Compiled(segment, kernels(), self.leak)
+        from prunebench.bench.executor.card.run import OnCard  # imports Triton, which only a card needs
+
+        return OnCard(segment, self.leak, device=self._device)
+
+    def _disagreement(self, pieces: list[Piece], shape: tuple[int, ...]) -> str | None:
+        from prunebench.bench.executor.card.check import disagreement
+
+        return disagreement(lambda images: self._run(pieces, images), self.net, shape, self._device, self.leak)
 
     def _run(self, pieces: list[Piece], images: Tensor) -> Tensor:
         assert self._graph is not None
@@ -178,13 +219,13 @@ class Fast:
 
 
 def fast(net: nn.Module, *, always: bool = False, masks: Masks | None = None, leak: float = 0.0) -> Fast:
-    """A callable with the outputs and input gradients of `net` (in eval mode, float32, on the CPU), faster if sparse.
+    """A callable with the outputs and input gradients of `net` (in eval mode, float32), faster if sparse.
 
-    Images: float32 (n, c, h, w). `always`: use the kernels for all layers they support, even where dense is faster.
-    `masks`: by parameter, which weights may become nonzero (for unnamed parameters, all); without masks, those that are
-    nonzero now. They alone decide what runs sparse. `leak`, in [0, 1]: the share of the gradient that passes a ReLU
-    where it is off and, in max pooling, values that are not the maximum; logits are unaffected. Raises PrunebenchError
-    for a net in training mode.
+    The net lies on the CPU or on a CUDA card. Images: float32 (n, c, h, w), on the same device. `always`: use the
+    kernels for all layers they support, even where dense is faster. `masks`: by parameter, which weights may become
+    nonzero (for unnamed parameters, all); without masks, those that are nonzero now. They alone decide what runs
+    sparse. `leak`, in [0, 1]: the share of the gradient that passes a ReLU where it is off and, in max pooling, values
+    that are not the maximum; logits are unaffected. Raises PrunebenchError for a net in training mode.
     """
     return Fast(net, always=always, masks=masks, leak=leak)
 
@@ -223,33 +264,6 @@ def _try(net: nn.Module, images: Tensor) -> None:
         net(images)
     except Exception as error:
         raise PrunebenchError(f"The net does not take images of the shape {shape}: {error}") from error
-
-
-def _overwritten(graph: fx.GraphModule) -> fx.Node | None:
-    """A node that a layer overwrites although another node reads it."""
-    for node in graph.graph.nodes:
-        module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-        name = str(getattr(node.target, "__name__", node.target))
-        over = getattr(module, "inplace", False) or node.target is operator.iadd or name.endswith("_")
-        if node.target is F.relu:
-            over = node.kwargs.get("inplace", len(node.args) > 1 and node.args[1])
-        if over and any(len(source.users) > 1 for source in _names(graph, node.args[0])):
-            return node
-    return None
-
-
-def _names(graph: fx.GraphModule, node: Any) -> list[fx.Node]:
-    """A node and the nodes that it is an alias of."""
-    found = []
-    while isinstance(node, fx.Node):
-        found.append(node)
-        alias = node.op == "call_module" and isinstance(
-            graph.get_submodule(str(node.target)), nn.Identity | nn.Flatten | nn.Dropout | nn.Dropout2d
-        )
-        if not alias and node.target not in (torch.flatten, "flatten", "view", "reshape"):
-            break
-        node = node.args[0]
-    return found
 
 
 def _described(graph: fx.GraphModule, node: fx.Node) -> str:

@@ -1,40 +1,33 @@
-"""Lowers a segment to two programs: one for its outputs, one for the gradient of its inputs."""
+"""Lowers a segment to two plans: one for its outputs, one for the gradient of its inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prunebench.bench.executor.jobs import LEAK, MASK, OPEN, RELU, SIGNS, Bits, Job, Plan
 from prunebench.bench.executor.layers import Conv, MaxPool, Segment, Shape
 from prunebench.bench.executor.packing import CONV, GROUP, LOAD, POOL, STORE, UNPOOL, Phase
-from prunebench.bench.executor.program import LEAK, MASK, OPEN, RELU, SIGNS, Bits, Job, Program
 
 
 @dataclass
 class Lowered:
-    """Both programs of a segment, and the bytes saved between them per group of images."""
+    """Both plans of a segment, and the bytes saved between them per group of images."""
 
-    forward: Program
-    backward: Program
+    forward: Plan
+    backward: Plan
     saved: int
-
-    def fill(self, weights: Mapping[int, NDArray[np.float32]], biases: Mapping[int, NDArray[np.float32]]) -> None:
-        """Give both programs the layers' current weights: by layer, the kept weights followed by a zero."""
-        self.forward.fill(weights, biases)
-        self.backward.fill(weights, biases)
 
 
 def lower(segment: Segment, leak: float = 0.0) -> Lowered:
-    """The programs of `segment`, still without weights; `leak`: see `executor.fast`."""
+    """The plans of `segment`, their tensors framed; `leak`: see `executor.fast`."""
     bits, saved = _bits(segment)
-    forward = _forward(segment, bits)
-    backward = _backward(segment, bits, leak)
-    forward.finish()
-    backward.finish()
-    return Lowered(forward, backward, saved)
+    plans = _forward(segment, bits), _backward(segment, bits, leak)
+    for plan in plans:
+        plan.frame()
+    return Lowered(*plans, saved)
 
 
 def _bits(segment: Segment) -> tuple[dict[int, Bits], int]:
@@ -48,14 +41,14 @@ def _bits(segment: Segment) -> tuple[dict[int, Bits], int]:
     return found, size
 
 
-def _forward(segment: Segment, bits: dict[int, Bits]) -> Program:
-    program = Program()
+def _forward(segment: Segment, bits: dict[int, Bits]) -> Plan:
+    plan = Plan()
     where: dict[int, int] = {}
     for port, value in enumerate(segment.inputs.values()):
-        where[value] = program.tensor(segment.shapes[value])
-        program.jobs.append(Job(LOAD, target=where[value], port=port, affine=segment.normalise.get(value)))
+        where[value] = plan.tensor(segment.shapes[value])
+        plan.jobs.append(Job(LOAD, target=where[value], port=port, affine=segment.normalise.get(value)))
     for number, layer in enumerate(segment.layers):
-        where[layer.result] = program.tensor(segment.shapes[layer.result])
+        where[layer.result] = plan.tensor(segment.shapes[layer.result])
         job = Job(POOL, where[layer.source], where[layer.result], bits=bits.get(layer.result))
         if isinstance(layer, MaxPool):
             job.window, job.stride = layer.window, layer.stride
@@ -64,21 +57,21 @@ def _forward(segment: Segment, bits: dict[int, Bits]) -> Program:
             job.add = -1 if layer.add is None else where[layer.add]
             job.phases = [_onward(layer, segment.shapes[layer.result])]
             job.layer, job.bias = number, np.zeros(layer.weights.shape[0], np.float32)
-        program.jobs.append(job)
+        plan.jobs.append(job)
     for port, value in enumerate(segment.outputs.values()):
-        program.jobs.append(Job(STORE, where[value], port=port))
-    return program
+        plan.jobs.append(Job(STORE, where[value], port=port))
+    return plan
 
 
-def _backward(segment: Segment, bits: dict[int, Bits], leak: float) -> Program:
-    """The backward program, in which each value's gradient is the sum of those from its readers."""
-    program = Program(leak)
+def _backward(segment: Segment, bits: dict[int, Bits], leak: float) -> Plan:
+    """The backward plan, in which each value's gradient is the sum of those from its readers."""
+    plan = Plan(leak)
     shapes = segment.shapes
     pending: dict[int, list[Job]] = {value: [] for value in shapes}  # jobs that compute a term of a value's gradient
     ready: dict[int, list[int]] = {value: [] for value in shapes}  # tensors that are already a term of it
     for port, value in enumerate(segment.outputs.values()):
-        tensor = program.tensor(shapes[value])
-        program.jobs.append(Job(LOAD, target=tensor, port=port))
+        tensor = plan.tensor(shapes[value])
+        plan.jobs.append(Job(LOAD, target=tensor, port=port))
         ready[value].append(tensor)
 
     def gather(value: int, gate: Bits | None) -> int:
@@ -89,19 +82,19 @@ def _backward(segment: Segment, bits: dict[int, Bits], leak: float) -> Program:
         if not jobs:
             if len(parts) == 1 and gate is None:
                 return parts[0]
-            source = parts.pop() if parts else _nothing(program, shapes[value])
+            source = parts.pop() if parts else _nothing(plan, shapes[value])
             jobs = [Job(CONV, source, phases=[_copy(shapes[value])])]
         jobs += [Job(CONV, part, phases=[_copy(shapes[value])]) for part in parts[1:]]
         total = parts[0] if parts else -1
         for number, job in enumerate(jobs):
-            job.target, job.add = program.tensor(shapes[value]), total
+            job.target, job.add = plan.tensor(shapes[value]), total
             if number == len(jobs) - 1 and gate is not None:
                 job.gate = LEAK if leak else MASK
                 if job.kind == UNPOOL:
                     job.sign = gate
                 else:
                     job.bits = gate
-            program.jobs.append(job)
+            plan.jobs.append(job)
             total = job.target
         return total
 
@@ -119,15 +112,15 @@ def _backward(segment: Segment, bits: dict[int, Bits], leak: float) -> Program:
             ready[layer.add].append(gradient)
     for port, value in enumerate(segment.inputs.values()):
         total = gather(value, None)
-        program.jobs.append(Job(STORE, total, port=port, affine=segment.normalise.get(value)))
-    return program
+        plan.jobs.append(Job(STORE, total, port=port, affine=segment.normalise.get(value)))
+    return plan
 
 
-def _nothing(program: Program, shape: Shape) -> int:
+def _nothing(plan: Plan, shape: Shape) -> int:
     """A tensor of zeros."""
-    first, empty = program.tensor(shape), np.zeros((0, 4), np.int64)
+    first, empty = plan.tensor(shape), np.zeros((0, 4), np.int64)
     phase = Phase((0, 0), (1, 1), (1, 1), shape[1:], empty, np.zeros(0, np.int64))
-    program.jobs.append(Job(CONV, first, first, phases=[phase]))
+    plan.jobs.append(Job(CONV, first, first, phases=[phase]))
     return first
 
 
@@ -140,7 +133,7 @@ def _copy(shape: Shape) -> Phase:
 def _taps(layer: Conv) -> NDArray[np.int64]:
     """Output channel, input channel, kernel row and kernel column of each kept weight of a layer."""
     outputs, inputs = layer.weights.shape[:2]
-    taps = np.stack(np.unravel_index(layer.weights.kept.numpy(), layer.weights.shape), axis=1)
+    taps = np.stack(np.unravel_index(layer.weights.kept.cpu().numpy(), layer.weights.shape), axis=1)
     taps[:, 1] += taps[:, 0] // (outputs // layer.groups) * inputs
     return taps
 

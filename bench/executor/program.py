@@ -1,96 +1,29 @@
-"""A program for the kernels: tensors in an arena, instructions on them, and the memory that they need."""
+"""A program for the processor's kernels: a plan's tensors in an arena, and instructions on them."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prunebench.bench.executor.jobs import Job, Plan, Tensor
 from prunebench.bench.executor.native import PITCHES, Instruction
-from prunebench.bench.executor.packing import CONV, DENSE, FRAME, GROUP, LOAD, STORE, UNPOOL, Pair, Phase, pack
+from prunebench.bench.executor.packing import CONV, DENSE, FRAME, GROUP, LOAD, STORE, UNPOOL, Phase, pack
 
-OPEN, RELU, MASK, LEAK = range(4)
-SIGNS = 4  # bytes for the signs of a pixel's images
 _ONE = np.array([1, 0], np.float32)  # the weight of a copy, and the zero after it
 
 
-@dataclass
-class Tensor:
-    """A tensor of the program: channels x rows x cols x 16 images, in a frame of zeros `frame` wide (rows, cols)."""
-
-    shape: tuple[int, int, int]
-    frame: Pair = (0, 0)
-    offset: int = -1  # of its frame's corner, in floats
-
-    @property
-    def row(self) -> int:
-        return (self.shape[2] + 2 * self.frame[1]) * GROUP
-
-    @property
-    def channel(self) -> int:
-        return (self.shape[1] + 2 * self.frame[0]) * self.row
-
-    @property
-    def size(self) -> int:
-        return self.shape[0] * self.channel
-
-    def at(self, row: int = 0, col: int = 0) -> int:
-        """The offset of this pixel in the first channel."""
-        return self.offset + (row + self.frame[0]) * self.row + (col + self.frame[1]) * GROUP
-
-
-@dataclass(frozen=True)
-class Bits:
-    """What the forward pass saves for the backward pass: `pixel` bytes per pixel of a tensor of this shape."""
-
-    shape: tuple[int, int, int]
-    offset: int  # in bytes, within the area of a group
-    pixel: int  # SIGNS for a gate; one byte per image for the positions of a pool's maxima
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.shape)) * self.pixel
-
-    def pitches(self) -> tuple[int, int, int]:
-        """Bytes from one channel, row and column to the next."""
-        return self.shape[1] * self.shape[2] * self.pixel, self.shape[2] * self.pixel, self.pixel
-
-
-@dataclass
-class Job:
-    """Computes the tensor `target` from `source` and `add`, all given by number."""
-
-    kind: int
-    source: int = -1
-    target: int = -1
-    add: int = -1
-    gate: int = OPEN
-    bits: Bits | None = None  # of the gate; POOL, UNPOOL: of the positions
-    sign: Bits | None = None  # UNPOOL: of the gate
-    layer: int | None = None  # whose weights the phases hold; None: all of them are 1
-    phases: list[Phase] = field(default_factory=list)
-    bias: NDArray[np.float32] | None = None
-    window: Pair = (1, 1)
-    stride: Pair = (1, 1)
-    port: int = 0
-    affine: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None  # mean and spread of a channel
-
-
 class Program:
-    """Jobs, then the instructions made from them, then their weights, rewritten whenever these change.
+    """The instructions made from a plan whose tensors have frames, then their weights, rewritten whenever these change.
 
-    `tensors` and `jobs` are filled first; `finish` chooses frames, offsets and kernels; `fill` writes weights. `arena`:
-    floats needed per thread. `leak`: the share of a gradient that passes units which are off.
+    `arena`: floats needed per thread. `fill` writes the weights.
     """
 
-    def __init__(self, leak: float = 0.0) -> None:
-        self.leak = leak
-        self.tensors: list[Tensor] = []
-        self.jobs: list[Job] = []
+    def __init__(self, plan: Plan) -> None:
+        self.leak, self.tensors, self.jobs = plan.leak, plan.tensors, plan.jobs
         self.arena = 0
         self._referenced: list[Any] = []  # memory that the instructions point into
         self._instructions: list[Instruction] = []
@@ -98,18 +31,7 @@ class Program:
         # Written by `fill`: an instruction's weights, with their indices among its layer's; biases. None: all ones.
         self._weights: list[tuple[NDArray[np.float32], NDArray[np.int64], int | None]] = []
         self._biases: list[tuple[NDArray[np.float32], int | None]] = []
-
-    def tensor(self, shape: tuple[int, int, int]) -> int:
-        """The number of a new tensor."""
-        self.tensors.append(Tensor(shape))
-        return len(self.tensors) - 1
-
-    def finish(self) -> None:
-        """Turn the jobs into instructions."""
-        for job in self.jobs:
-            for phase in job.phases:
-                self._widen(self.tensors[job.source], phase)
-        self._place()
+        self._place(plan.last_uses())
         for job in self.jobs:
             self._emit(job)
         self.arena += self._slack
@@ -123,22 +45,8 @@ class Program:
             if layer is not None:
                 bias[...] = biases[layer]
 
-    def _widen(self, tensor: Tensor, phase: Phase) -> None:
-        """Give `tensor` the frame that `phase` reads into."""
-        frame = []
-        for axis in (0, 1):
-            taps, least = phase.taps[:, 2 + axis], tensor.frame[axis]
-            if len(taps):
-                last = int(taps.max()) + (phase.extent[axis] - 1) * phase.stride[axis]
-                least = max(least, -int(taps.min()), last - tensor.shape[1 + axis] + 1)
-            frame.append(least)
-        tensor.frame = frame[0], frame[1]
-
-    def _place(self) -> None:
+    def _place(self, last: Mapping[int, int]) -> None:
         """Give every tensor its offset in the arena; tensors that are never alive together may share memory."""
-        last: dict[int, int] = {}
-        for number, job in enumerate(self.jobs):
-            last |= {tensor: number for tensor in (job.source, job.add, job.target) if tensor >= 0}
         taken: list[tuple[int, int, int]] = []  # begin, end, tensor
         placed: set[int] = set()
         for number, job in enumerate(self.jobs):

@@ -159,7 +159,7 @@ class Reader:
             return False
         value = self._value(source)
         shape = self.segment.shapes[value]
-        mean, std = (np.broadcast_to(x.flatten().numpy(), shape[:1]).astype(np.float32) for x in module.buffers())
+        mean, std = (np.broadcast_to(x.flatten().cpu().numpy(), shape[:1]).astype(np.float32) for x in module.buffers())
         self.segment.normalise[value] = mean, std
         self.values[node] = value
         return True

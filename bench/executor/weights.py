@@ -30,7 +30,9 @@ class Pattern:
         """Which entries of the parameter `name` are kept, bool of its shape."""
         if self.masks is None:
             return weight != 0
-        return (weight != 0) | self.masks[name] if name in self.masks else torch.ones_like(weight, dtype=torch.bool)
+        if name not in self.masks:
+            return torch.ones_like(weight, dtype=torch.bool)
+        return (weight != 0) | self.masks[name].to(weight.device)
 
 
 @dataclass
@@ -63,13 +65,13 @@ class Weights:
 
     def _folded(self) -> tuple[Tensor, Tensor]:
         """The factor that the norms apply to each output, and the final bias."""
-        given = self.source.bias
-        scale = torch.ones(self.shape[0], dtype=torch.float64)
+        given, device = self.source.bias, self.source.weight.device
+        scale = torch.ones(self.shape[0], dtype=torch.float64, device=device)
         bias = torch.zeros_like(scale) if given is None else given.detach().double()
         for norm in self.norms:
             assert norm.running_mean is not None and norm.running_var is not None
-            factor = (norm.running_var.double() + norm.eps).rsqrt()
-            factor = factor if norm.weight is None else factor * norm.weight.detach()
-            scale, bias = scale * factor, (bias - norm.running_mean) * factor
-            bias = bias if norm.bias is None else bias + norm.bias.detach()
+            factor = (norm.running_var.to(device).double() + norm.eps).rsqrt()
+            factor = factor if norm.weight is None else factor * norm.weight.detach().to(device)
+            scale, bias = scale * factor, (bias - norm.running_mean.to(device)) * factor
+            bias = bias if norm.bias is None else bias + norm.bias.detach().to(device)
         return scale, bias

@@ -267,7 +267,7 @@ class Referee:
         if not self.fast.differs(images.shape[1:]):
             return torch.zeros(len(images), dtype=torch.bool)
         self.passes += len(images)
-        return self.fast(images).argmax(1) != labels
+        return self.fast(images.to(self.device)).argmax(1).cpu() != labels
 
 
 def _finite(logits: Tensor, what: str) -> None:

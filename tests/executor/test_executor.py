@@ -462,9 +462,7 @@ def compiled(net: Fast) -> Compiled:
 
 def blocks(net: Fast) -> set[int]:
     """Into how many blocks the net's convolutions take their input channels."""
-    lowered = compiled(net)._lowered
-    programs = (lowered.forward, lowered.backward)
-    return {instruction.blocks for program in programs for instruction in program.instructions} - {0}
+    return {instruction.blocks for program in compiled(net).programs for instruction in program.instructions} - {0}
 
 
 @pytest.mark.parametrize("size", [8, 10, 13])

@@ -124,12 +124,11 @@ class Case:
                 patch.setattr(packing, constant, value)
             quick = sparsely(self.net)
             self.given = both(quick, self.images)
-        lowered = compiled(quick)._lowered
+        (forward, backward), self.saved = compiled(quick).programs, compiled(quick).saved
         direction = torch.randn(self.given[0].shape, generator=generator(6))  # as `both` takes it
-        self.saved = lowered.saved
         self.sides = [
-            Written(lowered.forward, [self.images], [self.given[0]]),
-            Written(lowered.backward, [direction], [self.given[1]]),
+            Written(forward, [self.images], [self.given[0]]),
+            Written(backward, [direction], [self.given[1]]),
         ]
 
     def write(self, path: Path) -> Path:
