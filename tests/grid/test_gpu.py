@@ -20,7 +20,8 @@ from prunebench.bench.lab.train import fit
 from prunebench.bench.lab.trainer import Trainer
 from prunebench.bench.machine import device_named
 from prunebench.bench.models import build
-from prunebench.bench.score.referee import Referee, exact_float32
+from prunebench.bench.score.arithmetic import exact_float32
+from prunebench.bench.score.referee import Referee
 from prunebench.bench.score.scoring import score
 from tests.support.nets import STORE, TINY, changed, job, lab
 
