@@ -7,8 +7,9 @@ are always measured in exact float32, and attacks always query the net itself, n
     python -m tools.arithmetic_noise NET... [--images 256] [--data DATA]
 
 Prints a Markdown table as it goes. "tf32 cut" truncates where "tf32" rounds to the nearest. "alone" leaves out the
-repair: images are not attacked again in exact float32 where it rejects what the arithmetic called fooled. The exit status is 1 if a count of "tf32" or "tf32 cut" differs by more
-than 1 in 256 from that of exact attacks, or if either raises a flag that they do not raise.
+repair: images are not attacked again in exact float32 where it rejects what the arithmetic called fooled. The exit
+status is 1 if a count of "tf32" or "tf32 cut" differs by more than 1 in 256 from that of exact attacks, or if either
+raises a flag that they do not raise.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     print(f"| {' | '.join(COLUMNS)} |\n|---|---|---|--:|--:|--:|--:|---|", flush=True)
     for path in args.nets:
-        name, found = f"{path.parent.name}", dict[str, Outcome]()
+        name, found = open_net(path).header.job.name, dict[str, Outcome]()
         for kind, arithmetic in KINDS.items():
             found[kind] = scored(path, arithmetic, args.images, Store(args.data))
             print(row(name, kind, found["float32"], found[kind]), flush=True)

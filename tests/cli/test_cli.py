@@ -15,7 +15,7 @@ from importlib.metadata import version
 import pytest
 
 from prunebench.bench.checkpoint import Header, seal
-from prunebench.bench.cli import run
+from prunebench.bench.cli import run, show
 from prunebench.bench.datasets import DATASETS
 from prunebench.bench.facts import StageCost
 from prunebench.bench.job import Job
@@ -278,6 +278,13 @@ def test_compare_says_whether_two_nets_differ(prunebench, tmp_path):
 
 
 # Bad input
+
+
+def test_a_score_tells_of_attacks_that_were_not_exact():
+    tf32 = show.score_table(make(schema=8, attack_arithmetic={"name": "tf32", "repaired": 3}))
+    said = "Attacks in tf32, verdicts in float32; 3 times an image was attacked again in float32."
+    assert said in tf32
+    assert not any("Attacks in" in part for part in show.score_table(make()) if isinstance(part, str))
 
 
 def mistake(prunebench, *arguments):
