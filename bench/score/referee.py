@@ -150,9 +150,7 @@ class Referee:
 
     def _steady(self, images: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The logits of `steady_logits`, and two points of each image's ball with their logits."""
-        samples = plain_and_noisy(self.rules, images.shape[1:])
-        self.passes += len(samples)
-        self.sizes = self.wide.look(samples.to(self.device))
+        self.sizes = self._looked(images.shape[1:])
         if self.sizes.excess > 1:
             self.fast = self.wide
         first, second = self.logits(images), self.logits(images)
@@ -275,6 +273,12 @@ class Referee:
         if self._silent:
             _finite(self.logits(torch.cat(self._silent)), "images that an attack queried")
         return proposals
+
+    def _looked(self, shape: torch.Size) -> Sizes:
+        """The sizes of the net's numbers on fixed images of this shape."""
+        samples = plain_and_noisy(self.rules, shape)
+        self.passes += len(samples)
+        return self.wide.look(samples.to(self.device))
 
     @torch.no_grad()
     def _mistaken(self, images: Tensor, labels: Tensor) -> Tensor:
