@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -13,6 +13,7 @@ from prunebench.bench.schema import Count, Exact, Natural, Strict, exact
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
 Rate = Annotated[float, Field(ge=0, le=1)]
+ArithmeticName = Literal["float32", "tf32"]
 
 
 class ProtocolId(Strict):
@@ -188,6 +189,28 @@ class StageCost(Strict):
     def _without_what_did_not_happen(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
         return {key: value for key, value in values.items() if key == "seconds" or value not in (None, (), [])}
+
+
+class AttackArithmetic(Strict):
+    """How nets computed while the suite's attacks queried them; verdicts are always measured in exact float32.
+
+    `name`: "float32", which is exact, or "tf32". `repaired`: how often such an attack reported a success that exact
+    float32 did not confirm, so that the image was attacked again in exact float32.
+    """
+
+    name: ArithmeticName = "float32"
+    repaired: Natural = 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether attacks saw what verdicts are measured on."""
+        return self.name == "float32"
+
+    @model_validator(mode="after")
+    def _exact_attacks_need_no_repair(self) -> AttackArithmetic:
+        if self.exact and self.repaired:
+            raise ValueError(f"attacks in float32 are exact, but {self.repaired} images were attacked again")
+        return self
 
 
 class Cost(Strict):

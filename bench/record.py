@@ -10,7 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 from prunebench.bench.beyond import Beyond
 from prunebench.bench.bounded import json_of
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.facts import Cost, DataId, NetId, ProtocolId, Score, Sha256
+from prunebench.bench.facts import AttackArithmetic, Cost, DataId, NetId, ProtocolId, Score, Sha256
 from prunebench.bench.files import canonical_json, read_outside, sha256_of, write_json
 from prunebench.bench.job import Job
 from prunebench.bench.protocol import PROTOCOLS, Pattern, Protocol, identity
@@ -18,9 +18,11 @@ from prunebench.bench.schema import Strict, explain
 
 # Schema 4 added `processor_seconds`. Schema 5 added the rules and renamed `disagreements` to `rejected` and
 # `unconfirmed` to `kernel_only`. Schema 6 added `beyond`, schema 7 `patterns`, and of a stage the training `curve` and
-# whether it `collapsed`. Older records remain readable under their own hash.
-Schema = Literal[3, 4, 5, 6, 7]
+# whether it `collapsed`. Schema 8 added `attack_arithmetic`; records of attacks in exact float32 have nothing to say
+# there, so they are still written under schema 7. Older records remain readable under their own hash.
+Schema = Literal[3, 4, 5, 6, 7, 8]
 SCHEMA: Schema = 7
+INEXACT: Schema = 8  # of records with attacks in another arithmetic
 _RENAMED = {"disagreements": "rejected", "unconfirmed": "kernel_only"}  # in schema 5
 LARGEST = 8 * 2**20  # bytes; our records and outcomes files are far smaller
 LARGEST_NET = 2**28  # bytes of a net file; the largest net of the table takes 60 MB
@@ -62,6 +64,7 @@ class Record(Hashed):
     net: NetId
     patterns: Annotated[tuple[Pattern, ...], Field(strict=False, max_length=8)] | None = None
     score: Score
+    attack_arithmetic: AttackArithmetic = AttackArithmetic()
     beyond: Beyond = Beyond()
     data: DataId
     official: bool
@@ -108,6 +111,7 @@ class Record(Hashed):
             raise ValueError(f"beyond is in records since schema 6, but this is schema {self.schema_}")
         if self.schema_ < 7 and any(stage.curve or stage.collapsed is not None for stage in self.cost.stages):
             raise ValueError(f"stages have curves and say that they collapsed since schema 7, not in {self.schema_}")
+        self._arithmetic_fits()
         if (self.patterns is None) != (self.schema_ < 7):
             raise ValueError(f"patterns are in records since schema 7, but this is schema {self.schema_}")
         if (self.rules is None) != (self.schema_ < 5):
@@ -116,6 +120,18 @@ class Record(Hashed):
             self._fits(self.rules)
         self.beyond.refuse_excess(self.score)
         return self
+
+    def _arithmetic_fits(self) -> None:
+        """Raise ValueError unless schema and counts allow what the record says about the arithmetic of attacks."""
+        arithmetic, repaired = self.attack_arithmetic, self.attack_arithmetic.repaired
+        if (self.schema_ < INEXACT) != arithmetic.exact:
+            raise ValueError(
+                f"attack_arithmetic is {arithmetic.name}, but this is schema {self.schema_}; records have schema "
+                f"{INEXACT} if attacks were not in exact float32, and an earlier one otherwise"
+            )
+        most = self.score.proposed + self.score.robust * (0 if self.beyond.best is None else len(self.beyond.best.by))
+        if repaired > most:
+            raise ValueError(f"{repaired} images were attacked again, but attacks were run on {most} at most")
 
     def _fits(self, rules: dict[str, Any]) -> None:
         """Raise ValueError unless the record names these rules and its score is consistent with them."""
@@ -141,6 +157,8 @@ class Record(Hashed):
     @model_serializer(mode="wrap")
     def _as_its_schema_has_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
+        if self.schema_ < INEXACT:
+            del values["attack_arithmetic"]
         if self.schema_ < 7:
             del values["patterns"]
         if self.schema_ < 6:

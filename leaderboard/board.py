@@ -46,7 +46,8 @@ class Row:
     were attacked by the same one. `distance`: the median over images of the smallest perturbation found, mean over
     seeds; None unless every seed has one. `train_seconds` is None when it is unknown for a seed. `origin`: where its
     records came from, in the words of `leaderboard.provenance`. `patterns`: those that the referee found in the zeros
-    of all seeds' nets; none for records older than schema 7, which do not say.
+    of all seeds' nets; none for records older than schema 7, which do not say. `inexact`: other arithmetics than
+    exact float32 in which nets of the row were attacked.
     """
 
     pruner: str
@@ -73,6 +74,12 @@ class Row:
     records: tuple[str, ...]
     origin: str = AS_HANDED_IN
     patterns: tuple[str, ...] = ()
+    inexact: tuple[str, ...] = ()
+
+    @property
+    def scored_on(self) -> tuple[str, ...]:
+        """The devices, and the arithmetic of attacks that was not exact."""
+        return (*self.devices, *(f"attacks in {name}" for name in self.inexact))
 
     @property
     def place_shown(self) -> str:

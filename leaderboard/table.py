@@ -154,6 +154,7 @@ def _row(sparsity: Decimal, label: str, group: Group, taken: Mapping[str, int]) 
         patterns=tuple(
             pattern for pattern in records[0].patterns or () if all(pattern in (r.patterns or ()) for r in records)
         ),
+        inexact=tuple(sorted({r.attack_arithmetic.name for r in records if not r.attack_arithmetic.exact})),
     )
 
 

@@ -152,6 +152,38 @@ def test_a_stage_that_collapsed_says_so_since_schema_7(tmp_path):
         make(schema=7, cost={"stages": [stages[0] | {"collapsed": 1.5}]})
 
 
+TF32 = {"name": "tf32", "repaired": 3}
+
+
+def test_the_arithmetic_of_attacks_is_in_records_where_it_is_not_exact(tmp_path):
+    path = save(tmp_path, make(schema=8, attack_arithmetic=TF32))
+    before, read = path.read_bytes(), load_record(path)
+    assert json.loads(before)["attack_arithmetic"] == TF32
+    assert (read.attack_arithmetic.name, read.attack_arithmetic.repaired) == ("tf32", 3)
+    assert not read.attack_arithmetic.exact
+    read.save(path)
+    assert path.read_bytes() == before
+    for older in (3, 6, 7):
+        exact = make(schema=older)
+        assert exact.attack_arithmetic.exact and "attack_arithmetic" not in exact.model_dump(by_alias=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": 7, "attack_arithmetic": TF32}, "attack_arithmetic is tf32, but this is schema 7"),
+        ({"schema": 8}, "attack_arithmetic is float32, but this is schema 8"),
+        ({"schema": 7, "attack_arithmetic": {"name": "float32", "repaired": 1}}, "attacks in float32 are exact, but 1"),
+        ({"schema": 8, "attack_arithmetic": {"name": "bf16", "repaired": 0}}, "Input should be 'float32' or 'tf32'"),
+        ({"schema": 8, "attack_arithmetic": {"name": "tf32", "repaired": 231}}, "231 images .* run on 230 at most"),
+    ],
+)
+def test_an_arithmetic_that_cannot_be_is_refused(change, said):
+    """80 images are right when clean and 50 survive each of four attacks: the attacks were run on 80 + 3 x 50."""
+    with pytest.raises(ValidationError, match=said):
+        make(**change)
+
+
 def test_patterns_are_in_records_since_schema_7(tmp_path):
     path = save(tmp_path, make(patterns=["2:4", "channel"]))
     assert json.loads(path.read_text())["patterns"] == ["2:4", "channel"]

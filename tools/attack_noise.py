@@ -34,9 +34,10 @@ from prunebench.bench.checkpoint import Net, open_net
 from prunebench.bench.data import Split, Store, as_float
 from prunebench.bench.executor import Fast
 from prunebench.bench.files import canonical_json, sha256_of, write_bytes, write_json
+from prunebench.bench.score.arithmetic import exact_float32
 from prunebench.bench.score.cascade import attack_shard
 from prunebench.bench.score.journal import Journal
-from prunebench.bench.score.referee import Referee, batch_size, exact_float32
+from prunebench.bench.score.referee import Referee, batch_size
 
 KINDS = ("seed", "batch shape", "plain net", "threads")
 OTHER_DRAWS = KINDS[:2]  # attacks draw other random numbers, as on another kind of device

@@ -34,11 +34,12 @@ from prunebench.bench.outcomes import outcomes_path, pack_outcomes, pairs_path, 
 from prunebench.bench.pattern import patterns_of
 from prunebench.bench.record import SCHEMA, Record, load_all, load_record
 from prunebench.bench.score import flags
+from prunebench.bench.score.arithmetic import exact_float32
 from prunebench.bench.score.cascade import Found, facts_of
 from prunebench.bench.score.extras import EXTRAS, measured
 from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.pursuit import Pursued, pursue_all
-from prunebench.bench.score.referee import Referee, batch_size, exact_float32
+from prunebench.bench.score.referee import Referee, batch_size
 from prunebench.leaderboard import provenance
 
 BEST = "best"
@@ -106,7 +107,7 @@ def pursued(
     if dense != path and dense.exists():
         other = open_net(net_path(dense))
         parent = other.id.sha256, Referee(other.module, referee.rules, referee.batch, referee.device)
-    found = Found(standing, {}, {}, rejected=0, kernel_only=0, passes=0, seconds=0.0, images=None)
+    found = Found(standing, {}, {}, rejected=0, kernel_only=0, repaired=0, passes=0, seconds=0.0, images=None)
     journal = Journal(out / JOURNAL, facts_of(referee, net, test))
     return pursue_all(referee, test, found, journal, parent=parent), None if parent is None else parent[0]
 

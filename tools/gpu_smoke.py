@@ -17,7 +17,8 @@ from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.objectives import OBJECTIVES
 from prunebench.bench.protocol import PROTOCOLS
-from prunebench.bench.score.referee import Referee, exact_float32
+from prunebench.bench.score.arithmetic import exact_float32
+from prunebench.bench.score.referee import Referee
 from prunebench.bench.spec import registered
 from tools.gpu_figures import Noise
 

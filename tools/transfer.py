@@ -27,7 +27,8 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.outcomes import best_of, proposals_path, recount, standing_of
 from prunebench.bench.protocol import Protocol, Threat
 from prunebench.bench.record import Record, load_all
-from prunebench.bench.score.referee import Referee, batch_size, exact_float32
+from prunebench.bench.score.arithmetic import exact_float32
+from prunebench.bench.score.referee import Referee, batch_size
 
 Kept = Mapping[str, Tensor]  # by source: float32 (n, c, h, w); its image itself where nothing fooled the source
 

@@ -25,7 +25,8 @@ from prunebench.bench.data import Split, Store, as_float
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.outcomes import recount
 from prunebench.bench.record import Record, load_record
-from prunebench.bench.score.referee import Referee, batch_size, exact_float32
+from prunebench.bench.score.arithmetic import exact_float32
+from prunebench.bench.score.referee import Referee, batch_size
 from prunebench.bench.seeds import derive
 
 

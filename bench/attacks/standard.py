@@ -71,9 +71,9 @@ STANDARD = Suite(
         "square": Listed(square, _queries),
     },
     weak={
-        "fgsm": Listed(fgsm, 4),
-        "pgd-20": Listed(usual_pgd(20), 61),
-        "pgd-50": Listed(usual_pgd(50), 151),
+        "fgsm": Listed(fgsm, 4, exact=True),
+        "pgd-20": Listed(usual_pgd(20), 61, exact=True),
+        "pgd-50": Listed(usual_pgd(50), 151, exact=True),
     },
     curve="pgd-20",
     black_box="square",

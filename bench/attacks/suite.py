@@ -16,12 +16,14 @@ Shape = tuple[int, int, int]  # of an image: (c, h, w)
 class Listed:
     """An attack with its price: the sample passes of an image that survives it, or a function that returns them.
 
-    `surrogate`: the gradient that this attack sees in place of the net's own.
+    `surrogate`: the gradient that this attack sees in place of the net's own. `exact`: it runs in exact float32,
+    whatever the arithmetic of the others, since it proposes points without knowing whether they fool the net.
     """
 
     attack: Attack
     passes: int | Callable[[Threat, Shape], int]
     surrogate: Surrogate = OWN
+    exact: bool = False
 
     def price(self, threat: Threat, shape: Shape) -> int:
         """The sample passes of an image of this shape that survives."""

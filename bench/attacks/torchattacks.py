@@ -51,7 +51,7 @@ def peer(name: str) -> Listed:
         proposals: Tensor = found.detach()
         return proposals
 
-    return Listed(attack, PRICE)
+    return Listed(attack, PRICE, exact=True)
 
 
 class _Net(nn.Module):

@@ -25,11 +25,12 @@ from prunebench.bench.outcomes import standing_of
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Protocol, Threat
 from prunebench.bench.score import flags, probes
+from prunebench.bench.score.arithmetic import exact_float32
 from prunebench.bench.score.cascade import Found, attack_all, facts_of
 from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.progress import ProgressEstimate
 from prunebench.bench.score.pursuit import pursue_all, pursue_sample
-from prunebench.bench.score.referee import Referee, batch_size, exact_float32
+from prunebench.bench.score.referee import Referee, batch_size
 from prunebench.bench.seeds import order
 
 Level = Literal["replay", "quick", "full"]

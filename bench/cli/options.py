@@ -27,6 +27,12 @@ Also = Annotated[
     list[str] | None,
     typer.Option(help="Also measure planted, distances, corruptions, other-norm; or torchattacks:NAME."),
 ]
+ArithmeticName = Annotated[
+    str,
+    typer.Option(
+        "--arithmetic", help="Of attacks: float32, or tf32 on a CUDA card. Verdicts are always measured in float32."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -12,6 +12,7 @@ import typer
 from prunebench.bench.cli import show
 from prunebench.bench.cli.options import (
     Also,
+    ArithmeticName,
     AsJson,
     Best,
     DataRoot,
@@ -82,6 +83,7 @@ def run(
     best: Best = False,
     also: Also = None,
     keep_proposals: KeepProposals = False,
+    arithmetic: ArithmeticName = "float32",
     tensorboard: Tensorboard = False,
     sandbox: Sandbox = False,
     data: DataRoot = Path("data"),
@@ -96,6 +98,7 @@ def run(
     from prunebench.bench.grid.run import run
     from prunebench.bench.lab import tensorboard as curves
     from prunebench.bench.player import sandbox as walls
+    from prunebench.bench.score.arithmetic import arithmetic_named
 
     workers = _engine(engine, jobs, threads, device, out, address, gpus_per_job)
     if tensorboard:
@@ -104,10 +107,14 @@ def run(
         walls.require()
     store = store_of(data)
     store.testing(rules.data, examples or rules.test)  # before any training: is there enough data?
+    cpu = False
+    if engine is Engines.local:
+        where = machine.device_named(device)
+        arithmetic_named(arithmetic, where)  # before any training: does this machine have it?
+        cpu = where.type == "cpu"
     with show.Watch(quiet=quiet) as watch:
         watch.line(f"{len(grid)} jobs of {rules.name}, {workers}, in {out}")
-        here = engine is Engines.local and machine.device_named(device).type == "cpu"
-        if here and (why := executor.lacking()) is not None:
+        if cpu and (why := executor.lacking()) is not None:
             watch.line(f"All nets run dense: {why}")
         ends = run(
             rules,
@@ -121,6 +128,7 @@ def run(
             best=best,
             also=also or (),
             keep_proposals=keep_proposals,
+            arithmetic=arithmetic,
             tensorboard=tensorboard,
             sandbox=sandbox,
             report=watch.report,

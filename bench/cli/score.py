@@ -10,6 +10,7 @@ import typer
 from prunebench.bench.cli import show
 from prunebench.bench.cli.options import (
     Also,
+    ArithmeticName,
     AsJson,
     Best,
     DataRoot,
@@ -36,6 +37,7 @@ def score(
     also: Also = None,
     best: Best = False,
     keep_proposals: KeepProposals = False,
+    arithmetic: ArithmeticName = "float32",
     force: Annotated[bool, typer.Option("--force", help="Replace the record of another net.")] = False,
     mirror: Annotated[str | None, typer.Option(help="Download robustbench:NAME from MIRROR/DATA/NORM/NAME.pt.")] = None,
     data: DataRoot = Path("data"),
@@ -47,11 +49,13 @@ def score(
     """Attack a net with AutoAttack standard and write its record."""
     import torch
 
-    from prunebench.bench import beside
+    from prunebench.bench import beside, machine
     from prunebench.bench.files import sole_user
+    from prunebench.bench.score.arithmetic import arithmetic_named
     from prunebench.bench.score.scoring import score as referee
 
     rules = None if protocol is None else load(protocol, to_train=False)
+    arithmetic_named(arithmetic, machine.device_named(device))  # before anything is replaced: is it there?
     torch.set_num_threads(threads)
     folder = net.parent if out is None else out
     if out is None and not net.exists():
@@ -70,6 +74,7 @@ def score(
             also=also or (),
             best=best,
             keep_proposals=keep_proposals,
+            arithmetic=arithmetic,
             mirror=mirror,
             report=lambda what, done, of: watch.report(str(net), what, done, of),
         )

@@ -229,6 +229,7 @@ def score_table(record: Record) -> list[Table | str]:
         f"{record.job.label}, sparsity {record.net.sparsity:.4f}, {rules}\n",
         table("still correct", "images", "% [95 % interval]", rows=rows, right=("images",)),
         "",
+        *_attacks(record),
         *_measured(record),
         table(
             "eps", "still correct after pgd-20", rows=[(p.eps, rate(p.robust)[1]) for p in score.curve], right=("eps",)
@@ -237,6 +238,15 @@ def score_table(record: Record) -> list[Table | str]:
         table("flag", "", "", rows=[_flag_row(flag) for flag in score.flags]),
         "",
     ]
+
+
+def _attacks(record: Record) -> list[Table | str]:
+    """A line on the arithmetic of attacks that were not exact."""
+    arithmetic = record.attack_arithmetic
+    if arithmetic.exact:
+        return []
+    again = f"{arithmetic.repaired} times an image was attacked again in float32"
+    return [f"Attacks in {arithmetic.name}, verdicts in float32; {again}.", ""]
 
 
 def _measured(record: Record) -> list[Table | str]:

@@ -18,6 +18,7 @@ from prunebench.bench.job import Job
 from prunebench.bench.player.host import describe
 from prunebench.bench.progress import JobProgressCallback, ProgressUpdate
 from prunebench.bench.protocol import Protocol, as_sparsity
+from prunebench.bench.score.arithmetic import arithmetic_named
 from prunebench.bench.score.measurement import Asked
 from prunebench.bench.spec import source_of
 
@@ -75,6 +76,7 @@ def run(
     keep_proposals: bool = False,
     tensorboard: bool = False,
     sandbox: bool = False,
+    arithmetic: str = "float32",
     report: JobProgressCallback | None = None,
     ended: Callable[[Ended], None] | None = None,
 ) -> list[Ended]:
@@ -82,11 +84,12 @@ def run(
 
     `best`: attack the survivors of AutoAttack again. `also`: more measurements, as for `score`. `keep_proposals`: keep
     the images that fooled each net, so that a claim can be replayed. `tensorboard`, `sandbox`: as for `task.train`.
-    Finished steps are kept, so a killed run resumes where it stopped. A job that fails is reported once and does not
-    stop the others. `report` and `ended` are called in this process. Raises PrunebenchError if another run is using
-    `out`, and for unknown names in `also`.
+    `arithmetic`: as for `score`. Finished steps are kept, so a killed run resumes where it stopped. A job that fails is
+    reported once and does not stop the others. `report` and `ended` are called in this process. Raises PrunebenchError
+    if another run is using `out`, and for unknown names in `also` and `arithmetic`.
     """
-    Asked.of(also, best=best, keep_images=keep_proposals)  # before any training: are the names known?
+    # Before any training: are the names known?
+    Asked.of(also, best=best, keep_images=keep_proposals, arithmetic=arithmetic_named(arithmetic))
     with sole_user(out):
         scheduler = scheduler_of(
             protocol,
@@ -101,6 +104,7 @@ def run(
             keep_proposals=keep_proposals,
             tensorboard=tensorboard,
             sandbox=sandbox,
+            arithmetic=arithmetic,
         )
         results = []
         with engine or Pool() as engine:  # inside the lock: no worker outlives it
@@ -126,6 +130,7 @@ def scheduler_of(
     keep_proposals: bool = False,
     tensorboard: bool = False,
     sandbox: bool = False,
+    arithmetic: str = "float32",
 ) -> Scheduler:
     """The order in which the steps of `jobs` run, below `out`; a dense net is the parent of the nets of its seed."""
     folders = {job.name: out / "jobs" / job_id(protocol, spec, job) for spec, job in jobs}
@@ -150,6 +155,7 @@ def scheduler_of(
                 tensorboard,
                 sandbox,
                 tuple(also),
+                arithmetic,
             )
         )
     images = len(store.testing(protocol.data, examples or protocol.test))

@@ -41,7 +41,7 @@ class Task:
     """One job of a grid, in a form that can be sent to another process: pruner spec, job, folders and device.
 
     `parent`: the folder of the dense net with the same seed, if that is in the grid; its adversarial images are tried
-    on this net. `also`: more measurements, as for `score`.
+    on this net. `also`, `arithmetic`: as for `score`.
     """
 
     spec: str
@@ -59,6 +59,7 @@ class Task:
     tensorboard: bool
     sandbox: bool = False
     also: tuple[str, ...] = ()
+    arithmetic: str = "float32"
 
     @property
     def dense(self) -> Path | None:
@@ -147,6 +148,7 @@ class Step:
                 report=report,
                 best=task.best,
                 keep_proposals=task.keep_proposals,
+                arithmetic=task.arithmetic,
             )
 
     def _record(self, report: ProgressCallback) -> Ended:
@@ -163,6 +165,7 @@ class Step:
             best=task.best,
             also=task.also,
             keep_proposals=task.keep_proposals,
+            arithmetic=task.arithmetic,
         )
         best = "" if record.beyond.best is None else f" ({record.beyond.best.robust} best known)"
         found = record.score
@@ -281,22 +284,19 @@ def _scored(task: Task) -> bool:
         return False
     try:
         record = load_record(task.folder / RECORD)
-        if isinstance(record, Record):
-            complete(task.folder / RECORD, record)
+        if not isinstance(record, Record):
+            return False
+        complete(task.folder / RECORD, record)
     except PrunebenchError:
-        return False
-    if not isinstance(record, Record):
         return False
     if task.dense is not None and record.notes.get("parent") != sha256_of(task.dense.read_bytes()):
         return False
     if (task.best and record.beyond.best is None) or not has(record, task.also):
         return False
-    if task.keep_proposals and not _holds(proposals_path(task.folder / RECORD), record.proposals):
+    kept = proposals_path(task.folder / RECORD)
+    if task.keep_proposals and not (kept.exists() and sha256_of(kept.read_bytes()) == record.proposals):
         return False
     test = task.store.testing(rules.data, task.examples or rules.test)
-    found = (record.net.sha256, record.protocol.sha256, record.data.sha256, record.score.n)
-    return found == (sha256_of(path.read_bytes()), rules.sha256, test.sha256, len(test))
-
-
-def _holds(path: Path, sha256: str | None) -> bool:
-    return path.exists() and sha256_of(path.read_bytes()) == sha256
+    done = (record.protocol.sha256, record.data.sha256, record.score.n, record.attack_arithmetic.name)
+    asked = (rules.sha256, test.sha256, len(test), task.arithmetic)
+    return done == asked and record.net.sha256 == sha256_of(path.read_bytes())

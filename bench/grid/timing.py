@@ -17,7 +17,8 @@ from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.train import fit
 from prunebench.bench.mask import Masks
 from prunebench.bench.protocol import Protocol, Threat
-from prunebench.bench.score.referee import Referee, batch_size, exact_float32
+from prunebench.bench.score.arithmetic import exact_float32
+from prunebench.bench.score.referee import Referee, batch_size
 
 EPOCHS = 4  # of a timed training; the first is a warm-up
 CALLS = 8  # minimum forwards of a timed attack

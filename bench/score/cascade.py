@@ -32,8 +32,9 @@ class Found:
 
     `standing`: after each ranked attack, bool (n,) on the CPU. `weak`, `curve`: after each weak attack alone, and at
     each eps alone. `rejected`: proposals of ranked attacks that moved an image and fooled nothing. `kernel_only`:
-    proposals that fooled only the fast net. `passes`, `seconds`: the cost of all attacks. `images`: float32
-    (n, c, h, w), the adversarials of the ranked attacks, zero elsewhere; None when not requested.
+    proposals that fooled only the fast net. `repaired`: images that a ranked attack attacked again in exact float32.
+    `passes`, `seconds`: the cost of all attacks. `images`: float32 (n, c, h, w), the adversarials of the ranked
+    attacks, zero elsewhere; None when not requested.
     """
 
     standing: Bits
@@ -41,15 +42,20 @@ class Found:
     curve: Bits
     rejected: int
     kernel_only: int
+    repaired: int
     passes: int
     seconds: float
     images: Tensor | None
 
 
 def facts_of(referee: Referee, net: Net, test: Split) -> list[object]:
-    """The facts that journal entries depend on: net, images, rules, batch, machine, kernels, attack code."""
+    """The facts that journal entries depend on: net, images, rules, batch, machine, kernels, attack code, arithmetic.
+
+    Exact float32 is not named, so entries from before there was a choice remain valid.
+    """
     where = [machine.env_key(referee.device), referee.fast.bits(net.header.shape), machine.attack_code()]
-    return [net.id.sha256, test.sha256, referee.rules.sha256, referee.batch, *where]
+    named = [] if referee.arithmetic.exact else [referee.arithmetic.name]
+    return [net.id.sha256, test.sha256, referee.rules.sha256, referee.batch, *where, *named]
 
 
 def attack_shard(
@@ -101,6 +107,7 @@ def attack_shard(
         curve,
         rejected=sum(entry.rejected for entry in entries),
         kernel_only=sum(entry.kernel_only for entry in entries),
+        repaired=sum(entry.repaired for entry in entries),
         passes=sum(entry.passes for entry in line.entries),
         seconds=sum(entry.seconds for entry in line.entries),
         images=images,
@@ -120,6 +127,7 @@ def joined(shards: Sequence[Found]) -> Found:
         bits([shard.curve for shard in shards]),
         rejected=sum(shard.rejected for shard in shards),
         kernel_only=sum(shard.kernel_only for shard in shards),
+        repaired=sum(shard.repaired for shard in shards),
         passes=sum(shard.passes for shard in shards),
         seconds=sum(shard.seconds for shard in shards),
         images=torch.cat(images) if images else None,

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -27,7 +27,8 @@ class Entry(Hashed):
 
     Its own hash covers every field, including the key of its facts, so that a damaged entry is never trusted.
 
-    `images`: the sha256 of the file beside it that holds the adversarials; None when they were not kept.
+    `images`: the sha256 of the file beside it that holds the adversarials; None when they were not kept. `repaired`:
+    images attacked again in exact float32; written only where there are any.
     """
 
     key: Sha256
@@ -38,11 +39,17 @@ class Entry(Hashed):
     passes: Natural
     seconds: Seconds
     images: Sha256 | None = None
+    repaired: Natural = 0
 
     @property
     def bits(self) -> Tensor:
         """The digits as a bool tensor (images,)."""
         return torch.tensor([digit == "1" for digit in self.standing], dtype=torch.bool)
+
+    @model_serializer(mode="wrap")
+    def _without_repairs_that_did_not_happen(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key != "repaired" or value}
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Finding:
     """One measurement: the images still `standing`, bool (images,); `rejected` proposals; the batch; the passes.
 
     `kernel_only`: proposals that fooled only the fast net. `images`: float32 (k, c, h, w), one adversarial per fooled
-    image, in order.
+    image, in order. `repaired`: images attacked again in exact float32.
     """
 
     standing: Tensor
@@ -59,6 +66,7 @@ class Finding:
     batch: int
     passes: int
     images: Tensor
+    repaired: int = 0
 
 
 class Journal:
@@ -108,6 +116,7 @@ class Journal:
             passes=found.passes,
             seconds=seconds,
             images=None if packed is None else sha256_of(packed),
+            repaired=found.repaired,
         )
         if path:
             if packed is not None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from prunebench.bench.attacks.suite import Listed
 from prunebench.bench.data import Split, as_float
 from prunebench.bench.protocol import Threat
+from prunebench.bench.score.arithmetic import FLOAT32
 from prunebench.bench.score.journal import Entry, Finding, Journal
 from prunebench.bench.score.progress import ProgressEstimate
 from prunebench.bench.score.referee import Referee
@@ -43,17 +44,32 @@ class Line:
             else self.progress.listener(name, label, self.shard.start // self.referee.rules.shard)
         )
 
+        arithmetic = FLOAT32 if listed.exact else self.referee.arithmetic
+
         def measure() -> Finding:
             after = standing.clone()
             if not after.any():
                 return Finding(after, 0, 0, self.referee.batch, 0, as_float(self.part.images[:0]))
             part = self.part.take(after.nonzero().squeeze(1))
             found = self.referee.fooled(
-                listed.attack, as_float(part.images), part.labels, seed, threat, listen, surrogate=listed.surrogate
+                listed.attack,
+                as_float(part.images),
+                part.labels,
+                seed,
+                threat,
+                listen,
+                surrogate=listed.surrogate,
+                arithmetic=arithmetic,
             )
             after[standing] = ~found.fooled
             return Finding(
-                after, found.rejected, found.kernel_only, self.referee.batch, found.passes, found.images[found.fooled]
+                after,
+                found.rejected,
+                found.kernel_only,
+                self.referee.batch,
+                found.passes,
+                found.images[found.fooled],
+                found.repaired,
             )
 
         entry, found = self.journal.entry(label, self.shard, seed, standing, measure, keep_images=images is not None)

@@ -19,7 +19,7 @@ from prunebench.bench.beyond import Beyond
 from prunebench.bench.checkpoint import Net
 from prunebench.bench.collapse import collapse
 from prunebench.bench.data import Split, as_float
-from prunebench.bench.facts import Cost, DataId, Flag, Point, ProtocolId, Score
+from prunebench.bench.facts import AttackArithmetic, Cost, DataId, Flag, Point, ProtocolId, Score
 from prunebench.bench.files import sha256_of
 from prunebench.bench.mask import distribution
 from prunebench.bench.models import prunable
@@ -27,15 +27,16 @@ from prunebench.bench.outcomes import pack_outcomes
 from prunebench.bench.pattern import patterns_of
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Protocol
-from prunebench.bench.record import Record
+from prunebench.bench.record import INEXACT, SCHEMA, Record
 from prunebench.bench.score import flags, probes
+from prunebench.bench.score.arithmetic import FLOAT32, Arithmetic, exact_float32
 from prunebench.bench.score.cascade import Bits, Found, attack_all, attack_shard, facts_of
 from prunebench.bench.score.effort import effort_of
 from prunebench.bench.score.extras import EXTRAS, measured, require
 from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.progress import ProgressEstimate
 from prunebench.bench.score.pursuit import Pursued, pursue_all, pursue_shard
-from prunebench.bench.score.referee import NO_ANSWER, Referee, batch_size, exact_float32
+from prunebench.bench.score.referee import NO_ANSWER, Referee, batch_size
 from prunebench.bench.score.result import Scored
 from prunebench.bench.seeds import derive
 
@@ -45,20 +46,21 @@ class Asked:
     """What to measure besides AutoAttack and the suite's weak attacks.
 
     `best`: whether to attack the survivors again, for the best-known number. `extras`: names in `EXTRAS`. `weak`: more
-    weak attacks. `keep_images`: whether to keep the adversarials.
+    weak attacks. `keep_images`: whether to keep the adversarials. `arithmetic`: that of the suite's attacks.
     """
 
     best: bool = False
     extras: tuple[str, ...] = ()
     weak: Mapping[str, Listed] = field(default_factory=dict)
     keep_images: bool = False
+    arithmetic: Arithmetic = FLOAT32
 
     @classmethod
-    def of(cls, also: Sequence[str], *, best: bool, keep_images: bool) -> Asked:
+    def of(cls, also: Sequence[str], *, best: bool, keep_images: bool, arithmetic: Arithmetic = FLOAT32) -> Asked:
         """From the names on the command line. Raises PrunebenchError for an unknown one."""
         extras = tuple(name for name in EXTRAS if name in also)
         require(extras)
-        return cls(best, extras, {name: peer(name) for name in also if name not in EXTRAS}, keep_images)
+        return cls(best, extras, {name: peer(name) for name in also if name not in EXTRAS}, keep_images, arithmetic)
 
 
 class Measurement:
@@ -76,10 +78,10 @@ class Measurement:
         asked: Asked,
     ) -> None:
         self.net, self.rules, self.test, self.device = net, rules, test, device
+        self.asked, self.report, self.suite = asked, report, suite_of(rules)
         self.referee, self.effort = self._referee(net), effort_of(path, net.header)
         facts = facts_of(self.referee, net, test)
         self.journal = Journal(None if out is None else out / JOURNAL, facts)
-        self.report, self.asked, self.suite = report, asked, suite_of(rules)
 
     def __call__(self, parent: Net | None, *, whole: bool) -> Scored:
         """Measure everything and make the record; `whole`: the test images are the protocol's full set."""
@@ -156,7 +158,8 @@ class Measurement:
         return ProgressEstimate(self.rules, self.test, images, self.report, self.asked.weak, best=self.asked.best)
 
     def _referee(self, net: Net) -> Referee:
-        return Referee(net.module, self.rules, batch_size(self.rules, net.header.arch, self.device.type), self.device)
+        batch = batch_size(self.rules, net.header.arch, self.device.type)
+        return Referee(net.module, self.rules, batch, self.device, self.asked.arithmetic)
 
     def _flags(
         self, score: Score, beyond: Beyond, predicted: Tensor, found: Found, dense: Referee | None
@@ -219,13 +222,16 @@ class Measurement:
             notes["parent"] = parent.id.sha256
         if effort is not None:
             notes["sandbox"] = effort.sandbox
+        arithmetic = self.asked.arithmetic
         record: Record = Record.sealed(
+            schema=SCHEMA if arithmetic.exact else INEXACT,
             protocol=ProtocolId.of(rules),
             rules=rules.model_dump(mode="json"),
             job=header.job,
             net=self.net.id,
             patterns=patterns_of(self.net.module),
             score=score,
+            attack_arithmetic=AttackArithmetic(name=arithmetic.name, repaired=sum(part.repaired for part in attacked)),
             beyond=beyond,
             data=DataId(name=rules.data, sha256=test.sha256, train_sha256=header.train_sha256),
             official=whole and rules.official and header.protocol.sha256 == rules.sha256 and header.arch == rules.model,

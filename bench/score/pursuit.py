@@ -29,11 +29,13 @@ class Pursued:
     """The results of the attacks on the survivors of some images.
 
     `standing`: after each attack in order, bool (n,); an attack that did not run in a shard leaves its bits as they
-    were. `long`: the images in shards where the long attacks ran. `passes`, `seconds`: the cost of all.
+    were. `long`: the images in shards where the long attacks ran. `repaired`: images that an attack attacked again in
+    exact float32. `passes`, `seconds`: the cost of all.
     """
 
     standing: Bits
     long: int
+    repaired: int
     passes: int
     seconds: float
 
@@ -76,11 +78,12 @@ def pursue_shard(
         after[name] = now = line.run(name, listed, stream, now, group="best") if pursued else now
     if parent is not None:
         sha256, source = parent
-        listed = Listed(_through(source, referee), targeted(TARGETS))
+        listed = Listed(_through(source, referee), targeted(TARGETS), exact=True)
         after["transfer"] = line.run("transfer", listed, stream, now, group=f"best from {sha256[:16]}")
     found = Pursued(
         after,
         size if pursued else 0,
+        repaired=sum(entry.repaired for entry in line.entries),
         passes=sum(entry.passes for entry in line.entries),
         seconds=sum(entry.seconds for entry in line.entries),
     )
@@ -115,6 +118,7 @@ def pursue_all(
     return Pursued(
         {name: torch.cat([part.standing[name] for part in parts]) for name in parts[0].standing},
         sum(part.long for part in parts),
+        sum(part.repaired for part in parts),
         sum(part.passes for part in parts),
         sum(part.seconds for part in parts),
     )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +17,8 @@ from prunebench.bench.executor import Fast, fast
 from prunebench.bench.executor.surrogate import OWN, Replaced, Surrogate
 from prunebench.bench.models import ARCHITECTURES
 from prunebench.bench.protocol import Protocol, Threat
-from prunebench.bench.seeds import derive
+from prunebench.bench.score.arithmetic import FLOAT32, Arithmetic
+from prunebench.bench.score.samples import corners, plain_and_noisy
 from prunebench.bench.wide import Sizes, Wide, undecided, unheld
 
 NO_ANSWER = -1  # in place of a class
@@ -38,14 +38,26 @@ class Measured:
     `fooled`: bool (n,), the images that the net itself misclassifies. `images`: float32 (n, c, h, w), the images
     measured. `rejected`: proposals that moved an image and fooled nothing. `kernel_only`: proposals that fool only the
     fast net, with sparse kernels or folded norms; or the number of images without finite logits there, if larger.
-    `passes`: sample passes of the attack and its measurement, which `Referee.passes` excludes.
+    `repaired`: images attacked again in exact float32. `passes`: sample passes of the attack and its measurement, which
+    `Referee.passes` excludes.
     """
 
     fooled: Tensor
     images: Tensor
     rejected: int
     kernel_only: int
+    repaired: int
     passes: int
+
+
+@dataclass(frozen=True)
+class _Call:
+    """An attack with everything it needs besides images and labels."""
+
+    attack: Attack
+    threat: Threat
+    seed: int
+    surrogate: Surrogate
 
 
 class Referee:
@@ -58,14 +70,18 @@ class Referee:
     An image is right when its label's logit is strictly the largest in float32 and float32 holds the logits: they equal
     those of float64 except for an offset and the last bits. Attacks see a net in float64 when its numbers leave
     float32's sensible range. A net is refused if its logits are not finite on any measured or queried image in [0, 1].
+
+    `arithmetic`: for attacks of a suite, which hand it to `fooled`; all else expects to run inside `exact_float32`.
     """
 
-    def __init__(self, module: nn.Module, rules: Protocol, batch: int, device: torch.device) -> None:
+    def __init__(
+        self, module: nn.Module, rules: Protocol, batch: int, device: torch.device, arithmetic: Arithmetic = FLOAT32
+    ) -> None:
         self.net = module.to(device).eval().requires_grad_(False)
         self.fast: Fast | Wide = fast(self.net)
         self.wide, self.sizes = Wide(self.net), Sizes(0.0, 0.0, 0.0)  # before the first look
         self._leaky: dict[float, Fast] = {}
-        self.rules, self.batch, self.device = rules, batch, device
+        self.rules, self.batch, self.device, self.arithmetic = rules, batch, device, arithmetic
         self.passes = 0
         self._listen: Callable[[int], None] | None = None  # while an attack runs
         self._silent: list[Tensor] = []  # images to which attacks got no finite logits
@@ -148,7 +164,7 @@ class Referee:
                 f"Given the same {len(first)} images twice, the net changed its logits on {bad} of them; an attack on "
                 "a random net measures luck, so remove the randomness.",
             )
-        moved = [within(images + point, images, self.rules.threat) for point in self._points(images.shape[1:])]
+        moved = [within(images + point, images, self.rules.threat) for point in corners(self.rules, images.shape[1:])]
         beside = [(points, self.logits(points)) for points in moved]
         for _, logits in beside:
             _finite(logits, "images moved inside the ball")
@@ -165,13 +181,6 @@ class Referee:
         for points, there in beside:
             held &= self._held(points, there)
         return torch.where(held & ~undecided(logits), logits.argmax(1), NO_ANSWER)
-
-    def _points(self, shape: Sequence[int]) -> list[Tensor]:
-        """Two opposite corners of the ball, the same for every image, so that results do not depend on the split."""
-        draw = torch.Generator().manual_seed(derive(self.rules.attack_seed, "corner"))
-        corner = (2 * torch.rand((1, *shape), generator=draw) - 1).sign()
-        radius = self.rules.threat.radius / (math.sqrt(math.prod(shape)) if self.rules.threat.norm == "L2" else 1.0)
-        return [radius * corner, -radius * corner]
 
     @torch.no_grad()
     def _held(self, images: Tensor, logits: Tensor) -> Tensor:
@@ -192,23 +201,42 @@ class Referee:
         threat: Threat | None = None,
         listen: Callable[[int], None] | None = None,
         surrogate: Surrogate = OWN,
+        arithmetic: Arithmetic = FLOAT32,
     ) -> Measured:
         """The images that `attack` gets misclassified, by our own measurement.
 
         Proposals are projected into the ball of `threat` (by default the protocol's) and [0, 1], then measured on the
         plain net; a proposal that is not finite is replaced by its image. An attack that never queries logits, such as
         a replay, cannot be misled by them, so none of its proposals counts as `kernel_only`. `listen` receives the
-        sample passes of every forward that the attack requests. `surrogate`: as for `attacked`. Raises Refused when the
-        plain net has no finite logits for a proposal, or for a queried image on which the fast net had none either.
+        sample passes of every forward that the attack requests. `surrogate`: as for `attacked`. `arithmetic`: that of
+        the attack; an image on which the plain net does not confirm its success is attacked again in exact float32.
+        Raises Refused when the plain net has no finite logits for a proposal, or for a queried image on which the fast
+        net had none either.
         """
-        threat = threat or self.rules.threat
+        call = _Call(attack, threat or self.rules.threat, seed, surrogate)
         clean, before = images.to(self.device), self.passes
         self._listen = listen
         try:
-            proposals, silent = self._proposals(attack, clean, labels, threat, seed, surrogate)
+            proposals, silent = self._proposals(call, clean, labels, arithmetic)
+            asked = self.passes > before
+            measured, proposed, fooled = self._judged(proposals, clean, labels, call.threat)
+            again = proposed & ~fooled if asked and arithmetic.repairs else torch.zeros_like(fooled)
+            if again.any():
+                part, right = clean[again.to(self.device)], labels[again]
+                proposals, more = self._proposals(call, part, right, FLOAT32)
+                measured[again], proposed[again], fooled[again] = self._judged(proposals, part, right, call.threat)
+                silent = max(silent, more)
         finally:
             self._listen = None
-        asked = self.passes > before
+        kernel_only = int((self._mistaken(measured, labels) & ~fooled).sum()) if asked else 0
+        passes, self.passes = self.passes - before, before
+        rejected, repaired = int((proposed & ~fooled).sum()), int(again.sum())
+        return Measured(fooled, measured, rejected, max(kernel_only, silent), repaired, passes)
+
+    def _judged(
+        self, proposals: Tensor, clean: Tensor, labels: Tensor, threat: Threat
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The `proposals` as measured, which of them differ from `clean`, and which fool the plain net; on the CPU."""
         usable = proposals.flatten(1).isfinite().all(1).view(-1, 1, 1, 1)
         proposals = torch.where(usable, proposals, clean)
         proposed = (proposals != clean).flatten(1).any(1).cpu()
@@ -218,48 +246,41 @@ class Referee:
         fooled = (logits.argmax(1) != labels) | undecided(logits)
         standing = (~fooled).nonzero().squeeze(1)
         fooled[standing] = ~self._held(measured[standing], logits[standing])
-        kernel_only = int((self._mistaken(measured, labels) & ~fooled).sum()) if asked else 0
-        passes, self.passes = self.passes - before, before
-        return Measured(fooled, measured, int((proposed & ~fooled).sum()), max(kernel_only, silent), passes)
+        return measured, proposed, fooled
 
-    def _proposals(
-        self, attack: Attack, clean: Tensor, labels: Tensor, threat: Threat, seed: int, surrogate: Surrogate
-    ) -> tuple[Tensor, int]:
-        """The proposals of `attack`, and the number of queried images without finite logits from the fast net.
+    def _proposals(self, call: _Call, clean: Tensor, labels: Tensor, arithmetic: Arithmetic) -> tuple[Tensor, int]:
+        """The proposals of an attack, and the number of queried images without finite logits from the fast net.
 
         If there are any, only the kernels overflowed (otherwise the net is refused), so the attack reruns on the net.
         """
-        proposals = self._asked(attack, clean, labels, threat, seed, surrogate)
+        proposals = self._asked(call, clean, labels, arithmetic)
         if not self._silent:
             return proposals, 0
         silent = min(sum(len(part) for part in self._silent), len(clean))
         kernels, self.fast = self.fast, self.wide
         try:
-            return self._asked(attack, clean, labels, threat, seed, surrogate), silent
+            return self._asked(call, clean, labels, arithmetic), silent
         finally:
             self.fast = kernels
 
-    def _asked(
-        self, attack: Attack, clean: Tensor, labels: Tensor, threat: Threat, seed: int, surrogate: Surrogate
-    ) -> Tensor:
-        """The proposals of `attack`; queried images without finite logits are measured again on the net itself."""
-        generator = torch.Generator(self.device).manual_seed(seed)
+    def _asked(self, call: _Call, clean: Tensor, labels: Tensor, arithmetic: Arithmetic) -> Tensor:
+        """The proposals of an attack; queried images without finite logits are measured again on the net itself."""
+        generator = torch.Generator(self.device).manual_seed(call.seed)
         lent = clean.clone(), labels.to(self.device, copy=True)  # an attack may write into what it is given
         self._silent = []
-        model = self.attacked if surrogate == OWN else partial(self.attacked, surrogate=surrogate)
-        proposals = attack(model, *lent, threat, generator=generator)
+        model = self.attacked if call.surrogate == OWN else partial(self.attacked, surrogate=call.surrogate)
+        with arithmetic.active():
+            proposals = call.attack(model, *lent, call.threat, generator=generator)
         self._silent = [part for part in self._silent if len(part)]
         if self._silent:
             _finite(self.logits(torch.cat(self._silent)), "images that an attack queried")
         return proposals
 
-    def _looked(self, shape: Sequence[int]) -> Sizes:
-        """The sizes of the net's numbers on fixed images of this shape, the same for every test set and split."""
-        draw = torch.Generator().manual_seed(derive(self.rules.attack_seed, "sizes"))
-        noise = torch.rand((29, *shape), generator=draw)
-        flat = torch.tensor([0.0, 0.5, 1.0]).view(-1, *[1] * len(shape)).expand(-1, *shape)
-        self.passes += len(noise) + len(flat)
-        return self.wide.look(torch.cat([flat, noise]).to(self.device))
+    def _looked(self, shape: torch.Size) -> Sizes:
+        """The sizes of the net's numbers on fixed images of this shape."""
+        samples = plain_and_noisy(self.rules, shape)
+        self.passes += len(samples)
+        return self.wide.look(samples.to(self.device))
 
     @torch.no_grad()
     def _mistaken(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -279,20 +300,3 @@ def _finite(logits: Tensor, what: str) -> None:
             f"The net gives NaN or infinite logits on {bad} of {len(logits)} {what}; a net must answer every image "
             "in [0, 1], so make its weights smaller or train it again.",
         )
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """Turn TF32 off during measurements, and cuDNN's free choice of engines; restore the settings afterwards.
-
-    cuDNN may choose an engine that adds up in a different order every time, and `Referee.steady_logits` would refuse
-    the net for it.
-    """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
-    matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
-    cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before

@@ -15,6 +15,7 @@ from prunebench.bench.pattern import refuse_other_patterns
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Protocol, load
 from prunebench.bench.record import Record
+from prunebench.bench.score.arithmetic import arithmetic_named
 from prunebench.bench.score.measurement import Asked, Measurement
 from prunebench.bench.score.result import refusal_of
 
@@ -32,6 +33,7 @@ def score(
     also: Sequence[str] = (),
     best: bool = False,
     keep_proposals: bool = False,
+    arithmetic: str = "float32",
     mirror: str | None = None,
 ) -> Record:
     """Attack the net in the file `net` with AutoAttack *standard* and count the test images that survive.
@@ -40,13 +42,14 @@ def score(
     test images, from the start. `out`: a folder for the record, the outcomes and the journal from which a killed run
     resumes. `parent`: a dense net whose adversarials are also tried, for a flag. `also`: further measurements (names in
     `EXTRAS`) and weak attacks, such as "torchattacks:CW". `best`: attack the survivors again with stronger attacks, for
-    the best-known number. `keep_proposals`: keep the adversarials, so that a claim can be replayed. `net` may be
+    the best-known number. `keep_proposals`: keep the adversarials, so that a claim can be replayed. `arithmetic`:
+    that of the suite's attacks, "float32" or "tf32" (on a CUDA card); verdicts are always exact. `net` may be
     "robustbench:NAME", a dense net of RobustBench's zoo, for which `protocol` is required (`mirror`: see
     `interop.robustbench.open_zoo`). Raises Refused, and writes the reason to `out`, for a net that cannot be scored.
     """
     path, folder = Path(net), None if out is None else Path(out)
-    asked = Asked.of(also, best=best, keep_images=keep_proposals)
     where = machine.device_named(device)
+    asked = Asked.of(also, best=best, keep_images=keep_proposals, arithmetic=arithmetic_named(arithmetic, where))
     opened = None
     try:
         store = store or Store(Path("data"))
@@ -80,6 +83,7 @@ def score_shard(
     report: ProgressCallback | None = None,
     best: bool = False,
     keep_proposals: bool = False,
+    arithmetic: str = "float32",
 ) -> None:
     """Run the attacks of a scoring on shard `number` alone, and write the results to the journal in `out`.
 
@@ -88,8 +92,9 @@ def score_shard(
     """
     path, opened = Path(net), open_net(Path(net))
     test, _ = _test_images(opened, path, protocol, examples, store)
-    asked = Asked.of((), best=best, keep_images=keep_proposals)
-    Measurement(opened, path, protocol, test, machine.device_named(device), Path(out), report, asked).shard(number)
+    where = machine.device_named(device)
+    asked = Asked.of((), best=best, keep_images=keep_proposals, arithmetic=arithmetic_named(arithmetic, where))
+    Measurement(opened, path, protocol, test, where, Path(out), report, asked).shard(number)
 
 
 def _made_for(net: Net, path: Path) -> Protocol:

@@ -141,7 +141,7 @@ COLUMNS = (
         short="Seconds",
     ),
     Column("Scoring, s", {"score_seconds": lambda row: row.score_seconds}),
-    Column("Device", {"devices": lambda row: row.devices}, lambda board, row: ", ".join(row.devices), left=True),
+    Column("Device", {"devices": lambda row: row.scored_on}, lambda board, row: ", ".join(row.scored_on), left=True),
     Column("Rejected", {"rejected": lambda row: row.rejected}),
     Column("Flags", {"flags": lambda row: tuple(dict.fromkeys(doubt.name for doubt in row.flags))}),
     Column("Pattern", {"patterns": lambda row: row.patterns}, lambda board, row: ", ".join(row.patterns), left=True),

@@ -138,6 +138,7 @@ def provenance(records: Sequence[Record], paths: Sequence[Path]) -> Grid:
             "attacks that ran": ", ".join(r.score.ran),
             "rejected": r.score.rejected,
             "kernel only": r.score.kernel_only,
+            **_arithmetic(r),
             "batch, shard": f"{r.score.batch}, {r.score.shard}",
             "device": r.cost.device,
             **{f"env {name}": value for name, value in r.env.items()},
@@ -148,6 +149,11 @@ def provenance(records: Sequence[Record], paths: Sequence[Path]) -> Grid:
     names = dict.fromkeys(name for fact in facts for name in fact)
     rows = tuple((name, tuple(_said(fact.get(name)) for fact in facts)) for name in names)
     return Grid("Provenance", "What", _seeds(records), rows)
+
+
+def _arithmetic(record: Record) -> dict[str, object]:
+    arithmetic = record.attack_arithmetic
+    return {} if arithmetic.exact else {"attacks in": arithmetic.name, "attacked again in float32": arithmetic.repaired}
 
 
 def pictures(record: Record, path: Path) -> Pictures:

@@ -15,7 +15,7 @@ from importlib.metadata import version
 import pytest
 
 from prunebench.bench.checkpoint import Header, seal
-from prunebench.bench.cli import run
+from prunebench.bench.cli import run, show
 from prunebench.bench.datasets import DATASETS
 from prunebench.bench.facts import StageCost
 from prunebench.bench.job import Job
@@ -280,6 +280,13 @@ def test_compare_says_whether_two_nets_differ(prunebench, tmp_path):
 # Bad input
 
 
+def test_a_score_tells_of_attacks_that_were_not_exact():
+    tf32 = show.score_table(make(schema=8, attack_arithmetic={"name": "tf32", "repaired": 3}))
+    said = "Attacks in tf32, verdicts in float32; 3 times an image was attacked again in float32."
+    assert said in tf32
+    assert not any("Attacks in" in part for part in show.score_table(make()) if isinstance(part, str))
+
+
 def mistake(prunebench, *arguments):
     """What a mistake of the user says: exit code 1, nothing but one sentence, no traceback."""
     code, out, err = prunebench(*arguments)
@@ -322,6 +329,9 @@ def training(*changes, protocol="digits-linf", pruner="imp", sparsity="0.9"):
         (("run", "digits-linf", "--examples", "501"), "digits has 500 test images, fewer than the 501"),
         (("run", "digits-linf", "--device", "tpu"), "Unknown device 'tpu'"),
         (("run", "mnist-linf"), "Data set mnist is not in data"),
+        (("run", "digits-linf", "--device", "cpu", "--arithmetic", "tf32"), "Attacks in tf32 need a CUDA card"),
+        (("score", "none.safetensors", "--device", "cpu", "--arithmetic", "tf32"), "Attacks in tf32 need a CUDA card"),
+        (("score", "none.safetensors", "--arithmetic", "bf16"), "Unknown arithmetic 'bf16'"),
         (("inspect", "none.safetensors"), "Cannot read none.safetensors, a net file of prunebench"),
         (("score", "none.safetensors"), "There is no file none.safetensors"),
         (("rank", "none"), "none"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import prunebench.bench.lab.train
 import prunebench.bench.lab.trainer
@@ -21,7 +22,8 @@ from prunebench.bench.lab.train import fit
 from prunebench.bench.lab.trainer import Trainer
 from prunebench.bench.machine import device_named
 from prunebench.bench.models import build
-from prunebench.bench.score.referee import Referee, exact_float32
+from prunebench.bench.score.arithmetic import FLOAT32, TF32, exact_float32
+from prunebench.bench.score.referee import Referee
 from prunebench.bench.score.scoring import score
 from tests.support.nets import STORE, TINY, changed, job, lab
 from tests.support.waits import no_waiting
@@ -171,6 +173,30 @@ def test_the_referee_measures_in_exact_float32(nets):
         with exact_float32():
             logits[kind] = Referee(open_net(nets["imp"]).module, TINY, 64, torch.device(kind)).logits(images)
     torch.testing.assert_close(logits["cpu"], logits["cuda"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+def test_tf32_rounds_the_operands_of_attacks_forward_and_backward(convolution):
+    """One and half a unit of TF32's last bit, times one: rounded or cut it is another number; exactly it is itself."""
+    tie = 1 + 2.0**-11
+    shape = (64, 64, 1, 1) if convolution else (64, 64)
+    weight = torch.eye(64, device="cuda").view(shape)
+    found = {}
+    for arithmetic in (FLOAT32, TF32):
+        with arithmetic.active():
+            images = torch.full((64, 64, 8, 8) if convolution else (64, 64), tie, device="cuda", requires_grad=True)
+            logits = F.conv2d(images, weight) if convolution else images @ weight
+            (gradient,) = torch.autograd.grad((logits * tie).sum(), images)
+        found[arithmetic.name] = {float(value) for part in (logits, gradient) for value in part.detach().unique()}
+    assert found["float32"] == {tie}
+    assert found["tf32"] <= {1.0, 1 + 2.0**-10}  # cut off, or rounded to the nearest
+
+
+def test_attacks_in_tf32_end_in_nearly_the_same_score(nets):
+    exact, tf32 = (score(nets["dense"], store=STORE, device="cuda", arithmetic=name) for name in ("float32", "tf32"))
+    assert abs(exact.score.robust - tf32.score.robust) <= 1  # of 64
+    assert tf32.attack_arithmetic.name == "tf32" and exact.attack_arithmetic.exact
+    assert exact.score.weak == tf32.score.weak
 
 
 def test_scores_agree_with_the_cpu(nets):

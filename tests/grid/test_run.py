@@ -129,6 +129,19 @@ def test_a_net_is_scored_after_its_parent_though_it_was_trained_first(tmp_path):
     assert [end.how for end in results] == ["done", "done"] and "parent" in found["random"].notes
 
 
+def test_a_record_of_attacks_in_another_arithmetic_is_not_kept(here, tmp_path):
+    def ended(**options):
+        (end,) = run(RULES, jobs("random"), tmp_path, STORE, device="cpu", **options)
+        return end
+
+    assert ended().how == "done"
+    refused = ended(arithmetic="tf32")
+    assert refused.how == "failed" and "Attacks in tf32 need a CUDA card" in refused.why
+    assert ended().how == "kept"  # the twin: the arithmetic alone made the difference
+    with pytest.raises(PrunebenchError, match="Unknown arithmetic 'tf23'"):
+        ended(arithmetic="tf23")
+
+
 def test_what_fooled_the_nets_is_kept_when_it_is_asked_for(here, tmp_path):
     (end,) = run(RULES, jobs("random"), tmp_path, STORE, device="cpu")
     path = tmp_path / "records" / "tiny" / "random-s0.9-seed0.json"

@@ -19,7 +19,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import replace_folder, sha256_of, write_bytes
 from prunebench.bench.outcomes import pairs_path
 from prunebench.leaderboard.render.text import clean
-from prunebench.leaderboard.site import assets, figure, folder, pages, plots
+from prunebench.leaderboard.site import assets, figure, folder, pages, plots, row_page
 from prunebench.leaderboard.table import rank, read
 from tests.support.records import make, refusal, save
 
@@ -123,6 +123,16 @@ def contents(folder):
 
 def html_pages(folder):
     return {name: Page(data) for name, data in contents(folder).items() if name.endswith(".html")}
+
+
+def test_the_provenance_tells_of_attacks_that_were_not_exact():
+    exact, tf32 = make(), make(seed=1, schema=8, attack_arithmetic={"name": "tf32", "repaired": 3})
+    rows = dict(row_page.provenance([exact, tf32], [Path("a.json"), Path("b.json")]).rows)
+    absent = rows["proposals sha256"][0]
+    assert rows["attacks in"] == (absent, "tf32") and rows["attacked again in float32"] == (absent, "3")
+    assert not {"attacks in", "attacked again in float32"} & {
+        name for name, _ in row_page.provenance([exact], [Path("a")]).rows
+    }
 
 
 def test_a_page_for_the_board_and_one_for_each_row(made):

@@ -178,6 +178,16 @@ def test_costs_are_means_and_unknown_stays_unknown():
     assert only_board(one, two, lost).rows[0].train_seconds is None
 
 
+def test_attacks_that_were_not_exact_are_named_beside_the_device():
+    tf32 = {"name": "tf32", "repaired": 3}
+    exact, other = (
+        make(cost={"device": "H200"}),
+        make(seed=1, cost={"device": "H200"}, schema=8, attack_arithmetic=tf32),
+    )
+    assert only_board(exact).rows[0].scored_on == ("H200",)
+    assert only_board(exact, other).rows[0].scored_on == ("H200", "attacks in tf32")
+
+
 def test_the_true_sparsity_is_the_counted_one():
     more = {"nonzero": 50, "layers": [{"name": "fc", "shape": [PRUNABLE], "nonzero": 50}]}
     assert only_board(make(sparsity=0.9, net=more)).rows[0].true_sparsity == 0.95

@@ -64,8 +64,8 @@ if DEED == "attacks":
 if DEED == "referee":
     import torch
     from prunebench.bench.score.referee import Measured, Referee
-    Referee.fooled = lambda self, attack, images, labels, *others: Measured(
-        torch.zeros(len(labels), dtype=torch.bool), images, 0, 0, 0)
+    Referee.fooled = lambda self, attack, images, labels, *others, **more: Measured(
+        torch.zeros(len(labels), dtype=torch.bool), images, 0, 0, 0, 0)
 if DEED == "record":
     from prunebench.bench.record import Record
     from prunebench.bench.facts import Score

@@ -118,7 +118,7 @@ def test_all_shards_are_the_shards_in_order(monkeypatch):
     use(monkeypatch, {"a": Listed(upwards(3), 1)}, {"long": Listed(upwards(1), 1)})
 
     standing = {name: torch.cat([cascade(8)[name], cascade(2)[name]]) for name in RANKED}
-    whole = Found(standing, {}, {}, rejected=0, kernel_only=0, passes=0, seconds=0.0, images=None)
+    whole = Found(standing, {}, {}, rejected=0, kernel_only=0, repaired=0, passes=0, seconds=0.0, images=None)
     found, judge = pursue_all(referee(), TEST, whole, Journal(None, [])), referee()
     parts = [
         pursue_shard(judge, TEST, 1, cascade(2), Journal(None, [])),

@@ -11,7 +11,8 @@ from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import as_float
 from prunebench.bench.errors import Refused
 from prunebench.bench.protocol import Threat
-from prunebench.bench.score.referee import Referee, batch_size, exact_float32
+from prunebench.bench.score.arithmetic import exact_float32
+from prunebench.bench.score.referee import Referee, batch_size
 from tests.support.nets import STORE, TINY, Bright, changed
 
 RULES = changed(threat=Threat(norm="Linf", eps="0.1"))

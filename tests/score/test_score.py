@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -13,10 +14,11 @@ from torch import nn
 import prunebench.bench.score.scoring
 from prunebench.bench.attacks.base import within
 from prunebench.bench.attacks.pgd import pgd
-from prunebench.bench.beside import RECORD, REFUSAL
+from prunebench.bench.beside import JOURNAL, RECORD, REFUSAL
 from prunebench.bench.checkpoint import Net, open_net
 from prunebench.bench.data import Store, as_float
 from prunebench.bench.errors import PrunebenchError, Refused
+from prunebench.bench.facts import AttackArithmetic
 from prunebench.bench.grid.task import train
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
@@ -24,6 +26,7 @@ from prunebench.bench.models import build
 from prunebench.bench.outcomes import outcomes_path, pack_outcomes, recount
 from prunebench.bench.protocol import PROTOCOLS, Threat
 from prunebench.bench.record import Refusal, load_record
+from prunebench.bench.score.arithmetic import Arithmetic
 from prunebench.bench.score.effort import TIMES
 from prunebench.bench.score.scoring import score
 from tests.support.nets import (
@@ -71,6 +74,28 @@ def test_the_counts_are_those_of_the_outcomes(nets, scored):
         assert record.data.sha256 == test.sha256 and record.net.sha256 == open_net(nets[name]).id.sha256
         assert record.job == job(*SPECS[name]) and record.protocol.sha256 == TINY.sha256
         assert not record.official
+
+
+def test_a_record_names_the_arithmetic_of_its_attacks(nets, tmp_path, monkeypatch):
+    """The attacks report successes that are none, so each image that stands is attacked again, with the same end."""
+
+    def lying(model, images, labels, threat, *, generator):
+        model(images)
+        return images + 1e-3
+
+    use_attacks(monkeypatch, dict.fromkeys(RANKED, lying))
+    exact = scoring(nets["dense"], tmp_path, examples=16)
+    entry = tmp_path / JOURNAL / "shard-00000-00016-square.json"
+    before = entry.read_bytes()
+    assert b"repaired" not in before and b"attack_arithmetic" not in (tmp_path / RECORD).read_bytes()
+    tf32 = Arithmetic("tf32", nullcontext, repairs=True)
+    monkeypatch.setattr(prunebench.bench.score.scoring, "arithmetic_named", lambda name, device: tf32)
+    other = scoring(nets["dense"], tmp_path, examples=16, arithmetic="tf32")
+    assert load_record(tmp_path / RECORD) == other and entry.read_bytes() != before
+    recount(tmp_path / RECORD, other)
+    assert (exact.schema_, exact.attack_arithmetic) == (7, AttackArithmetic())
+    assert (other.schema_, other.attack_arithmetic) == (8, AttackArithmetic(name="tf32", repaired=exact.score.rejected))
+    assert exact.score.rejected >= 4 and exact.score == other.score and exact.outcomes == other.outcomes
 
 
 @pytest.mark.parametrize("count", ["clean", "robust"])

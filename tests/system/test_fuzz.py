@@ -636,6 +636,7 @@ OPTIONS = {
     "--protocol": ("digits-linf", "none.toml", "bent.toml", "zero.toml", "x"),
     "--parent": PATHS,
     "--also": NAMES,
+    "--arithmetic": ("float32", "tf32", "\x1b"),
     "--mirror": PATHS,
     "--arch": ("digits-cnn", "resnet19", ""),
     "--label": NAMES,
@@ -659,7 +660,10 @@ SOUND = {
     "run": (["far.toml", "--pruner", "imp"], (*_GRID, "--out", "--jobs", "--address", "--gpus-per-job")),
     "plan": (["far.toml"], (*_GRID, "--jobs", "--devices", "--clean", "--robust", "--seconds")),
     "train": (["far.toml", "--pruner", "imp", "--sparsity", "0.9", "--out", "o"], (*_GRID[1:], "--out", "--pruner")),
-    "score": (["bent.net"], ("--protocol", "--examples", "--out", "--parent", "--also", "--mirror", *_GRID[5:])),
+    "score": (
+        ["bent.net"],
+        ("--protocol", "--examples", "--out", "--parent", "--also", "--arithmetic", "--mirror", *_GRID[5:]),
+    ),
     "import": (
         ["bent.pt", "--arch", "digits-cnn", "--protocol", "digits-linf", "--out", "o"],
         ("--arch", "--protocol", "--out", "--sparsity", "--label", "--normalisation", "--data", "--json"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import prunebench.bench.score.referee
 from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.beside import RECORD, REFUSAL
 from prunebench.bench.checkpoint import open_net
@@ -153,7 +154,7 @@ def test_a_claim_of_such_a_net_is_refused_at_every_level(level, hostile, tmp_pat
 
 def test_a_stored_image_without_finite_logits_refuses_a_replay(tmp_path, monkeypatch):
     """As the one above, but by what is stored: the two points beforehand are left out."""
-    monkeypatch.setattr(Referee, "_points", lambda self, shape: [])
+    monkeypatch.setattr(prunebench.bench.score.referee, "corners", lambda rules, shape: [])
     net = nan_where_perturbed()
     path = seal_state(tmp_path / "net.safetensors", net, FEW)
     corner = Referee(net, FEW, 64, CPU)
