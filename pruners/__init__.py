@@ -17,6 +17,7 @@ from typing import Any
 
 from prunebench.bench import spec as named
 from prunebench.bench.errors import PrunebenchError, unknown
+from prunebench.bench.faults import fault
 from prunebench.bench.files import sha256_of
 from prunebench.bench.lab.lab import Pruner
 
@@ -135,8 +136,11 @@ def _module(path: str) -> ModuleType:
         sys.modules[name] = module  # dataclasses look their module up by name
         spec.loader.exec_module(module)
         return module
-    except (ImportError, SyntaxError) as error:
-        raise PrunebenchError(f"Cannot import the pruner's module {path!r}: {error}.") from error
+    except PrunebenchError:
+        raise
+    except Exception as error:  # its code runs here, and may fail in any way
+        why = fault(error, [f"{path}:"])
+        raise PrunebenchError(f"Cannot import the pruner's module {path!r}: {why}.") from error
 
 
 def _value(head: str, field: dataclasses.Field[Any], text: str, cls: type) -> Any:

@@ -6,6 +6,7 @@ The pruner itself runs in another process (`bench.player.process`). Here its wei
 from __future__ import annotations
 
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ from prunebench.bench.lab.budget import allowed, price
 from prunebench.bench.lab.meter import granted
 from prunebench.bench.outcomes import complete, proposals_path
 from prunebench.bench.player import handover, sandbox
-from prunebench.bench.player.handover import Play
+from prunebench.bench.player.handover import Play, Rehearse
 from prunebench.bench.player.host import Fault, Host, host
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Protocol
@@ -31,7 +32,7 @@ from prunebench.bench.record import Record, load_record
 from prunebench.bench.score.effort import effort_of, save_effort
 from prunebench.bench.score.extras import has
 from prunebench.bench.score.scoring import score, score_shard
-from prunebench.bench.spec import source_of
+from prunebench.bench.spec import read, registered, source_of
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         play = Play(spec, job, protocol, store, folder, stages, str(where), threads, tensorboard)
+        if not sandboxed and read(spec).head not in registered():
+            _refuse_short(play)
         seconds = (_sandboxed if sandboxed else host().ask)(play, report)[1]
         state, charged = handover.take(folder)
         header = Header(
@@ -248,6 +251,18 @@ def make_room(folder: Path, job: Job, protocol: Protocol, *, force: bool) -> Non
         )
     beside.clear(folder)
     path.unlink()
+
+
+def _refuse_short(play: Play) -> None:
+    """Raise PrunebenchError if a dry run shows that stages of the pruner do not fit its budget.
+
+    Built-in pruners check this themselves before they train.
+    """
+    told = None
+    with suppress(PrunebenchError):  # a fault shows again in the real run, which can say where
+        told, _ = host().ask(Rehearse(play))
+    if isinstance(told, str):
+        raise PrunebenchError(told)
 
 
 def _sandboxed(play: Play, report: ProgressCallback | None) -> tuple[object, float | None]:

@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from prunebench.bench.errors import PrunebenchError, printable, unknown
-from prunebench.bench.player.handover import Describe, Described, Play
+from prunebench.bench.player.handover import Describe, Described, Request
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.schema import explain
 from prunebench.bench.spec import read, source_of
@@ -100,7 +100,7 @@ class Host:
             os.close(self._messages)
             self._messages = -1
 
-    def ask(self, request: Describe | Play, report: ProgressCallback | None = None) -> tuple[Any, float | None]:
+    def ask(self, request: Request, report: ProgressCallback | None = None) -> tuple[Any, float | None]:
         """Return the answer to the request, as JSON, and the processor seconds of all processes that worked on it.
 
         The kernel counts the seconds; None if it does not report them. Raises PrunebenchError for an error that the
@@ -115,7 +115,7 @@ class Host:
                 self.close()  # whatever the process is doing, nobody will read the result
                 raise
 
-    def _ask(self, request: Describe | Play, report: ProgressCallback | None) -> tuple[Any, float | None]:
+    def _ask(self, request: Request, report: ProgressCallback | None) -> tuple[Any, float | None]:
         self.start()
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None

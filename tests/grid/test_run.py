@@ -338,7 +338,7 @@ def test_a_pruner_with_a_fault_is_reported_once_and_stops_nobody(here, tmp_path,
     raised, greedy, _ = results
     log = raised.task.folder / "error.txt"
     line = PRUNER[: PRUNER.index("raise RuntimeError")].count("\n") + 1
-    assert raised.why == f"RuntimeError: the pruner has a fault (mine.py, line {line}); details are in {log}"
+    assert raised.why == f"mine.py, line {line}: RuntimeError: the pruner has a fault; details are in {log}"
     assert 'raise RuntimeError("the pruner has a fault")' in (raised.task.folder / "error.txt").read_text()
     assert "keeps 3817 of 38160 weights; sparsity 0.9 allows at most 3816" in greedy.why
     assert [path.stem for path in (tmp_path / "out" / "records").rglob("*.json")] == ["random-s0.9-seed0"]
