@@ -14,9 +14,9 @@ from torch import nn
 from prunebench.bench import machine
 from prunebench.bench.data import Split, Store
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.faults import fault
 from prunebench.bench.grid.timing import attack_paces, training_pace
 from prunebench.bench.job import Job
-from prunebench.bench.faults import fault
 from prunebench.bench.lab import dry
 from prunebench.bench.lab.backend import Fit, Loop
 from prunebench.bench.lab.lab import Lab

@@ -156,6 +156,13 @@ def scheduler_of(
     return Scheduler(tasks, shards=-(-images // protocol.shard))
 
 
+def progress_of(protocol: Protocol, jobs: list[tuple[str, Job]], out: Path) -> tuple[int, int]:
+    """How many of `jobs` have a record below `out`, and how many more have a net; both unchecked."""
+    folders = [out / "jobs" / job_id(protocol, spec, job) for spec, job in jobs]
+    scored = [folder for folder in folders if (folder / RECORD).exists()]
+    return len(scored), sum((folder / NET).exists() for folder in folders if folder not in scored)
+
+
 def job_id(protocol: Protocol, spec: str, job: Job) -> str:
     """The folder name of a job: its name and a hash of the rules, the job and the source of the pruner."""
     facts = [protocol.sha256, job.model_dump(mode="json"), source_of(spec)]

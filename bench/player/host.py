@@ -78,6 +78,7 @@ class Host:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=(messages,),
+                process_group=0,  # Ctrl-C is for this process alone, which then ends that one
                 env=env,
             )
         except OSError as error:

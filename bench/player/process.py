@@ -19,6 +19,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,14 @@ from prunebench.bench import machine
 from prunebench.bench.errors import BudgetExceeded, NoRanking, PrunebenchError
 from prunebench.bench.faults import fault
 from prunebench.bench.lab import dry
-from prunebench.bench.lab.backend import Backend, Computed
+from prunebench.bench.lab.backend import Backend, Computed, Fit, Loop
 from prunebench.bench.lab.lab import Lab
+from prunebench.bench.lab.schedule import Trained
 from prunebench.bench.lab.tensorboard import Curves
+from prunebench.bench.mask import State
 from prunebench.bench.models import build
 from prunebench.bench.player.handover import Describe, Play, Rehearse, Request, leave
+from prunebench.bench.progress import ProgressCallback
 from prunebench.pruners import resolve
 
 Send = Callable[[str, Any], None]  # the kind of a message, and its content
@@ -49,12 +53,10 @@ def describe(request: Describe) -> list[dict[str, Any]]:
 
 def play(request: Play, send: Send) -> None:
     """Let the pruner train, and write its weights to the folder of the request."""
-    computed = Computed(
-        request.stages,
-        report=lambda *told: send("told", told),
-        curves=Curves(request.folder / "tensorboard") if request.tensorboard else None,
-    )
-    lab, pruner = _lab(request, computed), resolve(request.spec).pruner
+    curves = Curves(request.folder / "tensorboard") if request.tensorboard else None
+    backend = Whole(request.stages, curves=curves, send=send)
+    lab, pruner = _lab(request, backend), resolve(request.spec).pruner
+    backend.budget.append(lab.meter.granted)
     try:
         state = pruner(request.job, lab)
     except NoRanking as error:
@@ -63,6 +65,36 @@ def play(request: Play, send: Send) -> None:
     except PrunebenchError as error:
         raise PrunebenchError(f"{error}{dry.needs(_lab(request, dry.Dry()), pruner)}") from None
     leave(request.folder, state, lab.meter.stages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole(Computed):
+    """Computes stages, and reports progress as sample passes of the whole job.
+
+    `budget`: the sample passes granted, then those of every stage that was begun, the last one included.
+    """
+
+    send: Send
+    budget: list[int] = field(default_factory=list)
+
+    def train(self, asked: Fit) -> Trained:
+        """As Computed.train."""
+        self.budget.append(asked.passes)
+        return super().train(asked)
+
+    def loop(self, asked: Loop) -> tuple[State, float]:
+        """As Computed.loop."""
+        self.budget.append(asked.passes)
+        return super().loop(asked)
+
+    def _named(self, stage: str) -> ProgressCallback:
+        granted, *earlier, now = self.budget
+
+        def report(what: str, done: float, of: float) -> None:
+            passes = sum(earlier) + now * done / of
+            self.send("told", [f"{stage}: {what}", passes, max(granted, passes)])
+
+        return report
 
 
 def rehearse(request: Rehearse) -> str | None:
@@ -172,7 +204,9 @@ def serve(messages: int) -> None:
                 _fork(*asked, messages, control)
             finally:
                 os._exit(0)
-        os.write(control, _ended(child).to_bytes(8, "big", signed=True))
+        ended = _ended(child).to_bytes(8, "big", signed=True)
+        with suppress(BrokenPipeError):  # the referee is gone
+            os.write(control, ended)
 
 
 def _request() -> tuple[str, Request] | None:
