@@ -11,7 +11,7 @@ import torch
 
 from prunebench.bench.attacks.best import BEST
 from prunebench.bench.attacks.square import price_of
-from prunebench.bench.data import Split
+from prunebench.bench.data import Split, Store
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid import dry_run, timing
 from prunebench.bench.grid.dry_run import RECORD_BYTES, Dry, Line, Rehearsal, pruned, validation_passes
@@ -28,6 +28,7 @@ from prunebench.bench.protocol import Threat
 from prunebench.bench.score.curve import radii
 from prunebench.bench.score.progress import expected
 from prunebench.bench.score.referee import Referee
+from prunebench.bench.stand_in import stand_in
 from prunebench.pruners import resolve
 from tests.support.nets import STORE, changed
 
@@ -206,6 +207,16 @@ def test_a_fault_of_a_pruner_is_a_sentence(flat, tmp_path):
     )
     with pytest.raises(PrunebenchError, match=r"seed0 would fail: mine.py, line 5: RuntimeError: a fault$"):
         gone_through([f"{tmp_path / 'mine.py'}:Mine"])
+
+
+def test_a_forecast_without_the_data(flat, tmp_path):
+    """Passes on paper: 4 units of 3 epochs, each of 59,936 of MNIST's images in whole batches of 64."""
+    rules = changed(RULES, data="mnist", model="mnist-cnn", train=None)
+    far = Rehearsal(rules, stand_in(Store(tmp_path), "mnist"), 0.8, 0.5, device="cpu", seconds=0.01)
+    (line,) = far(grid(["random"], [0.9], [0]))[1]
+    assert line.train_passes == 4 * 3 * (59_936 // 64 * 64) * (3 + 3) and not list(tmp_path.iterdir())
+    with pytest.raises(PrunebenchError, match="Data set mnist is not in"):  # the twin
+        replace(far, store=Store(tmp_path))(grid(["random"], [0.9], [0]))
 
 
 @pytest.mark.parametrize(("clean", "robust"), [(0.5, 0.6), (1.1, 0.5), (0.5, -0.1)])
