@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunebench.bench.cli import show
-from prunebench.bench.cli.given import record_at
+from prunebench.bench.cli.given import record_at, records_in
 from prunebench.bench.cli.options import AsJson, DataRoot, Device, Quiet, Threads, store_of
 from prunebench.bench.cli.watch import Watch
 from prunebench.bench.errors import PrunebenchError, printable
@@ -67,7 +67,7 @@ def rank(
     ):
         if value is not None and not given:
             raise PrunebenchError(f"{name} has no effect without {other}; give both, or leave {name} out.")
-    folder, attestations = _records_in(records), []
+    folder, attestations = records_in(records), []
     chosen = [name.strip() for name in formats.split(",") if name.strip()]
     board.formats_named(chosen)
     if check:
@@ -108,15 +108,10 @@ def site(
     """Make web pages from the records; no server is needed."""
     from prunebench.leaderboard.site import folder
 
-    ranking, first = folder.write(_records_in(records), out)
+    ranking, first = folder.write(records_in(records), out)
     rows = sum(len(board.rows) for board in ranking.boards)
     said = f"Written, {len(ranking.boards)} boards and {rows} entries"
     show.wrote([first], as_json=as_json, word=said, boards=len(ranking.boards), entries=rows)
-
-
-def _records_in(folder: Path) -> Path:
-    """The folder of records: `folder` itself, or its subfolder if it is a run folder."""
-    return folder / "records" if (folder / "records").is_dir() else folder
 
 
 def _remeasured(

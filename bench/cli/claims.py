@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from prunebench.bench.cli import show
-from prunebench.bench.cli.given import NET, net_at, record_at
+from prunebench.bench.cli.given import NET, claim_at, net_at, record_at
 from prunebench.bench.cli.options import AsJson, DataRoot, Device, Quiet, Threads, store_of
 from prunebench.bench.cli.watch import Watch
 from prunebench.bench.errors import PrunebenchError, printable
@@ -73,7 +73,7 @@ def verify(
     """
     from prunebench.bench.claims.claim import find
 
-    claims = find(place)
+    claims = find(claim_at(place))
 
     import torch
 

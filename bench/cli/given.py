@@ -20,7 +20,9 @@ def net_at(path: Path) -> Path:
     if path.is_dir():
         if (path / NET).is_file():
             return path / NET
-        raise PrunebenchError(f"The folder {path} holds no {NET}; name a net file, or a folder that `train` made.")
+        below = sorted(path.glob(f"jobs/*/{NET}")) or sorted(path.glob(f"*/{NET}"))
+        way_out = f"name one of the nets below it, such as {below[0]}" if below else "name a net file"
+        raise PrunebenchError(f"The folder {path} holds no {NET}; {way_out}, or a folder that `train` made.")
     if path.suffix in _CHECKPOINTS:
         missing = "" if path.exists() else f"There is no file {path}, and "
         raise PrunebenchError(
@@ -50,6 +52,30 @@ def record_at(path: Path) -> Path:
     return path
 
 
+def records_in(folder: Path) -> Path:
+    """The folder of records: `folder` itself, or its subfolder if it is a run folder.
+
+    Raises PrunebenchError for a single record, and for the folder of one net.
+    """
+    if folder.is_file() or (folder / RECORD).is_file():
+        what = "a single file" if folder.is_file() else "the folder of one net"
+        raise PrunebenchError(
+            f"{folder} is {what}, but a folder of records is needed, such as the folder of a run; to test whether two "
+            "nets differ, use prunebench compare."
+        )
+    return folder / "records" if (folder / "records").is_dir() else folder
+
+
+def claim_at(path: Path) -> Path:
+    """The claim that `path` names, or a folder of claims. Raises PrunebenchError for a record or a net."""
+    if path.suffix in (".json", ".safetensors") and path.is_file():
+        record = record_at(path) if path.suffix == ".json" else path.with_name(RECORD)
+        raise PrunebenchError(
+            f"{path} is no claim; make one from a record: prunebench claim {record} --out FOLDER, and verify FOLDER."
+        )
+    return path
+
+
 def _published(net: Path) -> Path:
     """The record of a net that is published beside it as NAME.net.safetensors."""
     return net.with_name(f"{net.name.removesuffix('.safetensors').removesuffix('.net')}.json")
@@ -63,10 +89,13 @@ def sparsity_of(text: str | float) -> float:
 
 def one(text: str, option: str) -> str:
     """`text`, a single value. Raises PrunebenchError for several, separated by commas."""
-    if len(several := split(text)) > 1:
+    several = split(text)
+    if len(several) == 2 and all(part.isascii() and part.isdigit() for part in several):
+        raise PrunebenchError(f"{option} {text} is written with a comma; write {'.'.join(several)}.")
+    if len(several) > 1:
         raise PrunebenchError(
-            f"{option} {text} names {len(several)} values, but one net has one; use prunebench run for a grid, or run "
-            "this command once for each."
+            f"{option} {text} names {len(several)} values, but this command takes one; use prunebench run for a grid, "
+            "or this command once for each."
         )
     return text
 
@@ -91,6 +120,6 @@ def seeds_of(texts: Iterable[str]) -> list[int]:
     """The seeds in `texts`, each one or several, separated by commas. Raises PrunebenchError for what is no seed."""
     values = [value for text in texts for value in split(text)]
     for value in values:
-        if not (value.isascii() and value.isdigit() and int(value[:20]) < 2**63):
+        if not (value.isascii() and value.isdigit() and len(value) < 20 and int(value) < 2**63):
             raise PrunebenchError(f"--seed {value} is no seed; write whole numbers from 0 to {2**63 - 1}, as in 0,1,2.")
     return [int(value) for value in values]

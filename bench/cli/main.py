@@ -71,8 +71,10 @@ def _watched(name: str, verb: Callable[..., None]) -> Callable[..., None]:
             verb(**options)
         except KeyboardInterrupt:
             again = printable(shlex.join(["prunebench", *sys.argv[1:]]))
-            resumed = f"what is finished is kept; the same command goes on from there: {again}"
-            watch.say(f"prunebench: stopped; {resumed if name in RESUMES else f'nothing is left half-done: {again}'}")
+            way_on = "nothing is left half-done; the same command begins again"
+            if name in RESUMES or (name == "verify" and options.get("out") is not None):
+                way_on = "what is finished is kept; the same command goes on from there"
+            watch.say(f"prunebench: stopped; {way_on}: {again}")
             raise typer.Exit(130) from None
         finally:
             watch.stop_waiting()

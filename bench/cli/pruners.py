@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from prunebench.bench.cli import show
+from prunebench.bench.cli.given import one
 from prunebench.bench.cli.options import AsJson, Quiet, Threads
 from prunebench.bench.errors import PrunebenchError, printable
 from prunebench.bench.protocol import PROTOCOLS, Protocol, as_sparsity
@@ -44,7 +45,7 @@ def check(
     from prunebench.bench.conformance import suite
 
     torch.set_num_threads(threads)
-    report = suite.check(pruner)
+    report = suite.check(one(pruner, "PRUNER"))
     if as_json:
         show.print_json(report.as_json())
     else:
