@@ -261,10 +261,9 @@ def _hint(values: Mapping[str, Any]) -> str:
         for table, kind in tables.items()
         if key in kind.model_fields and key not in Protocol.model_fields
     ]
-    based = (
-        "" if Protocol.model_fields.keys() <= values.keys() else " (Or begin with base = NAME and list differences.)"
-    )
-    return found[0] if found else based
+    needed = {key for key, field in Protocol.model_fields.items() if field.is_required()}
+    based = [" (Or begin with base = NAME, and list the differences.)"] if needed - values.keys() else []
+    return [*found, *based, ""][0]
 
 
 def _refuse_short_attack(protocol: Protocol, source: str) -> None:
