@@ -6,7 +6,6 @@ The pruner itself runs in another process (`bench.player.process`). Here its wei
 from __future__ import annotations
 
 import traceback
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -24,15 +23,15 @@ from prunebench.bench.lab.budget import allowed, price
 from prunebench.bench.lab.meter import granted
 from prunebench.bench.outcomes import complete, proposals_path
 from prunebench.bench.player import handover, sandbox
-from prunebench.bench.player.handover import Play, Rehearse
-from prunebench.bench.player.host import Fault, Host, host
+from prunebench.bench.player.handover import Play
+from prunebench.bench.player.host import Fault, Host, host, refuse_short
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Protocol
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.score.effort import effort_of, save_effort
 from prunebench.bench.score.extras import has
 from prunebench.bench.score.scoring import score, score_shard
-from prunebench.bench.spec import read, registered, source_of
+from prunebench.bench.spec import source_of
 
 
 @dataclass(frozen=True)
@@ -201,8 +200,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         play = Play(spec, job, protocol, store, folder, stages, str(where), threads, tensorboard)
-        if not sandboxed and read(spec).head not in registered():
-            _refuse_short(play)
+        if not sandboxed:
+            refuse_short(play)
         seconds = (_sandboxed if sandboxed else host().ask)(play, report)[1]
         state, charged = handover.take(folder)
         header = Header(
@@ -253,18 +252,6 @@ def make_room(folder: Path, job: Job, protocol: Protocol, *, force: bool) -> Non
     path.unlink()
 
 
-def _refuse_short(play: Play) -> None:
-    """Raise PrunebenchError if a dry run shows that stages of the pruner do not fit its budget.
-
-    Built-in pruners check this themselves before they train.
-    """
-    told = None
-    with suppress(PrunebenchError):  # a fault shows again in the real run, which can say where
-        told, _ = host().ask(Rehearse(play))
-    if isinstance(told, str):
-        raise PrunebenchError(told)
-
-
 def _sandboxed(play: Play, report: ProgressCallback | None) -> tuple[object, float | None]:
     """Ask a process that serves this request alone, and can see and change only what its training needs."""
     covered = sandbox.hidden(play.store)
@@ -279,11 +266,8 @@ def _made_for(path: Path, job: Job, protocol: Protocol, source: str, store: Stor
         header = open_net(path).header
     except Refused:
         return False
-    if effort_of(path, header) is None or (
-        header.job,
-        header.protocol.sha256,
-        header.source,
-    ) != (job, protocol.sha256, source):
+    made = header.job, header.protocol.sha256, header.source
+    if effort_of(path, header) is None or made != (job, protocol.sha256, source):
         return False
     train, _ = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
     return header.train_sha256 == train.sha256
@@ -296,11 +280,10 @@ def _scored(task: Task) -> bool:
         return False
     try:
         record = load_record(task.folder / RECORD)
-        if isinstance(record, Record):
-            complete(task.folder / RECORD, record)
+        if not isinstance(record, Record):
+            return False
+        complete(task.folder / RECORD, record)
     except PrunebenchError:
-        return False
-    if not isinstance(record, Record):
         return False
     if task.dense is not None and record.notes.get("parent") != sha256_of(task.dense.read_bytes()):
         return False

@@ -23,10 +23,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from prunebench.bench.errors import PrunebenchError, printable, unknown
-from prunebench.bench.player.handover import Describe, Described, Request
+from prunebench.bench.player.handover import Describe, Described, Play, Rehearse, Request
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.schema import explain
-from prunebench.bench.spec import read, source_of
+from prunebench.bench.spec import read, registered, source_of
 
 GONE = -signal.SIGKILL  # the exit code assumed for a process that reports none
 LONGEST = 2**20  # bytes per message; a longer one from a pruner is dropped
@@ -219,6 +219,20 @@ def host() -> Host:
     made = Host()
     atexit.register(made.close)
     return made
+
+
+def refuse_short(play: Play) -> None:
+    """Raise PrunebenchError if a dry run shows that stages of the pruner do not fit its budget.
+
+    Only pruners from outside are run: those built in check this themselves before they train.
+    """
+    if read(play.spec).head in registered():
+        return
+    told = None
+    with suppress(PrunebenchError):  # a fault shows again in the real run, which can say where
+        told, _ = host().ask(Rehearse(play))
+    if isinstance(told, str):
+        raise PrunebenchError(told)
 
 
 def describe(specs: Sequence[str]) -> list[DescribedPruner]:

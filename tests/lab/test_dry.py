@@ -83,6 +83,6 @@ def test_a_stage_that_does_not_fit_is_refused_before_any_training(late, tmp_path
 
 def test_without_the_rehearsal_the_first_stage_would_be_trained(late, tmp_path, monkeypatch):
     """The twin."""
-    monkeypatch.setattr(task, "_refuse_short", lambda play: None)
+    monkeypatch.setattr(task, "refuse_short", lambda play: None)
     assert train(late, tmp_path).startswith("Stage 'two' costs 768")
     assert list((tmp_path / "stages").rglob("*.safetensors"))
