@@ -25,6 +25,7 @@ from prunebench.bench.grid.task import Ended, Step, Task, train
 from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path, recount
 from prunebench.bench.record import Record, Refusal, load_record
 from prunebench.bench.score.scoring import score
+from prunebench.bench.spec import source_of
 from prunebench.pruners import resolve
 from tests.support.held import HalvedStore
 from tests.support.here import Here
@@ -106,7 +107,7 @@ def test_a_grid_is_trained_scored_and_published(here, tmp_path):
         assert open_net(net_path(path)).id == record.net and net_path(path).samefile(end.task.folder / NET)
         assert record.job == end.task.job and record.score.n == 16
         assert end.why == f"{record.score.robust} of 16 robust, {record.score.clean} clean"
-        assert end.task.folder == tmp_path / "jobs" / job_id(RULES, end.task.spec, end.task.job)
+        assert end.task.folder == tmp_path / "jobs" / job_id(RULES, source_of(end.task.spec), end.task.job)
     assert record.net.nonzero == 3816
 
 
