@@ -15,10 +15,10 @@ import tokenize
 import tomllib
 import zipfile
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.lib import format as npy
+if TYPE_CHECKING:  # reading a protocol needs no arrays, and --help no numpy
+    import numpy as np
 
 DEPTH = 32  # levels of nesting; prunebench's deepest file has 6
 VALUES = 200_000  # in a JSON or TOML file
@@ -40,7 +40,6 @@ _TOML_TEXT = re.compile(
 _BRACKETS = re.compile(r"[\[{]|[\]}]")
 _NUMBER = re.compile(rf"(?<![0-9_.eE+-])[0-9_.eE+-]{{{DIGITS + 1}}}")
 _DOTTED = re.compile(rf"(?:\.[^.=\[\]{{}},\n]*+){{{PARTS}}}")
-_VERSIONS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # Errors that numpy and zipfile raise on a file that is damaged, encrypted, oddly compressed or malicious.
 _UNREADABLE = (
     OSError,
@@ -130,11 +129,15 @@ def arrays_of(data: bytes, largest: int) -> dict[str, np.ndarray]:
 
 def _array(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """One array, its declared size checked against its member's, so that a header cannot ask for terabytes."""
+    import numpy as np
+    from numpy.lib import format as npy
+
+    versions = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     with members.open(member) as file:
         version = npy.read_magic(file)
-        if version not in _VERSIONS:
+        if version not in versions:
             raise ValueError(f"{member.filename!r} has a header of version {version}")
-        shape, _, kind = _VERSIONS[version](file)
+        shape, _, kind = versions[version](file)
         size = math.prod(shape) * kind.itemsize
         if kind.hasobject or size > member.file_size:
             raise ValueError(f"{member.filename!r} holds no array of {shape} {kind}")

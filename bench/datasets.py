@@ -28,12 +28,14 @@ class Info:
 class DataSet:
     """A published data set.
 
-    `files`: paths below the data root, none for a data set that ships with a package. `read(root, train, download)`:
-    its training or test half. `marks`: path parts that identify an opened file as part of this data set. `cut`: for a
-    data set published in one piece, how many images are the test split, the first in its order.
+    `images`: how many it has for training and for tests. `files`: paths below the data root, none for a data set that
+    ships with a package. `read(root, train, download)`: its training or test half. `marks`: path parts that identify an
+    opened file as part of this data set. `cut`: for a data set published in one piece, how many images are the test
+    split, the first in its order.
     """
 
     info: Info
+    images: tuple[int, int]
     files: tuple[str, ...]
     read: Callable[[Path, bool, bool], Arrays]
     marks: tuple[str, ...]
@@ -101,25 +103,34 @@ def _idx_files(folder: str) -> tuple[str, ...]:
 
 _RGB = (3, 32, 32)
 DATASETS: dict[str, DataSet] = {
-    "digits": DataSet(Info(10, (1, 8, 8), (0.3053,), (0.3763,)), (), _digits, ("digits.csv",), cut=500),
-    "mnist": DataSet(Info(10, (1, 28, 28), (0.1307,), (0.3081,)), _idx_files("MNIST"), _mnist, ("-ubyte",)),
+    "digits": DataSet(Info(10, (1, 8, 8), (0.3053,), (0.3763,)), (1297, 500), (), _digits, ("digits.csv",), cut=500),
+    "mnist": DataSet(
+        Info(10, (1, 28, 28), (0.1307,), (0.3081,)), (60_000, 10_000), _idx_files("MNIST"), _mnist, ("-ubyte",)
+    ),
     "fashion-mnist": DataSet(
-        Info(10, (1, 28, 28), (0.2860,), (0.3530,)), _idx_files("FashionMNIST"), _fashion_mnist, ("FashionMNIST/raw/",)
+        Info(10, (1, 28, 28), (0.2860,), (0.3530,)),
+        (60_000, 10_000),
+        _idx_files("FashionMNIST"),
+        _fashion_mnist,
+        ("FashionMNIST/raw/",),
     ),
     "cifar10": DataSet(
         Info(10, _RGB, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        (50_000, 10_000),
         tuple(f"cifar-10-batches-py/{name}" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")),
         _cifar10,
         ("/data_batch_", "/test_batch"),
     ),
     "cifar100": DataSet(
         Info(100, _RGB, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+        (50_000, 10_000),
         ("cifar-100-python/train", "cifar-100-python/test"),
         _cifar100,
         ("cifar-100-python/",),
     ),
     "svhn": DataSet(
         Info(10, _RGB, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+        (73_257, 26_032),
         ("train_32x32.mat", "test_32x32.mat"),
         _svhn,
         ("_32x32.mat",),

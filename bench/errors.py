@@ -62,7 +62,8 @@ class NoRanking(PrunebenchError, ValueError):
 def unknown(kind: str, name: str, choices: Iterable[str], way_out: str = "") -> PrunebenchError:
     """An error for a name that is not in a table, with the nearest name and all the choices."""
     names = sorted(choices)
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    nearest = f"; did you mean {near[0]!r}?" if near else "."
+    spelled = {choice.lower(): choice for choice in names}
+    near = get_close_matches(name.lower(), spelled, n=1, cutoff=0.5)
+    nearest = f"; did you mean {spelled[near[0]]!r}?" if near else "."
     offered = f"Choose from: {', '.join(names)}." if names else "There are none to choose from."
     return PrunebenchError(f"Unknown {kind} {name!r}{nearest} {offered}{' ' + way_out if way_out else ''}")

@@ -246,10 +246,24 @@ def from_values(values: dict[str, Any], source: str, *, to_train: bool = True) -
     try:
         protocol = Protocol.model_validate(values)
     except ValidationError as error:
-        raise PrunebenchError(f"The protocol {source} breaks the rules: {explain(error)}") from None
+        raise PrunebenchError(f"The protocol {source} breaks the rules: {explain(error)}{_hint(values)}") from None
     if to_train:
         _refuse_short_attack(protocol, source)
     return protocol
+
+
+def _hint(values: Mapping[str, Any]) -> str:
+    """A hint on a key that stands above its table, or on the base of the rules, " (...)"; empty if there is none."""
+    tables: dict[str, type[Strict]] = {"training": Training, "threat": Threat}
+    found = [
+        f" ({key} goes below [{table}].)"
+        for key in values
+        for table, kind in tables.items()
+        if key in kind.model_fields and key not in Protocol.model_fields
+    ]
+    needed = {key for key, field in Protocol.model_fields.items() if field.is_required()}
+    based = [" (Or begin with base = NAME, and list the differences.)"] if needed - values.keys() else []
+    return [*found, *based, ""][0]
 
 
 def _refuse_short_attack(protocol: Protocol, source: str) -> None:

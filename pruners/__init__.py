@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import importlib.util
@@ -16,7 +17,8 @@ from types import ModuleType
 from typing import Any
 
 from prunebench.bench import spec as named
-from prunebench.bench.errors import PrunebenchError, unknown
+from prunebench.bench.errors import PrunebenchError, some, unknown
+from prunebench.bench.faults import fault
 from prunebench.bench.files import sha256_of
 from prunebench.bench.lab.lab import Pruner
 
@@ -95,6 +97,11 @@ def resolve(spec: str) -> ResolvedPruner:
 
 def _class(head: str) -> type:
     if ":" not in head:
+        if head.endswith(".py"):
+            raise PrunebenchError(
+                f"The pruner {head!r} is a file, but a pruner is a class in it; write {head}:Class"
+                f"{_examples(Path(head))}."
+            )
         if head not in PRUNERS:
             raise unknown("pruner", head, PRUNERS, "Or name a class: package.module:Class or path/to/file.py:Class.")
         cls = PRUNERS[head]
@@ -108,6 +115,10 @@ def _class(head: str) -> type:
             )
         module = _module(path)
         classes = [key for key, value in vars(module).items() if dataclasses.is_dataclass(value)]
+        if name not in classes and isinstance(getattr(module, name, None), type):
+            raise PrunebenchError(
+                f"{head!r} is a class, but a pruner is a frozen dataclass; put @dataclass(frozen=True) above it."
+            )
         if name not in classes:
             raise unknown(f"class in {path}", name, classes, "A pruner is a frozen dataclass.")
         cls = getattr(module, name)
@@ -119,6 +130,16 @@ def _class(head: str) -> type:
 def _options(name: str) -> list[str]:
     """The options of the pruner `name`; none for any other word."""
     return [field.name for field in dataclasses.fields(PRUNERS[name])] if name in PRUNERS else []
+
+
+def _examples(file: Path) -> str:
+    """The classes of a file, read without running it: ", such as mine.py:Mine"; empty if there are none."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+    names = [f"{file}:{node.name}" for node in tree.body if isinstance(node, ast.ClassDef)]
+    return f", such as {some(names, 3)}" if names else ""
 
 
 def _module(path: str) -> ModuleType:
@@ -135,8 +156,11 @@ def _module(path: str) -> ModuleType:
         sys.modules[name] = module  # dataclasses look their module up by name
         spec.loader.exec_module(module)
         return module
-    except (ImportError, SyntaxError) as error:
-        raise PrunebenchError(f"Cannot import the pruner's module {path!r}: {error}.") from error
+    except PrunebenchError:
+        raise
+    except Exception as error:  # its code runs here, and may fail in any way
+        why = fault(error, [f"{path}:"])
+        raise PrunebenchError(f"Cannot import the pruner's module {path!r}: {why}.") from error
 
 
 def _value(head: str, field: dataclasses.Field[Any], text: str, cls: type) -> Any:

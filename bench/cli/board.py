@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunebench.bench.cli import show
-from prunebench.bench.cli.options import DataRoot, Device, Quiet, Threads, store_of
+from prunebench.bench.cli.given import record_at, records_in
+from prunebench.bench.cli.options import AsJson, DataRoot, Device, Quiet, Threads, store_of
+from prunebench.bench.cli.watch import Watch
 from prunebench.bench.errors import PrunebenchError, printable
 
 if TYPE_CHECKING:
@@ -48,9 +51,11 @@ def rank(
     device: Device = "auto",
     threads: Threads = 1,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare records; write or check the leaderboard's tables."""
     from prunebench.leaderboard import check as board
+    from prunebench.leaderboard.render.data import as_json as data_of
     from prunebench.leaderboard.render.terminal import terminal
 
     for name, value, other, given in (
@@ -62,7 +67,7 @@ def rank(
     ):
         if value is not None and not given:
             raise PrunebenchError(f"{name} has no effect without {other}; give both, or leave {name} out.")
-    folder, attestations = _records_in(records), []
+    folder, attestations = records_in(records), []
     chosen = [name.strip() for name in formats.split(",") if name.strip()]
     board.formats_named(chosen)
     if check:
@@ -75,6 +80,9 @@ def rank(
         ranking, files = board.write(folder, out, chosen, reason=reason, date=date, attestations=attestations)
     elif not check:
         ranking, files = board.look(folder), []
+    if as_json:
+        show.print_json(json.loads(data_of(ranking)) | {"files": [str(file) for file in files]})
+        return
     last = show.written("Written" if write else "Up to date", files) if files else "Nothing was written (--write)."
     show.out(*terminal(ranking), last)
 
@@ -82,28 +90,28 @@ def rank(
 def sign(
     records: Annotated[list[Path], typer.Argument(metavar="RECORD...", help="Records, as RECORD.json.")],
     key: Annotated[Path, typer.Option(help="Your private SSH key, or the public half of a key in an SSH agent.")],
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Sign records with an SSH key: RECORD.json.sig beside each."""
     from prunebench.bench import signature
 
-    show.out(show.written("Written", [signature.sign(record, key) for record in records]))
+    show.wrote([signature.sign(record_at(record), key) for record in records], as_json=as_json)
 
 
 def site(
     records: Annotated[Path, typer.Argument(metavar="RECORDS", help="A folder of records, or a run folder.")],
     out: Annotated[Path, typer.Option(help="The folder for the site; an older site there is replaced.")],
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make web pages from the records; no server is needed."""
     from prunebench.leaderboard.site import folder
 
-    ranking, first = folder.write(_records_in(records), out)
+    ranking, first = folder.write(records_in(records), out)
     rows = sum(len(board.rows) for board in ranking.boards)
-    show.out(show.written(f"Written, {len(ranking.boards)} boards and {rows} entries", [first]))
-
-
-def _records_in(folder: Path) -> Path:
-    """The folder of records: `folder` itself, or its subfolder if it is a run folder."""
-    return folder / "records" if (folder / "records").is_dir() else folder
+    said = f"Written, {len(ranking.boards)} boards and {rows} entries"
+    show.wrote([first], as_json=as_json, word=said, boards=len(ranking.boards), entries=rows)
 
 
 def _remeasured(
@@ -137,7 +145,7 @@ def _remeasured(
     records = {path: record for path, record in table.read(folder).items() if isinstance(record, Record)}
     drawn = rescore.draw(records, folder, count, rescore.fresh() if seed is None else seed, since, store)
     attestations, wrong = [], []
-    with show.Watch(quiet=quiet) as watch:
+    with Watch(quiet=quiet) as watch:
         watch.line(drawn.told)
         for path in drawn.paths:
             name, record = printable(str(path)), records[path]

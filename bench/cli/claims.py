@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from prunebench.bench.cli import show
+from prunebench.bench.cli.given import NET, claim_at, net_at, record_at
 from prunebench.bench.cli.options import AsJson, DataRoot, Device, Quiet, Threads, store_of
+from prunebench.bench.cli.watch import Watch
 from prunebench.bench.errors import PrunebenchError, printable
 
 
@@ -27,13 +29,16 @@ def claim(
         bool, typer.Option("--best", help="Claim the best-known number, of a net scored with --best.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace another claim or another net in the folder.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a claim that others can verify: CLAIM.toml and its files."""
     from prunebench.bench.claims.make import make
 
-    net = record.parent / "net.safetensors" if net is None else net
+    record = record_at(record)
+    net = record.parent / NET if net is None else net_at(net)
     path = make(record, net, out, at_least=at_least, best=best, force=force)
-    show.out(show.written("Written", [path]))
+    show.wrote([path], as_json=as_json)
 
 
 class Level(StrEnum):
@@ -68,7 +73,7 @@ def verify(
     """
     from prunebench.bench.claims.claim import find
 
-    claims = find(place)
+    claims = find(claim_at(place))
 
     import torch
 
@@ -79,7 +84,7 @@ def verify(
     machine.device_named(device)
     torch.set_num_threads(threads)
     store, found = store_of(data), dict[Path, Verdict]()
-    with show.Watch(quiet=quiet) as watch:
+    with Watch(quiet=quiet) as watch:
         for number, path in enumerate(claims):
             name, folder = printable(str(path)), out and (out if len(claims) == 1 else out / f"{number}")
             report = partial(watch.report, name)
@@ -92,7 +97,7 @@ def verify(
                     raise
                 found[path] = Verdict("refused", str(error))
     if as_json:
-        show.as_json([{"claim": str(path), "level": level.value} | vars(verdict) for path, verdict in found.items()])
+        show.print_json([{"claim": str(path), "level": level.value} | vars(verdict) for path, verdict in found.items()])
     else:
         show.out(*(f"{printable(str(path))}: {verdict.line}" for path, verdict in found.items()))
     if not all(verdict.good for verdict in found.values()):

@@ -1,20 +1,25 @@
-"""The command `prunebench`: its verbs, and how it reports a user's mistake."""
+"""The command `prunebench`: its verbs, and how it reports a user's mistake or an interruption."""
 
 from __future__ import annotations
 
+import functools
+import shlex
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 
-from prunebench.bench.cli import board, claims, pruners, run, score
-from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.cli import board, claims, doctor, pruners, run, score, train, watch
+from prunebench.bench.cli.examples import epilog
+from prunebench.bench.errors import PrunebenchError, printable
 
 # In the order of --help. Importing torch takes seconds, so only the verbs that need it import it.
 VERBS: dict[str, Callable[..., None]] = {
     "run": run.run,
     "plan": run.plan,
-    "train": run.train,
+    "train": train.train,
     "score": score.score,
     "import": score.import_,
     "inspect": score.inspect,
@@ -27,18 +32,58 @@ VERBS: dict[str, Callable[..., None]] = {
     "new": pruners.new,
     "check": pruners.check,
     "list": pruners.list_,
-    "doctor": pruners.doctor,
+    "doctor": doctor.doctor,
 }
+RESUMES = ("run", "train", "score")  # what these have finished is kept, and the same command goes on from there
 
 app = typer.Typer(
     help="Benchmark adversarially robust, pruned networks: train, prune, score with AutoAttack, rank.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"prunebench {version('prunebench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    wanted: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Without a docstring of its own, the group's help is that of `app`."""
+
+
+def _watched(name: str, verb: Callable[..., None]) -> Callable[..., None]:
+    """`verb`, with a spinner on a terminal until it has something to show, and a way on after an interruption."""
+
+    @functools.wraps(verb)
+    def watched(**options: Any) -> None:
+        if not options.get("quiet"):
+            watch.start_waiting(f"prunebench {name}: starting")
+        try:
+            verb(**options)
+        except KeyboardInterrupt:
+            again = printable(shlex.join(["prunebench", *sys.argv[1:]]))
+            way_on = "nothing is left half-done; the same command begins again"
+            if name in RESUMES or (name == "verify" and options.get("out") is not None):
+                way_on = "what is finished is kept; the same command goes on from there"
+            watch.say(f"prunebench: stopped; {way_on}: {again}")
+            raise typer.Exit(130) from None
+        finally:
+            watch.stop_waiting()
+
+    return watched
+
+
 for name, verb in VERBS.items():
-    app.command(name)(verb)
+    app.command(name, epilog=epilog(name))(_watched(name, verb))
 
 
 def main() -> None:
@@ -46,13 +91,13 @@ def main() -> None:
     try:
         app()
     except PrunebenchError as error:
-        print(f"prunebench: {error}", file=sys.stderr)
+        watch.say(f"prunebench: {error}")
         sys.exit(1)
     except OSError as error:  # a path that the file system rejects, such as one of a thousand letters
         if error.filename is None:
             raise
         reason = PrunebenchError(f"Cannot use {error.filename} ({error.strerror}); name another path.")
-        print(f"prunebench: {reason}", file=sys.stderr)
+        watch.say(f"prunebench: {reason}")
         sys.exit(1)
 
 

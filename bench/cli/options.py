@@ -8,11 +8,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunebench.bench.protocol import as_sparsity
+from prunebench.bench.protocol import PROTOCOLS, Protocol, from_values, load
+from prunebench.bench.spec import registered
 
 if TYPE_CHECKING:
     from prunebench.bench.data import Store
 
+
+def protocols() -> list[str]:
+    """The names of built-in protocols, for shell completion."""
+    return sorted(PROTOCOLS)
+
+
+def pruners() -> list[str]:
+    """The names of registered pruners, for shell completion."""
+    return sorted(registered())
+
+
+Protocols = Annotated[
+    str, typer.Argument(metavar="PROTOCOL", help="A built-in protocol or a TOML file.", autocompletion=protocols)
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs per unit, instead of the protocol's; not official.")]
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write training curves as event files into each job's folder.")
+]
+Sandbox = Annotated[
+    bool,
+    typer.Option("--sandbox", help="Give the pruner no network, no test images and one writable folder (bubblewrap)."),
+]
 DataRoot = Annotated[Path, typer.Option("--data", envvar="PRUNEBENCH_DATA", help="The folder of the data sets.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int, typer.Option(min=1, max=1024, help="CPU threads per job; results depend on this number.")]
@@ -45,7 +68,11 @@ def store_of(data: Path) -> Store:
     return Store(data, home / "prunebench" / "data")
 
 
-def sparsity_of(text: str | float) -> float:
-    """Parse a sparsity, and check it again as a float: 0.999... with enough nines rounds to 1."""
-    value = float(as_sparsity(text))
-    return float(as_sparsity(value))
+def rules_of(spec: str, epochs: int | None) -> Protocol:
+    """The protocol, or a copy with another number of `epochs`, which its name states."""
+    rules = load(spec)
+    if epochs is None or epochs == rules.training.epochs:
+        return rules
+    values = rules.model_dump(mode="json")
+    changes = {"name": f"{rules.name}-epochs{epochs}", "training": values["training"] | {"epochs": epochs}}
+    return from_values(values | changes, f"{spec} --epochs {epochs}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,8 @@ from typing import Annotated
 import typer
 
 from prunebench.bench.cli import show
-from prunebench.bench.cli.options import AsJson, DataRoot, Threads, store_of
+from prunebench.bench.cli.given import one
+from prunebench.bench.cli.options import AsJson, Quiet, Threads
 from prunebench.bench.errors import PrunebenchError, printable
 from prunebench.bench.protocol import PROTOCOLS, Protocol, as_sparsity
 
@@ -18,18 +18,25 @@ from prunebench.bench.protocol import PROTOCOLS, Protocol, as_sparsity
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and underscores.")],
     out: Annotated[Path, typer.Option(help="The parent of the new folder NAME.")] = Path(),
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a pruner of your own, its test and its registration."""
     from prunebench import pruners
     from prunebench.bench.cli import scaffold
 
     files = scaffold.new(name, out, taken=pruners.PRUNERS)
-    show.out(show.written("Written", files), f"Next: prunebench check {printable(scaffold.spec(files[0]))}")
+    following = f"prunebench check {printable(scaffold.spec(files[0]))}"
+    if as_json:
+        show.print_json({"written": [str(file) for file in files], "next": following})
+    else:
+        show.out(show.written("Written", files), f"Next: {following}")
 
 
 def check(
     pruner: Annotated[str, typer.Argument(metavar="PRUNER", help="A name, module:Class or file.py:Class.")],
     threads: Threads = 1,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the conformance suite on a pruner; takes seconds."""
@@ -38,9 +45,9 @@ def check(
     from prunebench.bench.conformance import suite
 
     torch.set_num_threads(threads)
-    report = suite.check(pruner)
+    report = suite.check(one(pruner, "PRUNER"))
     if as_json:
-        show.as_json(report.as_json())
+        show.print_json(report.as_json())
     else:
         show.out(str(report))
     if not report.holds:
@@ -56,7 +63,7 @@ class Kind(StrEnum):
     datasets = "datasets"
 
 
-def list_(kind: Annotated[Kind | None, typer.Argument()] = None, as_json: AsJson = False) -> None:
+def list_(kind: Annotated[Kind | None, typer.Argument()] = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """List protocols, pruners, models and data sets."""
     from prunebench import pruners
     from prunebench.bench.datasets import DATASETS
@@ -70,28 +77,10 @@ def list_(kind: Annotated[Kind | None, typer.Argument()] = None, as_json: AsJson
     }
     chosen = listings if kind is None else {kind: listings[kind]}
     if as_json:
-        show.as_json({key.value: value for key, value in chosen.items()})
+        show.print_json({key.value: value for key, value in chosen.items()})
         return
     for key, listed in chosen.items():
         show.out(key.value.upper(), show.table("", "", rows=list(listed.items())), "")
-
-
-def doctor(data: DataRoot = Path("data"), as_json: AsJson = False) -> None:
-    """Show what this machine can run: device, data, versions."""
-    from prunebench.bench import executor, machine
-    from prunebench.bench.datasets import DATASETS
-    from prunebench.bench.player import sandbox as walls
-
-    store, compiler = store_of(data), executor.compiler()
-    facts = {key: str(value) for key, value in machine.env(machine.device_named("auto")).items()}
-    facts["ray"] = machine.package("ray") or "not installed; `run --engine ray` needs it"
-    facts |= {"cores": str(os.cpu_count()), "compiler": Path(compiler).name if compiler else "none found"}
-    facts |= {"sparse kernels": executor.explain(), "sandbox": walls.lacking() or "here; `run --sandbox` uses it"}
-    facts |= {f"data: {name}": "here" if store.present(name) else f"not in {data}" for name in DATASETS}
-    if as_json:
-        show.as_json(facts)
-    else:
-        show.out(show.table("", "", rows=list(facts.items())))
 
 
 def _summary(rules: Protocol) -> str:

@@ -1,4 +1,4 @@
-"""The verbs that train: a whole grid, its forecast, or one net."""
+"""The verbs for a whole grid: run it, or forecast its cost."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunebench.bench.cli import show
+from prunebench.bench.cli.given import seeds_of, sparsities_of, split
 from prunebench.bench.cli.options import (
     Also,
     ArithmeticName,
@@ -17,39 +18,39 @@ from prunebench.bench.cli.options import (
     Best,
     DataRoot,
     Device,
+    Epochs,
     Examples,
     KeepProposals,
+    Protocols,
     Quiet,
+    Sandbox,
+    Tensorboard,
     Threads,
-    sparsity_of,
+    pruners,
+    rules_of,
     store_of,
 )
+from prunebench.bench.cli.watch import Watch, say
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.job import Job
-from prunebench.bench.protocol import Protocol, from_values, load
+from prunebench.bench.protocol import Protocol
 
 if TYPE_CHECKING:
     from prunebench.bench.grid.local import Engine
     from prunebench.bench.grid.task import Task
+    from prunebench.leaderboard.board import Ranking
 
 BEGAN = time.time()
 
-Protocols = Annotated[str, typer.Argument(metavar="PROTOCOL", help="A built-in protocol or a TOML file.")]
-Pruners = Annotated[list[str] | None, typer.Option("--pruner", help="NAME[:option=value,...]; all pruners by default.")]
+Pruners = Annotated[
+    list[str] | None,
+    typer.Option("--pruner", help="NAME[:option=value,...]; all pruners by default.", autocompletion=pruners),
+]
 Sparsities = Annotated[
-    list[str] | None, typer.Option("--sparsity", help="Sparsities in [0, 1); the protocol's by default.")
+    list[str] | None,
+    typer.Option("--sparsity", help="Sparsities in [0, 1), as in 0.9,0.95; the protocol's by default."),
 ]
-Seeds = Annotated[
-    list[int] | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Seeds; the protocol's by default.")
-]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs per unit, instead of the protocol's; not official.")]
-Tensorboard = Annotated[
-    bool, typer.Option("--tensorboard", help="Write training curves as event files into each job's folder.")
-]
-Sandbox = Annotated[
-    bool,
-    typer.Option("--sandbox", help="Give the pruner no network, no test images and one writable folder (bubblewrap)."),
-]
+Seeds = Annotated[list[str] | None, typer.Option("--seed", help="Seeds, as in 0,1,2; the protocol's by default.")]
 
 
 class Engines(StrEnum):
@@ -90,15 +91,17 @@ def run(
     device: Device = "auto",
     threads: Threads = 1,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train, score and rank a whole grid; resumes after a kill."""
     rules, grid = _grid(protocol, epochs, pruner, sparsity, seed)
 
     from prunebench.bench import executor, machine
-    from prunebench.bench.grid.run import run
+    from prunebench.bench.grid.run import progress_of, run
     from prunebench.bench.lab import tensorboard as curves
     from prunebench.bench.player import sandbox as walls
     from prunebench.bench.score.arithmetic import arithmetic_named
+    from prunebench.leaderboard.render.terminal import terminal
 
     workers = _engine(engine, jobs, threads, device, out, address, gpus_per_job)
     if tensorboard:
@@ -112,8 +115,11 @@ def run(
         where = machine.device_named(device)
         arithmetic_named(arithmetic, where)  # before any training: does this machine have it?
         cpu = where.type == "cpu"
-    with show.Watch(quiet=quiet) as watch:
+    with Watch(quiet=quiet, jobs=len(grid)) as watch:
         watch.line(f"{len(grid)} jobs of {rules.name}, {workers}, in {out}")
+        scored, trained = progress_of(rules, grid, out)
+        if scored + trained:
+            watch.note(f"{out} has records of {scored} of them and nets of {trained} more; the run goes on from there.")
         if cpu and (why := executor.lacking()) is not None:
             watch.line(f"All nets run dense: {why}")
         ends = run(
@@ -132,10 +138,17 @@ def run(
             tensorboard=tensorboard,
             sandbox=sandbox,
             report=watch.report,
-            ended=lambda end: watch.finish(end.task.job.name, f"{end.how}: {end.why}"),
+            ended=lambda end: watch.finish(end.task.job.name, f"{end.how}: {end.why}", worked=end.how != "kept"),
         )
+    ranking: Ranking | None = None
+    files: list[Path] = []
     if any(end.how in ("done", "kept", "refused") for end in ends):
-        _publish([end.task for end in ends if end.how in ("done", "kept")], out / "records")
+        ranking, files = _published([end.task for end in ends if end.how in ("done", "kept")], out / "records")
+    if as_json:
+        jobs_ended = [{"job": end.task.job.name, "how": end.how, "why": end.why} for end in ends]
+        show.print_json({"jobs": jobs_ended, "written": [str(file) for file in files]})
+    elif ranking is not None:
+        show.out(*terminal(ranking), show.written("Written", files))
     bad = sum(end.how in ("failed", "refused") for end in ends)
     if bad:
         raise PrunebenchError(f"{bad} of {len(ends)} jobs did not end with a score; the reasons are above.")
@@ -159,6 +172,7 @@ def plan(
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a grid will take: passes, time, disk."""
@@ -167,65 +181,18 @@ def plan(
     from prunebench.bench import machine
     from prunebench.bench.grid.dry_run import Rehearsal
     from prunebench.bench.grid.plan import forecast
+    from prunebench.bench.stand_in import StandIn, stand_in
 
     machine.device_named(device)
-    rehearsal = Rehearsal(rules, store_of(data), clean, robust, device, threads, examples, seconds, best)
+    store = stand_in(store_of(data), rules.data)
+    rehearsal = Rehearsal(rules, store, clean, robust, device, threads, examples, seconds, best)
     found = forecast(grid, rehearsal, workers=jobs, devices=sorted({1, devices}), began=BEGAN)
     if as_json:
-        show.as_json(found.as_json())
+        show.print_json(found.as_json())
     else:
         show.out(*show.forecast_table(found))
-
-
-def train(
-    protocol: Protocols,
-    pruner: Annotated[str, typer.Option(help="NAME[:option=value,...], module:Class or file.py:Class.")],
-    out: Annotated[Path, typer.Option(help="The folder for the net.")],
-    sparsity: Annotated[str | None, typer.Option(help="The sparsity, in [0, 1).")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
-    epochs: Epochs = None,
-    tensorboard: Tensorboard = False,
-    sandbox: Sandbox = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace another net in --out.")] = False,
-    data: DataRoot = Path("data"),
-    device: Device = "auto",
-    threads: Threads = 1,
-    quiet: Quiet = False,
-) -> None:
-    """Train and prune one net; resumes after a kill."""
-    from prunebench.bench.player import host
-
-    host.host().start()  # it imports torch while this process does
-
-    import torch
-
-    from prunebench.bench import collapse
-    from prunebench.bench.checkpoint import open_net
-    from prunebench.bench.files import sole_user
-    from prunebench.bench.grid import task
-    from prunebench.bench.grid.run import job_of
-
-    rules = rules_of(protocol, epochs)
-    torch.set_num_threads(threads)
-    (described,) = host.describe([pruner])
-    job = job_of(described, None if sparsity is None else sparsity_of(sparsity), seed)
-    with sole_user(out), show.Watch(quiet=quiet) as watch:
-        task.make_room(out, job, rules, force=force)
-        net = task.train(
-            pruner,
-            job,
-            rules,
-            out,
-            out / "stages",
-            store_of(data),
-            device=device,
-            tensorboard=tensorboard,
-            sandboxed=sandbox,
-            report=lambda what, done, of: watch.report(job.name, what, done, of),
-        )
-    opened = open_net(net)
-    show.out(*show.net_tables(opened, str(net)))
-    show.warn(collapse.warnings(opened))
+    if isinstance(store, StandIn) and not quiet:
+        say(f"{rules.data} is not in {data}: these are the costs with noise of its shape and size in its place.")
 
 
 def _engine(
@@ -245,39 +212,29 @@ def _engine(
     return Pool(jobs or 1)
 
 
-def rules_of(spec: str, epochs: int | None) -> Protocol:
-    """The protocol, or a copy with another number of `epochs`, which its name states."""
-    rules = load(spec)
-    if epochs is None or epochs == rules.training.epochs:
-        return rules
-    values = rules.model_dump(mode="json")
-    changes = {"name": f"{rules.name}-epochs{epochs}", "training": values["training"] | {"epochs": epochs}}
-    return from_values(values | changes, f"{spec} --epochs {epochs}")
-
-
 def _grid(
-    spec: str, epochs: int | None, pruner: list[str] | None, sparsity: list[str] | None, seed: list[int] | None
+    spec: str, epochs: int | None, pruner: list[str] | None, sparsity: list[str] | None, seed: list[str] | None
 ) -> tuple[Protocol, list[tuple[str, Job]]]:
     """The rules and the requested jobs: by default every pruner, and the protocol's sparsities and seeds."""
+    rules = rules_of(spec, epochs)
+    wanted = sparsities_of(sparsity or rules.sparsities)
+    seeds = rules.seeds if seed is None else seeds_of(seed)
+    named = pruners() if pruner is None else [name for text in pruner for name in split(text)]
+
     from prunebench.bench.player import host
 
     host.host().start()  # it imports torch while this process does
 
     from prunebench.bench.grid.run import grid
-    from prunebench.bench.spec import registered
 
-    rules = rules_of(spec, epochs)
-    wanted = [sparsity_of(value) for value in sparsity or rules.sparsities]
-    return rules, grid(pruner or sorted(registered()), wanted, rules.seeds if seed is None else seed)
+    return rules, grid(named, wanted, seeds)
 
 
-def _publish(made: list[Task], records: Path) -> None:
+def _published(made: list[Task], records: Path) -> tuple[Ranking, list[Path]]:
     """Rank the records of a run and write their board; enter `made`, trained and scored here, in the ledger."""
     from prunebench.bench.record import Record, load_record
     from prunebench.leaderboard import check, provenance
-    from prunebench.leaderboard.render.terminal import terminal
 
     published = [load_record(records / task.protocol.name / f"{task.job.name}.json") for task in made]
     attestations = [provenance.trained(record) for record in published if isinstance(record, Record)]
-    ranking, files = check.write(records, attestations=attestations)
-    show.out(*terminal(ranking), show.written("Written", files))
+    return check.write(records, attestations=attestations)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from prunebench.bench.cli import show
+from prunebench.bench.cli.given import net_at, one, record_at, sparsity_of
 from prunebench.bench.cli.options import (
     Also,
     ArithmeticName,
@@ -19,15 +20,15 @@ from prunebench.bench.cli.options import (
     KeepProposals,
     Quiet,
     Threads,
-    sparsity_of,
     store_of,
 )
+from prunebench.bench.cli.watch import Watch
 from prunebench.bench.errors import PrunebenchError, printable
 from prunebench.bench.protocol import load
 
 
 def score(
-    net: Annotated[Path, typer.Argument(metavar="NET", help="A net file (net.safetensors), or robustbench:NAME.")],
+    net: Annotated[Path, typer.Argument(metavar="NET", help="A net file or its folder, or robustbench:NAME.")],
     protocol: Annotated[str | None, typer.Option(help="Rules other than those the net was made for.")] = None,
     examples: Examples = None,
     out: Annotated[Path | None, typer.Option(help="The folder for the record; by default the net's own.")] = None,
@@ -47,6 +48,11 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Attack a net with AutoAttack standard and write its record."""
+    net = net_at(net)
+    if out is None and not net.exists():
+        way_out = "name a folder for its record (--out)" if str(net).startswith("robustbench:") else "check the path"
+        raise PrunebenchError(f"There is no file {net}; {way_out}.")
+
     import torch
 
     from prunebench.bench import beside, machine
@@ -58,11 +64,10 @@ def score(
     arithmetic_named(arithmetic, machine.device_named(device))  # before anything is replaced: is it there?
     torch.set_num_threads(threads)
     folder = net.parent if out is None else out
-    if out is None and not net.exists():
-        way_out = "name a folder for its record (--out)" if str(net).startswith("robustbench:") else "check the path"
-        raise PrunebenchError(f"There is no file {net}; {way_out}.")
-    with sole_user(folder), show.Watch(quiet=quiet) as watch:
+    with sole_user(folder), Watch(quiet=quiet) as watch:
         beside.make_room(folder, net, str(net), force=force)
+        if kept := len(list((folder / beside.JOURNAL).glob("*.json"))):
+            watch.note(f"{folder} has a journal of {kept} finished attacks; scoring goes on from there.")
         record = referee(
             net,
             rules,
@@ -79,7 +84,7 @@ def score(
             report=lambda what, done, of: watch.report(str(net), what, done, of),
         )
     if as_json:
-        show.as_json(record.model_dump(mode="json", by_alias=True))
+        show.print_json(record.model_dump(mode="json", by_alias=True))
     else:
         show.out(*show.score_table(record), show.written("Written", [folder / "record.json"]))
     show.warn([flag.sentence for flag in record.score.flags if flag.up and flag.name == "constant"])
@@ -100,6 +105,7 @@ def import_(
         str | None, typer.Option(help="MEAN/STD, such as 0.5/0.25 or 0.49,0.48,0.45/0.2,0.2,0.2, or none.")
     ] = None,
     data: DataRoot = Path("data"),
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a net file from a checkpoint that was trained elsewhere.
@@ -110,7 +116,7 @@ def import_(
     """
     from prunebench.bench.interop import checkpoints
 
-    share = None if sparsity is None else sparsity_of(sparsity)
+    share = None if sparsity is None else sparsity_of(one(sparsity, "--sparsity"))
     made = checkpoints.ingest(
         file,
         arch,
@@ -122,22 +128,26 @@ def import_(
         normalisation=normalisation,
     )
     if as_json:
-        show.as_json(made.as_json())
+        show.print_json(made.as_json())
     else:
         show.out(show.table("theirs", "ours", "how", rows=made.matches), "", *show.net_tables(made.net, str(made.path)))
     show.warn(made.warnings)
 
 
-def inspect(net: Annotated[Path, typer.Argument(metavar="NET")], as_json: AsJson = False) -> None:
+def inspect(
+    net: Annotated[Path, typer.Argument(metavar="NET", help="A net file, or its folder.")],
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
     """Show what a net file holds: header, hash, sparsity by layer."""
     from prunebench.bench import collapse
     from prunebench.bench.checkpoint import open_net
 
+    net = net_at(net)
     opened = open_net(net)
     said = collapse.warnings(opened)
     if as_json:
-        facts = {"header": opened.header.model_dump(mode="json"), "net": opened.id.model_dump(mode="json")}
-        show.as_json(facts | {"sparsity": opened.sparsity, "warnings": said})
+        show.print_json(show.net_facts(opened) | {"warnings": said})
     else:
         show.out(*show.net_tables(opened, str(net)))
     show.warn(said)
@@ -146,14 +156,16 @@ def inspect(net: Annotated[Path, typer.Argument(metavar="NET")], as_json: AsJson
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="A record, with its outcomes beside it.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another record with the same rules and images.")],
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Test whether two scored nets differ, by McNemar's test."""
     from prunebench.bench.claims.compare import compare as differences
 
+    first, second = record_at(first), record_at(second)
     found = differences(first, second)
     if as_json:
         facts = [vars(one) | {"significant": one.significant, "sentence": one.sentence} for one in found]
-        show.as_json(facts)
+        show.print_json(facts)
     else:
         show.out(f"A: {printable(str(first))}\nB: {printable(str(second))}", *(one.sentence for one in found))

@@ -1,21 +1,23 @@
-"""Progress and results on the command line: bars with an ETA on a terminal, plain lines elsewhere."""
+"""Results on the command line: tables for people that fit the terminal, and JSON."""
 
 from __future__ import annotations
 
 import json
-import logging
+import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.measure import Measurement
 from rich.table import Table
 
+from prunebench.bench.cli.watch import duration, say, stop_waiting
 from prunebench.bench.errors import printable
+
+WIDE = 10_000  # columns, where nothing says how wide the output is: no cell is broken
+FOLDED = 24  # columns, down to which a column of sentences may be folded
 
 if TYPE_CHECKING:
     from prunebench.bench.checkpoint import Net
@@ -23,103 +25,55 @@ if TYPE_CHECKING:
     from prunebench.bench.grid.plan import Forecast
     from prunebench.bench.record import Record
 
-PLAIN_EVERY = 15.0  # seconds between plain lines about the same job
-
-
-class Watch:
-    """Shows running jobs: `report(job, what, done, of)` for progress, `line` for a separate line.
-
-    Bars are drawn on standard error, so that standard output holds results alone. Each distinct log message, such as
-    what a net runs dense and why, is printed once, as a line. With `quiet`, only `line` prints.
-    """
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.console = Console(stderr=True, soft_wrap=True)
-        self.bars: Progress | None = None
-        self.plain = not quiet
-        self.log = _Lines((lambda text: None) if quiet else self.line)
-        if self.console.is_terminal and not quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-            self.bars = Progress(*columns, console=self.console, transient=True)
-        self.tasks: dict[str, TaskID] = {}
-        self.began: dict[str, tuple[str, float, float]] = {}  # job -> activity, start time, time last shown
-
-    def __enter__(self) -> Watch:
-        logging.getLogger("prunebench").addHandler(self.log)
-        if self.bars is not None:
-            self.bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        logging.getLogger("prunebench").removeHandler(self.log)
-        if self.bars is not None:
-            self.bars.stop()
-
-    def report(self, job: str, what: str, done: float, of: float) -> None:
-        """Show that `job` has done `done` of `of` of `what`."""
-        if self.bars is not None:
-            if job not in self.tasks:
-                self.tasks[job] = self.bars.add_task(job)
-            self.bars.update(self.tasks[job], description=f"{job}: {what}", completed=done, total=of)
-        elif self.plain:
-            self._plainly(job, what, done, of)
-
-    def _plainly(self, job: str, what: str, done: float, of: float) -> None:
-        now, kind = time.monotonic(), what.split(",")[0].split(":")[0]
-        known, began, shown = self.began.get(job, ("", now, now))
-        if known != kind:
-            began, shown = now, now
-        elif now - shown >= PLAIN_EVERY and done > 0:
-            shown, left = now, (now - began) * (of - done) / done
-            self.line(f"{job}: {what}, {done / of:.0%}, about {_duration(left)} left")
-        self.began[job] = (kind, began, shown)
-
-    def finish(self, job: str, text: str) -> None:
-        """Replace the job's bar with a line."""
-        if self.bars is not None and job in self.tasks:
-            self.bars.remove_task(self.tasks.pop(job))
-        self.line(f"{job}: {text}")
-
-    def line(self, text: str) -> None:
-        """Print one plain line."""
-        self.console.print(text, markup=False, highlight=False)
-
-
-class _Lines(logging.Handler):
-    """Passes on log messages, each distinct one once."""
-
-    def __init__(self, line: Callable[[str], None]) -> None:
-        super().__init__()
-        self.line, self.said = line, set[str]()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Pass on one message."""
-        text = record.getMessage()
-        if text not in self.said:
-            self.said.add(text)
-            self.line(text)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
-
 
 def out(*tables: Table | str) -> None:
-    """Print results to standard output: tables as wide as the terminal or 80 columns, lines unchanged."""
-    console = Console(width=None if sys.stdout.isatty() else 80, markup=False, highlight=False)
+    """Print results to standard output: lines unchanged, and tables as wide as the terminal, $COLUMNS, or their text.
+
+    A table that is too wide loses columns from the right, and a line says which.
+    """
+    stop_waiting()
+    wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else WIDE
+    console = Console(width=wide, markup=False, highlight=False)
     for table in tables:
         if isinstance(table, str):
             print(table)
-        else:
+            continue
+        dropped = _fit(table, console)
+        with console.capture() as shown:
             console.print(table)
+        print("\n".join(line.rstrip() for line in shown.get().splitlines()))
+        if dropped:
+            print(f"Left out for lack of space: {', '.join(dropped)}; --json or a wider terminal shows them.")
 
 
-def as_json(values: object) -> None:
+def _fit(table: Table, console: Console) -> list[str]:
+    """Remove columns of `table` from the right until the cells of the rest stay whole; returns the titles of those.
+
+    The first two columns stay, and so do columns without a title. Columns of sentences may be folded.
+    """
+    dropped: list[str] = []
+    while len(table.columns) > 2 and _needed(table, console) > console.width:
+        last = next((column for column in reversed(table.columns[2:]) if column.no_wrap and column.header), None)
+        if last is None:
+            break
+        table.columns.remove(last)
+        dropped.insert(0, str(last.header))
+    return dropped
+
+
+def _needed(table: Table, console: Console) -> int:
+    """The least width of `table` with whole cells."""
+    padding, total = table.padding[1] + table.padding[3], 0
+    for column in table.columns:
+        cells = [Measurement.get(console, console.options, cell).maximum for cell in (column.header, *column.cells)]
+        widest = max(cells, default=0)
+        total += (widest if column.no_wrap else min(widest, FOLDED)) + padding
+    return total - (0 if table.pad_edge else padding)
+
+
+def print_json(values: object) -> None:
     """Print results to standard output as JSON."""
+    stop_waiting()
     print(json.dumps(values, indent=1))
 
 
@@ -130,14 +84,29 @@ def written(word: str, files: Sequence[Path]) -> str:
     return f"{word}: {', '.join(printable(str(name)) for name in names)}"
 
 
+def wrote(files: Sequence[Path], *, as_json: bool, word: str = "Written", **facts: object) -> None:
+    """Say which files were written, for people or as JSON with further `facts`."""
+    if as_json:
+        print_json({"written": [str(file) for file in files]} | facts)
+    else:
+        out(written(word, files))
+
+
 def table(*columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()) -> Table:
     """A plain table, without a header if its columns have no names; columns in `right` are right-aligned."""
     result = Table(show_header=any(columns), box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        result.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        number = column in right
+        result.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
         result.add_row(*map(printable, row))
     return result
+
+
+def net_facts(net: Net) -> dict[str, object]:
+    """The header of a net file and the weights counted in it, as a JSON value."""
+    header, counted = net.header.model_dump(mode="json"), net.id.model_dump(mode="json")
+    return {"header": header, "net": counted, "sparsity": net.sparsity}
 
 
 def net_tables(net: Net, name: str) -> list[Table | str]:
@@ -168,28 +137,28 @@ def net_tables(net: Net, name: str) -> list[Table | str]:
 def warn(sentences: Sequence[str]) -> None:
     """Print each sentence as a warning on standard error; standard output holds results alone."""
     for sentence in sentences:
-        print(f"prunebench: warning: {printable(sentence)}", file=sys.stderr)
+        say(f"prunebench: warning: {printable(sentence)}")
 
 
 def forecast_table(found: Forecast) -> list[Table | str]:
     """The cost forecast of a grid, for people."""
-    columns = ("Pruner", "Sparsity", "Jobs", "M passes", "M to score", "Training", "Scoring", "MB")
+    columns = ("Pruner", "Sparsity", "Jobs", "Training", "Scoring", "MB", "M passes", "M to score")
     rows = [
         (
             line.pruner,
             f"{line.sparsity:g}",
             f"{line.jobs}",
+            duration(line.train_seconds),
+            duration(line.score_seconds),
+            f"{line.bytes / 1e6:,.1f}",
             f"{line.train_passes / 1e6:,.1f}",
             f"{line.score_passes / 1e6:,.1f}",
-            _duration(line.train_seconds),
-            _duration(line.score_seconds),
-            f"{line.bytes / 1e6:,.1f}",
         )
         for line in (*found.lines, found.total)
     ]
     side = "one job at a time" if found.workers == 1 else f"{found.workers} jobs side by side on each"
     spans = [
-        f"In all about {_duration(span)} on {count} device{'s' * (count > 1)} like this one, {side}."
+        f"In all about {duration(span)} on {count} device{'s' * (count > 1)} like this one, {side}."
         for count, span in found.spans.items()
     ]
     shares = f"{found.rehearsal.clean:.0%} of the test images correct and {found.rehearsal.robust:.0%} robust"

@@ -24,6 +24,7 @@ from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.conformance.report import CHECKS, Check, Report
 from prunebench.bench.conformance.watch import Run, Seen, generators, run, watched
 from prunebench.bench.errors import BudgetExceeded, Refused
+from prunebench.bench.faults import fault
 from prunebench.bench.lab.lab import Pruner
 from prunebench.bench.mask import State, keep_count
 from prunebench.bench.protocol import Protocol, Threat
@@ -65,7 +66,7 @@ def check(pruner: str, task: Protocol = TASK) -> Report:
         found = {"options": _options(resolved)}
         first = run(resolved, task, folder / "first", WORLDS[1])
         second = run(resolved, task, folder / "second", WORLDS[2])
-        found |= {"runs": _runs(first), "loads": _loads(first, resolved, folder / "net.safetensors")}
+        found |= {"runs": _runs(first, pruner), "loads": _loads(first, resolved, folder / "net.safetensors")}
         names = list(first.lab.shapes) if found["loads"][0] or _whole(first) else []
         found |= {
             "sparsity": _sparsity(first, resolved, names),
@@ -126,12 +127,12 @@ def _options(resolved: ResolvedPruner) -> Found:
 # Findings on a run
 
 
-def _runs(run: Run) -> Found:
+def _runs(run: Run, pruner: str) -> Found:
     if run.error is None:
         return True, "ended with a result"
     if isinstance(run.error, BudgetExceeded):
         return None, "stopped by the budget"
-    return False, f"{type(run.error).__name__}: {run.error}"
+    return False, fault(run.error, [pruner])
 
 
 def _whole(run: Run) -> bool:

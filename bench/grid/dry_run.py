@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
@@ -15,14 +14,16 @@ from torch import nn
 from prunebench.bench import machine
 from prunebench.bench.data import Split, Store
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.faults import fault
 from prunebench.bench.grid.timing import attack_paces, training_pace
 from prunebench.bench.job import Job
-from prunebench.bench.lab.backend import Calibration, Fit, Loop, calibrate
+from prunebench.bench.lab import dry
+from prunebench.bench.lab.backend import Fit, Loop
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.meter import Meter
 from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.trainer import VALIDATED
-from prunebench.bench.mask import State, masked
+from prunebench.bench.mask import State
 from prunebench.bench.models import prunable
 from prunebench.bench.protocol import Protocol
 from prunebench.bench.score.progress import expected
@@ -96,14 +97,14 @@ class Rehearsal:
         torch.set_num_threads(self.threads)
         where, test = machine.device_named(self.device), self.test
         passes = expected(self.protocol, test, clean=self.clean, robust=self.robust, best=self.best)
-        dry = Dry(self.seconds)
-        lab = Lab(jobs[0][1], self.protocol, self.store, dry, device=where, resolve=lambda spec: resolve(spec).pruner)
+        costs = Dry(STEPS, self.seconds)
+        lab = Lab(jobs[0][1], self.protocol, self.store, costs, device=where, resolve=lambda spec: resolve(spec).pruner)
         paces: dict[int, dict[str, float]] = {}  # of attacks, by density class
         lines = []
         for spec, job in jobs:
-            before = len(dry.stages)
+            before = len(costs.stages)
             net, meter = pruned(lab, spec, job)
-            fresh = list(dry.stages.values())[before:]
+            fresh = list(costs.stages.values())[before:]
             kept = sum(int(weight.count_nonzero()) for weight in prunable(net).values())
             size = _bytes(net.state_dict()) - 4 * (lab.prunable - kept) + lab.prunable // 8 + RECORD_BYTES
             kind = _alike(kept / lab.prunable)
@@ -125,50 +126,43 @@ class Rehearsal:
 
 
 @dataclass
-class Dry:
-    """A backend that trains nothing: it returns the starting weights and notes what training would cost.
+class Dry(dry.Dry):
+    """A backend that trains nothing, and notes what training would cost.
 
     `trainings`: seconds per start and per sample pass, by kind of work. `stages`: seconds and bytes, by key.
     """
 
-    seconds: float
+    seconds: float = 0.5
     trainings: dict[object, tuple[float, float]] = field(default_factory=dict)
     stages: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def train(self, asked: Fit) -> Trained:
-        """Return the starting weights, slightly perturbed."""
-        plan = asked.plan
-        net = asked.model()
-        plan.scheme.attach(net)
-        state = _moved(masked(net.state_dict(), asked.masks or {}), asked.key)
+        """Return the starting weights, slightly changed."""
+        plan, trained = asked.plan, super().train(asked)
         kind = (plan.recipe.objective, type(plan.scheme), asked.masks is None, _alike(asked.density))
         if kind not in self.trainings:
             self.trainings[kind] = training_pace(plan, asked.model, asked.masks, asked.train, self.seconds)
         start, each = self.trainings[kind]
         passes = asked.passes + validation_passes(plan, len(asked.validation))
-        self.stages.setdefault(asked.key, (start + each * passes, 2 * _bytes(state)))
-        rows = [
-            {"epoch": e + 1, "loss": 0.0, "lr": 0.0, "clean": 0.0, "robust": 0.0} for e in range(plan.start, plan.last)
-        ]
-        return Trained(state, state, rows, [0.0] * len(rows))
+        self.stages.setdefault(asked.key, (start + each * passes, 2 * _bytes(trained.weights)))
+        return trained
 
     def loop(self, asked: Loop) -> tuple[State, float]:
         """Run the first few steps; estimate the time of all steps from them."""
-        state = {name: tensor.to(asked.device) for name, tensor in asked.start.items()}
-        times = []
-        for index in range(min(asked.steps, STEPS)):
+        times: list[float] = []
+
+        def timed(state: State, index: int) -> State:
             began = time.perf_counter()
             state = asked.step(state, index)
             if asked.device.type == "cuda":
                 torch.cuda.synchronize(asked.device)
             times.append(time.perf_counter() - began)
+            return state
+
+        found = super().loop(replace(asked, step=timed))
         taken = statistics.median(times[-3:] or [0.0]) * asked.steps
         self.stages.setdefault(asked.key, (taken, _bytes(asked.start)))
-        return {name: tensor.cpu() for name, tensor in state.items()}, 0.0
-
-    def calibrate(self, asked: Calibration) -> State:
-        """Calibrate on one batch; its few forwards are not timed."""
-        return calibrate(replace(asked, batches=1))
+        return found
 
 
 def pruned(lab: Lab, spec: str, job: Job) -> tuple[nn.Module, Meter]:
@@ -177,9 +171,8 @@ def pruned(lab: Lab, spec: str, job: Job) -> tuple[nn.Module, Meter]:
     try:
         return lab.model(resolve(spec).pruner(job, lab)), lab.meter
     except Exception as error:  # a pruner may be third-party code
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        fault = f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
-        why = error if isinstance(error, PrunebenchError) else fault
+        ours = isinstance(error, PrunebenchError)
+        why = f"{error}{dry.needs(lab, resolve(spec).pruner)}" if ours else fault(error, [spec])
         raise PrunebenchError(f"{job.name} would fail: {why}") from error
 
 
@@ -192,12 +185,6 @@ def validation_passes(plan: TrainingPlan, images: int) -> int:
 
 def _bytes(state: State) -> int:
     return sum(tensor.nbytes for tensor in state.values())
-
-
-def _moved(state: State, key: str) -> State:
-    """`state` with every number slightly larger, by a factor derived from `key`: each training gets its own weights."""
-    factor = 1 + 1e-3 * int(key[:8], 16) / 2**32
-    return {name: tensor * factor if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def _alike(density: float) -> int:

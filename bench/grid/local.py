@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -149,6 +150,7 @@ _updates: Any = None  # in a worker: the queue to the process that started the g
 def _begin(updates: Any, logged: Any) -> None:
     """In a worker: connect to the parent, and die with it, so that no worker writes after a new run has begun."""
     global _updates
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
     _updates = updates
     logging.getLogger("prunebench").addHandler(QueueHandler(logged))
     updates.cancel_join_thread()  # unread updates must not delay the exit; log records are read until then

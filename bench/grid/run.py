@@ -133,7 +133,7 @@ def scheduler_of(
     arithmetic: str = "float32",
 ) -> Scheduler:
     """The order in which the steps of `jobs` run, below `out`; a dense net is the parent of the nets of its seed."""
-    folders = {job.name: out / "jobs" / job_id(protocol, spec, job) for spec, job in jobs}
+    folders = folders_of(protocol, jobs, out)
     dense = {job.seed: job.name for _, job in jobs if job.pruner == "dense" and not job.options}
     tasks = []
     for spec, job in jobs:
@@ -162,9 +162,22 @@ def scheduler_of(
     return Scheduler(tasks, shards=-(-images // protocol.shard))
 
 
-def job_id(protocol: Protocol, spec: str, job: Job) -> str:
-    """The folder name of a job: its name and a hash of the rules, the job and the source of the pruner."""
-    facts = [protocol.sha256, job.model_dump(mode="json"), source_of(spec)]
+def progress_of(protocol: Protocol, jobs: list[tuple[str, Job]], out: Path) -> tuple[int, int]:
+    """How many of `jobs` have a record below `out`, and how many more have a net; both unchecked."""
+    folders = folders_of(protocol, jobs, out).values()
+    scored = [folder for folder in folders if (folder / RECORD).exists()]
+    return len(scored), sum((folder / NET).exists() for folder in folders if folder not in scored)
+
+
+def folders_of(protocol: Protocol, jobs: list[tuple[str, Job]], out: Path) -> dict[str, Path]:
+    """The folder of each of `jobs` below `out`, by the job's name."""
+    sources = {spec: source_of(spec) for spec in {spec for spec, _ in jobs}}  # each takes tens of milliseconds
+    return {job.name: out / "jobs" / job_id(protocol, sources[spec], job) for spec, job in jobs}
+
+
+def job_id(protocol: Protocol, source: str, job: Job) -> str:
+    """The folder name of a job: its name and a hash of the rules, the job and the `source` of the pruner."""
+    facts = [protocol.sha256, job.model_dump(mode="json"), source]
     return f"{job.name}-{sha256_of(canonical_json(facts))[:12]}"
 
 

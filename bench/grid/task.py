@@ -26,7 +26,7 @@ from prunebench.bench.lab.meter import granted
 from prunebench.bench.outcomes import complete, proposals_path
 from prunebench.bench.player import handover, sandbox
 from prunebench.bench.player.handover import Play
-from prunebench.bench.player.host import Fault, Host, host
+from prunebench.bench.player.host import Fault, Host, host, refuse_short
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Protocol
 from prunebench.bench.record import Record, load_record
@@ -203,6 +203,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         play = Play(spec, job, protocol, store, folder, stages, str(where), threads, tensorboard)
+        if not sandboxed:
+            refuse_short(play)
         seconds = (_sandboxed if sandboxed else host().ask)(play, report)[1]
         state, charged = handover.take(folder)
         header = Header(
@@ -267,11 +269,8 @@ def _made_for(path: Path, job: Job, protocol: Protocol, source: str, store: Stor
         header = open_net(path).header
     except Refused:
         return False
-    if effort_of(path, header) is None or (
-        header.job,
-        header.protocol.sha256,
-        header.source,
-    ) != (job, protocol.sha256, source):
+    made = header.job, header.protocol.sha256, header.source
+    if effort_of(path, header) is None or made != (job, protocol.sha256, source):
         return False
     train, _ = store.training(protocol.data, validation=protocol.validation, train=protocol.train)
     return header.train_sha256 == train.sha256

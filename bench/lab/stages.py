@@ -39,6 +39,11 @@ class StageStore:
         return kept
 
 
+def progress_in(folder: Path) -> tuple[int, int]:
+    """How many stages below `folder` are finished, and how many have been begun."""
+    return len(list(folder.glob(f"*/{_DONE}"))), len(list(folder.glob(f"*/{_PARTIAL}")))
+
+
 def save_stage(path: Path, tensors: State, about: Any) -> None:
     """Write tensors and a JSON value to `path` atomically."""
     write_bytes(path, pack(tensors, about))

@@ -48,6 +48,26 @@ class Play:
     threads: int
     tensorboard: bool
 
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """The pruner, as the only one that is run."""
+        return (self.spec,)
+
+
+@dataclass(frozen=True)
+class Rehearse:
+    """Run the pruner of `play` dry: do its stages fit the budget?"""
+
+    play: Play
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """The pruner, as the only one that is run."""
+        return self.play.specs
+
+
+Request = Describe | Play | Rehearse
+
 
 class Described(Strict):
     """A pruner's description of itself: its non-default options, and whether it prunes at all."""

@@ -23,10 +23,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from prunebench.bench.errors import PrunebenchError, printable, unknown
-from prunebench.bench.player.handover import Describe, Described, Play
+from prunebench.bench.player.handover import Describe, Described, Play, Rehearse, Request
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.schema import explain
-from prunebench.bench.spec import read, source_of
+from prunebench.bench.spec import read, registered, source_of
 
 GONE = -signal.SIGKILL  # the exit code assumed for a process that reports none
 LONGEST = 2**20  # bytes per message; a longer one from a pruner is dropped
@@ -78,6 +78,7 @@ class Host:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=(messages,),
+                process_group=0,  # Ctrl-C is for this process alone, which then ends that one
                 env=env,
             )
         except OSError as error:
@@ -100,7 +101,7 @@ class Host:
             os.close(self._messages)
             self._messages = -1
 
-    def ask(self, request: Describe | Play, report: ProgressCallback | None = None) -> tuple[Any, float | None]:
+    def ask(self, request: Request, report: ProgressCallback | None = None) -> tuple[Any, float | None]:
         """Return the answer to the request, as JSON, and the processor seconds of all processes that worked on it.
 
         The kernel counts the seconds; None if it does not report them. Raises PrunebenchError for an error that the
@@ -115,7 +116,7 @@ class Host:
                 self.close()  # whatever the process is doing, nobody will read the result
                 raise
 
-    def _ask(self, request: Describe | Play, report: ProgressCallback | None) -> tuple[Any, float | None]:
+    def _ask(self, request: Request, report: ProgressCallback | None) -> tuple[Any, float | None]:
         self.start()
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
@@ -218,6 +219,20 @@ def host() -> Host:
     made = Host()
     atexit.register(made.close)
     return made
+
+
+def refuse_short(play: Play) -> None:
+    """Raise PrunebenchError if a dry run shows that stages of the pruner do not fit its budget.
+
+    Only pruners from outside are run: those built in check this themselves before they train.
+    """
+    if read(play.spec).head in registered():
+        return
+    told = None
+    with suppress(PrunebenchError):  # a fault shows again in the real run, which can say where
+        told, _ = host().ask(Rehearse(play))
+    if isinstance(told, str):
+        raise PrunebenchError(told)
 
 
 def describe(specs: Sequence[str]) -> list[DescribedPruner]:

@@ -19,24 +19,29 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from prunebench.bench import machine
-from prunebench.bench.errors import NoRanking, PrunebenchError
-from prunebench.bench.lab.backend import Computed
+from prunebench.bench.errors import BudgetExceeded, NoRanking, PrunebenchError
+from prunebench.bench.faults import fault
+from prunebench.bench.lab import dry
+from prunebench.bench.lab.backend import Backend, Computed, Fit, Loop
 from prunebench.bench.lab.lab import Lab
+from prunebench.bench.lab.schedule import Trained
 from prunebench.bench.lab.tensorboard import Curves
+from prunebench.bench.mask import State
 from prunebench.bench.models import build
-from prunebench.bench.player.handover import Describe, Play, leave
-from prunebench.bench.spec import place_of, registered
-from prunebench.bench.spec import read as read_spec
+from prunebench.bench.player.handover import Describe, Play, Rehearse, Request, leave
+from prunebench.bench.progress import ProgressCallback
 from prunebench.pruners import resolve
 
 Send = Callable[[str, Any], None]  # the kind of a message, and its content
 PATIENCE = 0.02  # seconds between checks that the referee is still alive
+LONGEST_REHEARSAL = 10  # seconds
 SUBREAPER, DEATH_SIGNAL = 36, 1  # prctl: adopt orphans; die with the parent
 
 
@@ -48,29 +53,79 @@ def describe(request: Describe) -> list[dict[str, Any]]:
 
 def play(request: Play, send: Send) -> None:
     """Let the pruner train, and write its weights to the folder of the request."""
-    torch.set_num_threads(request.threads)
-    machine.search_arithmetic()
-    lab = Lab(
-        request.job,
-        request.protocol,
-        request.store,
-        Computed(
-            request.stages,
-            report=lambda *told: send("told", told),
-            curves=Curves(request.folder / "tensorboard") if request.tensorboard else None,
-        ),
-        device=machine.device_named(request.device),
-        resolve=lambda spec: resolve(spec).pruner,
-    )
+    curves = Curves(request.folder / "tensorboard") if request.tensorboard else None
+    backend = Whole(request.stages, curves=curves, send=send)
+    lab, pruner = _lab(request, backend), resolve(request.spec).pruner
+    backend.budget.append(lab.meter.granted)
     try:
-        state = resolve(request.spec).pruner(request.job, lab)
+        state = pruner(request.job, lab)
     except NoRanking as error:
         last = f"After stage {lab.meter.stages[-1].name!r}" if lab.meter.stages else "Before any stage"
         raise PrunebenchError(f"{last}: {error}") from None
+    except PrunebenchError as error:
+        raise PrunebenchError(f"{error}{dry.needs(_lab(request, dry.Dry()), pruner)}") from None
     leave(request.folder, state, lab.meter.stages)
 
 
-def _prepare(request: Describe | Play) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Whole(Computed):
+    """Computes stages, and reports progress as sample passes of the whole job.
+
+    `budget`: the sample passes granted, then those of every stage that was begun, the last one included.
+    """
+
+    send: Send
+    budget: list[int] = field(default_factory=list)
+
+    def train(self, asked: Fit) -> Trained:
+        """As Computed.train."""
+        self.budget.append(asked.passes)
+        return super().train(asked)
+
+    def loop(self, asked: Loop) -> tuple[State, float]:
+        """As Computed.loop."""
+        self.budget.append(asked.passes)
+        return super().loop(asked)
+
+    def _named(self, stage: str) -> ProgressCallback:
+        granted, *earlier, now = self.budget
+
+        def report(what: str, done: float, of: float) -> None:
+            passes = sum(earlier) + now * done / of
+            self.send("told", [f"{stage}: {what}", passes, max(granted, passes)])
+
+        return report
+
+
+def rehearse(request: Rehearse) -> str | None:
+    """Run the pruner dry: why its budget is too small, and what it needs; None if all its stages fit.
+
+    The system ends this process after `LONGEST_REHEARSAL` seconds: a pruner may do long work outside the lab's stages.
+    """
+    signal.alarm(LONGEST_REHEARSAL)
+    lab, pruner = _lab(request.play, dry.Dry()), resolve(request.play.spec).pruner
+    try:
+        pruner(lab.job, lab)
+    except PrunebenchError as error:
+        said = dry.needs(_lab(request.play, dry.Dry()), pruner)
+        return f"{error}{said}" if said or isinstance(error, BudgetExceeded) else None
+    return None
+
+
+def _lab(request: Play, backend: Backend) -> Lab:
+    torch.set_num_threads(request.threads)
+    machine.search_arithmetic()
+    return Lab(
+        request.job,
+        request.protocol,
+        request.store,
+        backend,
+        device=machine.device_named(request.device),
+        resolve=lambda spec: resolve(spec).pruner,
+    )
+
+
+def _prepare(request: Request) -> None:
     """Import what the request needs, once for all later forks; compute nothing, as that could start threads.
 
     The fork reports any error in the request.
@@ -84,28 +139,20 @@ def _prepare(request: Describe | Play) -> None:
             build(request.protocol.model)
 
 
-def _answer(request: Describe | Play, send: Send) -> None:
+def _answer(request: Request, send: Send) -> None:
     """Answer the request; report an error in the pruner with its line number."""
     try:
         if isinstance(request, Describe):
             send("answer", describe(request))
+        elif isinstance(request, Rehearse):
+            send("answer", rehearse(request))
         else:
             play(request, send)
             send("answer", None)
     except PrunebenchError as error:
         send("error", str(error))
     except BaseException as error:  # noqa: BLE001  a pruner may be third-party code, and may call sys.exit
-        send("fault", [f"{type(error).__name__}: {error}{_line(request, error)}", traceback.format_exc()])
-
-
-def _line(request: Describe | Play, error: BaseException) -> str:
-    """Where in the pruner's file the error occurred, as " (FILE, line N)"; empty if it occurred elsewhere."""
-    with suppress(PrunebenchError, KeyError):
-        if isinstance(request, Play):
-            file = place_of(read_spec(request.spec).head, registered())[0]
-            at = [step.lineno for step in traceback.extract_tb(error.__traceback__) if Path(step.filename) == file]
-            return f" ({file.name}, line {at[-1]})" if at else ""
-    return ""
+        send("fault", [fault(error, request.specs), traceback.format_exc()])
 
 
 class _Forwarder(logging.Handler):
@@ -120,7 +167,7 @@ class _Forwarder(logging.Handler):
         self.send("log", [record.name, record.levelno, record.getMessage()])
 
 
-def _fork(number: str, request: Describe | Play, messages: int, control: int) -> None:
+def _fork(number: str, request: Request, messages: int, control: int) -> None:
     """In the fork: answer the request, then end; prints go elsewhere, as standard output belongs to the referee."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _prctl(DEATH_SIGNAL, signal.SIGKILL)
@@ -158,10 +205,12 @@ def serve(messages: int) -> None:
                 _fork(*asked, messages, control)
             finally:
                 os._exit(0)
-        os.write(control, _ended(child).to_bytes(8, "big", signed=True))
+        ended = _ended(child).to_bytes(8, "big", signed=True)
+        with suppress(BrokenPipeError):  # the referee is gone
+            os.write(control, ended)
 
 
-def _request() -> tuple[str, Describe | Play] | None:
+def _request() -> tuple[str, Request] | None:
     """The next request and its number; None at the end."""
     head = _read(8)
     if len(head) < 8:

@@ -15,7 +15,7 @@ from importlib.metadata import version
 import pytest
 
 from prunebench.bench.checkpoint import Header, seal
-from prunebench.bench.cli import run, show
+from prunebench.bench.cli import options, show
 from prunebench.bench.datasets import DATASETS
 from prunebench.bench.facts import StageCost
 from prunebench.bench.job import Job
@@ -100,7 +100,7 @@ def test_help_of_each_verb(prunebench, verb):
     assert (code, err) == (0, "")
     assert out.startswith(f"Usage: prunebench {verb} ")
     assert widest(out) <= 80
-    assert "  --help" in out
+    assert "  -h, --help" in out and f"    prunebench {verb} " in out.partition("Example")[2]
 
 
 def test_no_verb_is_a_question_for_help(prunebench):
@@ -255,7 +255,9 @@ def test_a_claim_from_a_record_to_its_verdicts(prunebench, honest, tmp_path):
 
 def test_what_cannot_be_claimed_or_verified(prunebench, honest, tmp_path):
     scored = honest.parent.parent / "scored" / "record.json"
-    assert "is not the net of" in mistake(prunebench, "claim", scored, "--net", scored, "--out", "mine")
+    assert "is a JSON file, not a net" in mistake(prunebench, "claim", scored, "--net", scored, "--out", "mine")
+    (tmp_path / "other").write_text("{}")
+    assert "is not the net of" in mistake(prunebench, "claim", scored, "--net", "other", "--out", "mine")
     assert "Cannot read none.json" in mistake(prunebench, "claim", "none.json", "--out", "mine")
     assert not (tmp_path / "mine").exists()
     assert "There is no claim in none" in mistake(prunebench, "verify", "none")
@@ -461,10 +463,10 @@ def test_rank_writes_the_log_and_signs_on_request(prunebench, tmp_path):
 
 
 def test_epochs_of_another_number_make_another_protocol():
-    official = run.rules_of("digits-linf", None)
+    official = options.rules_of("digits-linf", None)
     assert official.official
-    assert run.rules_of("digits-linf", official.training.epochs) == official
-    shorter = run.rules_of("digits-linf", 2)
+    assert options.rules_of("digits-linf", official.training.epochs) == official
+    shorter = options.rules_of("digits-linf", 2)
     assert (shorter.name, shorter.official, shorter.training.epochs) == ("digits-linf-epochs2", False, 2)
 
 

@@ -11,13 +11,14 @@ import torch
 
 from prunebench.bench.attacks.best import BEST
 from prunebench.bench.attacks.square import price_of
-from prunebench.bench.data import Split
+from prunebench.bench.data import Split, Store
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid import dry_run, timing
 from prunebench.bench.grid.dry_run import RECORD_BYTES, Dry, Line, Rehearsal, pruned, validation_passes
 from prunebench.bench.grid.plan import Forecast, forecast, makespan
 from prunebench.bench.grid.run import grid
 from prunebench.bench.grid.task import train
+from prunebench.bench.lab import dry
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schedule import Trained, TrainingPlan
@@ -27,6 +28,7 @@ from prunebench.bench.protocol import Threat
 from prunebench.bench.score.curve import radii
 from prunebench.bench.score.progress import expected
 from prunebench.bench.score.referee import Referee
+from prunebench.bench.stand_in import stand_in
 from prunebench.pruners import resolve
 from tests.support.nets import STORE, changed
 
@@ -53,16 +55,16 @@ def gone_through(specs, rules=RULES):
 
 def test_the_stages_are_those_of_a_run(flat, tmp_path):
     """Names and passes of every stage, and which of them another job has computed already."""
-    jobs, new, dry = grid(SPECS, [0.9], [0]), [], Dry(0.01)
-    lab = Lab(jobs[0][1], RULES, STORE, dry, device=CPU, resolve=lambda name: resolve(name).pruner)
+    jobs, new, costs = grid(SPECS, [0.9], [0]), [], Dry(seconds=0.01)
+    lab = Lab(jobs[0][1], RULES, STORE, costs, device=CPU, resolve=lambda name: resolve(name).pruner)
     for spec, job in jobs:
-        before, there = len(dry.stages), set(tmp_path.rglob("done.safetensors"))
+        before, there = len(costs.stages), set(tmp_path.rglob("done.safetensors"))
         real = Lab(job, RULES, STORE, Computed(tmp_path), device=CPU, resolve=lambda name: resolve(name).pruner)
         resolve(spec).pruner(job, real)
         charged = [[(s.name, s.passes) for s in meter.stages] for meter in (pruned(lab, spec, job)[1], real.meter)]
         assert charged[0] == charged[1]
-        assert len(dry.stages) - before == len(set(tmp_path.rglob("done.safetensors")) - there)
-        new.append(len(charged[0]) - (len(dry.stages) - before))
+        assert len(costs.stages) - before == len(set(tmp_path.rglob("done.safetensors")) - there)
+        new.append(len(charged[0]) - (len(costs.stages) - before))
     assert new[SPECS.index("magnitude")] == 0 and new[SPECS.index("hydra")] == 1  # the dense half is magnitude's
 
 
@@ -79,7 +81,7 @@ def test_without_moving_the_weights_different_trainings_would_seem_one(flat, mon
     gone_through(specs)
     assert len(starts) == 4 and starts[0] == starts[2] and starts[1] != starts[3]
     starts.clear()
-    monkeypatch.setattr(dry_run, "_moved", lambda state, key: state)
+    monkeypatch.setattr(dry, "moved", lambda state, key: state)
     gone_through(specs)
     assert starts[1] == starts[3]
 
@@ -203,8 +205,18 @@ def test_a_fault_of_a_pruner_is_a_sentence(flat, tmp_path):
         "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Mine:\n    def __call__(self, job, lab):\n"
         "        raise RuntimeError('a fault')\n"
     )
-    with pytest.raises(PrunebenchError, match=r"seed0 would fail: RuntimeError: a fault \(.*mine.py, line 5\)"):
+    with pytest.raises(PrunebenchError, match=r"seed0 would fail: mine.py, line 5: RuntimeError: a fault$"):
         gone_through([f"{tmp_path / 'mine.py'}:Mine"])
+
+
+def test_a_forecast_without_the_data(flat, tmp_path):
+    """Passes on paper: 4 units of 3 epochs, each of 59,936 of MNIST's images in whole batches of 64."""
+    rules = changed(RULES, data="mnist", model="mnist-cnn", train=None)
+    far = Rehearsal(rules, stand_in(Store(tmp_path), "mnist"), 0.8, 0.5, device="cpu", seconds=0.01)
+    (line,) = far(grid(["random"], [0.9], [0]))[1]
+    assert line.train_passes == 4 * 3 * (59_936 // 64 * 64) * (3 + 3) and not list(tmp_path.iterdir())
+    with pytest.raises(PrunebenchError, match="Data set mnist is not in"):  # the twin
+        replace(far, store=Store(tmp_path))(grid(["random"], [0.9], [0]))
 
 
 @pytest.mark.parametrize(("clean", "robust"), [(0.5, 0.6), (1.1, 0.5), (0.5, -0.1)])

@@ -25,6 +25,7 @@ from prunebench.bench.grid.task import Ended, Step, Task, train
 from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path, recount
 from prunebench.bench.record import Record, Refusal, load_record
 from prunebench.bench.score.scoring import score
+from prunebench.bench.spec import source_of
 from prunebench.pruners import resolve
 from tests.support.held import HalvedStore
 from tests.support.here import Here
@@ -106,7 +107,7 @@ def test_a_grid_is_trained_scored_and_published(here, tmp_path):
         assert open_net(net_path(path)).id == record.net and net_path(path).samefile(end.task.folder / NET)
         assert record.job == end.task.job and record.score.n == 16
         assert end.why == f"{record.score.robust} of 16 robust, {record.score.clean} clean"
-        assert end.task.folder == tmp_path / "jobs" / job_id(RULES, end.task.spec, end.task.job)
+        assert end.task.folder == tmp_path / "jobs" / job_id(RULES, source_of(end.task.spec), end.task.job)
     assert record.net.nonzero == 3816
 
 
@@ -351,7 +352,7 @@ def test_a_pruner_with_a_fault_is_reported_once_and_stops_nobody(here, tmp_path,
     raised, greedy, _ = results
     log = raised.task.folder / "error.txt"
     line = PRUNER[: PRUNER.index("raise RuntimeError")].count("\n") + 1
-    assert raised.why == f"RuntimeError: the pruner has a fault (mine.py, line {line}); details are in {log}"
+    assert raised.why == f"mine.py, line {line}: RuntimeError: the pruner has a fault; details are in {log}"
     assert 'raise RuntimeError("the pruner has a fault")' in (raised.task.folder / "error.txt").read_text()
     assert "keeps 3817 of 38160 weights; sparsity 0.9 allows at most 3816" in greedy.why
     assert [path.stem for path in (tmp_path / "out" / "records").rglob("*.json")] == ["random-s0.9-seed0"]

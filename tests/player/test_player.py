@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -256,7 +257,7 @@ def test_no_command_imports_a_pruner_or_what_it_does_not_need(verb, tmp_path, mi
     common = [tmp_path / "tiny.toml", "--pruner", mine, "--sparsity", "0.9", "--seed", "0", "--quiet"]
     done = program("-c", command, verb, *map(str, common), "--out", str(tmp_path / "out"), "--device", "cpu")
     assert "ended 0" in done.stdout and "imported []" in done.stdout, done.stdout + done.stderr
-    assert done.stderr.count("| prunebench.bench.lab.lab\n") >= 1  # the pruner's process tells, too
+    assert re.search(r"\| +prunebench\.bench\.lab\.lab\n", done.stderr)  # the pruner's process tells, too
     assert costly(done.stderr) == set()
 
 
@@ -291,8 +292,8 @@ def test_faults_and_wrong_results_are_one_sentence(mine, tmp_path):
 
     raised = fails("raises")
     assert isinstance(raised, Fault) and 'raise RuntimeError("the pruner has a fault")' in raised.trace
-    assert str(raised).startswith("RuntimeError: the pruner has a fault (mine.py, line ")
-    assert str(fails("leaves")).startswith("SystemExit: 0 (mine.py, line ")
+    assert re.fullmatch(r"mine.py, line \d+: RuntimeError: the pruner has a fault", str(raised))
+    assert re.fullmatch(r"mine.py, line \d+: SystemExit: 0", str(fails("leaves")))
     assert "was killed by signal 9" in str(fails("dies"))
     assert "returned list, not a dict of tensors" in str(fails("returns a list"))
     assert "keeps 3817 of 38160 weights" in str(fails("keeps too many"))

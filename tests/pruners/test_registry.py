@@ -213,7 +213,9 @@ def test_what_cannot_be_read_says_why(text, said):
 def test_classes_that_are_no_pruners(mine):
     assert resolve(f"{mine}:Mine").pruner.rounds == 3
     assert "is not a pruner: write a frozen dataclass with __call__" in refused(f"{mine}:NoPruner")
-    assert "Unknown class in" in refused(f"{mine}:Plain")
+    assert "put @dataclass(frozen=True) above it" in refused(f"{mine}:Plain")
+    assert "Unknown class in" in refused(f"{mine}:Nothing")
+    assert "is a file, but a pruner is a class in it" in refused(str(mine))
     assert "did you mean 'Mine'?" in refused(f"{mine}:Mime")
     assert "rounds = 0 is below 1" in refused(f"{mine}:Mine:rounds=0")
 

@@ -647,6 +647,8 @@ OPTIONS = {
     "--key": PATHS,
     "--level": ("replay", "quick", "full", "x"),
     "--help": (),
+    "--version": (),
+    "-h": (),
     "--no-such": ("x",),
 }
 # What these verbs do for long has to be refused first, by one of these.
