@@ -203,8 +203,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         play = Play(spec, job, protocol, store, folder, stages, str(where), threads, tensorboard)
-        if not sandboxed:
-            refuse_short(play)
+        rehearsed = 0.0 if sandboxed else refuse_short(play)
         seconds = (_sandboxed if sandboxed else host().ask)(play, report)[1]
         state, charged = handover.take(folder)
         header = Header(
@@ -221,7 +220,8 @@ def train(
         if seconds is not None and where.type == "cpu":  # GPU work takes no processor time
             bound = allowed(sum(stage.passes for stage in charged), price(protocol, store, threads))
         told = tuple(stage.seconds or 0.0 for stage in charged)
-        save_effort(path, header, stages=told, processor=seconds, allowed=bound, sandbox=sandboxed)
+        spent = None if seconds is None else seconds + rehearsed
+        save_effort(path, header, stages=told, processor=spent, allowed=bound, sandbox=sandboxed)
         seal(path, state, header, passes_granted=granted(protocol, len(images)))
         forget_others(path)
     finally:

@@ -101,6 +101,10 @@ class Host:
             os.close(self._messages)
             self._messages = -1
 
+    def spent(self) -> float | None:
+        """Processor seconds of all requests so far; None if the process is gone or the kernel does not report them."""
+        return None if self._process is None else _spent(self._process.pid)
+
     def ask(self, request: Request, report: ProgressCallback | None = None) -> tuple[Any, float | None]:
         """Return the answer to the request, as JSON, and the processor seconds of all processes that worked on it.
 
@@ -221,18 +225,22 @@ def host() -> Host:
     return made
 
 
-def refuse_short(play: Play) -> None:
+def refuse_short(play: Play) -> float:
     """Raise PrunebenchError if a dry run shows that stages of the pruner do not fit its budget.
 
-    Only pruners from outside are run: those built in check this themselves before they train.
+    Only pruners from outside are run: those built in check this themselves before they train. Returns the processor
+    seconds of the dry run, which count as the training's: a pruner could do its work there.
     """
     if read(play.spec).head in registered():
-        return
-    told = None
+        return 0.0
+    told, here = None, host()
+    here.start()
+    before = here.spent()
     with suppress(PrunebenchError):  # a fault shows again in the real run, which can say where
-        told, _ = host().ask(Rehearse(play))
+        told, _ = here.ask(Rehearse(play))
     if isinstance(told, str):
         raise PrunebenchError(told)
+    return max(0.0, (here.spent() or 0.0) - (before or 0.0))
 
 
 def describe(specs: Sequence[str]) -> list[DescribedPruner]:

@@ -134,18 +134,28 @@ def played(mine, out, deed="nothing"):
     Path(mine.rpartition(":")[0]).with_name("deed").write_text(deed)
     (end,) = run(RULES, grid([mine], [0.9], [0]), out, STORE, device="cpu")
     assert end.how == "done", end.why
-    record = end.task.folder / "record.json"
-    return timeless(load_record(record)), outcomes_path(record).read_bytes(), (end.task.folder / NET).read_bytes()
+    record = record_of(out)
+    return timeless(load_record(record)), outcomes_path(record).read_bytes(), record.with_name(NET).read_bytes()
+
+
+def record_of(out):
+    """The path of the one record in the run folder `out`."""
+    (record,) = out.glob("jobs/*/record.json")
+    return record
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory):
+def honest_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("honest")
+
+
+@pytest.fixture(scope="module")
+def honest(honest_folder):
     """The same of the pruner that does nothing else."""
-    folder = tmp_path_factory.mktemp("honest")
-    (folder / "mine.py").write_text(PLAYER)
+    (honest_folder / "mine.py").write_text(PLAYER)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prunebench.bench.grid.run, "Pool", Here)
-        return played(f"{folder / 'mine.py'}:Mine", folder / "out")
+        return played(f"{honest_folder / 'mine.py'}:Mine", honest_folder / "out")
 
 
 @pytest.mark.parametrize("deed", ["attacks", "referee", "record", "flags", "seal", "machine"])
@@ -174,17 +184,18 @@ def test_work_that_was_not_charged_raises_a_flag(deed, mine, here, tmp_path, mon
     """1.5 s of work beside a training that may take half a second, in a thread or in a process that broke away."""
     monkeypatch.setattr(budget, "FIXED", 1.0)
     monkeypatch.setattr(budget, "MARGIN", 0.0)
-    flag = overrun(played(mine, tmp_path / "out", deed)[0])
-    assert flag["value"] > 0.4 and "not all work was charged" in flag["sentence"]
+    played(mine, tmp_path / "out", deed)
+    flag = overrun(tmp_path / "out")
+    assert flag.value > 0.4 and "not all work was charged" in flag.sentence
 
 
-def test_honest_work_raises_none(honest):
+def test_honest_work_raises_none(honest, honest_folder):
     """The twin: the same training without it."""
-    assert overrun(honest[0])["value"] == 0.0
+    assert overrun(honest_folder / "out").value == 0.0
 
 
-def overrun(record):
-    return next(flag for flag in json.loads(record)["score"]["flags"] if flag["name"] == "budget-overrun")
+def overrun(out):
+    return next(flag for flag in load_record(record_of(out)).score.flags if flag.name == "budget-overrun")
 
 
 def test_what_a_pruner_leaves_running_ends_with_it(mine, tmp_path):
