@@ -22,7 +22,7 @@ def rank(
     out: Annotated[
         Path | None, typer.Option(help="The folder for the tables; by default the parent of a folder 'records'.")
     ] = None,
-    formats: Annotated[str, typer.Option("--format", help="Any of md,csv,json,tex.")] = "md,csv,json,tex",
+    formats: Annotated[str, typer.Option("--format", help="Any of md,csv,json,tex,svg.")] = "md,csv,json,tex,svg",
     write: Annotated[bool, typer.Option("--write", help="Write the tables, the log and the ledger.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Fail unless records, tables and log are valid and up to date.")

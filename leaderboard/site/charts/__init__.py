@@ -6,9 +6,11 @@ from pathlib import Path
 
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board
-from prunebench.leaderboard.site.charts import accuracy, classes, cost, curves, masks, weights
+from prunebench.leaderboard.site.charts import accuracy, classes, cost, curves, forest, masks, weights
 from prunebench.leaderboard.site.svg import Chart
 from prunebench.leaderboard.table import Results
+
+__all__ = ["Chart", "of_board"]
 
 
 def of_board(board: Board, results: Results, source: Path) -> list[Chart]:
@@ -20,6 +22,7 @@ def of_board(board: Board, results: Results, source: Path) -> list[Chart]:
     records = {path: record for path in paths if isinstance(record := results[path], Record)}
     drawn = (
         accuracy.against_sparsity(board),
+        forest.of_board(board),
         accuracy.clean_against_robust(board),
         cost.of_board(board, records),
         masks.of_board(board, records, source),
