@@ -97,8 +97,9 @@ def site(
     from prunebench.leaderboard.site import folder
 
     ranking, first = folder.write(_records_in(records), out)
-    rows = sum(len(board.rows) for board in ranking.boards)
-    show.out(show.written(f"Written, {len(ranking.boards)} boards and {rows} entries", [first]))
+    rows, boards = sum(len(board.rows) for board in ranking.boards), len(ranking.boards)
+    what = f"{boards} board{'s' * (boards != 1)} and {rows} row{'s' * (rows != 1)}"
+    show.out(show.written(f"Written, {what}", [first]))
 
 
 def _records_in(folder: Path) -> Path:
