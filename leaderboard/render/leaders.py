@@ -31,6 +31,8 @@ def leader(board: Board, sparsity: Decimal) -> str:
     if not methods:
         return ""
     best = max(methods, key=lambda row: row.robust.mean)
+    if len(methods) == 1:
+        return f"{short(best.pruner)} is the only method: {percent(best.robust)} %."
     said = f"{short(best.pruner)} is highest: {percent(best.robust)} %"
     plain = next((row for row in methods if row.pruner == PRIMARY and row != best), None)
     against = None if plain is None else between(board, best, plain)
@@ -43,8 +45,6 @@ def _ties(board: Board, best: Row, methods: list[Row]) -> str:
     others = [(row, between(board, best, row)) for row in methods if row != best]
     tested = [(row, contrast) for row, contrast in others if contrast is not None and contrast.low is not None]
     equal = [row.pruner for row, contrast in tested if contrast.verdict == "="]
-    if not others:
-        return ""
     if not tested:
         return "With one seed in common, no difference is tested."
     if not equal:

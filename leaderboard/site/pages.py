@@ -40,7 +40,6 @@ from prunebench.leaderboard.site import charts, compare, plots, row_page, small,
 from prunebench.leaderboard.site.assets import assets
 from prunebench.leaderboard.table import Results
 
-FIRST_CHARTS = 2  # of a board: those of the first page
 Made = dict[str, bytes | Path]  # the files of a site by their path there: their content, or the file to copy
 
 
@@ -82,19 +81,18 @@ def pages(ranking: Ranking, results: Results, source: Path) -> Made:
     made: Made = {**assets(), "board.csv": comma_separated(ranking).encode(), "board.json": as_json(ranking).encode()}
     sections = []
     for board_id, board in zip(ids, ranking.boards, strict=True):
-        drawn = charts.of_board(board, results, source)
         told = headlines(found, board)
         sections.append(
             {
                 "board": board,
                 "id": board_id,
-                "charts": drawn[:FIRST_CHARTS],
+                "charts": charts.first(board),
                 "findings": [(question, first_clause(verdict)) for question, _, verdict in told],
                 "tables": small.of_board(board, hrefs[board.protocol]),
                 "flags": flags_in_short(board),
             }
         )
-        made[f"boards/{board_id}.html"] = _board_page(site, board, board_id, drawn[FIRST_CHARTS:], found)
+        made[f"boards/{board_id}.html"] = _board_page(site, board, board_id, found)
         for row in board.rows:
             made |= _row_files(site, board, row, board_id)
     made["index.html"] = site.render("index.html", root="", sections=sections, refused=ranking.refused)
@@ -102,9 +100,7 @@ def pages(ranking: Ranking, results: Results, source: Path) -> Made:
     return dict(sorted(made.items()))
 
 
-def _board_page(
-    site: _Site, board: Board, board_id: str, drawn: Sequence[charts.Chart], found: Sequence[Finding]
-) -> bytes:
+def _board_page(site: _Site, board: Board, board_id: str, found: Sequence[Finding]) -> bytes:
     hrefs = [f"../{site.hrefs[board.protocol][row.sparsity, row.pruner]}" for row in board.rows]
     leads = [href for href, row in zip(hrefs, board.rows, strict=True) for _ in row.flags]
     pooled = [_pooled([site.far[Path(path)] for path in row.records]) for row in board.rows]
@@ -113,7 +109,7 @@ def _board_page(
         root="../",
         board=board,
         board_id=board_id,
-        charts=drawn,
+        charts=charts.of_board(board, site.results, site.source),
         plots=plots.of_board(board, pooled),
         findings=[(of.question, each.verdict) for of in found for each in of.answers if each.board == board],
         doubts=list(zip(leads, doubts(board), strict=True)),
