@@ -116,6 +116,13 @@ class Board:
         return sum(len(row.records) for row in self.rows)
 
     @property
+    def seeds_shown(self) -> str:
+        """How many seeds the rows have: "15 seeds", "4 to 15 seeds"."""
+        counts = sorted({len(row.seeds) for row in self.rows})
+        many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+        return f"{many} seed{'s' * (many != '1')}"
+
+    @property
     def asked(self) -> str:
         """What was required of the nets, in one line; empty for records older than schema 5, which do not say."""
         if (rules := self.rules) is None:
@@ -154,7 +161,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Everything to show: one board per protocol, by name, and the nets that were not scored."""
+    """Everything to show: one board per protocol, the leading one first, and the nets that were not scored."""
 
     boards: tuple[Board, ...]
     refused: tuple[Refused, ...]

@@ -52,6 +52,7 @@ def read(folder: str | Path) -> dict[Path, Record | Refusal]:
 def rank(results: Results, folder: str | Path | None = None) -> Ranking:
     """The boards of these records, with a bootstrap where raw outcomes are beside them in `folder`.
 
+    Official boards come first, and among them those with the most records: the first board is the leading one.
     Raises PrunebenchError when two records of one protocol are not comparable, or outcomes do not match their record.
     """
     by_protocol: defaultdict[str, dict[Path, Record]] = defaultdict(dict)
@@ -68,6 +69,7 @@ def rank(results: Results, folder: str | Path | None = None) -> Ranking:
         refuse_incomparable(records)
         outcomes = {} if folder is None else raw_outcomes(Path(folder), records)
         boards.append(_board(records, outcomes, {} if folder is None else _far(Path(folder), records)))
+    boards.sort(key=lambda board: (not board.official, -board.records, board.protocol))
     return Ranking(tuple(boards), tuple(refused))
 
 

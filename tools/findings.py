@@ -13,10 +13,9 @@ from pathlib import Path
 from prunebench.bench.errors import PrunebenchError, unknown
 from prunebench.bench.files import write_bytes
 from prunebench.leaderboard.board import Ranking
-from prunebench.leaderboard.findings.page import between_markers, findings, page, picture, short_version
+from prunebench.leaderboard.findings.page import between_markers, findings, page, short_version
 from prunebench.leaderboard.findings.questions import QUESTIONS
 from prunebench.leaderboard.findings.status import status
-from prunebench.leaderboard.site.looks import standalone
 from prunebench.leaderboard.table import Results, rank, read
 
 
@@ -39,8 +38,7 @@ def one(records: Path, key: str | None) -> str:
 def stale(records: Path, write: Path | None, readme: Path | None) -> dict[Path, str]:
     """The files that differ from what the records say today, with their new content.
 
-    `write`: the page. `readme`: the file with the first findings and the table of boards; its picture goes to the
-    folder docs beside it.
+    `write`: the page. `readme`: the file with the first findings and the table of boards.
     """
     results, ranking = known(records)
     found = findings(ranking, results, records)
@@ -50,8 +48,6 @@ def stale(records: Path, write: Path | None, readme: Path | None) -> dict[Path, 
         for part in (short_version(found, ranking.boards), status(ranking.boards)):
             text = between_markers(text, part, str(readme))
         wanted[readme] = text
-        drawn = picture(ranking.boards)
-        wanted |= {readme.parent / "docs" / name: standalone(chart.svg) for name, chart in drawn.items()}
     return {path: new for path, new in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != new}
 
 

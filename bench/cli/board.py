@@ -25,7 +25,7 @@ def rank(
     out: Annotated[
         Path | None, typer.Option(help="The folder for the tables; by default the parent of a folder 'records'.")
     ] = None,
-    formats: Annotated[str, typer.Option("--format", help="Any of md,csv,json,tex.")] = "md,csv,json,tex",
+    formats: Annotated[str, typer.Option("--format", help="Any of md,csv,json,tex,svg.")] = "md,csv,json,tex,svg",
     write: Annotated[bool, typer.Option("--write", help="Write the tables, the log and the ledger.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Fail unless records, tables and log are valid and up to date.")
@@ -109,9 +109,9 @@ def site(
     from prunebench.leaderboard.site import folder
 
     ranking, first = folder.write(records_in(records), out)
-    rows = sum(len(board.rows) for board in ranking.boards)
-    said = f"Written, {len(ranking.boards)} boards and {rows} entries"
-    show.wrote([first], as_json=as_json, word=said, boards=len(ranking.boards), entries=rows)
+    rows, boards = sum(len(board.rows) for board in ranking.boards), len(ranking.boards)
+    what = f"{boards} board{'s' * (boards != 1)} and {rows} row{'s' * (rows != 1)}"
+    show.wrote([first], as_json=as_json, word=f"Written, {what}", boards=boards, rows=rows)
 
 
 def _remeasured(

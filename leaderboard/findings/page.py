@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.protocol import PROTOCOLS
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board, Ranking
 from prunebench.leaderboard.findings.answers import Answer, Evidence, answer
 from prunebench.leaderboard.findings.compared import named
 from prunebench.leaderboard.findings.questions import QUESTIONS, Order, Overfitting, Pairs, Question, Slack
+from prunebench.leaderboard.render.commands import command
 from prunebench.leaderboard.render.markdown import escaped, sentence
-from prunebench.leaderboard.render.text import short, short_list
+from prunebench.leaderboard.render.text import first_clause, short, short_list
 from prunebench.leaderboard.site.charts.accuracy import against_sparsity
-from prunebench.leaderboard.site.svg import Chart
 from prunebench.leaderboard.table import Results
 
 HEADER = "<!-- Made by tools/findings.py; an edit is lost the next time. -->"
@@ -118,19 +116,9 @@ def _table(found: Answer) -> str:
 
 def _command(question: Question, found: Answer) -> str:
     """The command that makes the records, and the one that answers the question from them."""
-    name = found.board.protocol
-    rules = name if name in PROTOCOLS else f"leaderboard/protocols/{name}.toml"
-    pruners = " ".join(f"--pruner {label}" for label in found.rows)
-    best = " --best" if isinstance(question.asked, Slack) else ""
-    commands = (
-        f"prunebench run {rules} {pruners}{best} --out runs",
-        f"python -m tools.findings runs/records --only {question.key}",
-    )
-    return "\n".join(["```sh", *map(_one_line, commands), "```"])
-
-
-def _one_line(command: str) -> str:
-    return re.sub(r"[^\x20-\x7e]|`", "?", command)
+    best = isinstance(question.asked, Slack)
+    made = command(found.board, found.rows, best=best)
+    return "\n".join(["```sh", made, f"python -m tools.findings runs/records --only {question.key}", "```"])
 
 
 def headlines(found: Iterable[Finding], board: Board | None = None) -> list[tuple[Question, str, str]]:
@@ -149,10 +137,11 @@ def headlines(found: Iterable[Finding], board: Board | None = None) -> list[tupl
 
 def short_version(found: Sequence[Finding], boards: Sequence[Board]) -> str:
     """The picture and the first findings of the leading board, for the README, between its markers."""
-    lead = leading(boards)
+    lead = boards[0]
     seeds = max(len(row.seeds) for row in lead.rows)
     what = f"{escaped(lead.protocol)}, {lead.records} nets, up to {seeds} seeds per row"
-    drawn = [f"![{escaped(chart.title)}](docs/{name})" for name, chart in picture(boards).items()]
+    chart = against_sparsity(lead)
+    drawn = [] if chart is None else [f"![{escaped(chart.title)}](leaderboard/board.svg)"]
     lines = [
         _wrapped(f"- **{question.title}** {in_short(verdict)} ([figures](docs/findings.md#{question.key}))", "  ")
         for question, _, verdict in headlines(found, lead)
@@ -162,23 +151,7 @@ def short_version(found: Sequence[Finding], boards: Sequence[Board]) -> str:
 
 def in_short(verdict: str) -> str:
     """The first clause of a verdict, which holds without the others, as Markdown."""
-    return sentence(verdict.partition(";")[0].partition(". ")[0].rstrip(".") + ".")
-
-
-def leading(boards: Sequence[Board]) -> Board:
-    """The board with the most records, among the official ones if there are any."""
-    return max([board for board in boards if board.official] or boards, key=lambda board: board.records)
-
-
-def picture(boards: Sequence[Board]) -> dict[str, Chart]:
-    """The picture of the leading board that the README shows, by its file name in docs; empty if none can be drawn."""
-    lead = leading(boards)
-    chart = against_sparsity(lead)
-    return {} if chart is None else {f"board-{_file_name(lead.protocol)}.svg": chart}
-
-
-def _file_name(protocol: str) -> str:
-    return re.sub(r"[^a-z0-9-]+", "-", protocol.lower()).strip("-")[:60]
+    return sentence(first_clause(verdict))
 
 
 def between_markers(text: str, new: str, name: str) -> str:

@@ -32,7 +32,6 @@ def _line(name: str, data: str, rules: Protocol | None, board: Board | None) -> 
 def _results(board: Board | None) -> str:
     if board is None:
         return _NONE
-    seeds = sorted({len(row.seeds) for row in board.rows})
-    many = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0]} seed{'s' * (seeds[0] > 1)}"
     anchor = f"{board.protocol}-version-{board.version}".lower()
-    return f"[{board.records} net{'s' * (board.records > 1)}, {many}](leaderboard/README.md#{escaped(anchor)})"
+    nets = f"{board.records} net{'s' * (board.records > 1)}, {board.seeds_shown}"
+    return f"[{nets}](leaderboard/README.md#{escaped(anchor)})"

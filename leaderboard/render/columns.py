@@ -155,45 +155,19 @@ COLUMNS = (
 )
 
 # The columns of each table, in order.
-MARKDOWN_METHODS = (
-    "Place",
-    "Pruner",
-    "Pattern",
-    "Robust %",
-    "Best known %",
-    "Clean %",
-    "Median distance",
-    "Seeds",
-    LESS,
-    "Bootstrap",
-    SAID,
-    FURTHER,
-)
-MARKDOWN_OTHERS = ("Pruner", "Pattern", "Robust %", "Best known %", "Clean %", "Median distance", "Seeds")
+MARKDOWN_METHODS = ("Place", "Pruner", "Pattern", "Robust %", LESS, SAID, "Best known %", "Clean %", "Seeds")
+MARKDOWN_OTHERS = ("Place", "Pruner", "Sparsity", "Pattern", "Robust %", "Best known %", "Clean %", "Seeds")
 MARKDOWN_COSTS = ("Pruner", "Sparsity", "Counted", "Training, M passes", "Training, s", "Device", "Origin", "Rules")
 TERMINAL = ("Place", "Pruner", "Pattern", "Robust %", "Best known %", "Clean %", "Seeds", SAID)
 LATEX = (
     *("Place", "Pruner", "Sparsity", "Robust %", "Best known %", "Clean %", "Seeds", "Training, M passes", "Pattern"),
     *("Origin", LESS, SAID),
 )
-SITE_METHODS = (  # the most informative first: a phone shows only those
-    *(
-        "Place",
-        "Pruner",
-        "Sparsity",
-        "Robust %",
-        "Best known %",
-        LESS,
-        SAID,
-        "Bootstrap",
-        "Clean %",
-        "Median distance",
-        FURTHER,
-        "Seeds",
-    ),
-    *("Pattern", "Training, M passes", "Training, s", "Counted", "Device", "Origin", "Rules"),
+SITE = (
+    *("Place", "Pruner", "Sparsity", "Robust %", "Best known %", LESS, SAID, "Bootstrap", "Clean %"),
+    *("Median distance", FURTHER, "Seeds", "Pattern", "Training, M passes", "Training, s", "Counted", "Device"),
+    *("Origin", "Rules"),
 )
-SITE_OTHERS = tuple(title for title in SITE_METHODS if title not in ("Place", LESS, SAID, "Bootstrap", FURTHER))
 
 _BY_TITLE = {column.title: column for column in COLUMNS}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -51,6 +52,11 @@ def short(name: str, longest: int = 28) -> str:
 def short_list(names: Sequence[str]) -> str:
     """Names in a sentence, as `listed`, each shortened."""
     return listed([short(name) for name in names])
+
+
+def first_clause(verdict: str) -> str:
+    """The first clause of a verdict, which holds without the others, as a sentence."""
+    return verdict.partition(";")[0].partition(". ")[0].rstrip(".") + "."
 
 
 def listed(parts: Sequence[str]) -> str:
@@ -123,6 +129,17 @@ def doubts(board: Board) -> list[str]:
         for row in board.rows
         for doubt in row.flags
     ]
+
+
+def flags_in_short(board: Board) -> str:
+    """How many rows carry a flag, and which ones, in a sentence; empty if none does."""
+    counts = Counter(name for row in board.rows for name in {doubt.name for doubt in row.flags})
+    if not counts:
+        return ""
+    rows = sum(bool(row.flags) for row in board.rows)
+    most = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    what = f"{rows} of {len(board.rows)} rows carry" if len(board.rows) > 1 else "The row carries"
+    return f"{what} a flag: {listed([f'{short(name)} ({count})' for name, count in most])}."
 
 
 def _found_since(row: Row) -> str:

@@ -8,7 +8,7 @@ from importlib.resources import files
 from prunebench.bench.errors import PrunebenchError
 from prunebench.leaderboard.site.looks import stylesheet
 
-_OWN = ("site.css", "site.js")
+_OWN = ("site.css", "site.js", "compare.js", "icon.svg")
 _EXPORT = re.compile(r"\bexport\s*\{([^{}]*)\}\s*;?")
 _DEFAULT = re.compile(r"\b([\w$]+) as default\b")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path, PurePosixPath
 
 from prunebench.bench.bounded import json_of
@@ -12,7 +13,7 @@ from prunebench.bench.record import LARGEST
 from prunebench.leaderboard.board import Ranking
 from prunebench.leaderboard.check import look
 from prunebench.leaderboard.render.text import clean
-from prunebench.leaderboard.site.pages import pages
+from prunebench.leaderboard.site.pages import Made, pages
 from prunebench.leaderboard.table import read
 
 MANIFEST = "site.json"  # lists every file of a site, so that a new site replaces nothing else
@@ -64,9 +65,12 @@ def _listed(manifest: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _fill(folder: Path, made: dict[str, bytes]) -> None:
+def _fill(folder: Path, made: Made) -> None:
     listed = {"prunebench_site": 1, "files": sorted(made)}
     for name, data in (made | {MANIFEST: json.dumps(listed, indent=1).encode() + b"\n"}).items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data)
+        if isinstance(data, Path):
+            shutil.copyfile(data, path)
+        else:
+            path.write_bytes(data)

@@ -58,9 +58,11 @@ def stylesheet() -> str:
         "svg.chart { display: block; width: 100%; height: auto; fill: var(--text); "
         "font: 13px system-ui, sans-serif; }\n"
         ".chart .muted { fill: var(--muted); } .chart .line { fill: none; stroke-width: 1.8; }\n"
-        ".chart .frame { fill: none; stroke: var(--line); } .chart .grid { fill: none; stroke: var(--grid); }\n"
+        ".chart .frame { fill: none; stroke: var(--line); } .chart .grid { fill: none; stroke: var(--grid); } "
+        ".chart .zero { stroke: var(--muted); stroke-width: 1; }\n"
         ".chart .dash { stroke-dasharray: 5 4; } .chart .dots { stroke-dasharray: 1.5 4; stroke-linecap: round; }\n"
         ".chart .ribbon { opacity: 0.16; } .chart .mark { stroke-width: 1.6; } .chart .hollow { fill: var(--card); }\n"
+        ".seeds { fill: none; stroke-width: 4; stroke-linecap: round; opacity: 0.3; }\n"
         ".chart .strong { font-weight: 620; } .chart .faint { opacity: 0.3; }\n"
     )
 

@@ -81,7 +81,7 @@ def _trace(rows: Sequence[Row], x: Sequence[float], look: int) -> go.Scatter:
         name=short(rows[0].pruner),
         hovertext=[_hover(row) for row in rows],
         hoverinfo="text",
-        line={"width": 1.4},
+        line={"width": 1.4, "dash": "dash" if look_of(rows[0].pruner).dashed else "solid"},
         marker={"size": 8, "symbol": SYMBOLS[look % len(SYMBOLS)]},
         meta={"series": look_of(rows[0].pruner).colour},
     )
@@ -183,7 +183,8 @@ def _curves(board: Board, far: Distances) -> list[Plot]:
                 trace = _curve(name, points, board.n, look_of(row.pruner).colour)
             else:
                 trace = _continuous(name, distances, look_of(row.pruner).colour)
-            trace.line.dash = "solid" if row.sparsity == sparsity else "dot"
+            dashes = "dash" if look_of(row.pruner).dashed else "solid"
+            trace.line.dash = dashes if row.sparsity == sparsity else "dot"
             traces.append(trace)
         sentence = f"Images still correct as eps grows, in per cent, for the pruners at sparsity {sparsity:f}."
         sentence += _FOUND * any(distances is not None for _, distances in here)

@@ -18,7 +18,7 @@ from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.render.text import points, resampled, verdict
 
-MOST_PAIRS = 12  # per record, on its page
+MOST_PAIRS = 6  # per record, on its page
 MISSING = "not recorded"
 _CHANNELS = (1, 3)  # of images that can be shown: grey, or red, green and blue
 

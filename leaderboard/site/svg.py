@@ -48,6 +48,11 @@ def around(values: Sequence[float], room: float = 0.06) -> tuple[float, float]:
     return low - more, high + more
 
 
+def within(ends: tuple[float, float], low: float = 0.0, high: float = 100.0) -> tuple[float, float]:
+    """The range `ends` cut to [low, high], by default to what a per cent can be."""
+    return max(low, ends[0]), min(high, ends[1])
+
+
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
     """At most `most` + 1 multiples of 1, 2 or 5 times a power of ten in [low, high], with low < high."""
     power = 10.0 ** math.floor(math.log10((high - low) / most))
@@ -57,9 +62,13 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def canvas(width: int, height: int, parts: Sequence[str], label: str) -> str:
-    """The whole chart; `label` describes it to those who cannot see it."""
-    said = html.escape(flat(label))
-    return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{said}">{"".join(parts)}</svg>'
+    """The whole chart; `label` describes it to those who cannot see it.
+
+    It grows and shrinks with the page, but not so far that its texts are shouted or cannot be read.
+    """
+    said, limits = html.escape(flat(label)), f"min-width: {0.62 * width:.0f}px; max-width: {1.15 * width:.0f}px"
+    head = f'<svg class="chart" viewBox="0 0 {width} {height}" style="{limits}" role="img" aria-label="{said}">'
+    return f"{head}{''.join(parts)}</svg>"
 
 
 def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
@@ -89,6 +98,11 @@ def mark(x: float, y: float, look: Look) -> str:
     """The mark of `look` at (x, y), hollow for a variant."""
     fill = "hollow" if look.dashed else f"f{look.colour}"
     return f'<path class="mark s{look.colour} {fill}" d="M{x:.1f} {y:.1f}{look.shape}"/>'
+
+
+def seeds(places: Sequence[float], y: float, look: Look) -> str:
+    """A faint dot for each seed, at `places` along the height `y`."""
+    return f'<path class="seeds s{look.colour}" d="{"".join(f"M{x:.1f} {y:.1f}h0" for x in places)}"/>'
 
 
 def bar(x: float, y: float, width: float, height: float, kind: str) -> str:

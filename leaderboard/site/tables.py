@@ -16,7 +16,7 @@ _NUMBERS = ("Sparsity", "AutoAttack %", "Clean %", "Difference", "Bootstrap", "p
 class Cell:
     """A cell of a sortable table: its text, its sort key (None: the text) and its link.
 
-    `doubt`: the messages of raised flags, shown behind a sign.
+    `doubt`: the names of raised flags, shown behind a sign.
     """
 
     text: str
@@ -42,7 +42,7 @@ def of_rows(caption: str, board: Board, rows: Sequence[tuple[str, Row]], titles:
     lines = []
     for href, row in rows:
         line = {column.title: _cell(column, board, row) for column in shown}
-        doubt = " ".join(dict.fromkeys(doubt.sentence for doubt in row.flags))
+        doubt = ", ".join(dict.fromkeys(doubt.name for doubt in row.flags))
         line["Pruner"] = Cell(row.pruner, href=href)
         line["Robust %"] = Cell(percent(row.robust), row.robust.mean, f"{href}#flags", doubt or None)
         lines.append(tuple(line.values()))

@@ -421,7 +421,7 @@ def test_a_command_that_cannot_be_parsed_ends_in_2_and_says_how_it_is_used(prune
 def test_site_takes_the_folder_of_a_run(prunebench, tmp_path):
     save(tmp_path / "runs" / "records", make())
     code, out, _ = prunebench("site", "runs", "--out", "web")
-    assert (code, out) == (0, "Written, 1 boards and 1 entries: web/index.html\n")
+    assert (code, out) == (0, "Written, 1 board and 1 row: web/index.html\n")
     assert (tmp_path / "web" / "index.html").is_file()
 
 

@@ -170,7 +170,7 @@ def test_nets_records_and_checkpoints_are_told_apart(prunebench, tmp_path):
 def test_small_verbs_speak_json(prunebench, tmp_path):
     save(tmp_path / "runs" / "records", make())
     found = json.loads(prunebench("site", "runs", "--out", "web", "--json")[1])
-    assert found == {"written": ["web/index.html"], "boards": 1, "entries": 1}
+    assert found == {"written": ["web/index.html"], "boards": 1, "rows": 1}
     found = json.loads(prunebench("new", "mine", "--json")[1])
     assert found["next"] == "prunebench check mine/mine.py:Mine" and "mine/mine.py" in found["written"]
     found = json.loads(prunebench("rank", "runs", "--json")[1])

@@ -262,9 +262,11 @@ def test_every_chart_is_sound_on_records_of_every_kind(tmp_path):
             notes = {"hoyer": 0.5 + sparsity / 4}
             save(tmp_path, make(label, sparsity, seed, robust=40 + seed + len(label), notes=notes))
     results = read(tmp_path)
-    drawn = charts.of_board(rank(results).boards[0], results, tmp_path)
+    board = rank(results).boards[0]
+    drawn = [*charts.first(board), *charts.of_board(board, results, tmp_path)]
     assert [chart.title for chart in drawn] == [
         "No method clearly beats plain magnitude pruning",
+        "Against magnitude, 0 of 2 clearly above and 2 below; against random, 0 of 4 clearly above and 0 below",
         "Sparsity costs clean and robust accuracy alike",
         "Where the training budget goes",
         "How few weights hold the norm",

@@ -14,7 +14,7 @@ from prunebench.leaderboard.check import check, default_out, write
 from prunebench.leaderboard.render.formats import FORMATS
 from tests.support.records import make, outcomes, refusal, save
 
-FILES = ["README.md", "board.csv", "board.json", "board.tex"]
+FILES = ["README.md", "board.csv", "board.json", "board.tex", "board.svg"]
 
 
 @pytest.fixture
@@ -57,11 +57,11 @@ def test_each_file_that_differs_is_named(records, tmp_path, name):
 
 
 def test_a_missing_file_and_a_new_record_are_seen(records, tmp_path):
-    with pytest.raises(PrunebenchError, match=r"README.md is missing; .*board.tex is missing"):
+    with pytest.raises(PrunebenchError, match=r"README.md is missing; .*board.svg is missing"):
         check(records)
     write(records)
     save(records, make(seed=2))
-    with pytest.raises(PrunebenchError, match=r"README.md differs; .*board.tex differs"):
+    with pytest.raises(PrunebenchError, match=r"README.md differs; .*board.svg differs"):
         check(records)
 
 
@@ -151,4 +151,4 @@ def test_incomparable_records_write_nothing(records, tmp_path):
     with pytest.raises(PrunebenchError, match="different versions of the protocol"):
         write(records)
     assert list(tmp_path.iterdir()) == [records]
-    assert set(FORMATS) == {"md", "csv", "json", "tex"}
+    assert set(FORMATS) == {"md", "csv", "json", "tex", "svg"}

@@ -72,7 +72,7 @@ def test_a_row_has_the_mean_of_its_seeds_medians_if_all_have_one(tmp_path):
     for third in (without, unknown):
         found, page = row(first, second, third)
         assert found.distance is None and "Median distance" not in page
-    assert "Median distance" in columns.SITE_OTHERS
+    assert "Median distance" in columns.SITE
 
 
 def results_of(folder, ours, theirs):
@@ -114,8 +114,8 @@ def test_a_difference_of_distances_is_on_every_page_and_in_every_file(tmp_path):
     (line,) = [line for line in lines if line["pruner"] == "imp"]
     found = [float(line[f"less_magnitude_further{end}"]) for end in ("", "_low", "_high")]
     assert found == json.loads(as_json(ranking))["boards"][0]["contrasts"][0]["further"] == [*compared(ranking).further]
-    assert FURTHER in markdown(ranking) and columns.FURTHER not in columns.SITE_OTHERS
-    page = pages.pages(ranking, results, tmp_path)["index.html"].decode()
+    assert FURTHER in markdown(ranking)
+    page = pages.pages(ranking, results, tmp_path)["boards/digits-linf.html"].decode()
     assert "+0.1250 [+0.0000, +0.2500]" in page and columns.FURTHER in page and FURTHER in page
 
 
@@ -162,11 +162,11 @@ def test_a_board_draws_distances_where_all_seeds_have_them(tmp_path):
         Path("e.json"): make("magnitude", seed=1),
     }
     site = pages.pages(rank(results), results, tmp_path)
-    assert b"Median distance" in site["index.html"]
-    assert site["index.html"].count(b'"shape": "hv"') == 1  # imp alone
+    assert b"Median distance" in site["boards/digits-linf.html"]
+    assert site["boards/digits-linf.html"].count(b'"shape": "hv"') == 1  # imp alone
     entry = site["entries/digits-linf-imp-s0.9.html"]
     assert entry.count(b'"shape": "hv"') == 2 and b"smallest perturbation found" in entry
     assert site["entries/digits-linf-magnitude-s0.9.html"].count(b'"shape": "hv"') == 1
     plain = {path: record for path, record in results.items() if record.beyond.distances is None}
-    without = pages.pages(rank(plain), plain, tmp_path)["index.html"]
+    without = pages.pages(rank(plain), plain, tmp_path)["boards/digits-linf.html"]
     assert b'"hv"' not in without and b"Median distance" not in without

@@ -146,7 +146,7 @@ def test_every_board_says_how_its_rows_came(board):
     rows = json.loads((home / "board.json").read_text())["boards"][0]["rows"]
     assert [row["origin"] for row in rows] == ["as handed in", "re-measured"]
     folder.write(board, home / "site")
-    page = (home / "site" / "index.html").read_text()
+    page = (home / "site" / "boards" / "digits-linf.html").read_text()
     assert "<td>re-measured</td>" in page and MEANING.replace("'", "&#39;") in page.replace("'", "&#39;")
     assert "re-measured" in (home / "site" / "entries" / "digits-linf-random-s0.9.html").read_text()
     check(board)

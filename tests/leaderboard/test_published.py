@@ -125,9 +125,9 @@ def test_they_stand_below_the_board_of_their_task_and_of_no_other(tmp_path):
     assert below.count("&#124;") == 0 and "eps 0.031, not 8/255" in below and "45.69" in below
     assert below.count("published") == len(rows_for("cifar10-linf")) > 0
     folder.write(tmp_path / "records", tmp_path / "site")
-    assert "eps 0.031, not 8/255" in (tmp_path / "site" / "index.html").read_text()
+    assert "eps 0.031, not 8/255" in (tmp_path / "site" / "boards" / "cifar10-linf.html").read_text()
 
     save(tmp_path / "digits", board_of("digits-linf"))
     assert "published" not in markdown(rank(read_records(tmp_path / "digits")))
     folder.write(tmp_path / "digits", tmp_path / "other")
-    assert "Published by others" not in (tmp_path / "other" / "index.html").read_text()
+    assert "Published by others" not in (tmp_path / "other" / "boards" / "digits-linf.html").read_text()

@@ -18,6 +18,7 @@ from prunebench.bench.beyond import Best, Beyond
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import replace_folder, sha256_of, write_bytes
 from prunebench.bench.outcomes import pairs_path
+from prunebench.leaderboard.papers import PAPERS
 from prunebench.leaderboard.render.text import clean
 from prunebench.leaderboard.site import assets, figure, folder, pages, plots, row_page
 from prunebench.leaderboard.table import rank, read
@@ -47,6 +48,7 @@ HOSTILE = (
     "CON",
     "%{fullData.name}",
 )
+PUBLISHED = {paper.url for papers in PAPERS.values() for paper in papers}
 FLAG = {"name": "black-box-wins", "value": 0.0, "threshold": 1.0, "sentence": "Square fools 7 of the survivors."}
 ROWS = ("imp-s0.95", "imp-shuffle=true-s0.95", "magnitude-s0.95", "random-s0.95", "dense-s0")
 CURVE = [{"eps": "0.1", "robust": 70}, {"eps": "1/5", "robust": 20}]
@@ -103,7 +105,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.shape.append((tag, *sorted(name for name, _ in attributes)))
         self.values += [(tag, name, value) for name, value in attributes]
-        if tag not in {"meta", "link", "img"}:
+        if tag not in {"meta", "link", "img", "input"}:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -114,7 +116,9 @@ class Page(HTMLParser):
         (self.data if self.open and self.open[-1] == "script" else self.texts).append(data)
 
     def links(self):
-        return [value for _, name, value in self.values if name in {"href", "src"} and not value.startswith("data:")]
+        """All addresses but those of the papers, which are fixed in the code and followed by readers alone."""
+        found = [value for _, name, value in self.values if name in {"href", "src"} and not value.startswith("data:")]
+        return [link for link in found if link not in PUBLISHED]
 
 
 def contents(folder):
@@ -137,9 +141,11 @@ def test_the_provenance_tells_of_attacks_that_were_not_exact():
 
 def test_a_page_for_the_board_and_one_for_each_row(made):
     names = {f"entries/digits-linf-{name}.html" for name in ROWS}
-    assert set(html_pages(made)) == {"index.html", *names}
+    assert set(html_pages(made)) == {"index.html", "compare.html", "boards/digits-linf.html", *names}
     assert {path.name for path in (made / "assets").iterdir()} == {
         "charts.css",
+        "compare.js",
+        "icon.svg",
         "plotly.js",
         "site.css",
         "site.js",
@@ -155,11 +161,14 @@ def test_a_page_for_the_board_and_one_for_each_row(made):
         "better",
         "3 seeds detect a true difference",
         "official",
-        "Square fools 7 of the survivors.",
+        "imp is highest: 51.0 [48.5, 53.5] %, +12.0 [+7.0, +17.0] points against magnitude",
+        "It is clearly above the other method.",
+        "1 of 5 rows carry a flag: black-box-wins (1).",
         "refused.json",
-        "unpruned nets and controls, without a place",
+        "Unpruned nets",
     ):
         assert shown in text, shown
+    assert "Square fools 7 of the survivors." in " ".join(html_pages(made)["boards/digits-linf.html"].texts)
 
 
 def test_the_page_of_a_row_shows_counts_flags_and_where_they_come_from(made, records):
@@ -209,13 +218,15 @@ def test_every_page_is_sound_html(made):
         assert tags.count("caption") == tags.count("table") == tags.count("thead") > 0
         assert all("scope" in names for tag, *names in page.shape if tag == "th")
         assert all("alt" in names for tag, *names in page.shape if tag == "img")
-        assert [data for data in page.data if not json.loads(data)["data"]] == []
+        assert all(json.loads(data) for data in page.data)
 
 
 def test_no_page_asks_the_network(made):
+    """A link to a paper is not a request: only readers follow it."""
+    links = re.compile("|".join(f'href="{re.escape(url)}"' for url in PUBLISHED).encode())
     for name, data in contents(made).items():
-        if not name.startswith("assets/") or name.startswith("assets/site."):
-            assert not re.search(rb"https?:|//[a-z]", data.replace(b"// ", b"")), name
+        if name.endswith(".html") or name.startswith(("assets/site.", "assets/compare.")):
+            assert not re.search(rb"https?:|//[a-z]", links.sub(b"", data.replace(b"// ", b""))), name
 
 
 def test_the_same_records_give_the_same_bytes(made, records, tmp_path):
@@ -227,8 +238,11 @@ def test_the_same_records_give_the_same_bytes(made, records, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def plain_shapes(made):
-    return sorted(page.shape for page in html_pages(made).values())
+def plain_shapes(tmp_path_factory):
+    """Of a method that nobody has published, as no hostile name is."""
+    source = fill(tmp_path_factory.mktemp("novel") / "records", "novel")
+    found = pages.pages(rank(read(source)), read(source), source)
+    return sorted(Page(data).shape for name, data in found.items() if name.endswith(".html"))
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
@@ -238,13 +252,13 @@ def test_a_record_is_nothing_but_text(hostile, plain_shapes, tmp_path):
     shapes = sorted(Page(data).shape for name, data in found.items() if name.endswith(".html"))
     assert shapes == plain_shapes
     for name, data in found.items():
-        assert re.fullmatch(r"(entries/|assets/)?[a-z0-9][a-z0-9.=_-]*", name), name
+        assert re.fullmatch(r"((entries|assets|boards|records)/)?[a-z0-9][a-z0-9.=_-]*", name), name
         assert len(name) < 150
         if name.endswith(".html"):
             page = Page(data)
             assert not [link for link in page.links() if urlsplit(link).scheme or link.startswith("/")]
             assert not re.search(r"[<>]", "".join(page.data)), "JSON could end its element"
-            assert clean(hostile)[:100] in "".join(page.texts)
+            assert clean(hostile)[:100] in "".join(page.texts) or name == "compare.html"
     boards = [(board, [far] * len(board.rows)) for board in rank(read(source)).boards for far in (None, np.ones(2))]
     drawn = [plot.figure for board, far in boards for plot in plots.of_board(board, far)]
     drawn.append(slack(make(hostile, beyond=beaten(50, 3))))
@@ -494,61 +508,116 @@ def watched(browser):
     made.page.close()
 
 
-def shows(page, place, *texts, table="board"):
-    """Wait until the cells at `place` in the lines of the table are these, from the top."""
+def shows(page, place, *texts, table="[id='digits-linf:table1'] + table"):
+    """Wait until the visible cells at `place` in the lines of the table are these, from the top."""
     from playwright.sync_api import expect
 
-    expect(page.locator(f"#b1-{table} tbody td:nth-child({place})")).to_have_text(list(texts), timeout=60_000)
+    expect(page.locator(f"{table} tbody tr:visible > :nth-child({place})")).to_have_text(list(texts), timeout=60_000)
 
 
-def test_the_table_sorts_filters_and_leads_to_an_entry(watched, made):
+def test_small_tables_switch_find_and_lead_to_an_entry(watched, made):
     watched.open(made / "index.html")
     page = watched.page
-    shows(page, 1, "1", "2")
-    shows(page, 2, "imp", "magnitude")
-    shows(page, 6, "better", "")
-    shows(page, 1, "dense", "random", "imp:shuffle=true", table="controls")
-    head = page.locator("#b1-board thead th", has_text="Robust %")
-    head.click()
-    page.wait_for_selector("#b1-board th[aria-sort=ascending]")
-    # log-odds of 117.5 / 301 and 153.5 / 301, +- t(.975, 2) * .01 / sqrt(3) over m (1 - m)
-    shows(page, 4, "39.0 [36.6, 41.5]", "51.0 [48.5, 53.5] \u26a0")
-    head.click()
-    page.wait_for_selector("#b1-board th[aria-sort=descending]")
-    shows(page, 2, "imp", "magnitude")
-    search = page.get_by_label("Filter").first
-    search.fill("magn")
-    shows(page, 2, "magnitude")
-    search.fill("")
-    shows(page, 2, "imp", "magnitude")
-    page.locator("#b1-controls th", has_text="Sparsity").get_by_role("button", name="Filter by this column").click()
-    page.locator(".dtcc-dropdown input").fill("0.95")
-    shows(page, 1, "random", "imp:shuffle=true", table="controls")
-    page.keyboard.press("Escape")
-    sign = page.locator("#b1-board a.sign")
-    assert "Square fools 7 of the survivors." in sign.get_attribute("title")
-    page.locator("#b1-board").get_by_role("link", name="imp", exact=True).click()
+    shows(page, 1, "1", "2", "control")
+    shows(page, 2, "imp", "magnitude", "random")
+    shows(page, 5, "+12.0 [+7.0, +17.0] better", "", "")
+    switch = page.get_by_label("Show shuffles")
+    switch.focus()
+    page.keyboard.press("Space")
+    shows(page, 2, "imp", "magnitude", "random", "imp:shuffle=true")
+    page.keyboard.press("Space")
+    page.get_by_label("Find a method").fill("imp")
+    shows(page, 2, "imp", "imp:shuffle=true")
+    assert page.url.endswith("index.html?q=imp") and page.inner_text("output") == "Rows: 2 of 5"
+    page.reload()
+    shows(page, 2, "imp", "imp:shuffle=true")
+    page.get_by_label("Find a method").fill("")
+    shows(page, 2, "imp", "magnitude", "random")
+    assert page.locator("a.sign").get_attribute("aria-label") == "Flags: black-box-wins"
+    page.get_by_role("link", name="imp", exact=True).click()
     page.wait_for_url("**/entries/digits-linf-imp-s0.95.html")
     page.wait_for_selector("html.ready", state="attached")
     assert page.inner_text("h1") == "imp at sparsity 0.95"
     assert page.locator(".pairs img").first.evaluate("image => [image.naturalWidth, image.complete]") == [2, True]
     page.get_by_role("link", name="All of digits-linf").click()
-    page.wait_for_url("**/index.html#b1")
-    page.wait_for_selector("html.ready", state="attached")
-    assert page.inner_text("h1").startswith("Adversarially")
+    page.wait_for_url("**/index.html#row:digits-linf-imp-s0.95")
+    page.goto((made / "index.html").as_uri() + "#row:digits-linf-imp-shuffle=true-s0.95")
+    shows(page, 2, "imp", "magnitude", "random", "imp:shuffle=true")  # a permalink shows what the switch hides
+    assert watched.complaints == []
+
+
+def test_the_first_page_loads_neither_plots_nor_the_table_widget(watched, made):
+    asked = []
+    watched.page.on("request", lambda request: asked.append(Path(unquote(urlsplit(request.url).path))))
+    watched.open(made / "index.html")
+    watched.page.wait_for_load_state("networkidle")
+    assert {path.name for path in asked} - {"icon.svg"} == {"index.html", "site.css", "charts.css", "site.js"}
+    asked.clear()
+    watched.open(made / "boards" / "digits-linf.html")  # the twin: a page with plots does
+    watched.page.locator(".plot").first.scroll_into_view_if_needed()
+    watched.page.wait_for_selector(".plot.drawn", state="attached")
+    assert {"plotly.js", "tables.js"} <= {path.name for path in asked}
+
+
+def test_the_table_of_all_rows_sorts_and_filters(watched, made):
+    watched.open(made / "boards" / "digits-linf.html")
+    page = watched.page
+    rows = {"table": "#table-rows"}
+    shows(page, 2, "dense", "imp", "magnitude", "random", "imp:shuffle=true", **rows)
+    head = page.locator("#table-rows thead th", has_text="Robust %")
+    head.click()
+    page.wait_for_selector("#table-rows th[aria-sort=ascending]")
+    # log-odds of 117.5 / 301 and 153.5 / 301, +- t(.975, 2) * .01 / sqrt(3) over m (1 - m)
+    shows(page, 2, "imp:shuffle=true", "random", "magnitude", "imp", "dense", **rows)
+    assert page.locator("#table-rows td:nth-child(4)").nth(2).inner_text() == "39.0 [36.6, 41.5]"
+    head.click()
+    page.wait_for_selector("#table-rows th[aria-sort=descending]")
+    shows(page, 2, "dense", "imp", "magnitude", "random", "imp:shuffle=true", **rows)
+    page.get_by_label("Filter").first.fill("magn")
+    shows(page, 2, "magnitude", **rows)
+    page.get_by_label("Filter").first.fill("")
+    page.locator("#table-rows th", has_text="Sparsity").get_by_role("button", name="Filter by this column").click()
+    page.locator(".dtcc-dropdown input").fill("0.95")
+    shows(page, 2, "imp", "magnitude", "random", "imp:shuffle=true", **rows)
+    page.keyboard.press("Escape")
+    assert watched.complaints == []
+
+
+def test_two_methods_are_compared_by_the_boards_own_test(watched, made):
+    """imp has 50, 51, 52 of 100 and magnitude 40, 39, 38: 10, 12 and 14 points by seed, the other way round -12."""
+    watched.page.goto((made / "compare.html").as_uri() + "?at=digits-linf+at+0.95&a=imp&b=magnitude")
+    watched.page.wait_for_selector("html.ready", state="attached")
+    page = watched.page
+    said = page.locator("#Compared .verdict")
+    assert said.inner_text().startswith("imp minus magnitude: +12.0 [+7.0, +17.0] points of robust accuracy; better")
+    shows(page, 4, "+10.0", "+12.0", "+14.0", table="#Compared table >> nth=1 >>")
+    page.get_by_label("Method").select_option("magnitude")
+    page.get_by_label("minus").select_option("imp")
+    assert said.inner_text().startswith("magnitude minus imp: -12.0 [-17.0, -7.0] points of robust accuracy; worse")
+    assert page.url.endswith("?at=digits-linf+at+0.95&a=magnitude&b=imp")
+    page.get_by_label("minus").select_option("imp:shuffle=true")
+    assert said.inner_text() == "magnitude minus imp:shuffle=true: the board does not test this pair."
+    page.get_by_label("minus").select_option("magnitude")
+    assert said.inner_text() == "Choose two different methods."
     assert watched.complaints == []
 
 
 def test_plots_are_drawn_and_follow_the_theme(watched, made):
+    from playwright.sync_api import expect
+
     watched.page.emulate_media(color_scheme="light")
-    watched.open(made / "index.html")
+    watched.open(made / "boards" / "digits-linf.html")
     assert watched.page.locator(".plot").count() == 2
+    for plot in watched.page.locator(".plot").all():
+        plot.scroll_into_view_if_needed()
+        watched.page.wait_for_selector(f"#{plot.get_attribute('id')}.drawn", state="attached")
     assert watched.page.locator(".plot svg.main-svg .scatterlayer .trace").count() >= 2 * 2
     ink = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
     ground = "getComputedStyle(document.body).backgroundColor"
     light = watched.page.evaluate(ink), watched.page.evaluate(ground)
     watched.page.emulate_media(color_scheme="dark")
     watched.page.wait_for_selector("html.dark", state="attached")
+    expect(watched.page.locator(".plot .xtick text").first).to_have_css("fill", "rgb(227, 231, 234)")
     dark = watched.page.evaluate(ink), watched.page.evaluate(ground)
     assert (light, dark) == (("rgb(28, 33, 38)", "rgb(246, 247, 248)"), ("rgb(227, 231, 234)", "rgb(18, 21, 24)"))
     assert watched.complaints == []
@@ -558,13 +627,14 @@ def test_charts_and_findings_need_no_script(browser, made):
     """The title of the first chart and the first finding are the verdict of the records: imp is 12 points ahead."""
     still = Watched(browser, java_script_enabled=False, color_scheme="dark")
     still.page.goto((made / "index.html").as_uri())
-    chart = still.page.locator("#b1-chart1")
+    chart = still.page.locator("[id='digits-linf:chart1']")
     assert chart.locator("h3").inner_text() == "imp beats magnitude pruning at 0.95"
     assert chart.locator("svg .mark").count() >= 3 and chart.locator("svg text", has_text="imp 51.0").count() == 1
     finding = still.page.locator(".findings li").first.inner_text()
-    assert finding.startswith(
-        "Does any method beat plain magnitude pruning? Every method clearly beats magnitude at 0.95"
-    )
+    assert finding == "Does any method beat plain magnitude pruning? Every method clearly beats magnitude at 0.95."
+    assert still.page.locator("tr.shuffle").is_hidden()
+    still.page.get_by_label("Show shuffles").check()
+    assert still.page.locator("tr.shuffle").is_visible()
     still.page.close()
 
 
@@ -586,7 +656,8 @@ def test_hostile_records_are_inert_in_the_browser(watched, tmp_path):
     for name in html_pages(tmp_path / "site"):
         watched.open(tmp_path / "site" / name)
         assert watched.page.evaluate("window.pwned") is None
-        assert watched.page.locator("svg a, a[href^='http'], a[href^='javascript']").count() == 0
+        assert watched.page.locator("svg a, a[href^='javascript']").count() == 0
+        assert {link.get_attribute("href") for link in watched.page.locator("a[href^='http']").all()} <= PUBLISHED
         assert not watched.too_wide(), name
     assert watched.complaints == []
 

@@ -6,20 +6,26 @@ from pathlib import Path
 
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board
-from prunebench.leaderboard.site.charts import accuracy, classes, cost, curves, masks, weights
+from prunebench.leaderboard.site.charts import accuracy, classes, cost, curves, forest, masks, weights
 from prunebench.leaderboard.site.svg import Chart
 from prunebench.leaderboard.table import Results
 
+__all__ = ["Chart", "first", "of_board"]
+
+
+def first(board: Board) -> list[Chart]:
+    """The charts of the first page: who leads, and what is clear of magnitude and of random pruning."""
+    return [chart for chart in (accuracy.against_sparsity(board), forest.of_board(board)) if chart is not None]
+
 
 def of_board(board: Board, results: Results, source: Path) -> list[Chart]:
-    """Every chart that the records of `board`, and the outcomes and nets beside them below `source`, allow.
+    """Every other chart that the records of `board`, and the outcomes and nets beside them below `source`, allow.
 
     Raises PrunebenchError for outcomes or nets other than those that the records name.
     """
     paths = [Path(path) for row in board.rows for path in row.records]
     records = {path: record for path in paths if isinstance(record := results[path], Record)}
     drawn = (
-        accuracy.against_sparsity(board),
         accuracy.clean_against_robust(board),
         cost.of_board(board, records),
         masks.of_board(board, records, source),

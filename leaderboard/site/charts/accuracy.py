@@ -8,8 +8,9 @@ from decimal import Decimal
 
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.contrasts import PRIMARY
+from prunebench.leaderboard.render.leaders import sparse
 from prunebench.leaderboard.render.text import short_list
-from prunebench.leaderboard.site.charts.common import left_out, mean, percent, reference, shown, sparse
+from prunebench.leaderboard.site.charts.common import left_out, mean, percent, reference, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import (
     Chart,
@@ -24,9 +25,10 @@ from prunebench.leaderboard.site.svg import (
     path,
     text,
     ticks,
+    within,
 )
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 620, 420, 48, 420, 40, 370  # RIGHT: where labels begin
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 530, 420, 48, 330, 40, 370  # RIGHT: where labels begin
 
 
 def against_sparsity(board: Board) -> Chart | None:
@@ -38,11 +40,11 @@ def against_sparsity(board: Board) -> Chart | None:
     lines = {name: [row for row in board.rows if row.pruner == name and row.sparsity] for name in names}
     rows, dense = [row for rows in lines.values() for row in rows], reference(board)
     values = [100 * end for row in [*rows, *([dense] if dense else [])] for end in (row.robust.low, row.robust.high)]
-    y = Scale(*around(values), BOTTOM, TOP)
+    y = Scale(*within(around(values)), BOTTOM, TOP)
     x = Scale(*around([_place(sparsity) for sparsity in sparsities], 0.05), LEFT, RIGHT)
     parts = left_axis(y, LEFT, "Robust accuracy (AutoAttack), % of test images", RIGHT)
     at = [(_place(sparsity), f"{sparsity:f}") for sparsity in sparsities]
-    parts += bottom_axis(x, BOTTOM, "Sparsity (each step to the right keeps fewer weights, log scale)", at, TOP)
+    parts += bottom_axis(x, BOTTOM, "Sparsity (log scale of the kept weights)", at, TOP)
     for name in reversed(names):
         parts += _ribboned(lines[name], x, y)
     ends = [y(100 * lines[name][-1].robust.mean) for name in names]
@@ -121,8 +123,8 @@ def clean_against_robust(board: Board) -> Chart | None:
     lines = {row.pruner: [each for each in board.rows if each.pruner == row.pruner and each.sparsity] for row in last}
     dense = reference(board)
     rows = [row for those in lines.values() for row in those] + ([dense] if dense else [])
-    x = Scale(*around([100 * row.clean.mean for row in rows]), LEFT, RIGHT)
-    y = Scale(*around([100 * row.robust.mean for row in rows]), BOTTOM, TOP)
+    x = Scale(*within(around([100 * row.clean.mean for row in rows])), LEFT, RIGHT)
+    y = Scale(*within(around([100 * row.robust.mean for row in rows])), BOTTOM, TOP)
     parts = left_axis(y, LEFT, "Robust accuracy (AutoAttack), %", RIGHT)
     at = [(value, f"{value:g}") for value in ticks(x.low, x.high)]
     parts += bottom_axis(x, BOTTOM, "Clean accuracy, % of test images", at, TOP)

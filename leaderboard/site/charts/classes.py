@@ -9,8 +9,9 @@ from pathlib import Path
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board
 from prunebench.leaderboard.classes import by_class, hit_hardest
+from prunebench.leaderboard.render.leaders import sparse
 from prunebench.leaderboard.render.text import short
-from prunebench.leaderboard.site.charts.common import left_out, mean, percent, reference, shown, sparse
+from prunebench.leaderboard.site.charts.common import left_out, mean, percent, reference, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, Scale, around, bottom_axis, canvas, mark, path, prose, text, ticks
 

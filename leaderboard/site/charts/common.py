@@ -13,11 +13,6 @@ NAMED = 3  # methods without room in a chart that its sentence names
 MOST = 9  # rows of one sparsity in a chart: more lines cannot be told apart
 
 
-def sparse(board: Board) -> list[Decimal]:
-    """The sparsities of pruned rows, the densest first."""
-    return sorted({row.sparsity for row in board.rows if row.sparsity})
-
-
 def shown(board: Board, sparsity: Decimal) -> list[Row]:
     """The methods and random pruning at `sparsity`, by robust accuracy, at most MOST.
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board
 from prunebench.leaderboard.overfitting import Course, course
+from prunebench.leaderboard.render.leaders import sparse
 from prunebench.leaderboard.render.text import short
-from prunebench.leaderboard.site.charts.common import percent, reference, shown, sparse
+from prunebench.leaderboard.site.charts.common import percent, reference, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import (
     Chart,

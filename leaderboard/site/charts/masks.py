@@ -11,8 +11,9 @@ from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board
 from prunebench.leaderboard.contrasts import RANDOM
 from prunebench.leaderboard.overlap import Agreement, Mask, agreements, mask_of
+from prunebench.leaderboard.render.leaders import sparse
 from prunebench.leaderboard.render.text import short, short_list
-from prunebench.leaderboard.site.charts.common import shown, sparse
+from prunebench.leaderboard.site.charts.common import shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, bar, canvas, mark, prose, text
 
@@ -50,7 +51,7 @@ def of_board(board: Board, records: Mapping[Path, Record], source: Path) -> Char
     width = LEFT + len(found) * (CELL * len(labels) + GAP)
     title, sentence = _told(*found[-1])
     svg = canvas(width, TOP + CELL * len(labels) + 10, parts, f"{title}. {sentence}")
-    return Chart(title, svg, sentence, wide=True)
+    return Chart(title, svg, sentence, wide=width > 620)
 
 
 def _names(labels: Sequence[str]) -> list[str]:

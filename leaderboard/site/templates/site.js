@@ -1,8 +1,9 @@
 "use strict";
-// Sorting and filtering are the table widget's, drawing is plotly's; here they are started and given the theme.
+// Sorting and filtering big tables is the table widget's, drawing is plotly's; here they are started and given the theme.
 (() => {
   const root = document.documentElement;
   const dark = matchMedia("(prefers-color-scheme: dark)");
+  const assets = new URL(".", document.currentScript.src);
 
   const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
 
@@ -30,15 +31,38 @@
     return figure;
   }
 
-  function draw() {
-    root.classList.toggle("dark", dark.matches);
-    for (const plot of document.querySelectorAll(".plot")) {
-      const canvas = plot.querySelector(".canvas");
-      const figure = themed(JSON.parse(plot.querySelector("script").textContent), canvas.clientWidth);
-      const options = { responsive: true, displaylogo: false, displayModeBar: false };
-      Plotly.react(canvas, figure.data, figure.layout, options);
-    }
+  function draw(plot) {
+    const canvas = plot.querySelector(".canvas");
+    const figure = themed(JSON.parse(plot.querySelector("script").textContent), canvas.clientWidth);
+    Plotly.react(canvas, figure.data, figure.layout, { responsive: true, displaylogo: false, displayModeBar: false });
+    plot.classList.add("drawn");
   }
+
+  // plotly is large: it is loaded when the first plot comes near the window.
+  let plotly;
+  function library() {
+    plotly ??= new Promise((loaded, failed) => {
+      const script = document.createElement("script");
+      Object.assign(script, { src: new URL("plotly.js", assets), onload: loaded, onerror: failed });
+      document.head.append(script);
+    });
+    return plotly;
+  }
+  const watch = new IntersectionObserver((seen) => {
+    for (const { target, isIntersecting } of seen) {
+      if (!isIntersecting) continue;
+      watch.unobserve(target);
+      library().then(() => draw(target));
+    }
+  }, { rootMargin: "400px" });
+  for (const plot of document.querySelectorAll(".plot")) watch.observe(plot);
+
+  function theme() {
+    root.classList.toggle("dark", dark.matches);
+    for (const plot of document.querySelectorAll(".plot.drawn")) draw(plot);
+  }
+  theme();
+  dark.addEventListener("change", theme);
 
   for (const table of document.querySelectorAll("table.sortable")) {
     new DataTable(table, {
@@ -48,10 +72,28 @@
       autoWidth: false,
       columnDefs: [{ targets: "pick", columnControl: [{ extend: "dropdown", content: ["search"], text: "Filter by this column", icon: "search" }] }],
       layout: { topStart: "info", topEnd: "search", bottomStart: null, bottomEnd: null },
-      language: { search: "Filter", info: "_TOTAL_ rows", infoFiltered: "of _MAX_", infoEmpty: "No rows", zeroRecords: "No row fits the filter" },
+      language: { search: "Filter", info: "Rows: _TOTAL_", infoFiltered: "of _MAX_", infoEmpty: "No rows", zeroRecords: "No row fits the filter" },
     });
   }
-  draw();
-  dark.addEventListener("change", draw);
+
+  // `?q=` in the address finds methods in all small tables, and what is typed goes to the address.
+  const find = document.getElementById("Find");
+  if (find) {
+    const rows = [...document.querySelectorAll(".small tbody tr")];
+    const apply = () => {
+      const asked = find.value.trim().toLowerCase();
+      for (const row of rows) row.hidden = !row.querySelector("th").textContent.toLowerCase().includes(asked);
+      root.classList.toggle("finding", asked !== "");
+      const found = rows.filter((row) => !row.hidden).length;
+      document.querySelector("output[for=Find]").textContent = asked ? `Rows: ${found} of ${rows.length}` : "";
+    };
+    find.value = new URLSearchParams(location.search).get("q") ?? "";
+    find.closest("[hidden]").hidden = false;
+    find.addEventListener("input", () => {
+      apply();
+      history.replaceState(null, "", `${find.value ? `?q=${encodeURIComponent(find.value)}` : location.pathname}${location.hash}`);
+    });
+    apply();
+  }
   root.classList.add("ready");
 })();
