@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
-    "run": ("run digits-linf --jobs 2", "run digits-linf --pruner imp,magnitude --sparsity 0.9,0.95 --seed 0,1,2"),
+    "run": ("run digits-linf --jobs 2", "run digits-linf --pruner imp,hydra --sparsity 0.98 --seed 0,1,2"),
     "plan": ("plan digits-linf --jobs 2",),
     "train": ("train digits-linf --pruner imp:rounds=3 --sparsity 0.95 --out my",),
     "score": ("score my", "score my --examples 200 --best"),
-    "import": ("import theirs.pt --arch resnet18 --protocol cifar10-linf --out their",),
+    "import": ("import net.pt --arch resnet18 --protocol cifar10-linf --out net",),
     "inspect": ("inspect my",),
     "rank": ("rank runs", "rank leaderboard/records --write --reason 'Three seeds more.'"),
     "sign": ("sign my/record.json --key ~/.ssh/id_ed25519",),

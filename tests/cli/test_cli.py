@@ -332,8 +332,11 @@ def training(*changes, protocol="digits-linf", pruner="imp", sparsity="0.9"):
         (("run", "digits-linf", "--device", "tpu"), "Unknown device 'tpu'"),
         (("run", "mnist-linf"), "Data set mnist is not in data"),
         (("run", "digits-linf", "--device", "cpu", "--arithmetic", "tf32"), "Attacks in tf32 need a CUDA card"),
-        (("score", "none.safetensors", "--device", "cpu", "--arithmetic", "tf32"), "Attacks in tf32 need a CUDA card"),
-        (("score", "none.safetensors", "--arithmetic", "bf16"), "Unknown arithmetic 'bf16'"),
+        (
+            ("score", "x.safetensors", "--out", "x", "--device", "cpu", "--arithmetic", "tf32"),
+            "Attacks in tf32 need a CUDA card",
+        ),
+        (("score", "x.safetensors", "--out", "x", "--arithmetic", "bf16"), "Unknown arithmetic 'bf16'"),
         (("inspect", "none.safetensors"), "Cannot read none.safetensors, a net file of prunebench"),
         (("score", "none.safetensors"), "There is no file none.safetensors"),
         (("rank", "none"), "none"),
