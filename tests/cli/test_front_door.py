@@ -107,6 +107,7 @@ def test_lists_of_values():
             seeds_of([bad])
 
 
+@pytest.mark.slow
 def test_run_takes_lists_and_goes_on_where_it_was(prunebench, here, quick, tmp_path):
     (tmp_path / "small.toml").write_text(SMALL)
     grid = ("run", "small.toml", "--pruner", "random", "--sparsity", "0.8,0.9", "--seed", "0", "--device", "cpu")

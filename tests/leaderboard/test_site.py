@@ -638,7 +638,7 @@ def test_charts_and_findings_need_no_script(browser, made):
     still.page.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_a_phone_shows_every_page_without_scrolling_sideways(browser, made, scheme):
     phone = Watched(browser, viewport={"width": 390, "height": 844}, color_scheme=scheme)
     for name in html_pages(made):

@@ -25,7 +25,8 @@ from tests.support.unlimited import Hunt, Surrogates, leaking, softened, unlimit
 FEW = 32  # images
 GAIN = 0.05
 QUICK = ("steps", "saturated", "trapdoor", "latch")  # the rest of the table is slow
-OTHERS = [name for name in DECEIVERS if name not in ("steps", "trapdoor", "latch")]
+GAINED = ("steps", "trapdoor")  # those of which best fools clearly more than AutoAttack
+OTHERS = [name for name in DECEIVERS if name not in ("trapdoor", "latch")]
 TEST = STORE.testing("digits", FEW)
 IMAGES = as_float(TEST.images)
 
@@ -83,16 +84,17 @@ def through_best(name, folder, count):
     return score(net, RULES, count, store=STORE, device="cpu", best=True)
 
 
-@pytest.mark.parametrize("name", ["steps", "trapdoor", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)])
+@pytest.mark.parametrize("name", ["trapdoor", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)])
 def test_best_comes_within_two_points_of_the_attacker_without_limits_or_a_flag_names_the_net(name, tmp_path):
     record = through_best(name, tmp_path, FEW)
     flags = {flag.name for flag in record.score.flags if flag.up}
     assert record.beyond.best is not None
     lowest = withstands(DECEIVERS[name](), FEW, transfer_only=True, steps=10, queries=0)
-    assert name in OTHERS or record.beyond.best.robust <= record.score.robust - GAIN * FEW
+    assert name not in GAINED or record.beyond.best.robust <= record.score.robust - GAIN * FEW
     assert record.beyond.best.robust <= lowest + 0.02 * FEW or flags & NAMED
 
 
+@pytest.mark.slow
 def test_a_latch_gets_through(tmp_path):
     """A known limit: only gradients of the honest net show what it hides, and on 200 images no flag is up."""
     record = through_best("latch", tmp_path, FEW)

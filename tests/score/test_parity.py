@@ -62,7 +62,7 @@ def test_every_verdict_is_pyautoattacks(name, nets, scored, monkeypatch):
     assert record.score.rejected == 0
 
 
-@pytest.mark.parametrize("name", ["dense", "imp"])
+@pytest.mark.parametrize("name", [pytest.param("dense", marks=pytest.mark.slow), "imp"])
 def test_without_kernels_every_verdict_is_the_very_same(name, nets, tmp_path, monkeypatch):
     monkeypatch.setattr("prunebench.bench.executor.lacking", lambda: "none are wanted.")
     record = score(nets[name], out=tmp_path, store=STORE, device="cpu")
