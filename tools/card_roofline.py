@@ -35,7 +35,7 @@ from prunebench.bench.models import build, prunable
 # NVIDIA's H200 datasheet (SXM): 67 TFLOP/s in float32, 4.8 TB/s of memory. 132 multiprocessors of 128 lanes: the clock
 # follows, and with the 128 bytes per clock that a multiprocessor loads from its first-level cache, that cache's rate.
 # The datasheet is silent on the second-level cache; 5.5 TB/s is an assumption.
-FLOPS, MEMORY, LANES, PROCESSORS = 67e12, 4.8e12, 128, 132
+FLOPS, MEMORY, LANES = 67e12, 4.8e12, 128
 FIRST = FLOPS / 2 / LANES * 128  # bytes per second of all multiprocessors
 SECOND = 5.5e12
 IMAGES, SHAPE = 256, (3, 32, 32)

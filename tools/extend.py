@@ -32,7 +32,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.bench.outcomes import outcomes_path, pack_outcomes, pairs_path, proposals_path, recount
 from prunebench.bench.pattern import patterns_of
-from prunebench.bench.record import SCHEMA, Record, load_all, load_record
+from prunebench.bench.record import INEXACT, SCHEMA, Record, load_all, load_record
 from prunebench.bench.score import flags
 from prunebench.bench.score.arithmetic import exact_float32
 from prunebench.bench.score.cascade import Found, facts_of
@@ -133,7 +133,8 @@ def _saved(
     )
     kept = {name: getattr(record, name) for name in Record.model_fields if name not in ("sha256", "schema_")}
     rules = record.rules or (record.known_rules and record.known_rules.model_dump(mode="json"))
-    made: Record = Record.sealed(**kept | changes | {"schema": SCHEMA, "rules": rules, "outcomes": sha256_of(outcomes)})
+    schema = SCHEMA if record.attack_arithmetic.exact else INEXACT
+    made: Record = Record.sealed(**kept | changes | {"schema": schema, "rules": rules, "outcomes": sha256_of(outcomes)})
     for of in (pairs_path, proposals_path):
         if of(path).exists():
             write_bytes(of(out / RECORD), of(path).read_bytes())

@@ -22,8 +22,8 @@ from prunebench.bench.score.referee import Referee
 from prunebench.bench.spec import registered
 from tools.gpu_figures import Noise
 
-# Packages of the web pages, of claims and of extras, without which a card's machine trains, scores and ranks.
-UNNEEDED = {"imagecorruptions", "itables", "plotly", "requests", "robustbench", "tomli_w", "torchattacks"}
+# Packages of the web pages, of claims, of extras and of cards, without which a machine trains, scores and ranks.
+UNNEEDED = {"imagecorruptions", "itables", "plotly", "requests", "robustbench", "tomli_w", "torchattacks", "triton"}
 
 
 def smoke(device: str, folder: Path) -> str:

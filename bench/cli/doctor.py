@@ -70,6 +70,7 @@ def _pass_seconds(model: str, data: str, device: str) -> float:
     from prunebench.bench.models import build
 
     info, batch = DATASETS[data].info, 16 if device == "cpu" else 256
+    torch.set_num_threads(1)  # as a job has, unless --threads says otherwise
     net, images = build(model, info=info).to(device).train(), torch.rand(batch, *info.shape, device=device)
     times = []
     for _ in range(3):

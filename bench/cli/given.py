@@ -105,7 +105,7 @@ def split(text: str) -> list[str]:
     found: list[str] = []
     for item in text.split(","):
         if found and "=" in item and ":" not in item.partition("=")[0]:
-            found[-1] += f",{item}"
+            found[-1] += f",{item.strip()}"
         else:
             found.append(item.strip())
     return found

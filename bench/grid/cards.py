@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import math
+import os
 import tempfile
 import time
 import uuid
@@ -72,7 +72,7 @@ def seated(
     if device not in ("auto", "cuda") or machine.device_named(device).type != "cuda":
         yield device
         return
-    desk = desk or Path(tempfile.gettempdir()) / f"prunebench-cards-{getpass.getuser()}"
+    desk = desk or Path(tempfile.gettempdir()) / f"prunebench-cards-{os.getuid()}"
     desk.mkdir(mode=0o700, exist_ok=True)
     wanted = need()
     while (seat := _seat(desk, cards(), wanted)) is None:

@@ -26,7 +26,7 @@ from prunebench.bench.lab.meter import granted
 from prunebench.bench.outcomes import complete, proposals_path
 from prunebench.bench.player import handover, sandbox
 from prunebench.bench.player.handover import Play
-from prunebench.bench.player.host import Fault, Host, host, refuse_short
+from prunebench.bench.player.host import Fault, Host, host
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Protocol
 from prunebench.bench.record import Record, load_record
@@ -203,7 +203,6 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         play = Play(spec, job, protocol, store, folder, stages, str(where), threads, tensorboard)
-        rehearsed = 0.0 if sandboxed else refuse_short(play)
         seconds = (_sandboxed if sandboxed else host().ask)(play, report)[1]
         state, charged = handover.take(folder)
         header = Header(
@@ -220,8 +219,7 @@ def train(
         if seconds is not None and where.type == "cpu":  # GPU work takes no processor time
             bound = allowed(sum(stage.passes for stage in charged), price(protocol, store, threads))
         told = tuple(stage.seconds or 0.0 for stage in charged)
-        spent = None if seconds is None else seconds + rehearsed
-        save_effort(path, header, stages=told, processor=spent, allowed=bound, sandbox=sandboxed)
+        save_effort(path, header, stages=told, processor=seconds, allowed=bound, sandbox=sandboxed)
         seal(path, state, header, passes_granted=granted(protocol, len(images)))
         forget_others(path)
     finally:

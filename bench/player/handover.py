@@ -54,19 +54,7 @@ class Play:
         return (self.spec,)
 
 
-@dataclass(frozen=True)
-class Rehearse:
-    """Run the pruner of `play` dry: do its stages fit the budget?"""
-
-    play: Play
-
-    @property
-    def specs(self) -> tuple[str, ...]:
-        """The pruner, as the only one that is run."""
-        return self.play.specs
-
-
-Request = Describe | Play | Rehearse
+Request = Describe | Play
 
 
 class Described(Strict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import math
 import os
 import pickle
 import secrets
@@ -23,10 +24,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from prunebench.bench.errors import PrunebenchError, printable, unknown
-from prunebench.bench.player.handover import Describe, Described, Play, Rehearse, Request
+from prunebench.bench.player.handover import Describe, Described, Request
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.schema import explain
-from prunebench.bench.spec import read, registered, source_of
+from prunebench.bench.spec import read, source_of
 
 GONE = -signal.SIGKILL  # the exit code assumed for a process that reports none
 LONGEST = 2**20  # bytes per message; a longer one from a pruner is dropped
@@ -101,10 +102,6 @@ class Host:
             os.close(self._messages)
             self._messages = -1
 
-    def spent(self) -> float | None:
-        """Processor seconds of all requests so far; None if the process is gone or the kernel does not report them."""
-        return None if self._process is None else _spent(self._process.pid)
-
     def ask(self, request: Request, report: ProgressCallback | None = None) -> tuple[Any, float | None]:
         """Return the answer to the request, as JSON, and the processor seconds of all processes that worked on it.
 
@@ -146,6 +143,8 @@ class Host:
         if self.prefix or code == GONE:  # a process for one request only, or a dead one
             self.close()
         spent = None if before is None or after is None else after - before
+        if code == GONE:
+            heard.last = None  # whatever was said before, nobody has counted the work behind it
         return heard.answer(code), spent
 
 
@@ -184,7 +183,9 @@ class _Heard:
                 if name.startswith("prunebench"):
                     logging.getLogger(name).log(level, "%s", text)
             elif kind == "told":
-                return printable(str(said[0]))[:200], float(said[1]), max(float(said[2]), 1e-9)
+                done, of = float(said[1]), float(said[2])
+                if math.isfinite(done) and math.isfinite(of):
+                    return printable(str(said[0]))[:200], done, max(of, 1e-9)
         return None
 
     def answer(self, code: int) -> Any:
@@ -223,24 +224,6 @@ def host() -> Host:
     made = Host()
     atexit.register(made.close)
     return made
-
-
-def refuse_short(play: Play) -> float:
-    """Raise PrunebenchError if a dry run shows that stages of the pruner do not fit its budget.
-
-    Only pruners from outside are run: those built in check this themselves before they train. Returns the processor
-    seconds of the dry run, which count as the training's: a pruner could do its work there.
-    """
-    if read(play.spec).head in registered():
-        return 0.0
-    told, here = None, host()
-    here.start()
-    before = here.spent()
-    with suppress(PrunebenchError):  # a fault shows again in the real run, which can say where
-        told, _ = here.ask(Rehearse(play))
-    if isinstance(told, str):
-        raise PrunebenchError(told)
-    return max(0.0, (here.spent() or 0.0) - (before or 0.0))
 
 
 def describe(specs: Sequence[str]) -> list[DescribedPruner]:

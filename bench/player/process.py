@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from prunebench.bench import machine
-from prunebench.bench.errors import BudgetExceeded, NoRanking, PrunebenchError
+from prunebench.bench.errors import NoRanking, PrunebenchError
 from prunebench.bench.faults import fault
 from prunebench.bench.lab import dry
 from prunebench.bench.lab.backend import Backend, Computed, Fit, Loop
@@ -35,13 +35,13 @@ from prunebench.bench.lab.schedule import Trained
 from prunebench.bench.lab.tensorboard import Curves
 from prunebench.bench.mask import State
 from prunebench.bench.models import build
-from prunebench.bench.player.handover import Describe, Play, Rehearse, Request, leave
+from prunebench.bench.player.handover import Describe, Play, Request, leave
 from prunebench.bench.progress import ProgressCallback
+from prunebench.bench.spec import read, registered
 from prunebench.pruners import resolve
 
 Send = Callable[[str, Any], None]  # the kind of a message, and its content
 PATIENCE = 0.02  # seconds between checks that the referee is still alive
-LONGEST_REHEARSAL = 10  # seconds
 SUBREAPER, DEATH_SIGNAL = 36, 1  # prctl: adopt orphans; die with the parent
 
 
@@ -63,6 +63,8 @@ def play(request: Play, send: Send) -> None:
         last = f"After stage {lab.meter.stages[-1].name!r}" if lab.meter.stages else "Before any stage"
         raise PrunebenchError(f"{last}: {error}") from None
     except PrunebenchError as error:
+        if read(request.spec).head not in registered():
+            raise  # a file's code may work long outside the lab's stages, so it does not run once more
         raise PrunebenchError(f"{error}{dry.needs(_lab(request, dry.Dry()), pruner)}") from None
     leave(request.folder, state, lab.meter.stages)
 
@@ -97,21 +99,6 @@ class Whole(Computed):
         return report
 
 
-def rehearse(request: Rehearse) -> str | None:
-    """Run the pruner dry: why its budget is too small, and what it needs; None if all its stages fit.
-
-    The system ends this process after `LONGEST_REHEARSAL` seconds: a pruner may do long work outside the lab's stages.
-    """
-    signal.alarm(LONGEST_REHEARSAL)
-    lab, pruner = _lab(request.play, dry.Dry()), resolve(request.play.spec).pruner
-    try:
-        pruner(lab.job, lab)
-    except PrunebenchError as error:
-        said = dry.needs(_lab(request.play, dry.Dry()), pruner)
-        return f"{error}{said}" if said or isinstance(error, BudgetExceeded) else None
-    return None
-
-
 def _lab(request: Play, backend: Backend) -> Lab:
     torch.set_num_threads(request.threads)
     machine.search_arithmetic()
@@ -144,8 +131,6 @@ def _answer(request: Request, send: Send) -> None:
     try:
         if isinstance(request, Describe):
             send("answer", describe(request))
-        elif isinstance(request, Rehearse):
-            send("answer", rehearse(request))
         else:
             play(request, send)
             send("answer", None)

@@ -209,7 +209,8 @@ class Referee:
         plain net; a proposal that is not finite is replaced by its image. An attack that never queries logits, such as
         a replay, cannot be misled by them, so none of its proposals counts as `kernel_only`. `listen` receives the
         sample passes of every forward that the attack requests. `surrogate`: as for `attacked`. `arithmetic`: that of
-        the attack; an image on which the plain net does not confirm its success is attacked again in exact float32.
+        the attack; where the plain net does not confirm its success, or that the image is wrong from the start, the
+        image is attacked again in exact float32.
         Raises Refused when the plain net has no finite logits for a proposal, or for a queried image on which the fast
         net had none either.
         """
@@ -220,7 +221,9 @@ class Referee:
             proposals, silent = self._proposals(call, clean, labels, arithmetic)
             asked = self.passes > before
             measured, proposed, fooled = self._judged(proposals, clean, labels, call.threat)
-            again = proposed & ~fooled if asked and arithmetic.repairs else torch.zeros_like(fooled)
+            again = torch.zeros_like(fooled)
+            if asked and arithmetic.repairs:
+                again = (proposed | self._misread(clean, labels, arithmetic)) & ~fooled
             if again.any():
                 part, right = clean[again.to(self.device)], labels[again]
                 proposals, more = self._proposals(call, part, right, FLOAT32)
@@ -283,6 +286,12 @@ class Referee:
         return self.wide.look(samples.to(self.device))
 
     @torch.no_grad()
+    def _misread(self, images: Tensor, labels: Tensor, arithmetic: Arithmetic) -> Tensor:
+        """The images that the net gets wrong in `arithmetic`, bool (n,), on the CPU: attacks skip them as fooled."""
+        self.passes += len(images)
+        with arithmetic.active():
+            return self.fast(images).argmax(1).cpu() != labels
+
     def _mistaken(self, images: Tensor, labels: Tensor) -> Tensor:
         """The images that the fast net gets wrong, bool (n,); none where attacks see the net itself."""
         if not self.fast.differs(images.shape[1:]):

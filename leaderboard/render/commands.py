@@ -21,6 +21,7 @@ def command(board: Board, labels: Sequence[str], *, row: Row | None = None, best
     if row is not None:
         words += ["--sparsity", f"{row.sparsity:f}"]
         words += [word for seed in row.seeds for word in ("--seed", str(seed))]
+        words += [word for name in row.inexact[:1] for word in ("--arithmetic", name)]
         best = row.best is not None
     return one_line(shlex.join([*words, *(["--best"] * best), "--out", "runs"]))
 

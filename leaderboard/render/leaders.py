@@ -41,14 +41,22 @@ def leader(board: Board, sparsity: Decimal) -> str:
     return f"{said}. {_ties(board, best, methods)}".rstrip()
 
 
+def _above(contrast: Contrast, best: Row) -> bool:
+    """Whether the test finds `best` clearly more robust than the other row of `contrast`."""
+    return contrast.verdict == ("+" if contrast.pruner == best.pruner else "-")
+
+
 def _ties(board: Board, best: Row, methods: list[Row]) -> str:
     others = [(row, between(board, best, row)) for row in methods if row != best]
     tested = [(row, contrast) for row, contrast in others if contrast is not None and contrast.low is not None]
-    equal = [row.pruner for row, contrast in tested if contrast.verdict == "="]
+    equal = [row.pruner for row, contrast in tested if not _above(contrast, best)]
     if not tested:
         return "With one seed in common, no difference is tested."
     if not equal:
-        return f"It is clearly above {'the other method' if len(tested) == 1 else f'all {len(tested)} others'}."
+        whom = "the other method" if len(others) == 1 else f"all {len(others)} others"
+        if len(tested) < len(others):
+            whom = f"the {len(tested)} of {len(others)} others that can be tested"
+        return f"It is clearly above {whom}."
     if len(equal) <= NAMED:
         return f"The tests cannot tell it from {short_list(equal)}."
     first = listed([*map(short, equal[: NAMED - 1]), f"{len(equal) - NAMED + 1} more"])

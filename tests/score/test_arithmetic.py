@@ -199,3 +199,19 @@ def test_attacks_that_do_not_know_whether_they_fooled_the_net_are_exact(tmp_path
         assert line.entries[-1].repaired == repaired
         text = (tmp_path / f"shard-00000-00003-exact-{exact}.json").read_text()
         assert ('"repaired"' in text) == (not exact)  # entries of exact attacks are what they were
+
+
+def test_an_image_that_only_the_loose_arithmetic_gets_wrong_is_attacked_exactly():
+    """Attacks skip what they call wrong from the start: 0.48 is right exactly, and falls at 0.54; loosely it is wrong."""
+    judge, arithmetic = loose()
+    greys, labels = GREYS[:1] * 0 + 0.48, LABELS[:1]
+
+    def skips(model, images, labels, threat, *, generator):
+        right = (model(images).argmax(1) == labels).view(-1, 1, 1, 1)
+        return torch.where(right, images + 0.06, images)
+
+    exact = judge.fooled(skips, greys, labels, 7)
+    found = judge.fooled(skips, greys, labels, 7, arithmetic=arithmetic)
+    assert exact.fooled.tolist() == found.fooled.tolist() == [True] and found.repaired == 1
+    judge, arithmetic = loose(repairs=False)
+    assert judge.fooled(skips, greys, labels, 7, arithmetic=arithmetic).fooled.tolist() == [False]  # the twin

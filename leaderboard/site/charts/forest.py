@@ -115,6 +115,7 @@ def _told(board: Board) -> tuple[str, str]:
     title = f"{'; '.join(said).capitalize()}"
     sentence = (
         "Robust accuracy minus that of the control, in points: mean and 95 % interval of the t-test paired by seed, "
-        "and a faint dot per seed. Bold figures are clear after Holm's correction for all comparisons of the sparsity."
+        "and a faint dot per seed. Bold figures are clear after Holm's correction for all comparisons of their "
+        "family at the sparsity."
     )
     return title, sentence
