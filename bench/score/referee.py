@@ -100,7 +100,8 @@ class Referee:
         if self._listen is not None:
             self._listen(passes)
         asked = self.fast if surrogate == OWN else partial(self._replaced, surrogate=surrogate)
-        logits = in_blocks(asked, images)
+        # A soft surrogate looks at the whole batch, which padding would change.
+        logits = asked(images) if surrogate.soft else in_blocks(asked, images)
         if not math.isfinite(float(logits.detach().sum())):  # checking each logit costs several times as much
             self._silent.append(self._answerless(images.detach(), logits.detach()))
         return logits

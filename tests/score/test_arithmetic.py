@@ -202,7 +202,7 @@ def test_attacks_that_do_not_know_whether_they_fooled_the_net_are_exact(tmp_path
 
 
 def test_an_image_that_only_the_loose_arithmetic_gets_wrong_is_attacked_exactly():
-    """Attacks skip what they call wrong: 0.48 is right exactly, and falls at 0.54; loosely it is wrong from the start."""
+    """Attacks skip what they call wrong: 0.48 is right exactly and falls at 0.54; loosely it is wrong at once."""
     judge, arithmetic = loose()
     greys, labels = GREYS[:1] * 0 + 0.48, LABELS[:1]
 

@@ -25,8 +25,8 @@ def disagreement(
     """
     images = torch.rand(IMAGES, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     try:
-        logits, gradient = _both(sparse, images)
         with Replaced(Surrogate(leak)):
+            logits, gradient = _both(sparse, images)
             exact, slope = _both(copy.deepcopy(net).double(), images.double())
     except Exception as error:  # noqa: BLE001  # compilers and drivers raise errors of their own
         return f"they cannot be run ({type(error).__name__}: {str(error)[:200]})"
