@@ -36,8 +36,10 @@ def settings():
 
 @pytest.fixture
 def restored():
-    """Leave torch's switches as they were found."""
+    """Begin with torch's defaults, whatever was measured before, and leave its switches as they were found."""
     (matmul, cudnn), new = settings()
+    for operation, precision in zip(OPERATIONS, ("none", "tf32", "tf32"), strict=True):
+        operation.fp32_precision = precision
     yield
     torch.backends.fp32_precision = "none"
     BACKENDS[0].allow_tf32, BACKENDS[1].allow_tf32 = matmul, cudnn
