@@ -2,8 +2,8 @@
 
     python -m tools.terminal docs/terminal.svg "prunebench new mine" "prunebench check mine/mine.py:Mine"
 
-The commands run one after the other in an empty folder, in a terminal of 100 columns. Lines that a command overwrites
-(progress) are left out. Fails, and writes nothing, if a command fails.
+The commands run one after the other in an empty folder, in a terminal of 100 columns that cannot move its cursor, so
+that rich shows no progress. Fails, and writes nothing, if a command fails.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def printed(command: str, folder: Path) -> str:
 
     Raises SystemExit if it fails.
     """
-    environment = os.environ | {"COLUMNS": str(COLUMNS), "LINES": str(ROWS), "TERM": "xterm-256color"}
+    environment = os.environ | {"COLUMNS": str(COLUMNS), "LINES": str(ROWS), "TERM": "dumb"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     ours, theirs = pty.openpty()
     with subprocess.Popen(
