@@ -138,19 +138,22 @@ def _robust(nets: Mapping[int, Row]) -> float:
 def best_options(rows: Sequence[Row]) -> str:
     """The Markdown table of the best options of each method on one board; empty where no method has two.
 
-    Options that turn a method into its own control (`shuffle=true`) do not count.
+    Options that turn a method into its own control (`shuffle=true`) do not count, and the best has all the seeds that
+    the default has. Of one pruner in several sources, that with the most seeds counts.
     """
-    methods: dict[str, list[tuple[str, dict[int, Row]]]] = {}
+    methods: dict[str, dict[str, dict[int, Row]]] = {}
     for (label, _), nets in _by_row(rows).items():
         if "shuffle=true" not in label:
-            methods.setdefault(label.partition(":")[0], []).append((label, nets))
+            tried = methods.setdefault(label.partition(":")[0], {})
+            tried[label] = max(tried.get(label, {}), nets, key=len)
     lines = []
     for name, tried in sorted(methods.items()):
-        default = next((nets for label, nets in tried if label == name), None)
-        if len(tried) > 1 and default is not None:
-            label, nets = tried[0]
-            gap = "" if label == name else difference(default, nets)
-            lines.append(f"| `{name}` | {len(tried)} | `{label}` | {100 * _robust(nets):.1f} | {gap} |")
+        if len(tried) > 1 and (default := tried.get(name)) is not None:
+            label = max(
+                (one for one in tried if default.keys() <= tried[one].keys()), key=lambda one: _robust(tried[one])
+            )
+            gap = "" if label == name else difference(default, tried[label])
+            lines.append(f"| `{name}` | {len(tried)} | `{label}` | {100 * _robust(tried[label]):.1f} | {gap} |")
     head = ["| method | tried | best | robust % | to the default |", "|---|---:|---|---:|---:|"]
     return "\n".join([*head, *lines]) if lines else ""
 

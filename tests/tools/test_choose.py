@@ -49,6 +49,8 @@ def test_the_best_options_of_a_method_on_paper():
         "| `imp` | 2 | `imp:rounds=2` | 63.0 | +11.0 [-27.1, +49.1] |",
     ]
     assert best_options([row("awt"), row("imp")]) == ""
+    lucky = [*rows, row("imp:rounds=4", 100, 90), row("imp", 100, 99, source="b" * 12)]  # one seed each
+    assert "`imp:rounds=2` | 63.0 | +11.0" in best_options(lucky) and "| `imp` | 3 |" in best_options(lucky)
     assert best_options(rows) in page(rows)
 
 
