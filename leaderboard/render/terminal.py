@@ -8,7 +8,7 @@ from rich.text import Text
 from prunebench.leaderboard.board import Ranking
 from prunebench.leaderboard.provenance import summary
 from prunebench.leaderboard.render.columns import TERMINAL, columns, filled, texts
-from prunebench.leaderboard.render.text import clean, doubts, odds, powers
+from prunebench.leaderboard.render.text import clean, main_doubts, odds, powers
 
 
 def terminal(ranking: Ranking) -> list[Table]:
@@ -21,7 +21,7 @@ def terminal(ranking: Ranking) -> list[Table]:
         official = "official" if board.official else "not official"
         title = f"{board.protocol} v{board.version}, {official}, {board.n} images, {board.records} records"
         head = [clean(line) for line in (title, board.asked) if line]
-        said = [board.note, summary(board, clean), *odds(board), *powers(board), *map(clean, doubts(board))]
+        said = [board.note, summary(board, clean), *odds(board), *powers(board), *map(clean, main_doubts(board))]
         note = "\n".join(said)
         table = Table(
             title=Text("\n".join(head)),

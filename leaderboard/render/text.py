@@ -12,6 +12,7 @@ from prunebench.leaderboard.contrasts import PRIMARY, RANDOM, Contrast
 from prunebench.leaderboard.published import rows_for
 
 LONGEST = 300  # characters shown in a table of a text from a record
+FEW = 4  # messages of flags that a terminal or a LaTeX table shows below its figures
 SIGN = "\N{WARNING SIGN}"  # beside a number that a flag puts in doubt
 ODDS = "\N{DAGGER}"  # beside a verdict on which test and bootstrap disagree
 VERDICTS = {"+": "better", "-": "worse", "=": "cannot tell"}
@@ -129,6 +130,14 @@ def doubts(board: Board) -> list[str]:
         for row in board.rows
         for doubt in row.flags
     ]
+
+
+def main_doubts(board: Board) -> list[str]:
+    """What fits below a table: the messages of raised flags if they are few, else how many rows carry which flag."""
+    found = doubts(board)
+    if len(found) <= FEW:
+        return found
+    return [f"{SIGN} {flags_in_short(board)} The board's README.md and site explain each."]
 
 
 def flags_in_short(board: Board) -> str:

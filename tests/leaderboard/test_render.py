@@ -254,6 +254,18 @@ def test_a_flag_that_is_up_stands_beside_the_number_with_its_sentence(value, up)
     assert [(flag["name"], flag["seeds"]) for flag in flags] == [("black-box-wins", [0, 1, 2])] * up
 
 
+def test_many_flags_are_counted_below_a_table_and_explained_in_the_readme_alone():
+    """All four rows raise each flag: one flag makes four messages, which are shown, two flags make eight."""
+    few, many = ({"flags": [FLAG | {"name": f"f{i}"} for i in range(count)]} for count in (1, 2))
+    assert shown(ranking(score=few), width=200).count("Square fools 7") == 4
+    made = ranking(score=many)
+    counted = "4 of 4 rows carry a flag: f0 (4) and f1 (4). The board's README.md and site explain each."
+    assert counted in " ".join(shown(made).split())
+    assert counted in latex(made).replace("{}", "")
+    assert "Square fools 7" not in shown(made, width=200) + latex(made)
+    assert markdown(made).count("Square fools 7") == 8
+
+
 def test_a_doubt_says_how_much_lower_the_best_known_number_is():
     """Best known is 10 of 100 for all nets; imp has 51 robust on average, random 25."""
     flags = {"flags": [FLAG | {"value": 7.0}]}
