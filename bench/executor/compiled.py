@@ -78,6 +78,7 @@ class Compiled(SparsePiece):
             images,
             threads,
             native.team(),
+            native.ENOUGH,
         )
         with self._lock:
             self._idle.setdefault(len(arenas), []).append(arenas)
