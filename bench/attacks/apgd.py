@@ -7,12 +7,13 @@ without its copies; in L2 it takes the same steps, up to rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from prunebench.bench.attacks.ball import Ball, ball
-from prunebench.bench.attacks.base import Model, pulled
+from prunebench.bench.attacks.base import Model, lanes, pulled
 from prunebench.bench.attacks.losses import Loss, cross_entropy, dlr
 from prunebench.bench.protocol import Threat
 
@@ -60,23 +61,61 @@ def climbed(
 
     `standing`: bool (n,), the images to attack. `losses`: each maps the indices of the images now attacked, int64 (k,),
     to a loss on their logits.
+
+    Where few images are left, several losses run at once, as if no image were fooled. What follows the first loss that
+    fools one is discarded, with its random numbers, so the result is that of one loss after the other.
     """
     generator = torch.Generator().manual_seed(seed)
     proposals, standing = images.clone(), standing.clone()
-    for loss in losses:
-        index = standing.nonzero().squeeze(1)
-        if len(index):
-            around = ball(images[index], threat)
-            fooled, points = _climbed(model, around, labels[index], loss(index), generator, steps)
-            proposals[index[fooled]], standing[index[fooled]] = points[fooled], False
+    room, done = lanes(model, images), 0
+    while done < len(losses) and len(index := standing.nonzero().squeeze(1)):
+        around = ball(images[index], threat)
+        turns = [
+            _Turn(loss(index), around.start(generator), generator.get_state())
+            for loss in losses[done : done + max(1, room // len(index))]
+        ]
+        for turn, fooled, points in _climbed(model, images[index], labels[index], threat, turns, steps):
+            done += 1
+            if fooled.any():
+                proposals[index[fooled]], standing[index[fooled]] = points[fooled], False
+                generator.set_state(turn.after)
+                break
     return proposals
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """A loss to climb, the points where it starts, (n, c, h, w), and the state of the generator that drew them."""
+
+    loss: Loss
+    start: Tensor
+    after: Tensor
+
+
 def _climbed(
-    model: Model, around: Ball, labels: Tensor, loss: Loss, generator: torch.Generator, steps: int
-) -> tuple[Tensor, Tensor]:
-    """The images fooled on the way, bool (n,), and the last adversarial of each."""
-    point = around.start(generator)
+    model: Model, images: Tensor, labels: Tensor, threat: Threat, turns: Sequence[_Turn], steps: int
+) -> list[tuple[_Turn, Tensor, Tensor]]:
+    """Each turn with the images fooled on the way, bool (n,), and the last adversarial of each; all in one batch."""
+    around = ball(images.repeat(len(turns), 1, 1, 1), threat)
+    losses = [turn.loss for turn in turns]
+    loss = losses[0] if len(turns) == 1 else _side_by_side(losses)
+    point = torch.cat([turn.start for turn in turns])
+    fooled, points = _climb(model, around, labels.repeat(len(turns)), loss, point, steps)
+    return list(zip(turns, fooled.chunk(len(turns)), points.chunk(len(turns)), strict=True))
+
+
+def _side_by_side(losses: Sequence[Loss]) -> Loss:
+    """A loss on logits of which equal parts belong to one loss each."""
+
+    def loss(logits: Tensor) -> tuple[Tensor, Tensor]:
+        found = [each(part) for each, part in zip(losses, logits.chunk(len(losses)), strict=True)]
+        return torch.cat([values for values, _ in found]), torch.cat([slopes for _, slopes in found])
+
+    return loss
+
+
+def _climb(model: Model, around: Ball, labels: Tensor, loss: Loss, point: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """The images fooled on the way from `point`, bool (n,), and the last adversarial of each."""
 
     def look() -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():

@@ -18,6 +18,7 @@ from prunebench.bench.protocol import Threat
 
 Model = Callable[[Tensor], Tensor]  # images (n, c, h, w) to logits (n, classes)
 
+_SPLIT = 2**15  # values from which on torch splits a single sum between threads (ATen's GRAIN_SIZE)
 _VALUES = {"cpu": 2**18, "cuda": 2**20}  # 1 MB fits in a CPU's cache; a GPU needs more work at once
 
 
@@ -47,6 +48,16 @@ def within(proposals: Tensor, images: Tensor, threat: Threat) -> Tensor:
 def at_once(images: Tensor) -> int:
     """The number of points shaped like one of `images` (n, c, h, w) that an attack free to choose processes at once."""
     return max(32, _VALUES.get(images.device.type, 2**18) // math.prod(images.shape[1:]) // 32 * 32)
+
+
+def lanes(model: Model, images: Tensor) -> int:
+    """How many points shaped like one of `images` the model answers in the time of one, with no bit changed by others.
+
+    A model says so by its method `lanes`, which takes the shape (c, h, w); one without it gives 1. So do large images:
+    torch adds up a single one in another order than one among others.
+    """
+    known = getattr(model, "lanes", None)
+    return 1 if known is None or images[0].numel() >= _SPLIT else int(known(images.shape[1:]))
 
 
 def pulled(logits: Tensor, at: Tensor, slopes: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from prunebench.bench.executor.folded import Folded
 from prunebench.bench.executor.layers import Segment
 from prunebench.bench.executor.native import compiler, explain, identity, lacking, lowering
 from prunebench.bench.executor.overwritten import overwritten
+from prunebench.bench.executor.packing import GROUP
 from prunebench.bench.executor.piece import SparsePiece
 from prunebench.bench.executor.reader import PROBE, Probe, Reader, shape_of
 from prunebench.bench.executor.surrogate import Replaced, Surrogate
@@ -88,6 +89,11 @@ class Fast:
         if any(isinstance(piece, SparsePiece) for piece in pieces):
             return card.identity() if self._on_card else identity()
         return f"folded, {lowering()}"
+
+    def lanes(self, shape: Sequence[int]) -> int:
+        """How many images of this shape (c, h, w) take as long as one; the bits of none depend on the others."""
+        pieces = self._pieces_for(shape)
+        return GROUP if pieces and all(isinstance(piece, Compiled) for piece in pieces) else 1
 
     def refresh(self) -> None:
         """Read the net's weights, biases and norms again; no call may be running meanwhile.

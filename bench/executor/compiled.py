@@ -28,6 +28,7 @@ class Compiled(SparsePiece):
         self.programs = Program(lowered.forward), Program(lowered.backward)
         self.saved = lowered.saved  # bytes per group of images
         self._kernels = kernels
+        self._enough = native.ENOUGH
         self._idle: dict[int, list[Tensor]] = {}  # unused arenas, by size
         self._lock = threading.Lock()
         if not self.refresh():
@@ -78,6 +79,7 @@ class Compiled(SparsePiece):
             images,
             threads,
             native.team(),
+            self._enough,
         )
         with self._lock:
             self._idle.setdefault(len(arenas), []).append(arenas)

@@ -1,11 +1,12 @@
 // Sparse convolution on groups of 16 images, exact float32.
 //
 // A tensor lies in an arena as channel x (height + border) x (width + border) x 16 images, the images innermost, with a
-// frame of zeros where a convolution reads past the edge. A program is a list of instructions; every group of images
-// runs through all of them on one thread, so that the result does not depend on the number of threads. Offsets and
-// pitches count floats in the arena and bytes in what is saved for the backward pass. Products are fused with sums (FMA) where
-// the processor can. A sum begins with the bias and what is added, then comes weight after weight: in the same order
-// whatever the tile or the block of channels is.
+// frame of zeros where a convolution reads past the edge. A program is a list of instructions, and every group of images
+// runs through all of them: on one thread, or, where there are fewer groups than threads, on all threads, which take
+// parts of each instruction. Offsets and pitches count floats in the arena and bytes in what is saved for the backward
+// pass. Products are fused with sums (FMA) where the processor can. A sum begins with the bias and what is added, then
+// comes weight after weight: in the same order whatever the tile, the block of channels or the part is, so that the
+// result does not depend on the number of threads.
 
 #include <algorithm>
 #include <atomic>
@@ -22,6 +23,8 @@ namespace {
 
 constexpr int GROUP = 16;  // images in a group
 constexpr int QUAD = 4;    // output channels that share what they read, where weights are many
+constexpr int PARTS = 4;   // of an instruction for each thread, so that one that is slower leaves some to others
+constexpr int64_t LEAST = 256;  // vectors of a part
 constexpr int SIGNS = 4;   // bytes that hold the signs of a pixel's images
 #if defined(__AVX512F__)
 constexpr int LANES = 16, WIDE = 4;
@@ -74,6 +77,12 @@ struct Instruction {
     const float* mean;      // LOAD: (x - mean) / std; STORE: x / std; or null
     const float* std;
     double leak;  // LEAK, and UNPOOL for pixels that were not the maximum
+};
+
+// What a thread computes of an instruction: the first row and channel, and those after the last. Rows are of tiles, of
+// the pool or, for FRAME, of the tensor with its frame.
+struct Part {
+    int64_t row, rows, channel, channels;
 };
 
 // The signs of a vector as bits; x where they are set, 0 elsewhere.
@@ -167,14 +176,14 @@ inline void each(const Place& p, Work work) {
 // R x C output pixels in registers while a channel's weights stream by. The input channels come in blocks whose window
 // stays in the first cache; between blocks the sums wait where the result will be. S: pixels from one input to the next.
 template <int R, int C, int S, int GATE, bool ADD>
-void sparse_tile(const Instruction& s, const Place& p) {
+void sparse_tile(const Instruction& s, const Part& part, const Place& p) {
     const Entry* entries = static_cast<const Entry*>(s.entries);
-    const int32_t* starts = s.starts;
-    const int64_t row = s.in_row, channels = s.channels, out_row = s.out_row, out_col = s.out_col;
+    const int64_t row = s.in_row, channels = part.channels, out_row = s.out_row, out_col = s.out_col;
     const float leak = static_cast<float>(s.leak);
     for (int64_t block = 0; block < s.blocks; ++block) {
         const bool first = block == 0, last = block == s.blocks - 1;
-        for (int64_t channel = 0; channel < channels; ++channel) {
+        const int32_t* starts = s.starts + block * s.channels + part.channel;
+        for (int64_t channel = part.channel; channel < channels; ++channel) {
             const Entry* e = entries + *starts++;
             const Entry* end = entries + *starts;
             if (e == end && !first && !last) continue;
@@ -214,10 +223,10 @@ void sparse_tile(const Instruction& s, const Place& p) {
 
 // One output pixel, in several partial sums, so that additions do not wait for each other.
 template <int GATE, bool ADD>
-void sparse_pixel(const Instruction& s, const Place& p) {
+void sparse_pixel(const Instruction& s, const Part& part, const Place& p) {
     constexpr int SUMS = 4;
     const Entry* entries = static_cast<const Entry*>(s.entries);
-    for (int64_t channel = 0; channel < s.channels; ++channel) {
+    for (int64_t channel = part.channel; channel < part.channels; ++channel) {
         Vec sum[SUMS] = {splat(s.bias ? s.bias[channel] : 0.0f)};
         if constexpr (ADD) sum[0] += load(p.add + channel * s.add_channel);
         const Entry* e = entries + s.starts[channel];
@@ -233,11 +242,11 @@ void sparse_pixel(const Instruction& s, const Place& p) {
 
 // C output pixels of four channels, which share what they read; a weight that one of them lacks is a zero.
 template <int C, int GATE>
-void dense_tile(const Instruction& s, const Place& p) {
+void dense_tile(const Instruction& s, const Part& part, const Place& p) {
     const Quad* entries = static_cast<const Quad*>(s.entries);
     const float leak = static_cast<float>(s.leak);
-    for (int64_t first = 0, quad = 0; first < s.channels; first += QUAD, ++quad) {
-        const int64_t present = std::min<int64_t>(QUAD, s.channels - first);
+    for (int64_t first = part.channel; first < part.channels; first += QUAD) {
+        const int64_t quad = first / QUAD, present = std::min<int64_t>(QUAD, part.channels - first);
         Vec sum[QUAD][C] = {};
         for (int k = 0; k < present; ++k) {
             const Vec bias = splat(s.bias ? s.bias[first + k] : 0.0f);
@@ -265,48 +274,51 @@ void dense_tile(const Instruction& s, const Place& p) {
 }
 
 template <int R, int C, typename Tile>
-void tiles(const Instruction& s, float* arena, uint8_t* saved, Tile tile) {
+void tiles(const Instruction& s, const Part& part, float* arena, uint8_t* saved, Tile tile) {
     for (int64_t lane = 0; lane < GROUP; lane += LANES)
         for (int64_t col = 0; col < s.cols; col += C)
-            for (int64_t row = 0; row < s.rows; row += R) tile(s, at(s, arena, saved, row, col, lane));
+            for (int64_t row = part.row; row < part.rows; ++row)
+                tile(s, part, at(s, arena, saved, row * R, col, lane));
 }
 
 template <int GATE, bool ADD>
-void convolve(const Instruction& s, float* arena, uint8_t* saved) {
+void convolve(const Instruction& s, const Part& part, float* arena, uint8_t* saved) {
     const bool next = s.in_col == GROUP;  // or the pixel after the next one
     switch (s.tile) {
-        case PIXEL: tiles<1, 1>(s, arena, saved, sparse_pixel<GATE, ADD>); break;
+        case PIXEL: tiles<1, 1>(s, part, arena, saved, sparse_pixel<GATE, ADD>); break;
         case FLAT:
-            tiles<1, 8>(s, arena, saved, next ? sparse_tile<1, 8, 1, GATE, ADD> : sparse_tile<1, 8, 2, GATE, ADD>);
+            tiles<1, 8>(s, part, arena, saved,
+                        next ? sparse_tile<1, 8, 1, GATE, ADD> : sparse_tile<1, 8, 2, GATE, ADD>);
             break;
         case SQUARE:
-            tiles<2, 4>(s, arena, saved, next ? sparse_tile<2, 4, 1, GATE, ADD> : sparse_tile<2, 4, 2, GATE, ADD>);
+            tiles<2, 4>(s, part, arena, saved,
+                        next ? sparse_tile<2, 4, 1, GATE, ADD> : sparse_tile<2, 4, 2, GATE, ADD>);
             break;
     }
 }
 
 template <int GATE>
-void convolve_gated(const Instruction& s, float* arena, uint8_t* saved) {
+void convolve_gated(const Instruction& s, const Part& part, float* arena, uint8_t* saved) {
     if (s.kind == DENSE)
-        s.cols == 1 ? tiles<1, 1>(s, arena, saved, dense_tile<1, GATE>)
-                    : tiles<1, WIDE>(s, arena, saved, dense_tile<WIDE, GATE>);
+        s.cols == 1 ? tiles<1, 1>(s, part, arena, saved, dense_tile<1, GATE>)
+                    : tiles<1, WIDE>(s, part, arena, saved, dense_tile<WIDE, GATE>);
     else
-        s.add < 0 ? convolve<GATE, false>(s, arena, saved) : convolve<GATE, true>(s, arena, saved);
+        s.add < 0 ? convolve<GATE, false>(s, part, arena, saved) : convolve<GATE, true>(s, part, arena, saved);
 }
 
-void convolve(const Instruction& s, float* arena, uint8_t* saved) {
+void convolve(const Instruction& s, const Part& part, float* arena, uint8_t* saved) {
     switch (s.gate) {
-        case OPEN: convolve_gated<OPEN>(s, arena, saved); break;
-        case RELU: convolve_gated<RELU>(s, arena, saved); break;
-        case MASK: convolve_gated<MASK>(s, arena, saved); break;
-        case LEAK: convolve_gated<LEAK>(s, arena, saved); break;
+        case OPEN: convolve_gated<OPEN>(s, part, arena, saved); break;
+        case RELU: convolve_gated<RELU>(s, part, arena, saved); break;
+        case MASK: convolve_gated<MASK>(s, part, arena, saved); break;
+        case LEAK: convolve_gated<LEAK>(s, part, arena, saved); break;
     }
 }
 
-void pack(const Instruction& s, float* arena, const float* images, int64_t present) {
+void pack(const Instruction& s, const Part& part, float* arena, const float* images, int64_t present) {
     const int64_t plane = s.rows * s.cols, image = s.channels * plane;
-    for (int64_t channel = 0; channel < s.channels; ++channel)
-        for (int64_t row = 0; row < s.rows; ++row)
+    for (int64_t channel = part.channel; channel < part.channels; ++channel)
+        for (int64_t row = part.row; row < part.rows; ++row)
             for (int64_t col = 0; col < s.cols; ++col) {
                 float* to = arena + s.out + channel * s.out_channel + row * s.out_row + col * s.out_col;
                 const float* from = images + channel * plane + row * s.cols + col;
@@ -317,11 +329,11 @@ void pack(const Instruction& s, float* arena, const float* images, int64_t prese
             }
 }
 
-void unpack(const Instruction& s, const float* arena, float* images, int64_t present) {
+void unpack(const Instruction& s, const Part& part, const float* arena, float* images, int64_t present) {
     const int64_t plane = s.rows * s.cols, image = s.channels * plane;
-    for (int64_t channel = 0; channel < s.channels; ++channel) {
+    for (int64_t channel = part.channel; channel < part.channels; ++channel) {
         const float scale = s.std ? s.std[channel] : 1.0f;
-        for (int64_t row = 0; row < s.rows; ++row)
+        for (int64_t row = part.row; row < part.rows; ++row)
             for (int64_t col = 0; col < s.cols; ++col) {
                 const float* from = arena + s.in + channel * s.in_channel + row * s.in_row + col * s.in_col;
                 float* to = images + channel * plane + row * s.cols + col;
@@ -331,23 +343,26 @@ void unpack(const Instruction& s, const float* arena, float* images, int64_t pre
 }
 
 // Zeros around a tensor: `out` is its corner, the frame's corner lies window_rows and window_cols before it.
-void frame(const Instruction& s, float* arena) {
+void frame(const Instruction& s, const Part& part, float* arena) {
     const int64_t high = s.window_rows, wide = s.window_cols, whole = s.cols + 2 * wide;
-    for (int64_t channel = 0; channel < s.channels; ++channel) {
+    for (int64_t channel = part.channel; channel < part.channels; ++channel) {
         float* corner = arena + s.out + channel * s.out_channel - high * s.out_row - wide * GROUP;
-        std::memset(corner, 0, high * whole * GROUP * 4);
-        std::memset(corner + (high + s.rows) * s.out_row, 0, high * whole * GROUP * 4);
-        for (int64_t row = high; wide && row < high + s.rows; ++row) {
-            std::memset(corner + row * s.out_row, 0, wide * GROUP * 4);
-            std::memset(corner + row * s.out_row + (wide + s.cols) * GROUP, 0, wide * GROUP * 4);
+        for (int64_t row = part.row; row < part.rows; ++row) {
+            float* begin = corner + row * s.out_row;
+            if (row < high || row >= high + s.rows) {
+                std::memset(begin, 0, whole * GROUP * 4);
+            } else if (wide) {
+                std::memset(begin, 0, wide * GROUP * 4);
+                std::memset(begin + (wide + s.cols) * GROUP, 0, wide * GROUP * 4);
+            }
         }
     }
 }
 
 // The largest of each window; where it stood is saved, the first of equals.
-void pool(const Instruction& s, float* arena, uint8_t* saved) {
-    for (int64_t channel = 0; channel < s.channels; ++channel)
-        for (int64_t row = 0; row < s.rows; ++row)
+void pool(const Instruction& s, const Part& part, float* arena, uint8_t* saved) {
+    for (int64_t channel = part.channel; channel < part.channels; ++channel)
+        for (int64_t row = part.row; row < part.rows; ++row)
             for (int64_t col = 0; col < s.cols; ++col)
                 for (int64_t lane = 0; lane < GROUP; lane += LANES) {
                     const float* in = arena + s.in + channel * s.in_channel + row * s.in_row + col * s.in_col + lane;
@@ -366,14 +381,18 @@ void pool(const Instruction& s, float* arena, uint8_t* saved) {
                 }
 }
 
-// A pool's input gradient.
-void unpool(const Instruction& s, float* arena, uint8_t* saved) {
-    const int64_t high = s.wide_rows, wide = s.wide_cols;
+// Whether a pool's windows share rows.
+bool overlaps(const Instruction& s) { return s.window_rows * s.out_row > s.window_row; }
+
+// A pool's input gradient. A part of the rows takes the rows of its windows, the last one also those below all windows.
+void unpool(const Instruction& s, const Part& part, float* arena, uint8_t* saved) {
+    const int64_t wide = s.wide_cols, stride = s.window_row / s.out_row, top = part.row * stride;
+    const int64_t bottom = part.rows == s.rows ? s.wide_rows : part.rows * stride;
     const float leak = static_cast<float>(s.leak);
-    for (int64_t channel = 0; channel < s.channels; ++channel) {
+    for (int64_t channel = part.channel; channel < part.channels; ++channel) {
         float* to = arena + s.out + channel * s.out_channel;
-        for (int64_t row = 0; row < high; ++row) std::memset(to + row * s.out_row, 0, wide * GROUP * 4);
-        for (int64_t row = 0; row < s.rows; ++row)
+        for (int64_t row = top; row < bottom; ++row) std::memset(to + row * s.out_row, 0, wide * GROUP * 4);
+        for (int64_t row = part.row; row < part.rows; ++row)
             for (int64_t col = 0; col < s.cols; ++col)
                 for (int64_t lane = 0; lane < GROUP; lane += LANES) {
                     const Vec x = load(arena + s.in + channel * s.in_channel + row * s.in_row + col * s.in_col + lane);
@@ -388,7 +407,7 @@ void unpool(const Instruction& s, float* arena, uint8_t* saved) {
                                                                        splat(leak) * chosen(place != k, x)));
                     }
                 }
-        for (int64_t row = 0; (s.gate != OPEN || s.add >= 0) && row < high; ++row)
+        for (int64_t row = top; (s.gate != OPEN || s.add >= 0) && row < bottom; ++row)
             for (int64_t col = 0; col < wide; ++col)
                 for (int64_t lane = 0; lane < GROUP; lane += LANES) {
                     float* pixel = to + row * s.out_row + col * s.out_col + lane;
@@ -406,21 +425,87 @@ void unpool(const Instruction& s, float* arena, uint8_t* saved) {
     }
 }
 
-void run(const Instruction* instructions, int64_t count, float* arena, uint8_t* saved, const float* const* inputs,
-         float* const* outputs, int64_t group, int64_t images) {
-    const int64_t present = std::min<int64_t>(GROUP, images - group * GROUP);
-    for (const Instruction* s = instructions; s < instructions + count; ++s) {
-        const int64_t image = s->channels * s->rows * s->cols;
-        switch (s->kind) {
-            case LOAD: pack(*s, arena, inputs[s->port] + group * GROUP * image, present); break;
-            case STORE: unpack(*s, arena, outputs[s->port] + group * GROUP * image, present); break;
-            case FRAME: frame(*s, arena); break;
+// The rows of an instruction that parts share out among them.
+int64_t rows(const Instruction& s) {
+    if (s.kind == FRAME) return s.rows + 2 * s.window_rows;
+    return s.kind == CONV && s.tile == SQUARE ? (s.rows + 1) / 2 : s.rows;
+}
+
+// How an instruction is cut into parts: its rows into `along` ranges, and each of these into `across` ranges of channels.
+// All instructions are cut alike, so that a thread finds most of what it reads in its own cache.
+struct Cut {
+    int64_t vectors = 0;  // that are multiplied or moved
+    int64_t along = 1, across = 1;
+
+    // At most `most` parts of at least `least` vectors.
+    Cut(const Instruction& s, int64_t most, int64_t least) {
+        const int64_t quads = (s.channels + QUAD - 1) / QUAD;
+        int64_t every = s.channels;  // of a pixel
+        if (s.kind == CONV) every += s.starts[s.blocks * s.channels];
+        if (s.kind == DENSE) every += s.starts[quads] * QUAD;
+        if (s.kind == POOL || s.kind == UNPOOL) every *= s.window_rows * s.window_cols;
+        vectors = every * s.rows * s.cols;
+        if (s.kind == FRAME) vectors = 2 * s.channels * (s.rows * s.window_cols + s.cols * s.window_rows);
+        const int64_t wanted = std::max<int64_t>(1, std::min(most, vectors / least));
+        if (s.kind != UNPOOL || !overlaps(s)) along = std::max<int64_t>(1, std::min(wanted, rows(s)));
+        across = std::max<int64_t>(1, std::min(wanted / along, quads));
+    }
+    int64_t parts() const { return along * across; }
+
+    Part part(const Instruction& s, int64_t number) const {
+        const int64_t all = rows(s), quads = (s.channels + QUAD - 1) / QUAD, i = number / across, j = number % across;
+        return {all * i / along, all * (i + 1) / along, quads * j / across * QUAD,
+                std::min(s.channels, quads * (j + 1) / across * QUAD)};
+    }
+};
+
+// A program on the images of one group.
+struct Group {
+    float* arena;
+    uint8_t* saved;
+    const float* const* inputs;
+    float* const* outputs;
+    int64_t number, images;  // of all groups
+
+    void run(const Instruction& s, const Part& part) const {
+        const int64_t image = s.channels * s.rows * s.cols, present = std::min<int64_t>(GROUP, images - number * GROUP);
+        switch (s.kind) {
+            case LOAD: pack(s, part, arena, inputs[s.port] + number * GROUP * image, present); break;
+            case STORE: unpack(s, part, arena, outputs[s.port] + number * GROUP * image, present); break;
+            case FRAME: frame(s, part, arena); break;
             case CONV:
-            case DENSE: convolve(*s, arena, saved); break;
-            case POOL: pool(*s, arena, saved); break;
-            case UNPOOL: unpool(*s, arena, saved); break;
+            case DENSE: convolve(s, part, arena, saved); break;
+            case POOL: pool(s, part, arena, saved); break;
+            case UNPOOL: unpool(s, part, arena, saved); break;
         }
     }
+};
+
+// The parts of a whole program, in stages. A part may begin when all parts before its stage are done.
+struct Schedule {
+    struct Stage {
+        const Instruction* instruction;
+        Cut cut;
+        int64_t first, after;  // its first part's number, and how many parts must be done before
+    };
+    std::vector<Stage> stages;
+    int64_t parts = 0, vectors = 0;
+
+    Schedule(const Instruction* instructions, int64_t count, int64_t most, int64_t least) {
+        for (const Instruction* s = instructions; s < instructions + count; ++s) {
+            // What fills a tensor neither reads nor writes its frame.
+            const bool beside = s > instructions && s[-1].kind == FRAME;
+            const int64_t after = beside ? stages.back().after : parts;
+            stages.push_back({s, Cut(*s, most, least), parts, after});
+            parts += stages.back().cut.parts();
+            vectors += stages.back().cut.vectors;
+        }
+    }
+};
+
+void await(const std::atomic<int64_t>& done, int64_t wanted) {
+    for (int tries = 0; done.load() < wanted; ++tries)
+        if (tries > 1000) std::this_thread::yield();  // who works on it may wait for a processor
 }
 
 }  // namespace
@@ -435,25 +520,50 @@ int64_t lanes() { return LANES; }
 // Run a program on `images` images. `arenas`: one of `arena` floats for each thread; `saved`: `saved_bytes` for each
 // group, or null. Pointers are aligned to 64 bytes, but for inputs and outputs (n, c, h, w). `team`: what has threads
 // that are there already do something (GOMP_parallel), or null. Threads of our own beside a team that still waits busily
-// for its next work would have to share the processor with it.
+// for its next work would have to share the processor with it. `enough`: how many vectors a program must multiply or
+// move for threads to share a group.
 void execute(const Instruction* instructions, int64_t count, float* arenas, int64_t arena, uint8_t* saved,
              int64_t saved_bytes, const float* const* inputs, float* const* outputs, int64_t images, int64_t threads,
-             Team team) {
-    const int64_t groups = (images + GROUP - 1) / GROUP;
-    std::atomic<int64_t> workers{0}, next{0};
-    auto work = [&] {
-        float* mine = arenas + workers.fetch_add(1) * arena;
-        for (int64_t group; (group = next.fetch_add(1)) < groups;)
-            run(instructions, count, mine, saved ? saved + group * saved_bytes : nullptr, inputs, outputs, group,
-                images);
+             Team team, int64_t enough) {
+    const int64_t groups = (images + GROUP - 1) / GROUP, rest = groups % threads;
+    // Groups that would leave half of the threads or more without work are shared by all of them.
+    const bool few = rest && 2 * rest <= threads;
+    const Schedule schedule(instructions, few ? count : 0, threads * PARTS, std::min(LEAST, enough));
+    const int64_t shared = few && schedule.vectors >= enough ? rest : 0, whole = groups - shared;
+    std::atomic<int64_t> workers{0}, next{0}, done{0};
+    std::vector<std::atomic<bool>> begun(shared * schedule.parts);
+    const std::thread::id caller = std::this_thread::get_id();
+    auto group = [&](float* mine, int64_t number) {
+        return Group{mine, saved ? saved + number * saved_bytes : nullptr, inputs, outputs, number, images};
     };
-    if (team && threads > 1 && groups > 1) {  // all of it: a team that shrinks ends threads and makes them again
+    auto work = [&] {
+        // Whoever calls is always the first, so that it finds its own rows in its cache at the next call, too.
+        const int64_t worker = std::this_thread::get_id() == caller ? 0 : 1 + workers.fetch_add(1);
+        for (int64_t number; (number = next.fetch_add(1)) < whole; done.fetch_add(1)) {
+            const Group all = group(arenas + worker * arena, number);
+            for (const Instruction* s = instructions; s < instructions + count; ++s)
+                all.run(*s, {0, rows(*s), 0, s->channels});
+        }
+        for (int64_t number = 0; number < shared; ++number)
+            for (const Schedule::Stage& stage : schedule.stages) {
+                await(done, whole + number * schedule.parts + stage.after);
+                const int64_t parts = stage.cut.parts(), mine = worker * parts / threads;
+                for (int64_t k = 0; k < parts; ++k) {  // one's own first, then what others have not begun
+                    const int64_t part = (mine + k) % parts;
+                    if (begun[number * schedule.parts + stage.first + part].exchange(true)) continue;
+                    group(arenas, whole + number).run(*stage.instruction, stage.cut.part(*stage.instruction, part));
+                    done.fetch_add(1);
+                }
+            }
+    };
+    const int64_t helpers = std::min(threads, shared ? threads : groups) - 1;
+    if (team && helpers > 0) {  // all of it: a team that shrinks ends threads and makes them again
         team([](void* all) { (*static_cast<decltype(work)*>(all))(); }, &work, threads, 0);
         return;
     }
     std::vector<std::thread> others;
     try {
-        while (static_cast<int64_t>(others.size()) + 1 < std::min(threads, groups)) others.emplace_back(work);
+        while (static_cast<int64_t>(others.size()) < helpers) others.emplace_back(work);
     } catch (const std::system_error&) {  // no more threads to be had: fewer do it
     }
     work();

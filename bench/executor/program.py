@@ -27,14 +27,17 @@ class Program:
         self.arena = 0
         self._referenced: list[Any] = []  # memory that the instructions point into
         self._instructions: list[Instruction] = []
-        self._slack = 0  # floats past the last tensor that may be read
+        # Floats past a tensor's end that may be read, and that nobody may write meanwhile: a tile may read seven
+        # columns, or a row and three columns, past the last output.
+        self._slack = max(
+            (_past(phase, self.tensors[job.source]) for job in self.jobs for phase in job.phases), default=0
+        )
         # Written by `fill`: an instruction's weights, with their indices among its layer's; biases. None: all ones.
         self._weights: list[tuple[NDArray[np.float32], NDArray[np.int64], int | None]] = []
         self._biases: list[tuple[NDArray[np.float32], int | None]] = []
         self._place(plan.last_uses())
         for job in self.jobs:
             self._emit(job)
-        self.arena += self._slack
         self.instructions = (Instruction * len(self._instructions))(*self._instructions)
 
     def fill(self, weights: Mapping[int, NDArray[np.float32]], biases: Mapping[int, NDArray[np.float32]]) -> None:
@@ -56,14 +59,14 @@ class Program:
                     target.offset = self.tensors[job.add].offset
                     taken = [(a, b, job.target if t == job.add else t) for a, b, t in taken]
                 else:
-                    begin = 0
+                    begin, size = 0, target.size + self._slack
                     for a, b, _ in sorted(taken):
-                        if begin + target.size <= a:
+                        if begin + size <= a:
                             break
                         begin = max(begin, b)
                     target.offset = begin
-                    taken.append((begin, begin + target.size, job.target))
-                    self.arena = max(self.arena, begin + target.size)
+                    taken.append((begin, begin + size, job.target))
+                    self.arena = max(self.arena, begin + size)
             taken = [place for place in taken if last[place[2]] > number]
 
     def _in_place(self, job: Job, dies: bool) -> bool:
@@ -154,8 +157,6 @@ class Program:
         instruction.kind, instruction.tile, instruction.blocks = packed.kind, packed.tile, packed.blocks
         instruction.starts, instruction.entries = self._address(packed.starts), self._address(packed.entries)
         self._weights.append((packed.entries["weight"], np.append(phase.holds, -1)[packed.taps], job.layer))
-        # A tile may read seven columns, or a row and three columns, past the last output.
-        self._slack = max(self._slack, instruction.in_row + 7 * instruction.in_col)
         self._append(instruction)
 
     def _address(self, values: NDArray[Any]) -> int:
@@ -167,6 +168,10 @@ class Program:
 def _set(instruction: Instruction, name: str, offset: int, channel: int, row: int, col: int) -> None:
     for key, value in zip(PITCHES, (offset, channel, row, col), strict=True):
         setattr(instruction, f"{name}{key}", value)
+
+
+def _past(phase: Phase, tensor: Tensor) -> int:
+    return phase.stride[0] * tensor.row + 7 * phase.stride[1] * GROUP
 
 
 def pointers(addresses: list[int]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,6 +58,18 @@ class _Call:
     threat: Threat
     seed: int
     surrogate: Surrogate
+
+
+@dataclass(frozen=True)
+class View:
+    """The net as an attack sees it; `lanes`: see `attacks.base.lanes`."""
+
+    ask: Callable[[Tensor], Tensor]
+    lanes: Callable[[Sequence[int]], int]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (n, classes) of `images`."""
+        return self.ask(images)
 
 
 class Referee:
@@ -272,13 +284,17 @@ class Referee:
         generator = torch.Generator(self.device).manual_seed(call.seed)
         lent = clean.clone(), labels.to(self.device, copy=True)  # an attack may write into what it is given
         self._silent = []
-        model = self.attacked if call.surrogate == OWN else partial(self.attacked, surrogate=call.surrogate)
+        model = View(partial(self.attacked, surrogate=call.surrogate), self._lanes(call.surrogate))
         with arithmetic.active():
             proposals = call.attack(model, *lent, call.threat, generator=generator)
         self._silent = [part for part in self._silent if len(part)]
         if self._silent:
             _finite(self.logits(torch.cat(self._silent)), "images that an attack queried")
         return proposals
+
+    def _lanes(self, surrogate: Surrogate) -> Callable[[Sequence[int]], int]:
+        """How many images take as long as one, by their shape (c, h, w); a surrogate other than a leak runs dense."""
+        return self.fast.lanes if isinstance(self.fast, Fast) and not surrogate.soft else lambda shape: 1
 
     def _looked(self, shape: torch.Size) -> Sizes:
         """The sizes of the net's numbers on fixed images of this shape."""

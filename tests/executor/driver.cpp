@@ -1,8 +1,8 @@
 // Runs programs that Python wrote, on buffers of exactly the size that the kernels are promised, and compares.
 //
 // `driver TOLERANCE FILE...`: each file holds a forward and a backward program with their inputs and the outputs that
-// are expected. Every program runs on one thread, on three, and on three that are lent; the forward one also without
-// saving. What the kernels must not read before they write it is filled with ones: NaN, and signs that are all set. An
+// are expected. Every program runs on one thread and on several, our own and lent ones, which share the groups of images
+// where these are few; the forward one also without saving. What the kernels must not read before they write it is filled with ones: NaN, and signs that are all set. An
 // output may be TOLERANCE times the largest expected one away from what is expected; at 0 every bit must be the same.
 // Ends with 1 where one is further away, and where no thread was lent.
 
@@ -93,7 +93,7 @@ struct Program {
             to.push_back(made.back().as<float>());
         }
         execute(begin(), count(), arenas.as<float>(), pitch, saved, saved_bytes, from.data(), to.data(), images,
-                threads, team);
+                threads, team, 1);
         double worst = 0;
         for (size_t k = 0; k < made.size(); ++k) {
             if (!std::memcmp(made[k].memory.get(), expected[k].memory.get(), made[k].bytes)) continue;
@@ -137,7 +137,7 @@ int main(int argc, char** argv) {
         File file(argv[k]);
         const int64_t images = file.number(), saved_bytes = file.number();
         const Program forward(file), backward(file);
-        for (const auto& [threads, team] : {Way{1, nullptr}, Way{3, nullptr}, Way{3, lent}}) {
+        for (const auto& [threads, team] : {Way{1, nullptr}, Way{2, lent}, Way{3, nullptr}, Way{3, lent}, Way{4, nullptr}}) {
             Buffer saved((images + GROUP - 1) / GROUP * saved_bytes, true);
             const double apart[] = {forward.apart(images, threads, team, nullptr, saved_bytes),
                                     forward.apart(images, threads, team, saved.as<uint8_t>(), saved_bytes),

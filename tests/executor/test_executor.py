@@ -434,23 +434,70 @@ def test_images_that_the_kernels_cannot_count_through_are_refused():
 # Threads
 
 
-@pytest.mark.parametrize("team", ["torch's", "none"])
-def test_the_number_of_threads_changes_no_bit(team, monkeypatch):
-    """On the threads that torch has, and on others."""
-    if team == "none":
-        monkeypatch.setattr(native, "team", lambda: None)
+@pytest.mark.parametrize("team", ["torch's", "none", "of one"])
+@pytest.mark.parametrize("arch", ["mnist-cnn", "resnet-small"])
+def test_the_number_of_threads_changes_no_bit(arch, team, monkeypatch, one_alone):
+    """On torch's threads, on our own and where fewer come than were called; in groups they share and in others."""
+    monkeypatch.setattr(native, "ENOUGH", 1)
+    if team != "torch's":
+        monkeypatch.setattr(native, "team", lambda: None if team == "none" else one_alone.address)
     elif sys.platform == "linux":
         assert native.team() is not None, "premise"
-    net, before = sparsely(sparse_net("mnist-cnn", 0.05)), torch.get_num_threads()
-    images = torch.rand(70, 1, 28, 28, generator=generator())
+    net, batch = sparsely(sparse_net(arch, 0.05)), torch.rand(70, *SHAPES[arch], generator=generator())
+    for images in (1, 5, 16, 17, 33, 70):
+        results = [on_threads(threads, net, batch[:images]) for threads in (1, 2, 3, 5)]
+        assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True)), images
+
+
+def on_threads(threads: int, net: Fast, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs and a gradient by that number of threads."""
+    before = torch.get_num_threads()
     try:
-        results = []
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(both(net, images))
+        torch.set_num_threads(threads)
+        return both(net, images)
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+class OneAlone:
+    """A team in which nobody comes but the one who calls; `calls` counts how often it was called."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+        self._called = ctypes.CFUNCTYPE(None, work, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(self._call)
+        self.address = ctypes.cast(self._called, ctypes.c_void_p).value
+
+    def _call(self, work, data, threads, flags) -> None:
+        self.calls += 1
+        work(data)
+
+
+@pytest.fixture
+def one_alone() -> OneAlone:
+    return OneAlone()
+
+
+# A group of 16 images is shared where half of the threads or more would have no group of their own, and where there is
+# enough to do.
+@pytest.mark.parametrize(
+    ("images", "threads", "enough", "together"),
+    [
+        (1, 1, 1, False),
+        (1, 2, 1, True),
+        (16, 2, 1, True),
+        (16, 2, 1 << 60, False),
+        (17, 2, 1 << 60, True),  # two groups
+        (48, 2, 1, True),
+    ],
+)
+def test_threads_share_a_group_where_there_is_enough_to_do(images, threads, enough, together, monkeypatch, one_alone):
+    monkeypatch.setattr(native, "ENOUGH", enough)
+    monkeypatch.setattr(native, "team", lambda: one_alone.address)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    net = sparsely(sparse_net("digits-cnn", 0.1))
+    net(torch.rand(images, 1, 8, 8, generator=generator()))
+    assert one_alone.calls == together
 
 
 def compiled(net: Fast) -> Compiled:

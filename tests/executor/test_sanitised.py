@@ -6,6 +6,7 @@ Every sanitiser has a twin: a program with one fault that it must report.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import platform
 import shutil
 import subprocess
@@ -18,8 +19,8 @@ import pytest
 import torch
 from torch import nn
 
-from prunebench.bench.executor import native, packing
-from prunebench.bench.executor.packing import CONV, DENSE
+from prunebench.bench.executor import native, packing, program
+from prunebench.bench.executor.packing import CONV, DENSE, FRAME
 from prunebench.bench.executor.program import Program
 from tests.executor.test_executor import SHAPES, apart, both, compiled, generator, sparse_net, sparsely, stir
 
@@ -131,6 +132,12 @@ class Case:
             Written(backward, [direction], [self.given[1]]),
         ]
 
+    def repeated(self, times: int) -> Case:
+        """Both programs that many times in a row, so that threads which share them meet."""
+        for side in self.sides:
+            side.instructions *= times
+        return self
+
     def write(self, path: Path) -> Path:
         path.write_bytes(number(len(self.images)) + number(self.saved) + b"".join(side.pack() for side in self.sides))
         return path
@@ -208,6 +215,12 @@ def test_no_thread_races(thread, cases, tmp_path):
     assert ended == 0, said
 
 
+@pytest.mark.parametrize("name", ["flat", "square", "blocks", "quads-odd", "mnist"])
+def test_no_threads_race_that_share_a_group(thread, plain, tmp_path, name):
+    ended, said = drive([str(thread)], [Case(name, images=16).repeated(20).write(tmp_path / name)])
+    assert ended == 0, said
+
+
 # The twins
 
 
@@ -253,6 +266,27 @@ def test_two_threads_in_one_arena_are_seen(thread, plain, tmp_path):
     case = Case("digits", images=999)
     case.sides[0].pitch = 0
     ended, said = drive([str(thread)], [case.write(tmp_path / "file")])
+    assert ended
+    assert "data race" in said
+
+
+def test_a_part_that_does_not_wait_is_seen(thread, plain, tmp_path):
+    """A frame may be written while the tensor inside it is; here it lies where that instruction reads."""
+    case = Case("quads", images=16)
+    pairs = itertools.pairwise(case.sides[0].instructions)
+    frame, filler = next((a, b) for a, b in pairs if a.kind == FRAME and b.kind in (CONV, DENSE))
+    frame.out, frame.out_channel, frame.out_row = getattr(filler, "in"), filler.in_channel, filler.in_row
+    frame.channels = 1
+    ended, said = drive([str(thread)], [case.repeated(300).write(tmp_path / "file")])
+    assert ended
+    assert "data race" in said
+
+
+def test_a_tile_that_reads_what_others_write_is_seen(thread, plain, monkeypatch, tmp_path):
+    """Tiles read past the end of a tensor, where there is another one if tensors lie without a gap."""
+    monkeypatch.setattr(program, "_past", lambda *_: 0)
+    case = Case("flat", images=16)
+    ended, said = drive([str(thread)], [case.repeated(300).write(tmp_path / "file")])
     assert ended
     assert "data race" in said
 
