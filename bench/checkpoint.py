@@ -80,7 +80,7 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, Tensor], Any]:
     try:
         length = int.from_bytes(data[:8], "little")
         if length > LARGEST_HEAD:
-            raise ValueError(f"its header has {length} bytes")
+            raise ValueError("it does not begin as one does")
         head = json_of(data[8 : 8 + length])
         tensors = load(data)
         text = head["__metadata__"][_KEY]
@@ -241,5 +241,6 @@ def _check_sparsity(kept: int, total: int, header: Header, name: str) -> None:
     if kept > allowed:
         raise Refused(
             "sparsity",
-            f"{name} keeps {kept} of {total} weights; sparsity {header.job.sparsity} allows at most {allowed}.",
+            f"{name} keeps {kept} of {total} weights; sparsity {header.job.sparsity} allows at most {allowed}; "
+            "set the others to zero.",
         )

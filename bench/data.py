@@ -124,7 +124,10 @@ class Store:
         """The first `count` test images (None for all) in the fixed order of the data set."""
         whole = self._arrays(name, False)
         if count is not None and count > len(whole):
-            raise PrunebenchError(f"Data set {name} has {len(whole)} test images, fewer than the {count} asked for.")
+            raise PrunebenchError(
+                f"Data set {name} has {len(whole)} test images, fewer than the {count} asked for; ask "
+                f"for {len(whole)} or fewer."
+            )
         return whole.take(slice(0, count))
 
     def present(self, name: str) -> bool:
@@ -160,7 +163,7 @@ class Store:
             except _UNREADABLE as error:
                 raise PrunebenchError(
                     f"Data set {name} is not in {root} ({missing[0]} is missing) and could not be downloaded "
-                    f"({_reason(error)}); put it there or name the folder that holds it with --data."
+                    f"({_reason(error).rstrip(':')}); put it there or name the folder that holds it with --data."
                 ) from error
         return self._decoded(name, train, [root / file for file in known.files], lambda: self._read(name, root, train))
 

@@ -6,28 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load
 from scipy import special
 
-from prunebench.bench.beside import net_path
-from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.files import read_known
-from prunebench.bench.record import LARGEST_NET, Record
-
-_ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)  # numpy 1 has no bitwise_count
-
-
-@dataclass(frozen=True)
-class Mask:
-    """The kept positions of a net: per layer, `bits` packed eight to a byte, and how many of `sizes` are `kept`."""
-
-    bits: tuple[np.ndarray, ...]
-    sizes: tuple[int, ...]
-    kept: tuple[int, ...]
+from prunebench.leaderboard.nets import Mask, ones
 
 
 @dataclass(frozen=True)
@@ -50,29 +32,6 @@ class Agreement:
     chance: float
 
 
-def mask_of(path: Path, record: Record) -> Mask | None:
-    """The mask of the net beside the record at `path`; None if there is no net.
-
-    Raises PrunebenchError for another net than the record's, and for masks that do not have its layers and counts.
-    """
-    file = net_path(path)
-    if not file.exists():
-        return None
-    way_out = "restore the net of this record"
-    data = read_known(file, record.net.sha256, f"the net of {path}", LARGEST_NET, missing=way_out, other=way_out)
-    layers = record.net.layers
-    try:
-        tensors = load(data)
-        bits = tuple(tensors[f"{layer.name}.bitmask"] for layer in layers)
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise PrunebenchError(f"{file} holds no masks of its layers ({error}); {way_out}.") from None
-    for layer, mask in zip(layers, bits, strict=True):
-        fits = mask.dtype == np.uint8 and mask.shape == ((layer.size + 7) // 8,)
-        if not fits or _count(mask) != layer.nonzero:
-            raise PrunebenchError(f"{file} does not keep {layer.nonzero} weights in {layer.name}, as {path} says.")
-    return Mask(bits, tuple(layer.size for layer in layers), tuple(layer.nonzero for layer in layers))
-
-
 def jaccard(a: Mask, b: Mask) -> tuple[float, float]:
     """The Jaccard index of the kept positions of two masks of one architecture, and the index that chance gives.
 
@@ -82,16 +41,12 @@ def jaccard(a: Mask, b: Mask) -> tuple[float, float]:
     """
     if a.sizes != b.sizes:
         raise ValueError("the two nets have different layers")
-    both = sum(_count(ours & theirs) for ours, theirs in zip(a.bits, b.bits, strict=True))
+    both = sum(ones(ours & theirs) for ours, theirs in zip(a.bits, b.bits, strict=True))
     expected = sum(ours * theirs / size for ours, theirs, size in zip(a.kept, b.kept, a.sizes, strict=True))
     total = sum(a.kept) + sum(b.kept)
     if total == 0:
         raise ValueError("neither net keeps a weight")
     return both / (total - both), expected / (total - expected)
-
-
-def _count(bits: np.ndarray) -> int:
-    return int(_ONES[bits].sum(dtype=np.int64))
 
 
 def agreements(rows: Mapping[str, Mapping[int, Mask]]) -> list[Agreement]:

@@ -175,7 +175,8 @@ def _value(head: str, field: dataclasses.Field[Any], text: str, cls: type) -> An
     except (KeyError, ValueError, TypeError):
         wanted = getattr(kind, "__name__", kind)
         raise PrunebenchError(
-            f"Option {field.name}={text!r} of {head} is not of type {wanted}; its default is {field.default!r}."
+            f"Option {field.name}={text!r} of {head} is not of type {wanted}; its default is {field.default!r}, "
+            f"written {field.name}={str(field.default).lower()}."
         ) from None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.errors import PrunebenchError, cut
 from prunebench.bench.outcomes import recount, standing_of
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.stats import mcnemar
@@ -54,14 +54,14 @@ def compare(first: str | Path, second: str | Path) -> tuple[Difference, Differen
     records = [_scored(path) for path in paths]
     for what, one, other in (
         ("rules (the protocol's sha256)", *(record.protocol.sha256 for record in records)),
-        ("test images (the data's sha256)", *(record.data.sha256 for record in records)),
         ("numbers of images", *(record.score.n for record in records)),
+        ("test images (the data's sha256)", *(record.data.sha256 for record in records)),
         ("attacks", *(", ".join(record.score.survived) for record in records)),
     ):
         if one != other:
             raise PrunebenchError(
-                f"{first} and {second} have different {what}, {str(one)[:40]} and {str(other)[:40]}, so their images "
-                "cannot be paired; score both nets under the same rules."
+                f"{first} and {second} have different {what}, {cut(str(one), 40)} and {cut(str(other), 40)}, so their "
+                "images cannot be paired; score both nets under the same rules."
             )
     outcomes = [recount(path, record) for path, record in zip(paths, records, strict=True)]
     if not np.array_equal(outcomes[0]["labels"], outcomes[1]["labels"]):

@@ -102,13 +102,16 @@ def sign(
 def site(
     records: Annotated[Path, typer.Argument(metavar="RECORDS", help="A folder of records, or a run folder.")],
     out: Annotated[Path, typer.Option(help="The folder for the site; an older site there is replaced.")],
+    address: Annotated[
+        str | None, typer.Option(help="Where the site will be found, for the picture beside links to it.")
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Make web pages from the records; no server is needed."""
     from prunebench.leaderboard.site import folder
 
-    ranking, first = folder.write(records_in(records), out)
+    ranking, first = folder.write(records_in(records), out, address)
     rows, boards = sum(len(board.rows) for board in ranking.boards), len(ranking.boards)
     what = f"{boards} board{'s' * (boards != 1)} and {rows} row{'s' * (rows != 1)}"
     show.wrote([first], as_json=as_json, word=f"Written, {what}", boards=boards, rows=rows)

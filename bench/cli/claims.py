@@ -39,6 +39,8 @@ def claim(
     net = record.parent / NET if net is None else net_at(net)
     path = make(record, net, out, at_least=at_least, best=best, force=force)
     show.wrote([path], as_json=as_json)
+    if not (out / "proposals.npz").exists():
+        show.warn(["The claim cannot be replayed, only verified at level quick or full; score with --keep-proposals."])
 
 
 class Level(StrEnum):

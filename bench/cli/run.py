@@ -116,7 +116,7 @@ def run(
         arithmetic_named(arithmetic, where)  # before any training: does this machine have it?
         cpu = where.type == "cpu"
     with Watch(quiet=quiet, jobs=len(grid)) as watch:
-        watch.line(f"{len(grid)} jobs of {rules.name}, {workers}, in {out}")
+        watch.line(f"{len(grid)} job{'s' * (len(grid) != 1)} of {rules.name}, {workers}, in {out}")
         scored, trained = progress_of(rules, grid, out)
         if scored + trained:
             watch.note(f"{out} has records of {scored} of them and nets of {trained} more; the run goes on from there.")

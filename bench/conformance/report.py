@@ -13,7 +13,7 @@ CHECKS = {
     "options": "Write a frozen dataclass; annotate every field bool, int, float or str, with a default of that type.",
     "runs": "Make it finish without an error on the tiny task; the error is shown above.",
     "loads": "Return the whole state dict of lab.model(): its keys, shapes and types, every value finite.",
-    "sparsity": "Keep at most lab.keep nonzero weights: choose them with bench.mask and train with masks=.",
+    "sparsity": "Keep at most lab.keep nonzero weights, and some: choose them with bench.mask and train with masks=.",
     "budget": "Train through lab.fit, and pay for other work with lab.loop(passes=...) or lab.meter.charge.",
     "deterministic": "Draw only from lab.generator(name): no clock, no order of a set, no system randomness.",
     "random-state": "Leave the global generators of torch, numpy and random alone: use lab.generator(name).",

@@ -176,7 +176,8 @@ def _sparsity(run: Run, resolved: ResolvedPruner, names: list[str]) -> Found:
     allowed = keep_count(whole, run.lab.job.sparsity)
     if not resolved.prunes:
         return True, f"it declares that it does not prune, and keeps {kept} of {whole} weights"
-    return kept <= allowed, f"keeps {kept} of {whole} weights; {run.lab.job.sparsity} allows at most {allowed}"
+    found = f"keeps {kept} of {whole} weights; {run.lab.job.sparsity} allows at most {allowed}"
+    return 0 < kept <= allowed, found + (", and without any the net ignores its images" if kept == 0 else "")
 
 
 def _budget(run: Run) -> Found:
@@ -240,6 +241,8 @@ def _shuffle(first: Run, third: Run | None, names: list[str], resolved: Resolved
         return False, f"with the option shuffle flipped, it ended in {third.error or 'no weights'}"
     one, other = (first, third) if not getattr(resolved.pruner, "shuffle", False) else (third, first)
     plain, moved = _counts(one.state, names), _counts(other.state, names)
+    if not any(plain.values()):
+        return _NOT_RUN
     told = f"without {', '.join(map(str, plain.values()))}; with {', '.join(map(str, moved.values()))}"
     lost = sum(plain.values()) - sum(moved.values())
     # Fewer may be nonzero: a weight kept by a shuffled mask may be zero and have no gradient (IWI's remainder).

@@ -59,9 +59,10 @@ def needs(lab: Lab, pruner: Pruner) -> str:
     found, rules = least_epochs(lab, pruner), lab.protocol
     if found is None:
         return ""
+    units = f"{rules.units:g} {'unit' if rules.units == 1 else 'units'} of {rules.training.epochs}"
     return (
-        f" {lab.job.pruner} needs at least {found} epochs in its budget here, which holds {lab.epochs} "
-        f"({rules.units:g} units of {rules.training.epochs}): use {ceil(found / rules.units)} or more per unit."
+        f" {lab.job.pruner} needs at least {found} epochs in its budget here, which holds {lab.epochs} ({units}): use "
+        f"{ceil(found / rules.units)} or more per unit."
     )
 
 

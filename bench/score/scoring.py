@@ -124,6 +124,9 @@ def _test_images(net: Net, path: Path, rules: Protocol, examples: int | None, st
         )
     refuse_other_patterns(net.module, rules, header.job.sparsity, str(path))
     if examples is not None and rules.test is not None and examples > rules.test:
-        raise PrunebenchError(f"{rules.name} has {rules.test} test images, fewer than --examples {examples}.")
+        raise PrunebenchError(
+            f"{rules.name} has {rules.test} test images, fewer than "
+            f"--examples {examples}; ask for {rules.test} or fewer, or leave --examples out for all of them."
+        )
     test = store.testing(rules.data, examples or rules.test)
     return test, len(test) == len(store.testing(rules.data, rules.test))

@@ -24,8 +24,9 @@ from prunebench.leaderboard.findings.questions import (
     Slack,
     Unpruned,
 )
+from prunebench.leaderboard.nets import Mask, mask_of
 from prunebench.leaderboard.overfitting import last_curve
-from prunebench.leaderboard.overlap import Mask, agreements, mask_of
+from prunebench.leaderboard.overlap import agreements
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path, PurePosixPath
 
@@ -16,16 +17,21 @@ from prunebench.leaderboard.render.text import clean
 from prunebench.leaderboard.site.pages import Made, pages
 from prunebench.leaderboard.table import read
 
+_ADDRESS = re.compile(r"https?://[A-Za-z0-9.:-]+(/[A-Za-z0-9._~%/-]*)?")
 MANIFEST = "site.json"  # lists every file of a site, so that a new site replaces nothing else
 
 
-def write(records: str | Path, out: str | Path) -> tuple[Ranking, Path]:
+def write(records: str | Path, out: str | Path, address: str | None = None) -> tuple[Ranking, Path]:
     """Write the site of the records below `records` to the folder `out`; returns the ranking and the first page.
 
-    The folder is written under another name, then renamed. Raises PrunebenchError for records that cannot be read or
-    compared, for an `out` inside `records`, and for an `out` that holds anything but a site made by Prunebench.
+    `address`: where the site will be found, for the picture that others show beside a link to it. The folder is written
+    under another name, then renamed. Raises PrunebenchError for records that cannot be read or compared, for an
+    `address` that is none, for an `out` inside `records`, and for an `out` that holds anything but a site made by
+    Prunebench.
     """
     source, target = Path(records), Path(out)
+    if address is not None and not _ADDRESS.fullmatch(address):
+        raise PrunebenchError(f"--address {address} is no address of a site; write one like https://example.org/board.")
     if target.resolve().is_relative_to(source.resolve()):
         raise PrunebenchError(
             f"The site cannot go to {target}, inside the records {source}; choose another folder with --out."
@@ -33,7 +39,7 @@ def write(records: str | Path, out: str | Path) -> tuple[Ranking, Path]:
     _refuse_foreign(target)
     results = read(source)
     ranking = look(source, results)
-    made = pages(ranking, results, source)
+    made = pages(ranking, results, source, f"{address.rstrip('/')}/" if address else "")
     replace_folder(target, lambda aside: _fill(aside, made))
     return ranking, target / "index.html"
 

@@ -38,6 +38,7 @@ from prunebench.leaderboard.render.text import (
 )
 from prunebench.leaderboard.site import charts, compare, plots, row_page, small, tables
 from prunebench.leaderboard.site.assets import assets
+from prunebench.leaderboard.site.preview import preview
 from prunebench.leaderboard.table import Results
 
 Made = dict[str, bytes | Path]  # the files of a site by their path there: their content, or the file to copy
@@ -58,9 +59,10 @@ class _Site:
         return self.environment.get_template(template).render(**values).encode()
 
 
-def pages(ranking: Ranking, results: Results, source: Path) -> Made:
+def pages(ranking: Ranking, results: Results, source: Path, address: str = "") -> Made:
     """Every file of the site, by its path there; `source`: the folder of the records and of the files beside them.
 
+    `address`: where the site will be found, ending in a slash, for the picture beside links to it; "" if unknown.
     Raises PrunebenchError for names that would share a file, and for files that do not belong to their record.
     """
     hrefs = {
@@ -77,7 +79,7 @@ def pages(ranking: Ranking, results: Results, source: Path) -> Made:
             "Two pruners have names that give the same file name; rename one pruner and score it again."
         )
     far = {path: raw_distances(source / path, r) for path, r in results.items() if isinstance(r, Record)}
-    site, found = _Site(results, source, _environment(), hrefs, far), findings(ranking, results, source)
+    site, found = _Site(results, source, _environment(address), hrefs, far), findings(ranking, results, source)
     made: Made = {**assets(), "board.csv": comma_separated(ranking).encode(), "board.json": as_json(ranking).encode()}
     sections = []
     for board_id, board in zip(ids, ranking.boards, strict=True):
@@ -95,6 +97,8 @@ def pages(ranking: Ranking, results: Results, source: Path) -> Made:
         made[f"boards/{board_id}.html"] = _board_page(site, board, board_id, found)
         for row in board.rows:
             made |= _row_files(site, board, row, board_id)
+    if ranking.boards:
+        made["preview.png"] = preview(ranking.boards[0])
     made["index.html"] = site.render("index.html", root="", sections=sections, refused=ranking.refused)
     made["compare.html"] = site.render("compare.html", root="", groups=compare.groups(ranking, hrefs))
     return dict(sorted(made.items()))
@@ -179,7 +183,7 @@ def _slug(whole: str) -> str:
     return f"{safe}-{hashlib.sha256(whole.encode(errors='backslashreplace')).hexdigest()[:12]}".lstrip("-")
 
 
-def _environment() -> jinja2.Environment:
+def _environment(address: str) -> jinja2.Environment:
     """Templates that clean and escape every text, and raise an error for an undefined name."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__),
@@ -197,6 +201,7 @@ def _environment() -> jinja2.Environment:
         "explained": explained,
         "MEANING": MEANING,
         "version": version("prunebench"),
+        "address": address,
     }
     environment.filters["ours"] = Markup  # generated text, which may be longer than text from a record
     environment.filters["whole"] = lambda text: escape(flat(text))  # generated text that names rows

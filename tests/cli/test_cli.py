@@ -215,7 +215,7 @@ def honest(nets, tmp_path_factory):
 def test_a_claim_from_a_record_to_its_verdicts(prunebench, honest, tmp_path):
     scored = honest.parent.parent / "scored" / "record.json"
     code, out, err = prunebench("claim", scored, "--out", "mine")
-    assert (code, out, err) == (0, "Written: mine/CLAIM.toml\n", "")
+    assert (code, out, err) == (0, "Written: mine/CLAIM.toml\n", "")  # no warning: it can be replayed
     assert (tmp_path / "mine" / "CLAIM.toml").read_bytes() == honest.read_bytes()
     code, out, err = prunebench("verify", "mine", "--quiet")
     assert (
@@ -251,6 +251,12 @@ def test_a_claim_from_a_record_to_its_verdicts(prunebench, honest, tmp_path):
     shutil.rmtree(tmp_path / "mine")
     shutil.rmtree(tmp_path / "over")
     assert prunebench("verify", ".", "--quiet")[0] == 0
+
+
+def test_a_claim_without_adversarials_says_how_to_get_them(prunebench, scored):
+    code, out, err = prunebench("claim", scored["imp"] / "record.json", "--out", "mine")
+    assert (code, out) == (0, "Written: mine/CLAIM.toml\n")
+    assert err.startswith("prunebench: warning: The claim cannot be replayed") and "--keep-proposals" in err
 
 
 def test_what_cannot_be_claimed_or_verified(prunebench, honest, tmp_path):

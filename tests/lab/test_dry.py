@@ -38,7 +38,7 @@ def test_the_least_epochs_on_paper(pruner, least):
     assert lab.meter.spent == 0 and lab.epochs == 1  # the lab itself is not spent
     assert least_epochs(dry_lab(1.0, least), pruner) is None  # enough
     assert needs(lab, pruner).endswith(
-        f"needs at least {least} epochs in its budget here, which holds 1 (1 units of 1): use {least} or more per unit."
+        f"needs at least {least} epochs in its budget here, which holds 1 (1 unit of 1): use {least} or more per unit."
     )
     assert needs(dry_lab(2.0, 0 + 1), IMP(rewind=3)).endswith("(2 units of 1): use 3 or more per unit.")  # 5 / 2
 

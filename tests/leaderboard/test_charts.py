@@ -15,7 +15,7 @@ from prunebench.bench.beside import net_path
 from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.leaderboard.overfitting import course
 from prunebench.leaderboard.site import charts
-from prunebench.leaderboard.site.charts import accuracy, classes, cost, curves, masks, weights
+from prunebench.leaderboard.site.charts import accuracy, classes, cost, curves, masks, sizes, weights
 from prunebench.leaderboard.site.charts.common import shown
 from prunebench.leaderboard.site.svg import Scale, apart, around, ticks
 from prunebench.leaderboard.table import rank, read
@@ -203,11 +203,11 @@ def test_classes_need_outcomes_and_name_the_one_that_pays(tmp_path):
     assert classes.of_board(board, results, tmp_path / "nowhere") is None
 
 
-def with_net(folder, label, seed, first):
-    """A record with a net beside it that keeps the hundred positions from `first` of 1000."""
+def with_net(folder, label, seed, first, values=1.0):
+    """A record with a net beside it that keeps the hundred positions from `first` of 1000, with these `values`."""
     bits = np.zeros(1000, bool)
     bits[first : first + 100] = True
-    data = packed({"fc.bitmask": np.packbits(bits), "fc.values": np.ones(100, np.float32)})
+    data = packed({"fc.bitmask": np.packbits(bits), "fc.values": np.full(100, values, np.float32)})
     write_bytes(net_path(save(folder, record := make(label, 0.9, seed, net={"sha256": sha256_of(data)}))), data)
     return record
 
@@ -230,6 +230,18 @@ def test_whether_a_ticket_is_a_ticket(places, title, cells, tmp_path):
     assert chart.title.startswith(title)
     words = [text.text for text in sound(chart).iter("text")]
     assert sorted(word for word in words if word[0].isdigit()) == cells
+
+
+def test_who_keeps_weights_that_hardly_count(tmp_path):
+    """In imp 10 of 100 weights are a thousandth of the others, in awt all are equal: 10 % and none are tiny."""
+    with_net(tmp_path, "imp", 0, 0, values=[0.001] * 10 + [1.0] * 90)
+    with_net(tmp_path, "awt", 0, 0)
+    results = read(tmp_path)
+    chart = sizes.of_board(rank(results).boards[0], results, tmp_path)
+    assert chart.title == "imp keeps the most tiny weights, awt the fewest"
+    assert "10.0 % of them in imp, 0.0 % in awt" in chart.sentence
+    sound(chart)
+    assert sizes.of_board(rank(results).boards[0], results, tmp_path / "nowhere") is None
 
 
 def curved(label, robust, seed=0):
@@ -268,6 +280,7 @@ def test_every_chart_is_sound_on_records_of_every_kind(tmp_path):
         "No method clearly beats plain magnitude pruning",
         "Against magnitude, 0 of 2 clearly above and 2 below; against random, 0 of 4 clearly above and 0 below",
         "Sparsity costs clean and robust accuracy alike",
+        "Methods lose images of their own",  # 43 and 44 survive imp, 49 and 50 magnitude
         "Where the training budget goes",
         "How few weights hold the norm",
         "Class 4 pays most for sparsity",

@@ -1,4 +1,4 @@
-"""Overlaps of masks against counts made by hand, and files that are not the record's net."""
+"""Overlaps of masks against counts made by hand."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from safetensors.numpy import save as packed
 
-from prunebench.bench.beside import net_path
-from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.files import sha256_of, write_bytes
-from prunebench.leaderboard.overlap import Mask, agreements, jaccard, jackknife, mask_of
-from tests.support.records import make, save
+from prunebench.leaderboard.nets import Mask
+from prunebench.leaderboard.overlap import agreements, jaccard, jackknife
 
 
 def mask(*layers):
@@ -78,35 +74,3 @@ def test_the_jackknife_leaves_out_seeds_not_pairs():
     low, high = jackknife({(0, 1): 0.0, (0, 2): 3.0, (1, 2): 6.0})
     assert (high - low) / 2 == pytest.approx(4.302653 * math.sqrt(12)) and low + high == pytest.approx(6)
     assert jackknife({(0, 1): 1.0}) is None
-
-
-def kept(folder, bits="11" + "0" * 18, *, name="fc.bitmask", stated=2):
-    """A record of a net with one layer of 20 weights, and that net beside it."""
-    array = np.packbits(np.array([int(bit) for bit in bits], bool))
-    data = packed({name: array, "fc.values": np.ones(2, np.float32)})
-    layers = [{"name": "fc", "shape": [10, 2], "nonzero": stated}]
-    net = {"sha256": sha256_of(data), "prunable": 20, "nonzero": stated, "layers": layers}
-    path = save(folder, make(net=net))
-    write_bytes(net_path(path), data)
-    return path, make(net=net)
-
-
-def test_masks_come_from_the_net_beside_the_record(tmp_path):
-    path, record = kept(tmp_path)
-    found = mask_of(path, record)
-    assert (found.sizes, found.kept) == ((20,), (2,)) and found.bits[0].tolist() == [192, 0, 0]
-    net_path(path).unlink()
-    assert mask_of(path, record) is None
-
-
-def test_a_net_that_contradicts_its_record_is_refused(tmp_path):
-    path, record = kept(tmp_path / "a", "111" + "0" * 17)
-    with pytest.raises(PrunebenchError, match=r"does not keep 2 weights in fc, as .* says"):
-        mask_of(path, record)
-    path, record = kept(tmp_path / "b", name="other")
-    with pytest.raises(PrunebenchError, match="holds no masks of its layers"):
-        mask_of(path, record)
-    path, record = kept(tmp_path / "c")
-    write_bytes(net_path(path), b"another")
-    with pytest.raises(PrunebenchError, match="its sha256 differs; restore the net"):
-        mask_of(path, record)

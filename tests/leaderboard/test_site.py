@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from prunebench.bench.adversarials import Pairs, pack_pairs
 from prunebench.bench.beyond import Best, Beyond
@@ -20,7 +21,7 @@ from prunebench.bench.files import replace_folder, sha256_of, write_bytes
 from prunebench.bench.outcomes import pairs_path
 from prunebench.leaderboard.papers import PAPERS
 from prunebench.leaderboard.render.text import clean
-from prunebench.leaderboard.site import assets, figure, folder, pages, plots, row_page
+from prunebench.leaderboard.site import assets, figure, folder, pages, plots, preview, row_page
 from prunebench.leaderboard.table import rank, read
 from tests.support.records import make, refusal, save
 
@@ -270,9 +271,9 @@ def test_a_record_is_nothing_but_text(hostile, plain_shapes, tmp_path):
 @pytest.mark.parametrize("hostile", HOSTILE[:2])
 def test_the_test_above_sees_what_is_not_escaped(hostile, plain_shapes, tmp_path, monkeypatch):
     source = fill(tmp_path / "records", hostile, hostile)
-    environment = pages._environment()
+    environment = pages._environment("")
     environment.autoescape = False
-    monkeypatch.setattr(pages, "_environment", lambda: environment)
+    monkeypatch.setattr(pages, "_environment", lambda _: environment)
     found = pages.pages(rank(read(source)), read(source), source)
     try:
         shapes = sorted(Page(data).shape for name, data in found.items() if name.endswith(".html"))
@@ -314,6 +315,28 @@ def test_other_pairs_than_the_record_names_are_refused(tmp_path):
         PrunebenchError, match=r"a-seed1.pairs.npz is not the recorded file of image pairs: its sha256 differs"
     ):
         folder.write(tmp_path / "records", tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+
+
+def test_the_picture_beside_links_shows_the_leading_board(made, records, tmp_path):
+    """imp, the more robust of two methods, comes first and in its blue; the tag names the file, or its address."""
+    picture = Image.open(made / "preview.png")
+    assert (picture.format, picture.size) == ("PNG", (1200, 630))
+    wide = picture.crop((400, preview.TOP, 1010, preview.BOTTOM))
+    blue, ink = (np.all(np.array(wide) == colour, axis=-1) for colour in ((0x15, 0x67, 0xDE), (0x1C, 0x21, 0x26)))
+    assert blue.any() and ink.any() and np.nonzero(blue)[0].mean() < np.nonzero(ink)[0].mean()  # above magnitude
+    assert '<meta property="og:image" content="preview.png">' in (made / "index.html").read_text()
+    assert '<meta property="og:image" content="../preview.png">' in (made / "boards/digits-linf.html").read_text()
+    for address in ("https://example.org/board", "https://example.org/board/"):
+        folder.write(records, tmp_path / "site", address)
+        for page in (tmp_path / "site" / "index.html", *(tmp_path / "site" / "entries").iterdir()):
+            assert '<meta property="og:image" content="https://example.org/board/preview.png">' in page.read_text()
+
+
+@pytest.mark.parametrize("address", ["example.org", "javascript:alert(1)", 'https://x.org/"><script>', ""])
+def test_an_address_that_is_none_is_refused(address, records, tmp_path):
+    with pytest.raises(PrunebenchError, match=r"--address .* is no address of a site; write one like https://"):
+        folder.write(records, tmp_path / "site", address)
     assert not (tmp_path / "site").exists()
 
 

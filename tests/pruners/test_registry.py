@@ -183,12 +183,15 @@ def test_an_unknown_name_lists_the_choices_and_the_nearest():
         ("dense:rounds=3", "Unknown option of dense 'rounds'. Choose from: shuffle."),
         ("imp:=3", "Unknown option of imp ''"),
         ("imp:rounds=3,rounds=4", "Option rounds of imp is given twice"),
-        ("imp:rounds=three", "Option rounds='three' of imp is not of type int; its default is 4."),
+        ("imp:rounds=three", "Option rounds='three' of imp is not of type int; its default is 4, written rounds=4."),
         ("imp:rounds=2.5", "is not of type int"),
         ("imp:rounds=", "is not of type int"),
         ("magnitude:dense=nan", "is not of type float"),
         ("magnitude:dense=-inf", "is not of type float"),
-        ("imp:shuffle=yes", "Option shuffle='yes' of imp is not of type bool; its default is False."),
+        (
+            "imp:shuffle=yes",
+            "Option shuffle='yes' of imp is not of type bool; its default is False, written shuffle=false.",
+        ),
         ("imp:rounds=0", "refuses its options: rounds = 0 must be at least 1"),
         ("magnitude:dense=1", "refuses its options: dense = 1.0 must be in (0, 1)"),
         ("imp:rounds", "Cannot read the pruner 'imp:rounds'; write NAME:option=value"),
@@ -232,4 +235,4 @@ def test_an_option_of_a_type_that_no_command_line_can_spell(tmp_path):
     path = tmp_path / "odd.py"
     path.write_text(MINE.replace("rounds: int = 3", "rounds: int | None = 3"))
     assert resolve(f"{path}:Mine:share=0.25").options == {"share": 0.25}
-    assert "is not of type int | None; its default is 3." in refused(f"{path}:Mine:rounds=4")
+    assert "is not of type int | None; its default is 3, written rounds=3." in refused(f"{path}:Mine:rounds=4")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board
-from prunebench.leaderboard.site.charts import accuracy, classes, cost, curves, forest, masks, weights
+from prunebench.leaderboard.site.charts import accuracy, classes, cost, curves, forest, images, masks, sizes, weights
 from prunebench.leaderboard.site.svg import Chart
 from prunebench.leaderboard.table import Results
 
@@ -27,10 +27,12 @@ def of_board(board: Board, results: Results, source: Path) -> list[Chart]:
     records = {path: record for path in paths if isinstance(record := results[path], Record)}
     drawn = (
         accuracy.clean_against_robust(board),
+        images.of_board(board, records, source),
         cost.of_board(board, records),
         masks.of_board(board, records, source),
         weights.densities(board, records),
         weights.spread(board, records),
+        sizes.of_board(board, records, source),
         classes.of_board(board, records, source),
         curves.of_board(board, records),
     )

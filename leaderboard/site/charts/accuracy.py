@@ -116,9 +116,12 @@ def _verdicts(board: Board, sparsities: Sequence[Decimal]) -> tuple[str, str]:
 
 
 def clean_against_robust(board: Board) -> Chart | None:
-    """A path per method from the densest to the sparsest nets; None without pruned methods."""
+    """A path per method from the densest to the sparsest nets; None without pruned methods.
+
+    Random pruning is left out: it is so far below the methods that they would be one spot.
+    """
     sparsities = sparse(board)
-    if not sparsities or not (last := shown(board, sparsities[-1])):
+    if not sparsities or not (last := [row for row in shown(board, sparsities[-1]) if row.role == "method"]):
         return None
     lines = {row.pruner: [each for each in board.rows if each.pruner == row.pruner and each.sparsity] for row in last}
     dense = reference(board)

@@ -15,7 +15,7 @@ from prunebench.leaderboard.site.charts.common import left_out, mean, percent, r
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, Scale, around, bottom_axis, canvas, mark, path, prose, text, ticks
 
-WIDTH, LEFT, RIGHT, ROW, NAMES = 620, 60, 600, 30, 3  # NAMES: in a line of the legend
+WIDTH, LEFT, RIGHT, ROW, NAMES = 530, 50, 510, 30, 3  # NAMES: in a line of the legend
 MOST = 40  # classes in a chart
 
 

@@ -27,7 +27,7 @@ from prunebench.leaderboard.site.svg import (
     ticks,
 )
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 620, 420, 48, 430, 40, 370
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 530, 420, 48, 350, 40, 370
 
 
 def of_board(board: Board, records: Mapping[Path, Record]) -> Chart | None:
@@ -51,6 +51,8 @@ def of_board(board: Board, records: Mapping[Path, Record]) -> Chart | None:
         parts.append(path([end, (RIGHT + 12, place)], f"line faint s{look.colour}"))
         parts += [mark(RIGHT + 22, place, look), text(RIGHT + 32, place + 4, row.pruner)]
     title, sentence = _told([(row.pruner, of) for row, of in found])
+    if len(found) < len(rows):
+        sentence += f" The records of {len(rows) - len(found)} other rows hold no curve."
     return Chart(title, canvas(WIDTH, HEIGHT, parts, f"{title}. {sentence}"), sentence)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board
 from prunebench.leaderboard.contrasts import RANDOM
-from prunebench.leaderboard.overlap import Agreement, Mask, agreements, mask_of
+from prunebench.leaderboard.nets import Mask, mask_of
+from prunebench.leaderboard.overlap import Agreement, agreements
 from prunebench.leaderboard.render.leaders import sparse
 from prunebench.leaderboard.render.text import short, short_list
 from prunebench.leaderboard.site.charts.common import shown

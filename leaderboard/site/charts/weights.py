@@ -26,7 +26,7 @@ from prunebench.leaderboard.site.svg import (
     ticks,
 )
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 620, 420, 56, 430, 40, 352
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 530, 420, 56, 340, 40, 352
 LEAST = 1e-4  # a layer that keeps less is drawn here
 MOST = 6  # layers whose names fit below the axis
 NOTE = "hoyer"  # the note of a record that holds Hoyer's sparsity
@@ -99,12 +99,12 @@ def spread(board: Board, records: Mapping[Path, Record]) -> Chart | None:
         return None
     found.sort(key=lambda pair: (pair[0].sparsity, -pair[1]))
     bottom = TOP + 30 * len(found)
-    x = Scale(0, 1, 190, 560)
+    x = Scale(0, 1, 170, 490)
     at = [(value, f"{value:g}") for value in ticks(x.low, x.high)]
-    parts = bottom_axis(x, bottom, "Hoyer's sparsity of all weights: 0 = all equal, 1 = a single weight", at, TOP - 8)
+    parts = bottom_axis(x, bottom, "Hoyer's sparsity: 0 = all weights equal, 1 = a single one", at, TOP - 8)
     for i, (row, value) in enumerate(found):
         y, look = TOP + 30 * (i + 0.5), look_of(row.pruner)
-        parts += [text(178, y + 4, _named(row), "", "end"), path([(190, y), (x(value), y)], f"line s{look.colour}")]
+        parts += [text(158, y + 4, _named(row), "", "end"), path([(170, y), (x(value), y)], f"line s{look.colour}")]
         parts += [mark(x(value), y, look), text(x(value) + 10, y + 4, f"{value:.2f}", "strong")]
     title, sentence = _told([pair for pair in found if not pair[0].sparsity], found)
     return Chart(title, canvas(WIDTH, bottom + 50, parts, f"{title}. {sentence}"), sentence)
