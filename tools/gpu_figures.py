@@ -73,8 +73,8 @@ def measure(what: str, arch: str, images: int, device: str) -> dict[str, Any]:
         nets = dict.fromkeys([*SHAPES, arch])
         rules = _rules("", images)
         ways = {net: step_times(net, rules, Noise(Path(), shape=SHAPES.get(net, (3, 32, 32))), device) for net in nets}
-        told = [f"{net} {', '.join(f'{name} {ms:.3g}' for name, ms in row.items())}" for net, row in ways.items()]
-        return {"line": f"ms a step: {'; '.join(told)}", "milliseconds": ways}
+        rows = (f"{net} {', '.join(f'{name} {ms:.3g}' for name, ms in row.items())}" for net, row in ways.items())
+        return {"line": f"ms a step: {'; '.join(rows)}", "milliseconds": ways}
     return {"line": pace(what, arch, images, device)}
 
 
