@@ -1,4 +1,4 @@
-"""The files beside a record: their names, how a net is copied there, and which stale files to remove."""
+"""The files beside a record: how a net is copied there, and which stale files to remove."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import digest_outside, write_aside, write_bytes
+from prunebench.bench.names import JOURNAL, RECORD, REFUSAL
 from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path
 from prunebench.bench.record import LARGEST_NET, Record, load_record
-
-NET, RECORD, REFUSAL, JOURNAL = "net.safetensors", "record.json", "refusal.json", "journal"
 
 _OWNER = "net"  # a file in the journal that holds the sha256 of the net it describes
 

@@ -28,6 +28,11 @@ LARGEST = 8 * 2**20  # bytes; our records and outcomes files are far smaller
 LARGEST_NET = 2**28  # bytes of a net file; the largest net of the table takes 60 MB
 
 
+def schema_for(arithmetic: AttackArithmetic) -> Schema:
+    """The schema of a new record whose attacks ran in this arithmetic."""
+    return SCHEMA if arithmetic.exact else INEXACT
+
+
 class Hashed(Strict):
     """A file that contains the sha256 of the rest of its content."""
 

@@ -12,7 +12,6 @@ from torch.optim.adam import adam
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.job import Job
-from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import (
     LAYERS,
@@ -126,7 +125,7 @@ class AWT:
         share = self.search + (self.scout if self.layers == "global" else 0.0)
         images = self.batches * min(lab.protocol.training.batch, len(lab.train))  # for the calibration
         left = int(((1 - share) * lab.meter.granted - images) * lab.epochs / lab.meter.granted)
-        refuse_short({"train": left}, budget=lab.epochs, steps=lab.steps, way_out="lower search or batches")
+        lab.refuse_short({"train": left}, way_out="lower search or batches")
         keeps = self._counts(lab)
         dense = lab.calibrated("calibrate", lab.initial(), batches=self.batches)
         masks = keep_largest_by_layer({name: dense[name].abs() for name in lab.shapes}, keeps)

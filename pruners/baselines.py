@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 
 from prunebench.bench.job import Job
-from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import State, erk, masked, rescaled
 from prunebench.bench.pattern import Chooser, refuse_unknown
@@ -79,7 +78,7 @@ class Magnitude:
         """Train, cut, fine-tune."""
         chooser = Chooser(self.pattern, lab.shapes, lab.keep, lab.model)
         epochs = max(1, round(self.dense * lab.epochs))
-        refuse_short({"fine-tune": lab.epochs - epochs}, budget=lab.epochs, steps=lab.steps, way_out="lower dense")
+        lab.refuse_short({"fine-tune": lab.epochs - epochs}, way_out="lower dense")
         dense = lab.fit("dense", lab.initial(), epochs=epochs).weights
         masks = chooser({name: dense[name].abs() for name in lab.shapes})
         if self.shuffle:

@@ -8,7 +8,6 @@ import torch
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.job import Job
-from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.exchange import Breathing, Exchange
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schedule import TrainingPlan
@@ -57,7 +56,7 @@ class FlyingBird:
         """Draw, then train while weights are exchanged, for as many epochs as the measurements of `plus` leave."""
         masks = draw(lab.shapes, erk(lab.shapes, lab.keep), lab.generator("mask"))
         refuse_empty({name: int(mask.sum()) for name, mask in masks.items()})
-        refuse_short({"train": lab.epochs}, budget=lab.epochs, steps=lab.steps, way_out="choose another protocol")
+        lab.refuse_short({"train": lab.epochs}, way_out="choose another protocol")
         rules, left = lab.protocol, lab.meter.granted - lab.meter.spent
         for epochs in range(lab.epochs, 0, -1):
             scheme = self._scheme(lab, epochs * TrainingPlan(rules.training, rules.threat, 1).batches(len(lab.train)))

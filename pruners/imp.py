@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunebench.bench.job import Job
-from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import Masks, State, keep_largest, masked, shuffled
 
@@ -51,7 +50,7 @@ class IMP:
         """Find the ticket, then train it."""
         rounds, epochs = self.divided(lab.epochs, lab.steps)
         rest = lab.epochs - self.rewind - rounds * epochs
-        refuse_short({"train the ticket": rest}, budget=lab.epochs, steps=lab.steps, way_out="lower rewind or search")
+        lab.refuse_short({"train the ticket": rest}, way_out="lower rewind or search")
         early = lab.initial()
         if self.rewind:
             early = lab.fit("to the rewind point", early, epochs=self.rewind + epochs, stop=self.rewind).last

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 
 from prunebench.bench.job import Job
-from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import State, keep_largest, masked, shuffled
 
@@ -75,7 +74,7 @@ class IWI:
         """Ticket, inherit, train all, prune, fine-tune."""
         epochs = round(self.share * lab.epochs), max(1, round(self.large * lab.epochs))
         stages = {"ticket": epochs[0], "fine-tune": lab.epochs - sum(epochs)}
-        refuse_short(stages, budget=lab.epochs, steps=lab.steps, way_out="choose other values of share and large")
+        lab.refuse_short(stages, way_out="choose other values of share and large")
         large = _large(lab, self.ticket, job.sparsity, epochs, self.remainder, self.lr)
         masks = keep_largest({name: large[name].abs() for name in lab.shapes}, lab.keep)
         if self.shuffle:
@@ -115,10 +114,8 @@ class IWIDense:
         """Ticket, inherit, train all."""
         ticket = round(self.share * lab.epochs)
         epochs = ticket, lab.epochs - ticket
-        refuse_short(
+        lab.refuse_short(
             {"ticket": ticket, "large": epochs[1]},
-            budget=lab.epochs,
-            steps=lab.steps,
             way_out="choose another value of share",
         )
         return _large(lab, self.ticket, self.sparsity, epochs, self.remainder, self.lr)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from prunebench.bench.beside import RECORD
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.cli import main
 from prunebench.bench.collapse import collapse, connected, warnings
 from prunebench.bench.models import build, prunable
+from prunebench.bench.names import RECORD
 from prunebench.bench.record import load_record
 from prunebench.bench.score.scoring import score
 from tests.support.nets import STORE, changed, seal_state

@@ -24,15 +24,16 @@ from torch import Tensor
 
 from prunebench.bench import machine
 from prunebench.bench.attacks.suites import suite_of
-from prunebench.bench.beside import JOURNAL, RECORD, net_path, publish
+from prunebench.bench.beside import net_path, publish
 from prunebench.bench.beyond import Beyond
 from prunebench.bench.checkpoint import Net, open_net
 from prunebench.bench.data import Split, Store, as_float
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, write_bytes
+from prunebench.bench.names import JOURNAL, RECORD
 from prunebench.bench.outcomes import outcomes_path, pack_outcomes, pairs_path, proposals_path, recount
 from prunebench.bench.pattern import patterns_of
-from prunebench.bench.record import INEXACT, SCHEMA, Record, load_all, load_record
+from prunebench.bench.record import Record, load_all, load_record, schema_for
 from prunebench.bench.score import flags
 from prunebench.bench.score.arithmetic import exact_float32
 from prunebench.bench.score.cascade import Found, facts_of
@@ -133,7 +134,7 @@ def _saved(
     )
     kept = {name: getattr(record, name) for name in Record.model_fields if name not in ("sha256", "schema_")}
     rules = record.rules or (record.known_rules and record.known_rules.model_dump(mode="json"))
-    schema = SCHEMA if record.attack_arithmetic.exact else INEXACT
+    schema = schema_for(record.attack_arithmetic)
     made: Record = Record.sealed(**kept | changes | {"schema": schema, "rules": rules, "outcomes": sha256_of(outcomes)})
     for of in (pairs_path, proposals_path):
         if of(path).exists():

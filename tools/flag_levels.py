@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from prunebench.bench.attacks.square import QUERIES, Squares
-from prunebench.bench.beside import JOURNAL
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.facts import Flag
+from prunebench.bench.names import JOURNAL
 from prunebench.bench.protocol import as_sparsity
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.score.flags import THRESHOLDS

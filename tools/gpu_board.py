@@ -32,7 +32,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu_board", description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="the folder of all results; what is there is kept")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all of it (8)")
-    parser.add_argument("--skip", default="", help="any of smoke,convolutions,train,score,tests,grid")
+    parser.add_argument("--skip", default="", help="any of smoke,convolutions,train,score,steps,tests,grid")
     parser.add_argument("--call", type=int, choices=CALLS, help="the parts and the grid of this call of the order")
     parser.add_argument("--tiny", action="store_true", help="what a CPU rehearses in place of them")
     parser.add_argument("--data", type=Path, help="the folder of the data sets, for --call (OUT/data)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-PARTS = ("smoke", "convolutions", "train", "score", "tests")
+PARTS = ("smoke", "convolutions", "train", "score", "steps", "tests")
 HERE = Path(__file__).resolve().parent / "gpu"
 
 

@@ -50,9 +50,9 @@ class Noise(Store):
 
 
 def measure(what: str, arch: str, images: int, device: str) -> dict[str, Any]:
-    """A `line` of the table and its figures; `what` is "smoke", "convolutions", "train" or "score".
+    """A `line` of the table and its figures; `what` is "smoke", "convolutions", "train", "score" or "steps".
 
-    "train" measures an epoch of `images` images, "score" the scoring of a sparse net.
+    "train" measures an epoch of `images` images, "score" the scoring of a sparse net, "steps" ways of training.
     """
     if what == "smoke":
         from tools.gpu_smoke import smoke
@@ -67,15 +67,21 @@ def measure(what: str, arch: str, images: int, device: str) -> dict[str, Any]:
         table = convolutions(arch, info, batch, device)
         told = ", ".join(f"{name} {' / '.join(f'{ms:.3g}' for ms in row.values())}" for name, row in table.items())
         return {"line": f"{arch}, batch {batch}, channels first / last: {told} ms", "milliseconds": table}
+    if what == "steps":
+        from tools.gpu_steps import step_times
+
+        nets = dict.fromkeys([*SHAPES, arch])
+        rules = _rules("", images)
+        ways = {net: step_times(net, rules, Noise(Path(), shape=SHAPES.get(net, (3, 32, 32))), device) for net in nets}
+        rows = (f"{net} {', '.join(f'{name} {ms:.3g}' for name, ms in row.items())}" for net, row in ways.items())
+        return {"line": f"ms a step: {'; '.join(rows)}", "milliseconds": ways}
     return {"line": pace(what, arch, images, device)}
 
 
 def pace(what: str, arch: str, images: int, device: str) -> str:
     """The time of an epoch, or of a scoring, as `prunebench plan` has it."""
-    rules, store = PROTOCOLS["cifar10-linf"], Noise(Path(), shape=SHAPES.get(arch, (3, 32, 32)))
-    recipe = rules.training.model_copy(update={"epochs": EPOCHS, "validate_every": EPOCHS, "lr": LR})
-    sizes = {"train": images, "validation": 16, "test": rules.shard}
-    rules = rules.model_copy(update={"model": arch, "training": recipe, **sizes})
+    rules, store = _rules(arch, images), Noise(Path(), shape=SHAPES.get(arch, (3, 32, 32)))
+    recipe = rules.training
     jobs = grid(["dense" if what == "train" else "random"], [0.9], [0])
     (line,) = forecast(jobs, Rehearsal(rules, store, CLEAN, ROBUST, device, seconds=2.0)).lines
     if what == "score":
@@ -86,6 +92,14 @@ def pace(what: str, arch: str, images: int, device: str) -> str:
     plain = [steps * plain_step(net, split, rules, torch.device(device), half=half) for half in (False, True)]
     ratios = " and ".join(f"{each:.3g} s ({each / epoch:.2f} times)" for each in plain)
     return f"{arch}, PGD-10, epoch of {images:,}: {epoch:.3g} s; plain loop in float32 and bfloat16: {ratios}"
+
+
+def _rules(arch: str, images: int) -> Protocol:
+    """The training of CIFAR-10 for `arch` on so many images, at a rate for random labels."""
+    rules = PROTOCOLS["cifar10-linf"]
+    recipe = rules.training.model_copy(update={"epochs": EPOCHS, "validate_every": EPOCHS, "lr": LR})
+    sizes = {"train": images, "validation": 16, "test": rules.shard}
+    return rules.model_copy(update={"model": arch, "training": recipe, **sizes})
 
 
 def plain_step(net: nn.Module, split: Split, rules: Protocol, device: torch.device, *, half: bool) -> float:

@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from prunebench.bench.attacks.suites import suite_of
-from prunebench.bench.beside import NET, RECORD, beside
+from prunebench.bench.beside import beside
 from prunebench.bench.claims.verdict import REFUTED, Verdict, whole
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError, Refused, cut
 from prunebench.bench.facts import Flag
+from prunebench.bench.names import NET, RECORD
 from prunebench.bench.outcomes import best_of, recount, standing_of
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import PROTOCOLS

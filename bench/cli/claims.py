@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from prunebench.bench.cli import show
-from prunebench.bench.cli.given import NET, claim_at, net_at, record_at
+from prunebench.bench.cli.given import claim_at, net_at, record_at
 from prunebench.bench.cli.options import AsJson, DataRoot, Device, Quiet, Threads, store_of
 from prunebench.bench.cli.watch import Watch
 from prunebench.bench.errors import PrunebenchError, printable
+from prunebench.bench.names import NET
 
 
 def claim(

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.names import NET, RECORD
 from prunebench.bench.protocol import as_sparsity
 
-NET, RECORD = "net.safetensors", "record.json"
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
 
 

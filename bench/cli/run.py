@@ -169,6 +169,7 @@ def plan(
     examples: Examples = None,
     epochs: Epochs = None,
     best: Best = False,
+    arithmetic: ArithmeticName = "float32",
     data: DataRoot = Path("data"),
     device: Device = "auto",
     threads: Threads = 1,
@@ -181,11 +182,12 @@ def plan(
     from prunebench.bench import machine
     from prunebench.bench.grid.dry_run import Rehearsal
     from prunebench.bench.grid.plan import forecast
+    from prunebench.bench.score.arithmetic import arithmetic_named
     from prunebench.bench.stand_in import StandIn, stand_in
 
-    machine.device_named(device)
+    arithmetic_named(arithmetic, machine.device_named(device))
     store = stand_in(store_of(data), rules.data)
-    rehearsal = Rehearsal(rules, store, clean, robust, device, threads, examples, seconds, best)
+    rehearsal = Rehearsal(rules, store, clean, robust, device, threads, examples, seconds, best, arithmetic)
     found = forecast(grid, rehearsal, workers=jobs, devices=sorted({1, devices}), began=BEGAN)
     if as_json:
         show.print_json(found.as_json())

@@ -24,6 +24,7 @@ from prunebench.bench.cli.options import (
 )
 from prunebench.bench.cli.watch import Watch
 from prunebench.bench.errors import PrunebenchError, printable
+from prunebench.bench.names import JOURNAL
 from prunebench.bench.protocol import load
 
 
@@ -66,7 +67,7 @@ def score(
     folder = net.parent if out is None else out
     with sole_user(folder), Watch(quiet=quiet) as watch:
         beside.make_room(folder, net, str(net), force=force)
-        if kept := len(list((folder / beside.JOURNAL).glob("*.json"))):
+        if kept := len(list((folder / JOURNAL).glob("*.json"))):
             watch.note(f"{folder} has a journal of {kept} finished attacks; scoring goes on from there.")
         record = referee(
             net,

@@ -42,9 +42,18 @@ def visible() -> list[Card]:
     """The cards that this process sees."""
     found = []
     for index in range(torch.cuda.device_count()):
-        name = str(torch.cuda.get_device_properties(index).uuid)
-        found.append(Card(index, name, *torch.cuda.mem_get_info(index)))
+        facts = torch.cuda.get_device_properties(index)
+        found.append(Card(index, str(facts.uuid), _free(index, facts.total_memory), facts.total_memory))
     return found
+
+
+def _free(index: int, total: int) -> int:
+    """The bytes that nobody has, and those that earlier steps of this process left in torch's cache."""
+    try:
+        free = total - torch.cuda.device_memory_used(index)
+    except Exception:  # noqa: BLE001  # no nvidia-ml-py, or errors of its own; this opens a context on the card
+        free, _ = torch.cuda.mem_get_info(index)
+    return free + torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
 
 
 def chosen(cards: Sequence[Card], running: Sequence[int], need: int) -> int | None:

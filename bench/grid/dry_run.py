@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from prunebench.bench.lab.trainer import VALIDATED
 from prunebench.bench.mask import State
 from prunebench.bench.models import prunable
 from prunebench.bench.protocol import Protocol
+from prunebench.bench.score.arithmetic import arithmetic_named
 from prunebench.bench.score.progress import expected
 from prunebench.pruners import resolve
 
@@ -64,6 +66,7 @@ class Rehearsal:
 
     `clean`, `robust`: assumed shares of test images that are right without attack, and under every attack.
     `best`: whether survivors are attacked again; the long attacks of that suite, which few nets need, are left out.
+    `arithmetic`: of attacks, as for `score`; what is attacked again in exact float32 is left out.
     """
 
     protocol: Protocol
@@ -75,6 +78,7 @@ class Rehearsal:
     examples: int | None = None
     seconds: float = 0.5
     best: bool = False
+    arithmetic: str = "float32"
 
     def __post_init__(self) -> None:
         if not 0 <= self.robust <= self.clean <= 1:
@@ -99,6 +103,16 @@ class Rehearsal:
         passes = expected(self.protocol, test, clean=self.clean, robust=self.robust, best=self.best)
         costs = Dry(STEPS, self.seconds)
         lab = Lab(jobs[0][1], self.protocol, self.store, costs, device=where, resolve=lambda spec: resolve(spec).pruner)
+        timed = partial(
+            attack_paces,
+            rules=self.protocol,
+            test=test,
+            robust=self.robust,
+            device=where,
+            seconds=self.seconds,
+            best=self.best,
+            arithmetic=arithmetic_named(self.arithmetic, where),
+        )
         paces: dict[int, dict[str, float]] = {}  # of attacks, by density class
         lines = []
         for spec, job in jobs:
@@ -109,7 +123,7 @@ class Rehearsal:
             size = _bytes(net.state_dict()) - 4 * (lab.prunable - kept) + lab.prunable // 8 + RECORD_BYTES
             kind = _alike(kept / lab.prunable)
             if kind not in paces:
-                paces[kind] = attack_paces(net, self.protocol, test, self.robust, where, self.seconds, best=self.best)
+                paces[kind] = timed(net)
             lines.append(
                 Line(
                     job.label,

@@ -8,13 +8,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Protocol as Interface
 
-from prunebench.bench.beside import NET, RECORD, REFUSAL, publish
+from prunebench.bench.beside import publish
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of, sole_user
 from prunebench.bench.grid.local import Engine, Pool
 from prunebench.bench.grid.task import Ended, Step, Task
 from prunebench.bench.job import Job
+from prunebench.bench.names import NET, RECORD, REFUSAL
 from prunebench.bench.player.host import describe
 from prunebench.bench.progress import JobProgressCallback, ProgressUpdate
 from prunebench.bench.protocol import Protocol, as_sparsity

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from prunebench.bench import beside, executor, machine
-from prunebench.bench.beside import NET, RECORD, forget_others
+from prunebench.bench.beside import forget_others
 from prunebench.bench.checkpoint import Header, open_net, seal
 from prunebench.bench.data import Store
 from prunebench.bench.errors import PrunebenchError, Refused
@@ -23,6 +23,7 @@ from prunebench.bench.grid.cards import need, seated
 from prunebench.bench.job import Job
 from prunebench.bench.lab.budget import allowed, price
 from prunebench.bench.lab.meter import granted
+from prunebench.bench.names import NET, RECORD
 from prunebench.bench.outcomes import complete, proposals_path
 from prunebench.bench.player import handover, sandbox
 from prunebench.bench.player.handover import Play

@@ -17,7 +17,7 @@ from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.train import fit
 from prunebench.bench.mask import Masks
 from prunebench.bench.protocol import Protocol, Threat
-from prunebench.bench.score.arithmetic import exact_float32
+from prunebench.bench.score.arithmetic import FLOAT32, Arithmetic, exact_float32
 from prunebench.bench.score.referee import Referee, batch_size
 
 EPOCHS = 4  # of a timed training; the first is a warm-up
@@ -58,15 +58,16 @@ def attack_paces(
     seconds: float,
     *,
     best: bool = False,
+    arithmetic: Arithmetic = FLOAT32,
 ) -> dict[str, float]:
     """Seconds per sample pass, by attack; one weak attack is timed for all of them.
 
     Each is timed for about `seconds` on the share `robust` of a shard of `test`, on which most attacks work.
-    `best`: time the short attacks of the suite for the best-known number too.
+    `best`: time the short attacks of the suite for the best-known number too. `arithmetic`: that of the attacks.
     """
     suite = suite_of(rules)
     timed = dict(suite.ranked) | {suite.curve: suite.weak[suite.curve]} | dict(suite.best.short if best else {})
-    referee = Referee(net, rules, batch_size(rules, rules.model, device.type), device)
+    referee = Referee(net, rules, batch_size(rules, rules.model, device.type), device, arithmetic)
     shard = as_float(test.take(referee.shards(len(test))[0]).images)
     images = shard[: max(SMALL, round(robust * len(shard)))]
     with exact_float32():
@@ -94,7 +95,8 @@ def attack_pace(referee: Referee, listed: Listed, images: torch.Tensor, seconds:
 
     with suppress(_EnoughError):
         nowhere = Threat(norm=referee.rules.threat.norm, eps=NOWHERE)
-        referee.fooled(listed.attack, images, labels, 0, nowhere, listen, surrogate=listed.surrogate)
+        how = FLOAT32 if listed.exact else referee.arithmetic
+        referee.fooled(listed.attack, images, labels, 0, nowhere, listen, listed.surrogate, how)
     return (calls[-1][0] - calls[1][0]) / sum(passes for _, passes in calls[1:-1])
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from prunebench.bench import collapse
-from prunebench.bench.beside import NET
 from prunebench.bench.checkpoint import Header, Net, open_net, seal
 from prunebench.bench.data import Store
 from prunebench.bench.datasets import Info
@@ -23,6 +22,7 @@ from prunebench.bench.interop.reading import tensors_of
 from prunebench.bench.job import Job
 from prunebench.bench.mask import State
 from prunebench.bench.models import build, prunable
+from prunebench.bench.names import NET
 from prunebench.bench.protocol import Protocol
 from prunebench.bench.record import LARGEST_NET as LARGEST
 

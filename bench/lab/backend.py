@@ -108,7 +108,6 @@ class Computed:
     """
 
     folder: Path
-    report: ProgressCallback | None = None
     curves: Curves | None = None
 
     def train(self, asked: Fit) -> Trained:
@@ -195,9 +194,8 @@ class Computed:
         return calibrate(asked)
 
     def _named(self, stage: str) -> ProgressCallback:
-        """A callback that names the stage in progress."""
-        report = self.report
-        return lambda what, done, total: None if report is None else report(f"{stage}: {what}", done, total)
+        """What hears of the progress of the stage; here nobody does."""
+        return lambda what, done, total: None
 
 
 def calibrate(asked: Calibration) -> State:

@@ -53,6 +53,8 @@ def captured(
     *,
     clean: bool = False,
     user: object = None,
+    graphs: bool = True,
+    fill: int = 1,
     backend: str = "inductor",
 ) -> Captured | None:
     """A faster equivalent of `net` for batches like `images`, float32 (n, c, h, w), with weights equal to its own.
@@ -60,15 +62,17 @@ def captured(
     What was compiled before in this process is used again: its net takes over the weights, and is not `net`. While
     its last `user` lives, another is compiled. New code is first compared with the net itself on `images`, in training
     and under attack. Returns None and logs a sentence if the net cannot be compiled or disagrees, and None for a net
-    whose weights are computed from others (scores). `clean`: attacks also ask for logits without a gradient. The
+    whose weights are computed from others (scores). `clean`: attacks also ask for logits without a gradient. `graphs`:
+    on a card, replay each function as a CUDA graph; not inside a graph of the whole step. `fill`: as for `Still`. The
     weights of `net`, its batch-norm statistics and its gradients are unchanged.
     """
     if any(parametrize.is_parametrized(module) for module in net.modules()):
         return None
-    key = (_structure(net), images.shape, images.stride(), images.device, _dtype(autocast), clean, backend)
+    where = images.shape, images.stride(), images.device
+    key = (_structure(net), *where, _dtype(autocast), clean, graphs, fill, backend)
     made = _MADE.get(key)
     if made is None or made.user() is not None:
-        if (made := _compiled(net, images, autocast, clean=clean, backend=backend)) is None:
+        if (made := _compiled(net, images, autocast, clean=clean, graphs=graphs, fill=fill, backend=backend)) is None:
             return None
         _MADE[key] = made
     elif made.net is not net:
@@ -81,16 +85,23 @@ def captured(
 
 
 def _compiled(
-    net: nn.Module, images: Tensor, autocast: torch.autocast | None, *, clean: bool, backend: str
+    net: nn.Module,
+    images: Tensor,
+    autocast: torch.autocast | None,
+    *,
+    clean: bool,
+    graphs: bool,
+    fill: int,
+    backend: str,
 ) -> Captured | None:
-    graphs = backend == "inductor" and images.device.type == "cuda"
+    graphs = graphs and backend == "inductor" and images.device.type == "cuda"
     options: dict[str, Any] | None = {"triton.cudagraphs": True} if graphs else None
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     mode = net.training
     try:
         with warnings.catch_warnings(), _limits():
             warnings.simplefilter("ignore")  # the compiler's own
-            still = Still(net, _dtype(autocast))
+            still = Still(net, _dtype(autocast), fill)
             trained, attack = (
                 torch.compile(each, dynamic=False, backend=backend, options=options) for each in (net, still)
             )

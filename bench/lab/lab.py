@@ -20,6 +20,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of
 from prunebench.bench.job import Job
 from prunebench.bench.lab.backend import Backend, Calibration, Fit, Loop
+from prunebench.bench.lab.checks import refuse_short
 from prunebench.bench.lab.keys import digest, plain, rules_of, source_of
 from prunebench.bench.lab.meter import Meter, divided, granted
 from prunebench.bench.lab.schedule import Trained, TrainingPlan
@@ -92,6 +93,10 @@ class Lab:
         """
         plan = TrainingPlan(self.protocol.training.model_copy(update={"objective": objective}), self.protocol.threat, 1)
         return divided(self.meter.granted, plan, len(self.train), shares, gradients, last)
+
+    def refuse_short(self, stages: Mapping[str, int], *, way_out: str) -> None:
+        """Raise PrunebenchError if one of `stages` (name -> epochs) has no epoch; `way_out`: what to change."""
+        refuse_short(stages, budget=self.epochs, steps=self.steps, way_out=way_out)
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.lab import resume
 from prunebench.bench.lab.augmentation import crop_flip
 from prunebench.bench.lab.compiled import tuned
+from prunebench.bench.lab.graphed import CardGraph, Graphed, pays
 from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.stages import PAUSE
 from prunebench.bench.lab.trainer import Trainer
@@ -39,6 +40,8 @@ def fit(
     report: ProgressCallback | None = None,
     on_epoch: EpochCallback | None = None,
     compiled: bool | None = None,
+    graphed: bool | None = None,
+    fill: int = 1,
 ) -> Trained:
     """Train `model` in place by `plan`, or on a card a compiled net like it, and return the averaged weights.
 
@@ -46,7 +49,8 @@ def fit(
     number. After an epoch, everything that the next one needs is written to `partial`: after each on the CPU, at most
     every PAUSE seconds on a card, and after the last. A run that finds that file resumes from it and ends in the same
     bytes. `on_epoch` receives every epoch, including those before a resume.
-    `compiled`: whether to compile the net, by default on a CUDA card. Raises PrunebenchError when the loss is no
+    `compiled`: whether to compile the net, by default on a CUDA card. `graphed`: whether to replay whole steps as a
+    CUDA graph, by default where it `pays`. `fill`: as for `Still`. Raises PrunebenchError when the loss is no
     longer finite; callers that train with one step also pass the rows of `on_epoch` to `refuse_collapse`.
     """
     device = train.images.device
@@ -59,11 +63,14 @@ def fit(
     batch = min(plan.recipe.batch, len(train))
     batches = plan.batches(len(train))
     began = saved = time.perf_counter()  # compiling is part of the first epoch
+    graphed = pays(trainer, device) if graphed is None else graphed
     if compiled or (compiled is None and device.type == "cuda"):
-        trainer.capture(as_float(train.take(slice(0, batch)).images))
+        trainer.capture(as_float(train.take(slice(0, batch)).images), graphs=not graphed, fill=fill)
+    step = Graphed(trainer, CardGraph(device)) if graphed else trainer.step
+    noise = torch.Generator(device)  # one for all epochs: a graph draws from the generator that it was recorded with
     for epoch in range(trainer.epoch, plan.last):
         shuffle = torch.Generator().manual_seed(derive(seed, "order", epoch))
-        noise = torch.Generator(device).manual_seed(derive(seed, "noise", epoch))
+        noise.manual_seed(derive(seed, "noise", epoch))
         order = torch.randperm(len(train), generator=shuffle).to(device)
         losses = torch.zeros((), device=device)
         for i in range(batches):
@@ -71,7 +78,7 @@ def fit(
             images = as_float(part.images)
             if plan.recipe.augment == "crop-flip":
                 images = crop_flip(images, noise)
-            losses += trainer.step(trainer.laid_out(images), part.labels, (epoch + i / batches) / plan.epochs, noise)
+            losses += step(trainer.laid_out(images), part.labels, (epoch + i / batches) / plan.epochs, noise)
         trainer.scheme.after_epoch(trainer)
         row = {"epoch": epoch + 1, "loss": losses.item() / batches, "lr": plan.lr((epoch + 1) / plan.epochs)}
         if not math.isfinite(row["loss"]):

@@ -48,13 +48,19 @@ class Trainer:
             name: tensor.to(device).detach().clone() for name, tensor in self.scheme.begin(self.model).items()
         }
         self.epoch, self.steps, self.progress = plan.start, 0, 0.0
+        self.rate: float | Tensor = 0.0  # of the step in progress; in a tensor if a graph is to replay the step
+        self.pull: float | Tensor = 0.0  # how far the average then moves toward the weights; likewise
         self.curve: list[dict[str, Any]] = []
         self.times: list[float] = []
 
-    def capture(self, images: Tensor) -> None:
-        """From now on, train on batches like these through a compiled net, if it works; it becomes `model`."""
+    def capture(self, images: Tensor, *, graphs: bool = True, fill: int = 1) -> None:
+        """From now on, train on batches like these through a compiled net, if it works; it becomes `model`.
+
+        `graphs`, `fill`: as for `captured`.
+        """
         clean = OBJECTIVES[self.recipe.objective].clean
-        made = captured(self.model, self.laid_out(images), self.autocast, clean=clean, user=self)
+        images = self.laid_out(images)
+        made = captured(self.model, images, self.autocast, clean=clean, user=self, graphs=graphs, fill=fill)
         if made is not None:
             self.compiled, self.model, self.live = made, made.net, made.net.state_dict()
             self.quick = _quick(self.model, self.masks, images.device)
@@ -117,7 +123,22 @@ class Trainer:
 
     def step(self, images: Tensor, labels: Tensor, progress: float, noise: torch.Generator) -> Tensor:
         """Train on one batch; returns the loss, not yet read back from the device."""
-        objective, self.progress = OBJECTIVES[self.recipe.objective], progress
+        self.turn(progress)
+        return self.work(images, labels, noise)
+
+    def turn(self, progress: float) -> None:
+        """Set the numbers that differ from step to step, float32 like the tensors that hold them for a graph."""
+        decay = min(self.recipe.ema, (self.steps + 1) / (10 + self.steps))  # the initial weights must not linger
+        self.progress, rate, pull = progress, self.plan.lr(progress), 1 - decay
+        if isinstance(self.rate, Tensor) and isinstance(self.pull, Tensor):
+            self.rate.fill_(rate)
+            self.pull.fill_(pull)
+        else:
+            self.rate, self.pull = float(torch.tensor(rate)), float(torch.tensor(pull))
+
+    def work(self, images: Tensor, labels: Tensor, noise: torch.Generator) -> Tensor:
+        """What `step` does on the device; returns the loss."""
+        objective = OBJECTIVES[self.recipe.objective]
         with parametrize.cached():  # compute a mask from scores once per gradient, not per forward
             adversarial = objective.attack(self, images, labels, noise)
             loss = self._differentiate(objective.loss(self, images, adversarial, labels))
@@ -134,7 +155,7 @@ class Trainer:
                 return self._differentiate(objective.loss(self, images, adversarial, labels))
 
         self.scheme.after_gradient(self, again)
-        self._descend(self.plan.lr(progress))
+        self._descend()
         enforce(self.model, self.masks)
         self._follow()
         self.scheme.after_step(self)
@@ -160,7 +181,7 @@ class Trainer:
         self.quick = _quick(self.model, self.masks, next(self.model.parameters()).device)
 
     @torch.no_grad()
-    def _descend(self, lr: float) -> None:
+    def _descend(self) -> None:
         """One SGD step by torch's function; `torch.optim.SGD` imports torch's compiler, which takes seconds."""
         moved = {name: p for name, p in self.model.named_parameters() if p.grad is not None}
         momentum = [self.momentum.get(name) for name in moved]
@@ -168,24 +189,24 @@ class Trainer:
             list(moved.values()),
             [p.grad for p in moved.values() if p.grad is not None],
             momentum,
-            lr=lr,
+            lr=self.rate,  # type: ignore[arg-type]
             momentum=self.recipe.momentum,
             nesterov=self.recipe.momentum > 0,
             weight_decay=self.recipe.weight_decay,
             dampening=0,
             maximize=False,
-            fused=self.autocast is not None,
+            fused=self.autocast is not None or isinstance(self.rate, Tensor),
         )
         self.momentum |= {name: held for name, held in zip(moved, momentum, strict=True) if held is not None}
 
     @torch.no_grad()
     def _follow(self) -> None:
-        """Move the average toward the weights, faster early on, so that the initial weights do not linger."""
+        """Move the average toward the weights."""
         self.steps += 1
-        decay = min(self.recipe.ema, self.steps / (9 + self.steps))
-        live = self.live
+        live, pull = self.live, self.pull
         floating = [name for name in live if live[name].is_floating_point()]
-        torch._foreach_lerp_([self.average[name] for name in floating], [live[name] for name in floating], 1 - decay)
+        shares = [pull] * len(floating) if isinstance(pull, Tensor) else pull
+        torch._foreach_lerp_([self.average[name] for name in floating], [live[name] for name in floating], shares)
         for name in live.keys() - set(floating):
             self.average[name].copy_(live[name])
 

@@ -49,13 +49,9 @@ class Found:
 
 
 def facts_of(referee: Referee, net: Net, test: Split) -> list[object]:
-    """The facts that journal entries depend on: net, images, rules, batch, machine, kernels, attack code, arithmetic.
-
-    Exact float32 is not named, so entries from before there was a choice remain valid.
-    """
+    """The facts that all journal entries depend on: net, images, rules, batch, machine, kernels, attack code."""
     where = [machine.env_key(referee.device), referee.fast.bits(net.header.shape), machine.attack_code()]
-    named = [] if referee.arithmetic.exact else [referee.arithmetic.name]
-    return [net.id.sha256, test.sha256, referee.rules.sha256, referee.batch, *where, *named]
+    return [net.id.sha256, test.sha256, referee.rules.sha256, referee.batch, *where]
 
 
 def attack_shard(

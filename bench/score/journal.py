@@ -20,6 +20,7 @@ from prunebench.bench.files import canonical_json, read_known, read_outside, sha
 from prunebench.bench.outcomes import LARGEST_ARRAYS
 from prunebench.bench.record import LARGEST, Hashed
 from prunebench.bench.schema import Natural
+from prunebench.bench.score.arithmetic import FLOAT32, Arithmetic
 
 
 class Entry(Hashed):
@@ -73,7 +74,8 @@ class Journal:
     """Entries below `folder` (None: nothing is kept).
 
     An entry is valid only for the same key: the `facts` (net, data, rules, machine, kernels), the shard, the attack,
-    its seed and the images still standing. A resumed scoring therefore gives the same bits as an uninterrupted one.
+    its arithmetic, its seed and the images still standing. A resumed scoring therefore gives the same bits as an
+    uninterrupted one.
     """
 
     def __init__(self, folder: Path | None, facts: list[object]) -> None:
@@ -87,14 +89,17 @@ class Journal:
         before: Tensor,
         measure: Callable[[], Finding],
         *,
+        arithmetic: Arithmetic = FLOAT32,
         keep_images: bool = False,
     ) -> tuple[Entry, Tensor | None]:
         """The entry of `attack` on `shard`: read from the journal, or measured now by `measure`.
 
-        `before`: bool (images,), the images standing. With `keep_images` the adversarials are stored and returned too;
-        an entry stored without them is measured again.
+        `before`: bool (images,), the images standing. `arithmetic`: that of the attack; exact float32 is not named, so
+        exact attacks are shared by scorings in any arithmetic, and with entries from before there was a choice. With
+        `keep_images` the adversarials are stored and returned too; an entry stored without them is measured again.
         """
-        facts = [*self.facts, attack, shard.start, shard.stop, seed, _digits(before)]
+        named = [] if arithmetic.exact else [arithmetic.name]
+        facts = [*self.facts, attack, shard.start, shard.stop, seed, _digits(before), *named]
         key = sha256_of(canonical_json(facts))
         name = f"shard-{shard.start:05}-{shard.stop:05}-{attack.replace(' ', '-')}"
         path = self.folder and self.folder / f"{name}.json"

@@ -72,7 +72,9 @@ class Line:
                 found.repaired,
             )
 
-        entry, found = self.journal.entry(label, self.shard, seed, standing, measure, keep_images=images is not None)
+        entry, found = self.journal.entry(
+            label, self.shard, seed, standing, measure, arithmetic=arithmetic, keep_images=images is not None
+        )
         if self.progress is not None:
             self.progress.finished(name, len(standing), int(entry.bits.sum()))
         self.entries.append(entry)

@@ -14,7 +14,6 @@ from prunebench.bench.adversarials import Proposals, pack, pack_pairs, rounded
 from prunebench.bench.attacks.suite import Listed
 from prunebench.bench.attacks.suites import suite_of
 from prunebench.bench.attacks.torchattacks import peer
-from prunebench.bench.beside import JOURNAL
 from prunebench.bench.beyond import Beyond
 from prunebench.bench.checkpoint import Net
 from prunebench.bench.collapse import collapse
@@ -23,11 +22,12 @@ from prunebench.bench.facts import AttackArithmetic, Cost, DataId, Flag, Point, 
 from prunebench.bench.files import sha256_of
 from prunebench.bench.mask import distribution
 from prunebench.bench.models import prunable
+from prunebench.bench.names import JOURNAL
 from prunebench.bench.outcomes import pack_outcomes
 from prunebench.bench.pattern import patterns_of
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Protocol
-from prunebench.bench.record import INEXACT, SCHEMA, Record
+from prunebench.bench.record import Record, schema_for
 from prunebench.bench.score import flags, probes
 from prunebench.bench.score.arithmetic import FLOAT32, Arithmetic, exact_float32
 from prunebench.bench.score.cascade import Bits, Found, attack_all, attack_shard, facts_of
@@ -223,16 +223,17 @@ class Measurement:
             notes["parent"] = parent.id.sha256
         if effort is not None:
             notes["sandbox"] = effort.sandbox
-        arithmetic = self.asked.arithmetic
+        repaired = sum(part.repaired for part in attacked)
+        arithmetic = AttackArithmetic(name=self.asked.arithmetic.name, repaired=repaired)
         record: Record = Record.sealed(
-            schema=SCHEMA if arithmetic.exact else INEXACT,
+            schema=schema_for(arithmetic),
             protocol=ProtocolId.of(rules),
             rules=rules.model_dump(mode="json"),
             job=header.job,
             net=self.net.id,
             patterns=patterns_of(self.net.module),
             score=score,
-            attack_arithmetic=AttackArithmetic(name=arithmetic.name, repaired=sum(part.repaired for part in attacked)),
+            attack_arithmetic=arithmetic,
             beyond=beyond,
             data=DataId(name=rules.data, sha256=test.sha256, train_sha256=header.train_sha256),
             official=whole and rules.official and header.protocol.sha256 == rules.sha256 and header.arch == rules.model,

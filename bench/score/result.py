@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from prunebench.bench import machine
-from prunebench.bench.beside import RECORD, digest_of
+from prunebench.bench.beside import digest_of
 from prunebench.bench.checkpoint import Net
 from prunebench.bench.errors import Refused
 from prunebench.bench.facts import ProtocolId
 from prunebench.bench.files import write_bytes
+from prunebench.bench.names import RECORD
 from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path
 from prunebench.bench.record import Record, Refusal
 

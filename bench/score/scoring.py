@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunebench.bench import machine
-from prunebench.bench.beside import REFUSAL
 from prunebench.bench.checkpoint import Net, open_net
 from prunebench.bench.data import Split, Store
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.interop.robustbench import PREFIX, open_zoo
+from prunebench.bench.names import REFUSAL
 from prunebench.bench.pattern import refuse_other_patterns
 from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Protocol, load

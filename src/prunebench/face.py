@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 from torch import nn
@@ -80,6 +80,7 @@ def score(
     device: str = "auto",
     best: bool = False,
     also: Sequence[str] = (),
+    arithmetic: str = "float32",
 ) -> Record:
     """Attack a net with AutoAttack *standard* and count the test images that survive.
 
@@ -88,19 +89,21 @@ def score(
     only this many test images, from the start. `out`: a folder for the record, a module's net file, and the journal
     from which a killed run resumes. `data`: as in `train`. `best`: attack the survivors again, for the best-known
     number, `record.beyond.best`. `also`: more measurements, "planted", "distances", "corruptions" or "other-norm", for
-    `record.beyond`, and weak attacks, such as "torchattacks:CW". Raises Refused, a PrunebenchError, for a net that
+    `record.beyond`, and weak attacks, such as "torchattacks:CW". `arithmetic`: of attacks, "float32" or, on a CUDA
+    card, "tf32"; verdicts are always measured in float32. Raises Refused, a PrunebenchError, for a net that
     cannot be scored, and PrunebenchError when `out` holds the record of another net or a name in `also` is unknown.
     """
+    how: dict[str, Any] = {"device": device, "best": best, "also": also, "arithmetic": arithmetic}
     if isinstance(net, nn.Module):
-        return _score_module(net, protocol, arch, normalisation, examples, out, data, device, best=best, also=also)
+        return _score_module(net, protocol, arch, normalisation, examples, out, data, how)
     if arch is not None or normalisation is not None:
         raise PrunebenchError("A net file states how it was made; give arch and normalisation only with a module.")
     rules = None if protocol is None else _rules(protocol, to_train=False)
     if out is None:
-        return scoring.score(net, rules, examples, store=_store(data), device=device, best=best, also=also)
+        return scoring.score(net, rules, examples, store=_store(data), **how)
     with sole_user(Path(out)):
         beside.make_room(Path(out), Path(net), str(net), force=False)
-        return scoring.score(net, rules, examples, out=out, store=_store(data), device=device, best=best, also=also)
+        return scoring.score(net, rules, examples, out=out, store=_store(data), **how)
 
 
 def _score_module(
@@ -111,12 +114,9 @@ def _score_module(
     examples: int | None,
     out: str | Path | None,
     data: str | Path | None,
-    device: str,
-    *,
-    best: bool,
-    also: Sequence[str],
+    how: dict[str, Any],
 ) -> Record:
-    """The score of a module, sealed as a net file in `out` or in a temporary folder."""
+    """The score of a module, sealed as a net file in `out` or in a temporary folder; `how`: the rest for `score`."""
     if protocol is None or arch is None:
         raise PrunebenchError("A module does not state how it was made; give its architecture and a protocol.")
     with TemporaryDirectory() as folder:
@@ -125,7 +125,7 @@ def _score_module(
         rules = _rules(protocol, to_train=False)
         place = Path(folder) / "net" if out is None else Path(out)
         sealed = ingest(file, arch, rules, place, store, normalisation=normalisation)
-        return score(sealed.path, examples=examples, out=out, data=data, device=device, best=best, also=also)
+        return score(sealed.path, examples=examples, out=out, data=data, **how)
 
 
 def verify(

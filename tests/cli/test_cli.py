@@ -338,6 +338,7 @@ def training(*changes, protocol="digits-linf", pruner="imp", sparsity="0.9"):
         (("run", "digits-linf", "--device", "tpu"), "Unknown device 'tpu'"),
         (("run", "mnist-linf"), "Data set mnist is not in data"),
         (("run", "digits-linf", "--device", "cpu", "--arithmetic", "tf32"), "Attacks in tf32 need a CUDA card"),
+        (("plan", "digits-linf", "--device", "cpu", "--arithmetic", "tf32"), "Attacks in tf32 need a CUDA card"),
         (
             ("score", "x.safetensors", "--out", "x", "--device", "cpu", "--arithmetic", "tf32"),
             "Attacks in tf32 need a CUDA card",

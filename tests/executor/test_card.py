@@ -12,11 +12,10 @@ pytest.importorskip("triton")  # torch brings it on Linux
 import torch
 from torch import nn
 
-from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.executor import Fast, card, fast
-from prunebench.bench.executor.card import launches
+from prunebench.bench.executor.card import launches, run
 from prunebench.bench.executor.card.lists import Lists
-from prunebench.bench.executor.card.run import OnCard
+from prunebench.bench.executor.card.run import Launched, OnCard
 from prunebench.bench.executor.card.tiles import Tiles, fit
 from prunebench.bench.executor.folded import Folded
 from prunebench.bench.executor.surrogate import Replaced, Surrogate
@@ -253,13 +252,39 @@ def test_what_the_kernels_do_not_know_runs_on_torch_and_is_named(wide):
     assert quick.said == ["A part of the net runs dense: sin."]
 
 
-def test_too_many_images_at_once_are_refused(wide, unchecked):
-    """Offsets are 32 bits wide: 2**31 - 1 over 64 pixels, and whole groups of 16 images."""
-    quick = on_card(nn.Sequential(nn.Conv2d(1, 1, 1)))
-    quick(torch.rand(1, 1, 8, 8))
-    with pytest.raises(PrunebenchError, match=f"at most {(2**31 - 1) // 64 // 16 * 16}"):
-        piece(quick)._bytes((2**31 - 1) // 64 // 16 * 16 + 1)
-    piece(quick)._bytes((2**31 - 1) // 64 // 16 * 16)
+def test_more_images_than_offsets_can_count_run_in_parts(wide, unchecked, monkeypatch):
+    """Offsets are 32 bits wide. With room for 32 images of the largest value, 70 run as 32, 32 and 6, to the same bits.
+
+    The twin is a run that drops what is saved for a part.
+    """
+    net = small_net()
+    quick, images = on_card(net), torch.rand(70, 1, 5, 5, generator=generator())
+    whole, parts = both(quick, images), []
+    assert piece(quick)._largest == max(program.largest for program in piece(quick).programs)
+    real = Launched.run
+
+    def counted(program, values, shapes, saved):
+        parts.append((len(values[0]), None if saved is None else len(saved)))
+        return real(program, values, shapes, saved)
+
+    monkeypatch.setattr(Launched, "run", counted)
+    monkeypatch.setattr(run, "_LARGEST", 47 * piece(quick)._largest)  # two whole groups of 16
+    for got, expected in zip(both(quick, images), whole, strict=True):
+        assert torch.equal(got, expected)
+    size = piece(quick)._pixels
+    assert parts == [(32, 32 * size), (32, 32 * size), (6, 16 * size)] * 2
+    assert torch.equal(quick(images[:32]), whole[0][:32]) and parts[6:] == [(32, None)]
+    monkeypatch.setattr(Launched, "run", lambda it, values, shapes, saved: real(it, values, shapes, saved.zero_()))
+    assert not torch.equal(both(quick, images)[1], whole[1])
+
+
+def test_a_net_with_a_value_too_large_for_one_group_of_images_runs_dense(wide, monkeypatch):
+    """A frame of one pixel around 8 x 8: 100 pixels, of which 16 images are 1,600."""
+    for largest, said in ((1600, []), (1599, ["A value of 100 pixels per image is too large"])):
+        monkeypatch.setattr(run, "_LARGEST", largest)
+        quick = on_card(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1)).requires_grad_(False))
+        quick(torch.rand(1, 1, 8, 8))
+        assert len(quick.said) == len(said) and all(part in quick.said[0] for part in said)
 
 
 # Twins: faults that the look before the first use has to find

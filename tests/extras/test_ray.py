@@ -17,10 +17,10 @@ import pytest
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 pytest.importorskip("ray", reason="needs the extra 'ray': make test-extras")
 
-from prunebench.bench.beside import NET
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid.ray import Ray
 from prunebench.bench.grid.run import grid, run, scheduler_of
+from prunebench.bench.names import NET
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.protocol import Threat
 from prunebench.bench.record import load_record

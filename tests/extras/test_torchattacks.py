@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from prunebench.bench.attacks.pgd import pgd
-from prunebench.bench.beside import RECORD
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import as_float
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid.task import train
+from prunebench.bench.names import RECORD
 from prunebench.bench.outcomes import recount
 from prunebench.bench.score.scoring import score
 from tests.support.nets import STORE, TINY, WEAK, job, quick_attacks, use_attacks

@@ -17,6 +17,7 @@ from prunebench.bench.grid.task import train
 from prunebench.bench.lab import compiled as compiling
 from prunebench.bench.lab.augmentation import crop_flip
 from prunebench.bench.lab.compiled import TRIES, captured
+from prunebench.bench.lab.graphed import CardGraph, Graphed
 from prunebench.bench.lab.schedule import TrainingPlan
 from prunebench.bench.lab.train import fit
 from prunebench.bench.lab.trainer import Trainer
@@ -86,6 +87,95 @@ def test_compiled_training_learns_as_plain_training_does(objective, caplog):
         for compiled in (True, False)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=0.1) and "uncompiled" not in caplog.text
+
+
+def test_a_graph_draws_and_reads_what_its_work_would():
+    """After a warm-up and after new seeds, a replay finds the generator's next numbers and the rate of now."""
+    device = torch.device("cuda", 0)
+    noise, twin = torch.Generator(device), torch.Generator(device)
+    graph, rate, total = CardGraph(device), torch.zeros((), device=device), torch.zeros(1000, device=device)
+
+    def work():
+        total.add_(torch.empty_like(total).uniform_(-1, 1, generator=noise) * rate)
+        return total.sum()
+
+    noise.manual_seed(0)
+    with graph.beside():
+        work()
+    total.zero_()
+    state = noise.get_state()
+    held = graph.record(work, noise)
+    assert torch.equal(noise.get_state(), state) and not total.any()  # nothing was done
+    expected = torch.zeros_like(total)
+    for seed in (1, 2):
+        noise.manual_seed(seed)
+        twin.manual_seed(seed)
+        for step in range(3):
+            rate.fill_(0.1 * step + seed)
+            graph.replay()
+            expected.add_(torch.empty_like(expected).uniform_(-1, 1, generator=twin) * rate)
+            assert torch.equal(total, expected) and torch.equal(held, expected.sum())
+    assert torch.equal(torch.rand(9, generator=noise, device=device), torch.rand(9, generator=twin, device=device))
+
+
+def test_a_graph_that_cannot_be_recorded_leaves_the_card_usable(caplog):
+    """Work that waits for the card cannot be recorded; generators, streams and memory work on."""
+    device = torch.device("cuda", 0)
+    noise, graph = torch.Generator(device).manual_seed(3), CardGraph(device)
+    before = torch.cuda.current_stream(device)
+
+    def work():
+        found = torch.empty(100, device=device).uniform_(generator=noise)
+        found.sum().item()
+        return found
+
+    with graph.beside():
+        work()
+    state = noise.get_state()
+    with pytest.raises(RuntimeError, match="captur"):
+        graph.record(work, noise)
+    assert torch.cuda.current_stream(device) == before and torch.equal(noise.get_state(), state)
+    assert work().isfinite().all() and torch.rand(9, device=device).isfinite().all()
+
+
+@pytest.mark.parametrize("arch", ["digits-cnn", "resnet-small"])
+@pytest.mark.parametrize("objective", ["pgd", "trades", "fgsm-rs"])
+def test_replayed_steps_are_the_steps(arch, objective, monkeypatch, caplog):
+    """Uncompiled, with deterministic engines, from the same weights, images and noise: the same losses and weights.
+
+    Kernels that add in an order of their own each time would differ in last bits, so those are allowed to.
+    """
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    device, rules = torch.device("cuda", 0), changed(objective=objective, lr=0.01)
+    shape = (1, 8, 8) if arch == "digits-cnn" else (3, 32, 32)
+    info = Info(10, shape, (0.5,) * shape[0], (0.25,) * shape[0])
+    plan, chance = TrainingPlan(rules.training, rules.threat, 2), torch.Generator().manual_seed(0)
+    images, labels = torch.rand(8, 64, *shape, generator=chance), torch.randint(10, (8, 64), generator=chance)
+    losses, states, replays = [], [], 0
+    for graphed in (False, True):
+        trainer, noise = Trainer(build(arch, info=info), plan, {}, device), torch.Generator(device).manual_seed(1)
+        step = Graphed(trainer, CardGraph(device)) if graphed else trainer.step
+        given = [(trainer.laid_out(images[i].to(device)), labels[i].to(device), i / 8, noise) for i in range(8)]
+        losses.append(torch.stack([step(*each) for each in given]).cpu())
+        states.append(trainer.result())
+        replays = step.replays if graphed else 0
+    assert replays == 5 and "without a graph" not in caplog.text
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-2, atol=1e-2)
+    for name, tensor in states[0].last.items():
+        torch.testing.assert_close(states[1].last[name], tensor, rtol=5e-2, atol=5e-3)
+
+
+def test_a_replayed_training_is_compiled_and_learns(caplog):
+    """As in every training of a small net on a card: compiled functions inside one graph of the step."""
+    splits = [split.to(device_named("cuda")) for split in STORE.training("digits", validation=64)]
+    plan = TrainingPlan(changed(epochs=10).training, TINY.threat, 10)
+    results = [
+        fit(build("digits-cnn", info=STORE.info("digits")), plan, *splits, seed=0, graphed=graphed)
+        for graphed in (True, False)
+    ]
+    assert "without a graph" not in caplog.text and "uncompiled" not in caplog.text
+    assert results[0].curve[-1]["loss"] == pytest.approx(results[1].curve[-1]["loss"], rel=0.1)
+    assert results[0].curve[-1]["clean"] > 0.5
 
 
 def test_an_epoch_does_not_wait_for_the_card():

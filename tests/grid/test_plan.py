@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 
@@ -11,6 +12,7 @@ import torch
 
 from prunebench.bench.attacks.best import BEST
 from prunebench.bench.attacks.square import price_of
+from prunebench.bench.attacks.suite import Listed
 from prunebench.bench.data import Split, Store
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.grid import dry_run, timing
@@ -25,6 +27,7 @@ from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.lab.trainer import Trainer
 from prunebench.bench.models import build
 from prunebench.bench.protocol import Threat
+from prunebench.bench.score.arithmetic import Arithmetic
 from prunebench.bench.score.curve import radii
 from prunebench.bench.score.progress import expected
 from prunebench.bench.score.referee import Referee
@@ -157,6 +160,28 @@ def test_the_pace_of_an_attack_on_paper(monkeypatch):
     found = timing.attack_paces(net, RULES, test, 0.75, CPU, 500.0)
     assert found == dict.fromkeys(ATTACKS, pytest.approx(1.0))
     assert seen == {24, 9 * 24} and now[0] < 20_000  # 3/4 of a shard of 32 images, to their end 264,000
+
+
+@pytest.mark.parametrize(("exact", "loosely"), [(False, True), (True, False)])
+def test_attacks_are_timed_in_the_arithmetic_that_they_would_have(exact, loosely):
+    """Weak ones are exact whatever is asked for."""
+    active, seen = [], set()
+
+    @contextmanager
+    def loose():
+        active.append(1)
+        yield
+        active.pop()
+
+    def endless(model, images, labels, threat, *, generator):
+        while True:
+            seen.add(bool(active))
+            model(images)
+
+    net, images = build("digits-cnn", info=STORE.info("digits")), torch.rand(16, 1, 8, 8)
+    referee = Referee(net, RULES, 16, CPU, Arithmetic("tf32", loose, repairs=True))
+    assert timing.attack_pace(referee, Listed(endless, 1, exact=exact), images, 0.0) > 0
+    assert seen == {loosely}
 
 
 def test_the_passes_of_a_scoring_on_paper():

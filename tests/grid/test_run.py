@@ -16,12 +16,13 @@ import pytest
 import torch
 
 import prunebench.bench.grid.run
-from prunebench.bench.beside import NET, beside, net_path
+from prunebench.bench.beside import beside, net_path
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of, sole_user
 from prunebench.bench.grid.run import Scheduler, grid, job_id, job_of, run
 from prunebench.bench.grid.task import Ended, Step, Task, train
+from prunebench.bench.names import NET
 from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path, recount
 from prunebench.bench.record import Record, Refusal, load_record
 from prunebench.bench.score.scoring import score

@@ -156,7 +156,7 @@ def test_a_process_compiles_a_shape_once_and_weights_are_copied_in(calls):
         assert not torch.equal(net().eval()(IMAGES), other(IMAGES))  # the twin: the first one's own weights
 
 
-@pytest.mark.parametrize("difference", ["batch", "dtype", "clean", "structure", "frozen"])
+@pytest.mark.parametrize("difference", ["batch", "dtype", "clean", "graphs", "fill", "structure", "frozen"])
 def test_other_shapes_and_uses_are_compiled_anew(difference):
     made, images, options = captured(net(), IMAGES, backend="eager"), IMAGES, {}
     other = net()
@@ -166,6 +166,10 @@ def test_other_shapes_and_uses_are_compiled_anew(difference):
         options = {"autocast": torch.autocast("cpu", torch.bfloat16)}
     elif difference == "clean":
         options = {"clean": True}
+    elif difference == "graphs":
+        options = {"graphs": False}
+    elif difference == "fill":
+        options = {"fill": 8}
     elif difference == "structure":
         next(module for module in other.modules() if isinstance(module, nn.BatchNorm2d)).momentum = 0.5
     else:

@@ -57,6 +57,56 @@ def test_on_paper():
     assert [parameter.data_ptr() for parameter in still.parameters()] == weights  # where a CUDA graph looks for them
 
 
+def whole(net):
+    """The net with weights of -3 to 3: the sums of its products are whole numbers, which float32 holds exactly."""
+    chance = torch.Generator().manual_seed(2)
+    for parameter in net.parameters():
+        parameter.data.copy_(torch.randint(-3, 4, parameter.shape, generator=chance))
+    return net.eval()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8, 9])
+def test_channels_of_zeros_change_neither_logits_nor_the_gradient_of_the_images(channels):
+    """Exactly; where there are eight channels or more, nothing is added."""
+    net = whole(nn.Sequential(nn.Conv2d(channels, 5, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(45, 4)))
+    images = torch.randint(0, 4, (3, channels, 6, 6), generator=torch.Generator().manual_seed(1)).float()
+    plain, filled = Still(net, torch.float32), Still(net, torch.float32, fill=8)
+    with torch.no_grad():
+        assert torch.equal(filled(images), plain(images)) and torch.equal(plain(images), net(images))
+    found = gradient(filled, images)
+    assert found.shape == images.shape and torch.equal(found, gradient(plain, images)) and found.any()
+    sizes = [parameter.shape[1] for parameter in filled.parameters() if parameter.dim() == 4]
+    assert sizes == [max(8, channels)]
+    whole(net)[0].weight.data.neg_()
+    filled.refresh()
+    with torch.no_grad():
+        assert torch.equal(filled(images), net(images)) and not torch.equal(filled(images), plain(images))
+
+
+def test_a_channel_that_is_not_zero_would_be_seen():
+    """The twin: 1 in place of a weight of 0 cannot show where the images have zeros, and does where they have not."""
+    still = Still(whole(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten())), torch.float32, fill=8)
+    (kept,) = [parameter for parameter in still.parameters() if parameter.dim() == 4]
+    images = torch.ones(1, 3, 2, 2)
+    before = still(images)
+    kept[:, 3:] = 1.0
+    assert torch.equal(still(images), before)
+    kept[:, 2] += 1.0
+    assert not torch.equal(still(images), before)
+
+
+@pytest.mark.parametrize("arch", ["digits-cnn", "resnet18"])
+def test_the_stem_alone_is_filled_up(arch):
+    shape = ARCHITECTURES[arch].shape
+    plain, images = net(arch, shape), torch.rand(2, *shape, generator=torch.Generator().manual_seed(1))
+    filled = Still(plain, torch.float32, fill=8)
+    read = [parameter.shape[1] for parameter in filled.parameters() if parameter.dim() == 4]
+    own = [parameter.shape[1] for parameter in plain.parameters() if parameter.dim() == 4]
+    assert read == [8, *own[1:]]
+    expected, found = gradient(plain, images), gradient(filled, images)
+    assert float((found - expected).norm() / expected.norm()) < 1e-4
+
+
 def test_no_gradient_reaches_a_weight_and_pruned_ones_stay_zero():
     plain = net()
     name, weight = next((name, p) for name, p in plain.named_parameters() if p.dim() == 4)

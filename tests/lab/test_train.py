@@ -244,9 +244,9 @@ def rates(how, monkeypatch):
     seen = []
     real = Trainer._descend
 
-    def step(self, lr):
-        seen.append(lr)
-        return real(self, lr)
+    def step(self):
+        seen.append(self.rate)
+        return real(self)
 
     monkeypatch.setattr(Trainer, "_descend", step)
     trained(how)
@@ -271,6 +271,7 @@ def test_the_average_by_hand():
     for step, (value, decay) in enumerate([(10, 1 / 10), (20, 2 / 11), (30, 0.25), (40, 0.25)], start=1):
         with torch.no_grad():
             it.model.w.fill_(value)
+        it.turn(0.0)
         it._follow()
         by_hand = decay * by_hand + (1 - decay) * value
         assert it.steps == step and it.average["w"].item() == pytest.approx(by_hand)

@@ -13,13 +13,13 @@ import pytest
 
 import prunebench.bench.grid.run
 from prunebench.bench import spec
-from prunebench.bench.beside import NET
 from prunebench.bench.checkpoint import pack
 from prunebench.bench.errors import PrunebenchError, Refused
 from prunebench.bench.grid.local import Pool
 from prunebench.bench.grid.run import grid, run
 from prunebench.bench.grid.task import make_room, train
 from prunebench.bench.lab import budget
+from prunebench.bench.names import NET
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.player import handover, sandbox
 from prunebench.bench.player.handover import Described

@@ -203,6 +203,23 @@ def test_attacks_that_do_not_know_whether_they_fooled_the_net_are_exact(tmp_path
         assert ('"repaired"' in text) == (not exact)  # entries of exact attacks are what they were
 
 
+def test_exact_attacks_are_shared_by_scorings_in_any_arithmetic(tmp_path):
+    """Such as weak ones; one of the cascade is measured anew, and its entry in TF32 is not taken for an exact one."""
+    judge, _ = loose()
+    test, right = Split((GREYS * 255).round().to(torch.uint8), LABELS), torch.ones(3, dtype=torch.bool)
+
+    def calls(referee, *, exact):
+        attack = Brighter()
+        line = Line(referee, test, slice(0, 3), Journal(tmp_path, ["net"]), None)
+        assert line.run("a", Listed(attack, 1, exact=exact), 0, right).tolist() == [False, True, True]
+        return len(attack.calls)
+
+    exactly = Referee(Loose(), RULES, 4, CPU)
+    assert (calls(exactly, exact=True), calls(judge, exact=True), calls(exactly, exact=False)) == (1, 0, 0)
+    assert (calls(judge, exact=False), calls(judge, exact=False)) == (2, 0)
+    assert (calls(judge, exact=True), calls(exactly, exact=False)) == (1, 0)
+
+
 def test_an_image_that_only_the_loose_arithmetic_gets_wrong_is_attacked_exactly():
     """Attacks skip what they call wrong: 0.48 is right exactly and falls at 0.54; loosely it is wrong at once."""
     judge, arithmetic = loose()

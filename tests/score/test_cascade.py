@@ -13,7 +13,6 @@ from prunebench.bench.attacks.suite import Listed, Pursuit, Suite
 from prunebench.bench.attacks.suites import SUITES
 from prunebench.bench.data import Split, as_float
 from prunebench.bench.protocol import Threat
-from prunebench.bench.score.arithmetic import TF32
 from prunebench.bench.score.cascade import attack_all, attack_shard, facts_of, joined
 from prunebench.bench.score.journal import Journal
 from prunebench.bench.score.referee import Referee
@@ -71,13 +70,6 @@ def bits(found):
 def test_the_premise():
     assert referee().logits(as_float(TEST.images)).argmax(1).tolist() == LABELS.tolist() == [1, 0, 1, 0, 1]
     assert referee().shards(5) == [slice(0, 3), slice(3, 5)]
-
-
-def test_the_arithmetic_is_in_the_journals_key_unless_it_is_exact():
-    net = SimpleNamespace(header=SimpleNamespace(shape=(1, 2, 2)), id=SimpleNamespace(sha256="0" * 64))
-    exact, other = referee(), Referee(Bright(), RULES, 4, torch.device("cpu"), TF32)
-    assert len(facts_of(exact, net, TEST)) == 7
-    assert facts_of(other, net, TEST) == [*facts_of(exact, net, TEST), "tf32"]
 
 
 def test_a_ranked_attack_is_shown_the_survivors_of_those_before_it(attacks):

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from prunebench.bench.attacks.suites import suite_of
-from prunebench.bench.beside import RECORD
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import as_float
 from prunebench.bench.errors import Refused
 from prunebench.bench.executor import Fast, fast
 from prunebench.bench.facts import Point
+from prunebench.bench.names import RECORD
 from prunebench.bench.protocol import Threat
 from prunebench.bench.record import load_record
 from prunebench.bench.score import flags, probes

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from prunebench.bench.beside import RECORD
+from prunebench.bench.names import RECORD
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.score import journal
 from prunebench.bench.score.journal import Entry, Finding, Journal

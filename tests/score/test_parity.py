@@ -11,10 +11,10 @@ import pytest
 from pyautoattack import AutoAttack
 from pyautoattack.state import EvaluationState
 
-from prunebench.bench.beside import RECORD
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import as_float
 from prunebench.bench.grid.task import train
+from prunebench.bench.names import RECORD
 from prunebench.bench.protocol import PROTOCOLS
 from prunebench.bench.record import load_record
 from prunebench.bench.score.scoring import score

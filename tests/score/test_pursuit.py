@@ -10,10 +10,10 @@ import torch
 
 from prunebench.bench.attacks.suite import Listed, Pursuit
 from prunebench.bench.attacks.suites import SUITES
-from prunebench.bench.beside import RECORD
 from prunebench.bench.beyond import Best
 from prunebench.bench.data import Split
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.names import RECORD
 from prunebench.bench.outcomes import recount
 from prunebench.bench.protocol import Threat
 from prunebench.bench.record import load_record

@@ -14,7 +14,6 @@ from torch import nn
 import prunebench.bench.score.scoring
 from prunebench.bench.attacks.base import within
 from prunebench.bench.attacks.pgd import pgd
-from prunebench.bench.beside import JOURNAL, RECORD, REFUSAL
 from prunebench.bench.checkpoint import Net, open_net
 from prunebench.bench.data import Store, as_float
 from prunebench.bench.errors import PrunebenchError, Refused
@@ -23,6 +22,7 @@ from prunebench.bench.grid.task import train
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.models import build
+from prunebench.bench.names import JOURNAL, RECORD, REFUSAL
 from prunebench.bench.outcomes import outcomes_path, pack_outcomes, recount
 from prunebench.bench.protocol import PROTOCOLS, Threat
 from prunebench.bench.record import Refusal, load_record

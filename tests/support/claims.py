@@ -15,11 +15,11 @@ import torch
 from prunebench.bench.attacks.base import Attack
 from prunebench.bench.attacks.suite import Pursuit
 from prunebench.bench.attacks.suites import SUITES
-from prunebench.bench.beside import RECORD
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.claims.claim import Claim, load_claim
 from prunebench.bench.claims.make import make
 from prunebench.bench.files import sha256_of, write_bytes
+from prunebench.bench.names import RECORD
 from prunebench.bench.outcomes import load_arrays, pack_outcomes, standing_of
 from prunebench.bench.score.scoring import score
 from tests.support.nets import STORE, changed, quick_attacks, seal_state, suite_with

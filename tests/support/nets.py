@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from prunebench.bench.job import Job
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.outcomes import outcomes_path
+from prunebench.bench.progress import ProgressCallback
 from prunebench.bench.protocol import Protocol, Threat
 from prunebench.bench.recipe import Training
 from prunebench.pruners import resolve
@@ -89,9 +90,21 @@ def make_nets(folder: Path) -> dict[str, Path]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reporting(Computed):
+    """Computes stages, and reports the progress of each under its name."""
+
+    report: ProgressCallback | None
+
+    def _named(self, stage: str) -> ProgressCallback:
+        report = self.report
+        return lambda what, done, total: None if report is None else report(f"{stage}: {what}", done, total)
+
+
 def lab(tmp_path: Path, rules: Protocol = TINY, *, sparsity: float = 0.9, kind: type[Lab] = Lab, **options) -> Lab:
     """A lab for a job of that sparsity; `options`: of the lab, and `report` and `curves` of what computes for it."""
-    backend = Computed(tmp_path / "stages", **{key: options.pop(key) for key in ("report", "curves") if key in options})
+    report, curves = options.pop("report", None), options.pop("curves", None)
+    backend = Reporting(tmp_path / "stages", curves, report=report)
     return kind(Job(pruner="any", sparsity=sparsity, seed=0), rules, STORE, backend, **options)
 
 

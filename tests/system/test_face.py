@@ -59,6 +59,9 @@ def test_a_module_is_scored_like_the_file_that_it_came_from(nets, monkeypatch, t
         prunebench.score(module, FEW)
     with pytest.raises(prunebench.PrunebenchError, match="give arch and normalisation only with a module"):
         prunebench.score(file, FEW, arch="digits-cnn")
+    for net, how in ((file, {}), (module, {"arch": "digits-cnn"})):
+        with pytest.raises(prunebench.PrunebenchError, match="Attacks in tf32 need a CUDA card"):
+            prunebench.score(net, FEW, device="cpu", arithmetic="tf32", **how)
 
 
 def test_more_than_autoattack_is_measured_on_request(nets, monkeypatch):

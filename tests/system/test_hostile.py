@@ -10,12 +10,12 @@ from torch import nn
 
 import prunebench.bench.score.referee
 from prunebench.bench.attacks.suites import suite_of
-from prunebench.bench.beside import RECORD, REFUSAL
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.claims.make import make
 from prunebench.bench.claims.verify import verify
 from prunebench.bench.data import as_float
 from prunebench.bench.errors import Refused
+from prunebench.bench.names import RECORD, REFUSAL
 from prunebench.bench.protocol import Threat
 from prunebench.bench.record import load_record
 from prunebench.bench.score import referee

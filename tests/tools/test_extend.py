@@ -10,8 +10,9 @@ import pytest
 
 from prunebench.bench.attacks.suite import Listed, Pursuit
 from prunebench.bench.attacks.suites import SUITES
-from prunebench.bench.beside import RECORD, net_path, publish
+from prunebench.bench.beside import net_path, publish
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.names import RECORD
 from prunebench.bench.outcomes import complete, load_arrays, outcomes_path
 from prunebench.bench.record import load_record
 from prunebench.leaderboard import provenance

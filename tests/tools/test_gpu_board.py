@@ -13,17 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from prunebench.bench.data import Split
 from prunebench.bench.grid.dry_run import Line
 from prunebench.bench.grid.plan import Forecast
+from prunebench.bench.lab.schedule import Trained
 from prunebench.bench.protocol import load
-from tools import gpu_board, gpu_figures, gpu_pack
+from tools import gpu_board, gpu_figures, gpu_pack, gpu_steps
 from tools.gpu_board import LATE, call, main, options, parts, planned, registered, told
 from tools.gpu_calls import CALLS, PARTS, REHEARSED
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "tools" / "gpu_board.sh")
-NOTHING = "smoke,convolutions,train,score,tests,grid"
-FIGURES = "smoke,convolutions,train,score"
+NOTHING = "smoke,convolutions,train,score,steps,tests,grid"
+FIGURES = "smoke,convolutions,train,score,steps"
 
 
 def test_options_of_the_run_are_left_alone():
@@ -68,11 +70,11 @@ def test_a_part_is_kept_for_the_same_source_and_questions(tmp_path, calls, monke
         asked = options(["--out", "x", "--skip", "tests", *arguments])
         return [line for _, line in parts(asked, tmp_path)[0]]
 
-    assert lines() == lines() == ["said 1", "said 2", "said 3", "said 4"]
-    assert calls == ["smoke", "convolutions", "train", "score"]
-    assert lines("--images", "7") == ["said 5", "said 6", "said 7", "said 8"]
+    assert lines() == lines() == ["said 1", "said 2", "said 3", "said 4", "said 5"]
+    assert calls == ["smoke", "convolutions", "train", "score", "steps"]
+    assert lines("--images", "7") == ["said 6", "said 7", "said 8", "said 9", "said 10"]
     monkeypatch.setattr(gpu_board, "source", lambda *options: f"another{options[-1]}")
-    assert lines("--images", "7") == ["said 9", "said 10", "said 11", "said 12"]
+    assert lines("--images", "7") == ["said 11", "said 12", "said 13", "said 14", "said 15"]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_what_a_measurement_told_is_found_among_what_libraries_say(text, found):
 
 def test_a_measurement_that_tells_nothing_is_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_board, "call", lambda command, log, *_: log.write_text("hm\n") and "")
-    rows, good = parts(options(["--out", "x", "--skip", "tests,convolutions,train,score"]), tmp_path)
+    rows, good = parts(options(["--out", "x", "--skip", "tests,convolutions,train,score,steps"]), tmp_path)
     assert rows == [("smoke", f"told nothing; see {tmp_path}/smoke.log")] and not good
     assert [path.name for path in tmp_path.iterdir()] == ["smoke.log"]
 
@@ -107,7 +109,7 @@ def test_a_grid_that_fails_is_no_success_and_one_that_is_cut_off_no_failure(
 
 def test_a_part_that_fails_is_said_and_not_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_board, "call", lambda *_: "exit 1")
-    assert main(["--out", str(tmp_path), "--skip", "smoke,convolutions,tests,score"]) == 1
+    assert main(["--out", str(tmp_path), "--skip", "smoke,convolutions,tests,score,steps"]) == 1
     assert "| train | exit 1 |" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
@@ -150,6 +152,30 @@ def test_the_figures_on_paper(monkeypatch):
     assert train.endswith(": 12 s (4.00 times) and 6 s (2.00 times)")
     assert score == "digits-cnn 90 % sparse, 10,000 images, 45% robust: 10 min to score"
     assert planned == [("dense", 0.0, 0.85, 0.45, 256), ("random", 0.9, 0.85, 0.45, 256)]
+
+
+def test_the_ways_of_a_step_on_paper(monkeypatch):
+    """Epochs of 9, 3, 1 and 2 s, of which the first compiles: 2 s for two steps of 256 images."""
+    seen = []
+
+    def fit(net, plan, train, validation, **options):
+        seen.append((len(train), plan.last, train.images.device.type, options))
+        return Trained({}, {}, [], [9.0, 3.0, 1.0, 2.0])
+
+    monkeypatch.setattr(gpu_steps, "fit", fit)
+    found = gpu_figures.measure("steps", "digits-cnn", 512, "cpu")
+    assert found["line"] == "ms a step: digits-cnn uncompiled 1e+03; mnist-cnn uncompiled 1e+03"
+    assert seen == [(512, 4, "cpu", {"seed": 0})] * 2
+    seen.clear()
+    monkeypatch.setattr(Split, "to", lambda split, device: split)
+    found = gpu_figures.measure("steps", "resnet-small", 10**6, "cuda")
+    assert found["milliseconds"].keys() == {"digits-cnn", "mnist-cnn", "resnet-small"}
+    assert {key: row.keys() for key, row in found["milliseconds"].items()}["mnist-cnn"] == gpu_steps.WAYS.keys()
+    assert [(train, options) for train, *_, options in seen[:3]] == [
+        (20 * 256, {"seed": 0, "graphed": False}),
+        (20 * 256, {"seed": 0, "graphed": True}),
+        (20 * 256, {"seed": 0, "graphed": False, "fill": 8}),
+    ]
 
 
 def script(*arguments):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from prunebench.bench.beside import RECORD, net_path, publish
+from prunebench.bench.beside import net_path, publish
+from prunebench.bench.names import RECORD
 from prunebench.bench.outcomes import complete
 from prunebench.bench.record import load_record
 from prunebench.leaderboard import provenance

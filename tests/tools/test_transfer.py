@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from prunebench.bench.attacks.suites import SUITES
-from prunebench.bench.beside import RECORD, net_path, publish
+from prunebench.bench.beside import net_path, publish
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import as_float
 from prunebench.bench.errors import PrunebenchError
+from prunebench.bench.names import RECORD
 from prunebench.bench.outcomes import load_arrays, outcomes_path, standing_of
 from prunebench.bench.record import load_record
 from prunebench.bench.score.scoring import score

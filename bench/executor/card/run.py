@@ -46,23 +46,31 @@ class OnCard(SparsePiece):
         images = images_in(values, self.before)
         size = self._bytes(images)
         saved = torch.empty(size, dtype=torch.int8, device=self._device) if save else None
-        return self.programs[0].run(values, self.after, saved), saved
+        return self._run(self.programs[0], values, self.after, saved), saved
 
     def backward(self, gradients: tuple[Tensor, ...], saved: Tensor) -> tuple[Tensor, ...]:
         """The input gradients, from the output gradients."""
         images = images_in(gradients, self.after)
         check_saved(saved, self._bytes(images), images)
-        return self.programs[1].run(gradients, self.before, saved)
+        return self._run(self.programs[1], gradients, self.before, saved)
+
+    def _run(
+        self, program: Launched, values: tuple[Tensor, ...], shapes: list[tuple[int, ...]], saved: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """The results of `program`, of as many images at a time as its kernels can count."""
+        if not (each := _LARGEST // self._largest // GROUP * GROUP):
+            raise PrunebenchError(
+                f"A value of {self._largest} pixels per image is too large for the sparse kernels of a card, which "
+                f"count {GROUP} images of at most {_LARGEST // GROUP} pixels; call the net itself."
+            )
+        parts = list(zip(*(value.split(each) for value in values), strict=True))
+        kept = [None] * len(parts) if saved is None else saved.split(self._bytes(each))
+        found = [program.run(part, shapes, piece) for part, piece in zip(parts, kept, strict=True)]
+        return found[0] if len(found) == 1 else tuple(map(torch.cat, zip(*found, strict=True)))
 
     def _bytes(self, images: int) -> int:
         """Bytes saved for the backward pass: one for each image of a group, at each pixel of a ReLU or a pool."""
-        padded = -(-images // GROUP) * GROUP
-        if padded * self._largest > _LARGEST:
-            raise PrunebenchError(
-                f"{images} images are too many at once for the sparse kernels of a card; call the net with at most "
-                f"{_LARGEST // self._largest // GROUP * GROUP}."
-            )
-        return max(self._pixels, 1) * padded
+        return max(self._pixels, 1) * -(-images // GROUP) * GROUP
 
 
 class Launched:
