@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-extras sanitise check bench docs lock clean
+.PHONY: help setup demo test test-slow test-extras sanitise check bench docs notebook lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,7 +58,10 @@ bench: $(READY) ## time what should be fast
 DOCS := .venv-docs/.ready-$(VERSION)
 docs: $(DOCS) ## build the documentation's web site in build/docs
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
-	.venv-docs/bin/python -m pytest tests/extras/test_pages.py
+	.venv-docs/bin/python -m pytest tests/extras/test_pages.py tests/extras/test_notebook.py
+
+notebook: $(DOCS) ## execute docs/first-pruner.ipynb; make WRITE=--write notebook keeps the outputs
+	.venv-docs/bin/python -m tools.notebook docs/first-pruner.ipynb $(WRITE)
 
 clean: ## remove environments, caches and builds; runs/ and data/ stay
 	rm -rf .venv .venv-* build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -102,7 +102,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         before, target, after = match.groups()
         return f"{before}{_page(target)}{after}"
 
-    for folder in re.findall(r"(\[([^\]]+)\]\(([^)\s]+)\))", markdown):
-        if (ROOT / PurePosixPath(page.file.src_uri).parent / folder[2]).is_dir():
-            markdown = markdown.replace(folder[0], folder[1])
+    for link, text, target in re.findall(r"(\[([^\]]+)\]\(([^)\s]+)\))", markdown):
+        if (ROOT / PurePosixPath(page.file.src_uri).parent / target).is_dir():
+            markdown = markdown.replace(link, text)
     return _LINK.sub(linked, markdown).replace("<details>", '<details markdown="1">')
