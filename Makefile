@@ -25,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-extras test-lowest sanitise check bench lock clean
+.PHONY: help setup demo test test-slow test-extras test-lowest sanitise check bench docs notebook lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,14 @@ check: $(READY) ## lint, formatting, types, architecture
 
 bench: $(READY) ## time what should be fast
 	$(BIN)/pytest tests/benchmarks --benchmark-only
+
+DOCS := .venv-docs/.ready-$(VERSION)
+docs: $(DOCS) ## build the documentation's web site in build/docs
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	.venv-docs/bin/python -m pytest tests/extras/test_pages.py tests/extras/test_notebook.py
+
+notebook: $(DOCS) ## execute docs/first-pruner.ipynb; make WRITE=--write notebook keeps the outputs
+	.venv-docs/bin/python -m tools.notebook docs/first-pruner.ipynb $(WRITE)
 
 clean: ## remove environments, caches and builds; runs/ and data/ stay
 	rm -rf .venv .venv-* build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -133,7 +141,7 @@ lock: ## resolve the versions anew into requirements/*.txt (UPGRADE=1: the newes
 	@.venv-lock/bin/python -m pip install --quiet --require-hashes --requirement requirements/uv.txt
 	$(COMPILE) requirements/uv.in --output-file requirements/uv.txt
 	$(COMPILE) $(PROJECT) --extra dev --output-file requirements/dev.txt
-	for extra in $(EXTRAS); do $(COMPILE) $(PROJECT) --constraint requirements/dev.txt --extra $$extra \
+	for extra in $(EXTRAS) docs; do $(COMPILE) $(PROJECT) --constraint requirements/dev.txt --extra $$extra \
 		--output-file requirements/$$extra.txt || exit 1; done
 	$(COMPILE) $(LOWEST) --output-file requirements/lowest.txt
 	@! grep -n '://' requirements/*.txt  # no address may be committed

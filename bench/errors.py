@@ -60,10 +60,14 @@ class NoRanking(PrunebenchError, ValueError):
 
 
 def unknown(kind: str, name: str, choices: Iterable[str], way_out: str = "") -> PrunebenchError:
-    """An error for a name that is not in a table, with the nearest name and all the choices."""
-    names = sorted(choices)
+    """An error for a name that is not in a table, with the nearest names and all the choices.
+
+    Nearest are those that begin with `name`, three at most, in the order of `choices`; otherwise the most similar one.
+    """
+    names, asked = list(choices), name.lower()
     spelled = {choice.lower(): choice for choice in names}
-    near = get_close_matches(name.lower(), spelled, n=1, cutoff=0.5)
-    nearest = f"; did you mean {spelled[near[0]]!r}?" if near else "."
-    offered = f"Choose from: {', '.join(names)}." if names else "There are none to choose from."
+    begun = [lower for lower in spelled if lower.startswith(asked)] if asked and asked not in spelled else []
+    near = [repr(spelled[lower]) for lower in begun[:3] or get_close_matches(asked, spelled, n=1, cutoff=0.5)]
+    nearest = f"; did you mean {' or '.join(near)}?" if near else "."
+    offered = f"Choose from: {', '.join(sorted(names))}." if names else "There are none to choose from."
     return PrunebenchError(f"Unknown {kind} {name!r}{nearest} {offered}{' ' + way_out if way_out else ''}")

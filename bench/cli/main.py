@@ -74,6 +74,8 @@ def _watched(name: str, verb: Callable[..., None]) -> Callable[..., None]:
             way_on = "nothing is left half-done; the same command begins again"
             if name in RESUMES or (name == "verify" and options.get("out") is not None):
                 way_on = "what is finished is kept; the same command goes on from there"
+            elif options.get("write"):  # rank writes log, ledger and tables one after the other
+                way_on = "what is written stays; the same command writes the rest"
             watch.say(f"prunebench: stopped; {way_on}: {again}")
             raise typer.Exit(130) from None
         finally:

@@ -137,6 +137,20 @@ def test_a_choice_in_capitals_is_suggested():
     assert "did you mean 'digits-linf'?" in str(unknown("protocol", "Digits-Linf", PROTOCOLS))
 
 
+def test_all_names_that_go_on_are_suggested():
+    """Three at most, in the order of the table; a similar name only if none begins so, and nothing for nothing."""
+    names = ("digits-linf", "cifar10-linf", "cifar10-linf-vgg16", "digits-l2", "cifar10-l2", "cifar10-small")
+    suggested = {
+        "digits": "'digits-linf' or 'digits-l2'?",
+        "CIFAR10": "'cifar10-linf' or 'cifar10-linf-vgg16' or 'cifar10-l2'?",
+        "CIFAR10-linf": "'cifar10-linf'?",
+        "digit-l2": "'digits-l2'?",
+    }
+    for name, near in suggested.items():
+        assert f"; did you mean {near} Choose from: cifar10-l2, " in str(unknown("protocol", name, names))
+    assert str(unknown("protocol", "", names)).startswith("Unknown protocol ''. Choose from: cifar10-l2, ")
+
+
 def test_train_ends_with_its_accuracy_and_the_next_command(prunebench, tmp_path):
     (tmp_path / "small.toml").write_text(SMALL)
     train = ("train", "small.toml", "--pruner", "random", "--sparsity", "0.9", "--out", "a net")
@@ -266,6 +280,22 @@ def test_ctrl_c_says_where_it_stopped_and_what_to_type(prunebench, tmp_path, mon
         (stages / f"{name}.safetensors").touch()
     assert "a b holds 2 finished and 1 begun stages; training goes on from there.\n" in prunebench(*words)[2]
     assert "goes on from there.\n" not in prunebench(*words, "--quiet")[2]
+
+
+def test_ctrl_c_says_what_a_verb_leaves_behind(prunebench, tmp_path, monkeypatch):
+    """`rank --write` writes several files; `rank` alone writes nothing."""
+    from prunebench.leaderboard import check
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    (tmp_path / "records").mkdir()
+    monkeypatch.setattr(check, "write", interrupted)
+    monkeypatch.setattr(check, "look", interrupted)
+    code, _, err = prunebench("rank", "records", "--write")
+    assert code == 130 and "what is written stays; the same command writes the rest: prunebench rank records" in err
+    code, _, err = prunebench("rank", "records")
+    assert code == 130 and "nothing is left half-done; the same command begins again: prunebench rank records" in err
 
 
 def test_a_terminal_shows_something_at_once(monkeypatch):

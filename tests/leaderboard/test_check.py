@@ -10,6 +10,7 @@ import pytest
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.record import Record
+from prunebench.leaderboard import check as board
 from prunebench.leaderboard.check import check, default_out, write
 from prunebench.leaderboard.render.formats import FORMATS
 from tests.support.records import make, outcomes, refusal, save
@@ -40,6 +41,29 @@ def test_writing_again_changes_no_byte(records):
     before = [path.read_bytes() for path in paths]
     write(records)
     assert [path.read_bytes() for path in paths] == before
+
+
+@pytest.mark.parametrize("files", [0, 2])
+def test_what_an_interruption_leaves_the_same_command_completes(records, tmp_path, monkeypatch, files):
+    """After so many tables, with the log written before: the reason is not logged twice."""
+    write(records, reason="first")
+    save(records, make(seed=2))
+    left = [board.write_bytes] * files
+
+    def writing(path, data):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()(path, data)
+
+    monkeypatch.setattr(board, "write_bytes", writing)
+    with pytest.raises(KeyboardInterrupt):
+        write(records, reason="a third seed")
+    monkeypatch.undo()
+    with pytest.raises(PrunebenchError, match="differs"):
+        check(records)
+    write(records, reason="a third seed")
+    check(records)
+    assert (tmp_path / "LOG.md").read_text().count("a third seed") == 1
 
 
 @pytest.mark.parametrize("name", FILES)
