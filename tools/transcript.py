@@ -139,7 +139,7 @@ def _agree(one: re.Match[str], other: re.Match[str]) -> bool:
         return True
     if kind == "rate":  # rate, low, high and, in a board, clean
         clean = [IMAGES * values[3] / 100 for values in (a, b) if values[3:]]
-        return a[1] <= b[2] and b[1] <= a[2] and len(clean) != 1 and (not clean or _alike(*clean, IMAGES))
+        return a[1] <= b[2] and b[1] <= a[2] and len(clean) != 1 and (not clean or _alike(clean[0], clean[1], IMAGES))
     if kind == "count":
         return a[1:] == b[1:] and _alike(a[0], b[0], a[1] if len(a) > 1 else IMAGES)
     return one.group() == other.group()

@@ -353,7 +353,7 @@ def training(*changes, protocol="digits-linf", pruner="imp", sparsity="0.9"):
         (("check", "impp"), "Unknown pruner 'impp'; did you mean 'imp'?"),
         (("import", "none.pt", "--arch", "digits-cnn", "--protocol", "digits-linf", "--out", "o"), "read none.pt, a"),
         (("import", "x.pt", "--arch", "digitscnn", "--protocol", "digits-linf", "--out", "o"), "'digits-cnn'?"),
-        (("import", "x.pt", "--arch", "resnet18", "--protocol", "cifar10", "--out", "o"), "'cifar10-l2'?"),
+        (("import", "x.pt", "--arch", "resnet18", "--protocol", "cifar10", "--out", "o"), "'cifar10-linf' or "),
     ],
 )
 def test_mistakes(prunebench, tmp_path, arguments, said):
