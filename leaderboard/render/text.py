@@ -137,7 +137,7 @@ def main_doubts(board: Board) -> list[str]:
     found = doubts(board)
     if len(found) <= FEW:
         return found
-    return [f"{SIGN} {flags_in_short(board)} The board's README.md and site explain each."]
+    return [f"{SIGN} {flags_in_short(board)} The board's site explains each (prunebench site)."]
 
 
 def flags_in_short(board: Board) -> str:

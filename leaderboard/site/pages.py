@@ -38,7 +38,7 @@ from prunebench.leaderboard.render.text import (
 )
 from prunebench.leaderboard.site import charts, compare, plots, row_page, small, tables
 from prunebench.leaderboard.site.assets import assets
-from prunebench.leaderboard.site.preview import preview
+from prunebench.leaderboard.site.preview import described, preview
 from prunebench.leaderboard.table import Results
 
 Made = dict[str, bytes | Path]  # the files of a site by their path there: their content, or the file to copy
@@ -79,7 +79,7 @@ def pages(ranking: Ranking, results: Results, source: Path, address: str = "") -
             "Two pruners have names that give the same file name; rename one pruner and score it again."
         )
     far = {path: raw_distances(source / path, r) for path, r in results.items() if isinstance(r, Record)}
-    site, found = _Site(results, source, _environment(address), hrefs, far), findings(ranking, results, source)
+    site, found = _Site(results, source, _environment(ranking, address), hrefs, far), findings(ranking, results, source)
     made: Made = {**assets(), "board.csv": comma_separated(ranking).encode(), "board.json": as_json(ranking).encode()}
     sections = []
     for board_id, board in zip(ids, ranking.boards, strict=True):
@@ -183,7 +183,7 @@ def _slug(whole: str) -> str:
     return f"{safe}-{hashlib.sha256(whole.encode(errors='backslashreplace')).hexdigest()[:12]}".lstrip("-")
 
 
-def _environment(address: str) -> jinja2.Environment:
+def _environment(ranking: Ranking, address: str) -> jinja2.Environment:
     """Templates that clean and escape every text, and raise an error for an undefined name."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__),
@@ -202,6 +202,7 @@ def _environment(address: str) -> jinja2.Environment:
         "MEANING": MEANING,
         "version": version("prunebench"),
         "address": address,
+        "pictured": described(ranking.boards[0]) if ranking.boards else None,
     }
     environment.filters["ours"] = Markup  # generated text, which may be longer than text from a record
     environment.filters["whole"] = lambda text: escape(flat(text))  # generated text that names rows

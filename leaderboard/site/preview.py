@@ -38,6 +38,12 @@ def preview(board: Board) -> bytes:
     return buffer.getvalue()
 
 
+def described(board: Board) -> str:
+    """What the picture shows, for those who cannot see it."""
+    chart = accuracy.against_sparsity(board)
+    return f"{board.protocol}, robust accuracy of its methods with intervals" + (f": {chart.title}" if chart else "")
+
+
 def _rows(draw: ImageDraw.ImageDraw, rows: list[Row]) -> None:
     """A line per row: its name, its interval of 95 % with the mean, and the number."""
     ends = [100 * end for row in rows for end in (row.robust.low, row.robust.high)]

@@ -62,8 +62,12 @@ def test_one_seed_shows_no_agreement(tmp_path):
 @pytest.mark.parametrize(
     ("awt", "title", "parts"),
     [
-        (range(50), "The same images fall, whatever the method", ["50 survive in every net", "50 in none"]),
-        (range(20, 70), "Methods lose images of their own", ["30 survive in every net", "40 in some", "30 in none"]),
+        (range(50), "The methods shown lose the same images", ["50 survive in every net", "50 in none"]),
+        (
+            range(20, 70),
+            "Two seeds agree on more images than two methods",
+            ["30 survive in every net", "40 in some", "30 in none"],
+        ),
     ],
 )
 def test_strips_hold_the_images_in_one_order(awt, title, parts, tmp_path):

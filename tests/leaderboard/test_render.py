@@ -259,7 +259,7 @@ def test_many_flags_are_counted_below_a_table_and_explained_in_the_readme_alone(
     few, many = ({"flags": [FLAG | {"name": f"f{i}"} for i in range(count)]} for count in (1, 2))
     assert shown(ranking(score=few), width=200).count("Square fools 7") == 4
     made = ranking(score=many)
-    counted = "4 of 4 rows carry a flag: f0 (4) and f1 (4). The board's README.md and site explain each."
+    counted = "4 of 4 rows carry a flag: f0 (4) and f1 (4). The board's site explains each (prunebench site)."
     assert counted in " ".join(shown(made).split())
     assert counted in latex(made).replace("{}", "")
     assert "Square fools 7" not in shown(made, width=200) + latex(made)

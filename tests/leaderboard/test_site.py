@@ -271,10 +271,11 @@ def test_a_record_is_nothing_but_text(hostile, plain_shapes, tmp_path):
 @pytest.mark.parametrize("hostile", HOSTILE[:2])
 def test_the_test_above_sees_what_is_not_escaped(hostile, plain_shapes, tmp_path, monkeypatch):
     source = fill(tmp_path / "records", hostile, hostile)
-    environment = pages._environment("")
+    ranking = rank(read(source))
+    environment = pages._environment(ranking, "")
     environment.autoescape = False
-    monkeypatch.setattr(pages, "_environment", lambda _: environment)
-    found = pages.pages(rank(read(source)), read(source), source)
+    monkeypatch.setattr(pages, "_environment", lambda *_: environment)
+    found = pages.pages(ranking, read(source), source)
     try:
         shapes = sorted(Page(data).shape for name, data in found.items() if name.endswith(".html"))
     except AssertionError:
@@ -326,6 +327,8 @@ def test_the_picture_beside_links_shows_the_leading_board(made, records, tmp_pat
     blue, ink = (np.all(np.array(wide) == colour, axis=-1) for colour in ((0x15, 0x67, 0xDE), (0x1C, 0x21, 0x26)))
     assert blue.any() and ink.any() and np.nonzero(blue)[0].mean() < np.nonzero(ink)[0].mean()  # above magnitude
     assert '<meta property="og:image" content="preview.png">' in (made / "index.html").read_text()
+    described = '<meta property="og:image:alt" content="digits-linf, robust accuracy of its methods'
+    assert described in (made / "index.html").read_text()
     assert '<meta property="og:image" content="../preview.png">' in (made / "boards/digits-linf.html").read_text()
     for address in ("https://example.org/board", "https://example.org/board/"):
         folder.write(records, tmp_path / "site", address)

@@ -42,7 +42,7 @@ def of_board(board: Board, records: Mapping[Path, Record], source: Path) -> Char
     sentence = (
         f"{said} A column is an image, the same one on all strips, at {sparsities[-1]:f}; the fuller its colour, the "
         f"more seeds it survives with. Of {board.n} images {always} survive in every net of these methods, {never} in "
-        f"none.{left_out(board, sparsities[-1], there)}"
+        f"none.{left_out(board, sparsities[-1], [of.row for of in methods])}"
     )
     return Chart(title, canvas(WIDTH, bottom + 34, parts, f"{title}. {sentence}"), sentence, wide=True)
 
@@ -67,7 +67,10 @@ def _strip(of: Fates, order: np.ndarray, y: float) -> list[str]:
     """The name, the images, and the robust accuracy of a row; neighbours of one shade are one stroke."""
     look, row = look_of(of.row.pruner), of.row
     columns = np.array_split(of.share[order], min(COLUMNS, len(order)))
-    levels = np.rint([SHADES * np.mean(column) for column in columns]).astype(int)
+    shares = np.array([np.mean(column) for column in columns])
+    levels = np.rint(SHADES * shares).astype(int)
+    some = (shares > 0) & (shares < 1)  # neither blank nor full
+    levels[some] = np.clip(levels[some], 1, SHADES - 1)
     width, middle = (RIGHT - LEFT) / len(levels), y + STRIP / 2
     starts = np.flatnonzero(np.diff(levels, prepend=-1))
     runs = list(zip(starts, np.append(starts[1:], len(levels)), strict=True))
@@ -85,11 +88,14 @@ def _named(row: Row) -> str:
 
 
 def _told(methods: Sequence[Fates]) -> tuple[str, str]:
-    """Whether two methods lose the same images, as far as two seeds of one method do."""
+    """Whether two methods agree on as many images as two seeds of one method do.
+
+    Methods that differ in accuracy must disagree, so less agreement does not mean that each loses images of its own.
+    """
     own, cross = agreement(methods)
     if own is None or cross is None:
         return "Which images survive which method", "With one seed, no image can be called a method's own."
     said = f"Two nets of one method agree on {percent(own)} % of the images, nets of two methods on {percent(cross)} %."
     if own - cross < ALIKE:
-        return "The same images fall, whatever the method", said
-    return "Methods lose images of their own", said
+        return "The methods shown lose the same images", said
+    return "Two seeds agree on more images than two methods", said
