@@ -216,6 +216,7 @@ class AttackArithmetic(Strict):
 class Cost(Strict):
     """The cost of training and scoring; passes are sample passes (forward 1, backward 2).
 
+    `score_passes` hold all that attacks asked, also what they discarded because few images filled the sparse kernels.
     The stages' passes and seconds are reported by the pruner's process. `processor_seconds` is the kernel's count for
     that process and all its children (None: unknown, or absent in records before schema 4).
     """

@@ -63,7 +63,8 @@ def climbed(
     to a loss on their logits.
 
     Where few images are left, several losses run at once, as if no image were fooled. What follows the first loss that
-    fools one is discarded, with its random numbers, so the result is that of one loss after the other.
+    fools one is discarded, with its random numbers, so the result is that of one loss after the other. Its passes still
+    count, and a referee still checks its points: logits that only the kernels cannot compute rerun the attack.
     """
     generator = torch.Generator().manual_seed(seed)
     proposals, standing = images.clone(), standing.clone()

@@ -57,7 +57,7 @@ def lanes(model: Model, images: Tensor) -> int:
     torch adds up a single one in another order than one among others.
     """
     known = getattr(model, "lanes", None)
-    return 1 if known is None or images[0].numel() >= _SPLIT else int(known(images.shape[1:]))
+    return 1 if known is None or math.prod(images.shape[1:]) >= _SPLIT else int(known(images.shape[1:]))
 
 
 def pulled(logits: Tensor, at: Tensor, slopes: Tensor) -> Tensor:

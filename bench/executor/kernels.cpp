@@ -2,8 +2,8 @@
 //
 // A tensor lies in an arena as channel x (height + border) x (width + border) x 16 images, the images innermost, with a
 // frame of zeros where a convolution reads past the edge. A program is a list of instructions, and every group of images
-// runs through all of them: on one thread, or, where there are fewer groups than threads, on all threads, which take
-// parts of each instruction. Offsets and pitches count floats in the arena and bytes in what is saved for the backward
+// runs through all of them: on one thread, or, where half of the threads or more would have no group, on all threads,
+// which take parts of each instruction. Offsets and pitches count floats in the arena and bytes in what is saved for the backward
 // pass. Products are fused with sums (FMA) where the processor can. A sum begins with the bias and what is added, then
 // comes weight after weight: in the same order whatever the tile, the block of channels or the part is, so that the
 // result does not depend on the number of threads.
@@ -521,7 +521,7 @@ int64_t lanes() { return LANES; }
 // group, or null. Pointers are aligned to 64 bytes, but for inputs and outputs (n, c, h, w). `team`: what has threads
 // that are there already do something (GOMP_parallel), or null. Threads of our own beside a team that still waits busily
 // for its next work would have to share the processor with it. `enough`: how many vectors a program must multiply or
-// move for threads to share a group.
+// move for two threads to share a group; more threads have more to agree on.
 void execute(const Instruction* instructions, int64_t count, float* arenas, int64_t arena, uint8_t* saved,
              int64_t saved_bytes, const float* const* inputs, float* const* outputs, int64_t images, int64_t threads,
              Team team, int64_t enough) {
@@ -529,7 +529,7 @@ void execute(const Instruction* instructions, int64_t count, float* arenas, int6
     // Groups that would leave half of the threads or more without work are shared by all of them.
     const bool few = rest && 2 * rest <= threads;
     const Schedule schedule(instructions, few ? count : 0, threads * PARTS, std::min(LEAST, enough));
-    const int64_t shared = few && schedule.vectors >= enough ? rest : 0, whole = groups - shared;
+    const int64_t shared = few && schedule.vectors >= enough * threads / 2 ? rest : 0, whole = groups - shared;
     std::atomic<int64_t> workers{0}, next{0}, done{0};
     std::vector<std::atomic<bool>> begun(shared * schedule.parts);
     const std::thread::id caller = std::this_thread::get_id();
@@ -550,7 +550,8 @@ void execute(const Instruction* instructions, int64_t count, float* arenas, int6
                 const int64_t parts = stage.cut.parts(), mine = worker * parts / threads;
                 for (int64_t k = 0; k < parts; ++k) {  // one's own first, then what others have not begun
                     const int64_t part = (mine + k) % parts;
-                    if (begun[number * schedule.parts + stage.first + part].exchange(true)) continue;
+                    std::atomic<bool>& taken = begun[number * schedule.parts + stage.first + part];
+                    if (taken.load(std::memory_order_relaxed) || taken.exchange(true)) continue;
                     group(arenas, whole + number).run(*stage.instruction, stage.cut.part(*stage.instruction, part));
                     done.fetch_add(1);
                 }

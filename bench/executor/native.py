@@ -21,7 +21,7 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
 TARGETS = ("-march=native", "-mcpu=native", "")  # the first that the compiler accepts is used
-# The vectors that a program must multiply or move for threads to share its images: about a millisecond on one thread.
+# The vectors that a program must multiply or move for two threads to share its images: about a millisecond on one.
 # With less, threads gain less than they lose as each fetches from the other's cache (AMD Zen 4, 2 threads: mnist-cnn
 # takes 1.2 times as long at 5 % of its weights, and four fifths of the time at 20 %).
 ENOUGH = 2**21

@@ -18,6 +18,7 @@ from prunebench.bench.lab.augmentation import crop_flip
 from prunebench.bench.lab.compiled import tuned
 from prunebench.bench.lab.graphed import CardGraph, Graphed, pays
 from prunebench.bench.lab.schedule import Trained, TrainingPlan
+from prunebench.bench.lab.schemes import Scheme
 from prunebench.bench.lab.stages import PAUSE
 from prunebench.bench.lab.trainer import Trainer
 from prunebench.bench.mask import Masks
@@ -50,8 +51,9 @@ def fit(
     every PAUSE seconds on a card, and after the last. A run that finds that file resumes from it and ends in the same
     bytes. `on_epoch` receives every epoch, including those before a resume.
     `compiled`: whether to compile the net, by default on a CUDA card. `graphed`: whether to replay whole steps as a
-    CUDA graph, by default where it `pays`. `fill`: as for `Still`. Raises PrunebenchError when the loss is no
-    longer finite; callers that train with one step also pass the rows of `on_epoch` to `refuse_collapse`.
+    CUDA graph, by default where it `pays`; a ValueError if a scheme takes part in them. `fill`: as for `Still`.
+    Raises PrunebenchError when the loss is no longer finite; callers that train with one step also pass the rows of
+    `on_epoch` to `refuse_collapse`.
     """
     device = train.images.device
     trainer = Trainer(model, plan, masks or {}, device)
@@ -64,6 +66,8 @@ def fit(
     batches = plan.batches(len(train))
     began = saved = time.perf_counter()  # compiling is part of the first epoch
     graphed = pays(trainer, device) if graphed is None else graphed
+    if graphed and type(trainer.scheme) is not Scheme:
+        raise ValueError("A scheme's moments are code that a graph of the step would leave out.")
     if compiled or (compiled is None and device.type == "cuda"):
         trainer.capture(as_float(train.take(slice(0, batch)).images), graphs=not graphed, fill=fill)
     step = Graphed(trainer, CardGraph(device)) if graphed else trainer.step

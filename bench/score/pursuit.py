@@ -152,7 +152,7 @@ def _through(source: Referee, referee: Referee) -> Attack:
 
     def attack(model: Model, images: Tensor, labels: Tensor, threat: Threat, *, generator: torch.Generator) -> Tensor:
         before = source.passes
-        proposals = malt(source.attacked, images, labels, threat, generator=generator)
+        proposals = malt(source.view(), images, labels, threat, generator=generator)
         referee.passes += source.passes - before
         return proposals
 

@@ -284,17 +284,17 @@ class Referee:
         generator = torch.Generator(self.device).manual_seed(call.seed)
         lent = clean.clone(), labels.to(self.device, copy=True)  # an attack may write into what it is given
         self._silent = []
-        model = View(partial(self.attacked, surrogate=call.surrogate), self._lanes(call.surrogate))
         with arithmetic.active():
-            proposals = call.attack(model, *lent, call.threat, generator=generator)
+            proposals = call.attack(self.view(call.surrogate), *lent, call.threat, generator=generator)
         self._silent = [part for part in self._silent if len(part)]
         if self._silent:
             _finite(self.logits(torch.cat(self._silent)), "images that an attack queried")
         return proposals
 
-    def _lanes(self, surrogate: Surrogate) -> Callable[[Sequence[int]], int]:
-        """How many images take as long as one, by their shape (c, h, w); a surrogate other than a leak runs dense."""
-        return self.fast.lanes if isinstance(self.fast, Fast) and not surrogate.soft else lambda shape: 1
+    def view(self, surrogate: Surrogate = OWN) -> View:
+        """The net as an attack sees it; a surrogate other than a leak runs dense, one image after the other."""
+        lanes = self.fast.lanes if isinstance(self.fast, Fast) and not surrogate.soft else lambda shape: 1
+        return View(partial(self.attacked, surrogate=surrogate), lanes)
 
     def _looked(self, shape: torch.Size) -> Sizes:
         """The sizes of the net's numbers on fixed images of this shape."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from prunebench.bench.protocol import Threat
 from tests.support.nets import STORE
 from tools.verdicts import CLAIMS
 
+RECORDS = CLAIMS.parent / "leaderboard" / "records"
 LINF, L2 = Threat(norm="Linf", eps="0.23"), Threat(norm="L2", eps="0.8")
 NOTHING = Threat(norm="Linf", eps="0.0001")
 NET = fast(open_net(CLAIMS / "imp-s0.95-seed0" / "net.safetensors").module.requires_grad_(False))
@@ -54,6 +56,20 @@ def test_targets_at_once_give_what_they_give_in_turn(threat, count):
     assert torch.equal(attacked(together, threat, images), attacked(alone, threat, images))
     assert sum(together.batches) >= sum(alone.batches)
     assert max(together.batches) <= 16
+
+
+def test_larger_images_in_l2_are_added_up_alike(request):
+    """Eleven images of 3072 values pass the size from which torch shares out sums among threads."""
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(2)
+    kept = RECORDS / "cifar10-small-linf" / "random-s0.9-seed0.net.safetensors"
+    net = fast(open_net(kept).module.requires_grad_(False))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels, threat = net(images).argmax(1), Threat(norm="L2", eps="0.3")
+    assert lanes(net, images) == 16
+    together = apgd.apgd_t(net, images, labels, threat, 9, 0)
+    assert torch.equal(together, apgd.apgd_t(lambda points: net(points), images, labels, threat, 9, 0))
+    assert not torch.equal(together, images)
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=["Linf", "L2"])

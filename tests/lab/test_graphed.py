@@ -173,6 +173,13 @@ def test_it_pays_on_a_card_for_small_nets_without_a_scheme(weights, scheme, devi
     assert pays(it, torch.device(device)) is answer
 
 
+def test_a_scheme_is_never_left_out_of_a_graph(graphs):
+    plan = TrainingPlan(RULES.training, RULES.threat, 4, scheme=Idle())
+    with pytest.raises(ValueError, match="a graph of the step would leave out"):
+        fit(net(), plan, TRAIN, VALIDATION, seed=5, masks=masks(), graphed=True)
+    assert not graphs
+
+
 def test_the_nets_of_the_boards():
     small = [arch for arch, known in ARCHITECTURES.items() if size(arch, 10, known.shape) <= LARGEST]
     assert small == ["digits-cnn", "mnist-cnn", "resnet-small"]
