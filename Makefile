@@ -25,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-extras test-lowest sanitise check bench docs notebook lock clean
+.PHONY: help setup demo test test-slow test-extras test-lowest lowest-python sanitise check bench docs notebook lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,8 +49,13 @@ test-extras: $(READY) $(EXTRAS:%=.venv-%/.ready-$(VERSION)) ## test torchattacks
 	.venv-ray/bin/python -m pytest tests/extras/test_ray.py
 	.venv-corruptions/bin/python -m pytest tests/extras/test_corruptions.py
 
-test-lowest: .venv-lowest/.ready-$(VERSION) ## test the lowest versions that pyproject.toml allows, in an environment of their own
+test-lowest: lowest-python .venv-lowest/.ready-$(VERSION) ## test the lowest versions that pyproject.toml allows, in an environment of their own
 	.venv-lowest/bin/python -m pytest tests/extras/test_lowest.py
+
+# numpy 1.26.0 and others of them have no wheels for Python 3.13.
+lowest-python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 13) and "The lowest versions need Python 3.11 or 3.12: \
+	make PYTHON=python3.12 test-lowest")'
 
 sanitise: $(READY) ## run the kernels under sanitisers and, where there is an emulator, on another processor
 	$(BIN)/pytest -m "" tests/executor/test_sanitised.py
@@ -85,7 +90,7 @@ $(BIN)/uv pip install --quiet --python $(1)/bin/python --require-hashes --requir
 endef
 
 # $(call install,ENVIRONMENT,FILE): everything in FILE. With TORCH=cpu, torch and torchvision have the locked versions, but
-# come from where uv knows that builds without CUDA are; they have other hashes than the locked builds, so none is checked.
+# come from the index of CPU builds that uv knows; they have other hashes than the locked builds, so none is checked.
 ifeq ($(TORCH),cpu)
 CUDA := torch|torchvision|triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+
 define install

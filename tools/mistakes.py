@@ -28,6 +28,7 @@ from tools.mistakes_made import FILES, INTERRUPT, MISTAKES, PREPARE
 
 WIDTH = 100  # columns of the terminal that commands are told of
 LONGEST = 600  # seconds for a command
+NOWHERE = "http://127.0.0.1:9"  # a port on which nothing listens
 HEAD = """<!-- Made by `python -m tools.mistakes --write docs/mistakes.md`; do not edit. -->
 # Mistakes and their answers
 
@@ -83,12 +84,16 @@ def prepare(folder: Path) -> None:
 def run(command: str, folder: Path, interrupt: bool = False) -> tuple[int, str]:
     """The exit code of the shell words `command` in `folder`, and all that it printed.
 
-    With `interrupt`, it gets Ctrl-C once it has begun its work, which it says in its output.
+    It finds no network, even where there is one. With `interrupt`, it gets Ctrl-C once it has begun its work, which it
+    says in its output.
     """
     program, *words = shlex.split(command)
     executable = Path(sys.executable).with_name(program)
     environment = os.environ | {"COLUMNS": str(WIDTH), "XDG_CACHE_HOME": str(folder / ".cache"), "TERM": "dumb"}
-    environment.pop("PRUNEBENCH_DATA", None)
+    environment |= {f"{way}_proxy": NOWHERE for way in ("http", "https", "all")}
+    environment |= {f"{way}_PROXY": NOWHERE for way in ("HTTP", "HTTPS", "ALL")}
+    for name in ("PRUNEBENCH_DATA", "no_proxy", "NO_PROXY"):
+        environment.pop(name, None)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its children
     log = folder / ".log"
     with (
@@ -119,7 +124,8 @@ def _interrupt(process: subprocess.Popen[bytes], log: Path) -> None:
         if log.stat().st_size or process.poll() is not None:
             break
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
 
 
 def answers(prepared: Path, only: str = "") -> Iterator[Answer]:

@@ -24,6 +24,7 @@ def _pruner(body: str) -> str:
 
 FILES = {
     "short.toml": 'base = "digits-linf"\nname = "short"\nunits = 1\n[training]\nepochs = 2\n',
+    "long.toml": 'base = "digits-linf"\nname = "long"\nunits = 500\n',  # the most: none ends before Ctrl-C
     "typo.toml": 'base = "digits-linf"\nname = "typo"\n[training]\nepoch = 2\n',
     "broken.toml": 'base = "digits-linf"\nname = \n',
     "boom.py": _pruner('raise ZeroDivisionError("no scores")'),
@@ -137,7 +138,7 @@ MISTAKES = {
         "prunebench sign net/record.json --key notes.txt",
     ),
     "Ctrl-C": (
-        f"{INTERRUPT}prunebench train digits-linf --pruner imp --sparsity 0.9 --out stopped",
-        f"{INTERRUPT}prunebench run digits-linf --pruner imp --sparsity 0.9 --seed 0 --out runs",
+        f"{INTERRUPT}prunebench train long.toml --pruner imp --sparsity 0.9 --out stopped",
+        f"{INTERRUPT}prunebench run long.toml --pruner imp --sparsity 0.9 --seed 0 --out runs",
     ),
 }

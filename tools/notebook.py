@@ -37,6 +37,13 @@ def executed(path: Path, folder: Path) -> nbformat.NotebookNode:
     return book
 
 
+def said(book: nbformat.NotebookNode) -> str:
+    """All outputs of `book` that are text; pictures in base64 are not."""
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    shown = [text for output in outputs for kind, text in output.get("data", {}).items() if kind.startswith("text/")]
+    return "\n".join([*(output.text for output in outputs if "text" in output), *shown])
+
+
 def private(text: str, folder: Path) -> list[str]:
     """The folders of this machine that `text` names."""
     places = {str(folder), str(Path.home()), str(Path(sys.executable).parents[1]), tempfile.gettempdir()} - {"/"}
@@ -50,12 +57,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
-        text = nbformat.writes(executed(asked.notebook, Path(name)))
-        named = private(text, Path(name))
+        book = executed(asked.notebook, Path(name))
+        named = private(said(book), Path(name))
     if named:
         sys.exit(f"the outputs name folders of this machine: {', '.join(named)}")
     if asked.write:
-        write_bytes(asked.notebook, f"{text.rstrip()}\n".encode())
+        write_bytes(asked.notebook, f"{nbformat.writes(book).rstrip()}\n".encode())
 
 
 if __name__ == "__main__":

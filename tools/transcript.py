@@ -4,12 +4,13 @@
     python -m tools.transcript CONTRIBUTING.md --write   # puts today's output into the page
 
 All blocks marked `console` are one session: a shell that begins in an empty folder, in the terminal of
-`tools.terminal`. A line `...` stands for lines that the page leaves out. A comment `<!-- session: ... -->` holds
-commands that run unseen; they must succeed.
+`tools.terminal`. A line `...` stands for lines that the page leaves out, or for none. A comment `<!-- session: ... -->`
+holds commands that run unseen; they must succeed.
 
 Text has to match. Numbers have to match too, except for what depends on the machine: times, hashes, p-values and lists
-of images are ignored. Counts of robust or clean images may differ as two draws of as many images would (`SPREAD`
-standard deviations). Rates with an interval agree if their intervals overlap.
+of images are ignored; a clause that ends with such a list may be missing if its count could be 0. Counts of robust or
+clean images may differ by `SPREAD` standard deviations of two draws of as many images: a rule of thumb, for in truth
+the nets differ and not the images. Rates with an interval agree if their intervals overlap.
 """
 
 from __future__ import annotations
@@ -31,10 +32,16 @@ from tools.terminal import COLUMNS, printed
 
 OMITTED = "..."
 IMAGES = 200  # attacked by the session, where a count does not say of how many
-SPREAD = 3.3  # standard deviations; two draws differ by more once in a thousand times
+SPREAD = 3.3  # standard deviations, by a rule of thumb
 _MARK = "@@ end of command"
 _BLOCK = re.compile(r"^(?P<mark>```console|<!-- session:)\n(?P<text>.*?)^(?:```|-->)$", re.DOTALL | re.MULTILINE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+# A clause that is printed only if its count is not 0.
+_CLAUSE = re.compile(
+    r"\b(?P<count>\d+)\s+(?P<what>were\s+claimed\s[a-z\s]+|get\s+another\s[a-z\s]+)"
+    r":\s+\d+(?:,\s+\d+)*(?:\s+and\s+\d+\s+more)?[;.]?"
+)
 
 # What differs between machines, and how it is compared. The last kind is everything else, which has to match.
 _KINDS = re.compile(
@@ -127,10 +134,34 @@ def shortened(new: list[str], old: list[str]) -> list[str]:
 
 
 def _differences(written: str, came: str) -> Iterator[int]:
-    """Where in `written` something stands that `came` does not agree with: offsets, in order."""
-    for one, other in zip_longest(_KINDS.finditer(written), _KINDS.finditer(came)):
+    """Where in `written` something stands that `came` does not agree with: offsets, those of clauses first."""
+    (ours, at), (theirs, _) = _clauses(written), _clauses(came)
+    for what in ours.keys() | theirs.keys():
+        if not _alike(ours.get(what, 0), theirs.get(what, 0), IMAGES):
+            yield at.get(what, len(written))
+    for one, other in zip_longest(_KINDS.finditer(_blanked(written)), _KINDS.finditer(_blanked(came))):
         if one is None or other is None or one.lastgroup != other.lastgroup or not _agree(one, other):
             yield one.start() if one else len(written)
+
+
+def _clauses(text: str) -> tuple[dict[str, int], dict[str, int]]:
+    """The count and the offset of every clause that may be missing, by its words."""
+    found = {" ".join(clause["what"].split()): clause for clause in _CLAUSE.finditer(text)}
+    return {what: int(each["count"]) for what, each in found.items()}, {what: m.start() for what, m in found.items()}
+
+
+def _blanked(text: str) -> str:
+    """`text` without those clauses, and what is left where it was."""
+    return _CLAUSE.sub(lambda clause: re.sub(r"\S", " ", clause.group()), text)
+
+
+def _fits(old: list[str], new: list[str]) -> bool:
+    """Whether `new` agrees with `old`, with any lines or none where `old` says `...`."""
+    if OMITTED not in old:
+        return next(_differences("\n".join(old), "\n".join(new)), None) is None
+    at = old.index(OMITTED)
+    heads = (end for end in range(len(new) + 1) if _fits(old[:at], new[:end]))
+    return any(_fits(old[at + 1 :], new[begin:]) for end in heads for begin in range(end, len(new) + 1))
 
 
 def _agree(one: re.Match[str], other: re.Match[str]) -> bool:
@@ -166,9 +197,9 @@ def faults(page: str, outputs: list[list[str]]) -> list[str]:
         if step.hidden:
             continue
         old = lines[step.start : step.end]
-        written, came = "\n".join(old), "\n".join(shortened(new, old))
-        first = next(_differences(written, came), None)
-        if first is not None:
+        if not _fits(old, new):
+            written, came = "\n".join(old), "\n".join(shortened(new, old))
+            first = next(_differences(written, came), 0)
             at = step.start + 1 + written[:first].count("\n")
             found.append(f"line {at}, {step.command!r}\n--- written\n{written}\n--- came\n{came}\n")
     return found

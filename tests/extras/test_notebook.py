@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 
-from tools.notebook import main
+from tools.notebook import main, private, said
 
 
 @pytest.fixture
@@ -55,3 +56,11 @@ def test_a_run_that_fails_or_names_the_machine_is_not_kept(book, source, error, 
     with pytest.raises(error, match=said):
         main([str(path), "--write"])
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("kind", "named"), [("image/png", False), ("text/plain", True), ("text/html", True)])
+def test_pictures_are_not_searched_for_folders(kind, named, tmp_path):
+    """Base64 may hold the letters of any short path by chance."""
+    output = nbformat.v4.new_output("display_data", {kind: f"iVBOR{tmp_path}w0KGgo="})
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[output])])
+    assert (str(tmp_path) in private(said(book), tmp_path)) is named

@@ -118,6 +118,47 @@ def test_counts_may_differ_as_two_draws_do():
     assert not agrees("200 of 200 robust", "0 of 200 robust")
 
 
+SCORED = "85 of 200  42.5 [35.9, 49.4]\n...\nWritten: x"
+CLAUSE = "Of 200 images {}48 were claimed robust but are wrong here: 0, 8 and 46 more."
+
+
+@pytest.mark.parametrize(
+    ("written", "came"),
+    [
+        (SCORED, SCORED.replace("...", "a flag\nanother")),
+        (SCORED, SCORED.replace("...\n", "")),  # without a flag
+        ("...\nhead\n...\n...\ntail\n...", "head\ntail"),
+        ("head\n...\nlike\n...\ntail", "head\nlike\nand\nlike\ntail"),
+        (CLAUSE.format("10 were claimed to be\nfooled but are not: 3, 4 and 8 more; "), CLAUSE.format("")),
+        (CLAUSE.format(""), CLAUSE.format("10 were claimed to be fooled but are not: 3; ")),
+    ],
+)
+def test_what_varies_may_vanish(written, came):
+    """Lines that are left out may be none; and 0 is within the spread of 10 of 200: 3.3 sqrt(10 x 190 / 200) > 10."""
+    assert agrees(written, came)
+
+
+@pytest.mark.parametrize(
+    ("written", "came"),
+    [
+        (SCORED, "85 of 200  42.5 [35.9, 49.4]\na flag"),
+        (SCORED, "a flag\nWritten: x"),
+        (SCORED, SCORED.replace("...\n", "").replace("\n", " and\n")),  # not a line, but the rest of one
+        (SCORED.replace("...\n", ""), SCORED.replace("...", "a flag")),
+        ("head\n...\nlike\n...\ntail", "head\ntail"),
+        ("head\n...\ntail", "head"),
+        ("one\n...\none", "one"),
+        (CLAUSE.format("11 were claimed to be fooled but are not: 3; "), CLAUSE.format("")),
+        (CLAUSE.format(""), CLAUSE.format("11 were claimed to be fooled but are not: 3; ")),
+        (CLAUSE.format("9 were claimed to be fooled but are not: 3; "), CLAUSE.format("9 get another label: 3; ")[8:]),
+        (CLAUSE.format(""), CLAUSE.format("").replace("48", "148")),
+    ],
+)
+def test_what_has_to_be_there_may_not_vanish(written, came):
+    """The twins: 3.3 sqrt(11 x 189 / 200) < 11."""
+    assert not agrees(written, came)
+
+
 def test_the_page_attacks_as_many_images_as_its_counts_are_compared_by():
     assert f"--examples {IMAGES} " in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
