@@ -111,7 +111,8 @@ def _table(found: Answer) -> str:
     rule = ["---" if title in ("Row", "Minus", "And", "Verdict") else "---:" for title in found.titles]
     rows = [found.titles, rule, *([sentence(short(cell, 60)) for cell in line] for line in found.lines)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return f"<details><summary>{len(found.lines)} comparisons</summary>\n\n{table}\n\n</details>"
+    count = len(found.lines)
+    return f"<details><summary>{count} comparison{'s' * (count != 1)}</summary>\n\n{table}\n\n</details>"
 
 
 def _command(question: Question, found: Answer) -> str:
