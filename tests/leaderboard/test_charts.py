@@ -232,25 +232,23 @@ def test_whether_a_ticket_is_a_ticket(places, title, cells, tmp_path):
     assert sorted(word for word in words if word[0].isdigit()) == cells
 
 
-def test_who_keeps_weights_that_hardly_count(tmp_path):
-    """In imp 10 of 100 weights are a thousandth of the others, in awt all are equal: 10 % and none are tiny."""
-    with_net(tmp_path, "imp", 0, 0, values=[0.001] * 10 + [1.0] * 90)
+@pytest.mark.parametrize(
+    ("tiny", "title", "said"),
+    [
+        (10, "10.0 % of the weights in imp are tiny, 0.0 % in awt", "Tiny means"),
+        (1, "The methods shown keep similar shares of tiny weights", "0.0 to 1.0 % of them"),  # it may be chance
+    ],
+)
+def test_who_keeps_weights_that_hardly_count(tiny, title, said, tmp_path):
+    """In imp so many of 100 weights are a thousandth of the others; in awt all are equal, and none are tiny."""
+    with_net(tmp_path, "imp", 0, 0, values=[0.001] * tiny + [1.0] * (100 - tiny))
     with_net(tmp_path, "awt", 0, 0)
     results = read(tmp_path)
     chart = sizes.of_board(rank(results).boards[0], results, tmp_path)
-    assert chart.title == "10.0 % of the weights in imp are tiny, 0.0 % in awt"
+    assert chart.title == title
+    assert said in chart.sentence
     sound(chart)
     assert sizes.of_board(rank(results).boards[0], results, tmp_path / "nowhere") is None
-
-
-def test_close_shares_of_tiny_weights_name_no_method(tmp_path):
-    """1 of 100 weights in imp and none in awt: such a difference may be chance."""
-    with_net(tmp_path, "imp", 0, 0, values=[0.001] * 1 + [1.0] * 99)
-    with_net(tmp_path, "awt", 0, 0)
-    results = read(tmp_path)
-    chart = sizes.of_board(rank(results).boards[0], results, tmp_path)
-    assert chart.title == "The methods shown keep similar shares of tiny weights"
-    assert "0.0 to 1.0 % of them" in chart.sentence
 
 
 def curved(label, robust, seed=0):
