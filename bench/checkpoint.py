@@ -79,8 +79,10 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, Tensor], Any]:
     """
     try:
         length = int.from_bytes(data[:8], "little")
-        if length > LARGEST_HEAD:
+        if length > len(data):
             raise ValueError("it does not begin as one does")
+        if length > LARGEST_HEAD:
+            raise ValueError(f"its header has {length} bytes")
         head = json_of(data[8 : 8 + length])
         tensors = load(data)
         text = head["__metadata__"][_KEY]

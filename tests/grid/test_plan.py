@@ -147,8 +147,8 @@ def test_the_pace_of_an_attack_on_paper(monkeypatch):
     """A sample pass takes a second, by the clock that is shown; each attack is stopped after 500 s."""
     original, now, seen = Referee.attacked, [0.0], set()
 
-    def attacked(self, images):
-        result = original(self, images)
+    def attacked(self, images, **how):
+        result = original(self, images, **how)
         gradient = images.requires_grad and torch.is_grad_enabled()
         now[0] += len(images) * (3 if gradient else 1)
         seen.update({len(images)} if gradient else set())
