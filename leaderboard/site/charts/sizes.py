@@ -15,7 +15,7 @@ from prunebench.leaderboard.site.charts.common import left_out, percent, referen
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, Scale, bottom_axis, canvas, line, mark, path, prose, text
 
-WIDTH, LEFT, RIGHT, TOP, ROW = 530, 170, 456, 44, 30
+WIDTH, LEFT, RIGHT, TOP, ROW = 530, 200, 456, 44, 30
 LEAST = 1e-3  # smaller sizes are drawn here
 CLEAR, FAR = 0.02, 3  # a share of tiny weights is named beside another that is FAR times smaller, if it is this large
 

@@ -99,19 +99,17 @@ def spread(board: Board, records: Mapping[Path, Record]) -> Chart | None:
         return None
     found.sort(key=lambda pair: (pair[0].sparsity, -pair[1]))
     bottom = TOP + 30 * len(found)
-    x = Scale(0, 1, 170, 490)
+    left = 200  # a shortened name fits beside it
+    x = Scale(0, 1, left, 490)
     at = [(value, f"{value:g}") for value in ticks(x.low, x.high)]
     parts = bottom_axis(x, bottom, "Hoyer's sparsity: 0 = all weights equal, 1 = a single one", at, TOP - 8)
     for i, (row, value) in enumerate(found):
         y, look = TOP + 30 * (i + 0.5), look_of(row.pruner)
-        parts += [text(158, y + 4, _named(row), "", "end"), path([(170, y), (x(value), y)], f"line s{look.colour}")]
+        parts.append(text(left - 12, y + 4, row.pruner, "", "end"))
+        parts.append(path([(left, y), (x(value), y)], f"line s{look.colour}"))
         parts += [mark(x(value), y, look), text(x(value) + 10, y + 4, f"{value:.2f}", "strong")]
     title, sentence = _told([pair for pair in found if not pair[0].sparsity], found)
     return Chart(title, canvas(WIDTH, bottom + 50, parts, f"{title}. {sentence}"), sentence)
-
-
-def _named(row: Row) -> str:
-    return f"{row.pruner}, unpruned" if not row.sparsity else row.pruner
 
 
 def hoyer(row: Row, records: Mapping[Path, Record]) -> float | None:
@@ -124,7 +122,7 @@ def hoyer(row: Row, records: Mapping[Path, Record]) -> float | None:
 
 def _told(dense: list[tuple[Row, float]], found: list[tuple[Row, float]]) -> tuple[str, str]:
     sparsest = found[-1][0].sparsity
-    said = f"Weight distributions from the records' notes, mean over seeds; pruned nets at {sparsest:f}."
+    said = f"From the records' notes, mean over seeds; unpruned nets above, pruned ones at {sparsest:f}."
     pruned = [value for row, value in found if row.sparsity]
     if pruned:
         said += f" Pruned nets lie between {min(pruned):.2f} and {max(pruned):.2f}."
