@@ -95,8 +95,8 @@ class Journal:
         """The entry of `attack` on `shard`: read from the journal, or measured now by `measure`.
 
         `before`: bool (images,), the images standing. `arithmetic`: that of the attack; exact float32 is not named, so
-        exact attacks are shared by scorings in any arithmetic. With
-        `keep_images` the adversarials are stored and returned too; an entry stored without them is measured again.
+        exact attacks are shared by scorings in any arithmetic. With `keep_images` the adversarials are stored and
+        returned too; an entry stored without them is measured again.
         """
         named = [] if arithmetic.exact else [arithmetic.name]
         facts = [*self.facts, attack, shard.start, shard.stop, seed, _digits(before), *named]

@@ -309,6 +309,7 @@ class Referee:
         with arithmetic.active():
             return self.fast(images).argmax(1).cpu() != labels
 
+    @torch.no_grad()
     def _mistaken(self, images: Tensor, labels: Tensor) -> Tensor:
         """The images that the fast net gets wrong, bool (n,); none where attacks see the net itself."""
         if not self.fast.differs(images.shape[1:]):
