@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import digest_outside, write_aside, write_bytes
-from prunebench.bench.names import JOURNAL, RECORD, REFUSAL
+from prunebench.bench.names import JOURNAL, NET, RECORD, REFUSAL
 from prunebench.bench.outcomes import outcomes_path, pairs_path, proposals_path
 from prunebench.bench.record import LARGEST_NET, Record, load_record
 
@@ -17,7 +17,7 @@ _OWNER = "net"  # a file in the journal that holds the sha256 of the net it desc
 
 def net_path(record: Path) -> Path:
     """The path of the net that the record at `record` scores, kept so that it can be measured again."""
-    return record.with_suffix(".net.safetensors")
+    return record.with_suffix(f".{NET}")
 
 
 def signature_path(record: Path) -> Path:

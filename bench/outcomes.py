@@ -12,6 +12,7 @@ from prunebench.bench.beyond import Kinds
 from prunebench.bench.bounded import arrays_of
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import read_known
+from prunebench.bench.names import OUTCOMES, PAIRS, PROPOSALS
 from prunebench.bench.record import LARGEST, Record
 
 LARGEST_ARRAYS = 2**28  # bytes of images, packed or unpacked
@@ -20,17 +21,17 @@ _LABEL = np.dtype("<i2")
 
 def outcomes_path(record: Path) -> Path:
     """The path of the raw outcomes of the record at `record`."""
-    return record.with_suffix(".outcomes.npz")
+    return record.with_suffix(f".{OUTCOMES}")
 
 
 def proposals_path(record: Path) -> Path:
     """The path of the adversarial images of the record at `record`, if they were kept."""
-    return record.with_suffix(".proposals.npz")
+    return record.with_suffix(f".{PROPOSALS}")
 
 
 def pairs_path(record: Path) -> Path:
     """The path of the dozen image pairs that the site shows for the record at `record`, if any."""
-    return record.with_suffix(".pairs.npz")
+    return record.with_suffix(f".{PAIRS}")
 
 
 def pack_outcomes(

@@ -79,14 +79,15 @@ class Power:
     """The probability of finding a true difference of `gap` between a method and magnitude pruning at one sparsity.
 
     `tests`: contrasts in the primary family. `mean`, `lowest`, `highest`: over the contrasts with two seeds or more,
-    each with the spread of its own differences and `seeds`, their smallest seed count. `planned`: the mean with other
-    seed counts. None where no contrast has two seeds.
+    each with its own seeds and the spread of its own differences. `fewest`, `most`: their numbers of seeds. `planned`:
+    the mean if each had so many seeds at least. None where no contrast has two seeds.
     """
 
     sparsity: Decimal
     gap: float
     tests: int
-    seeds: int
+    fewest: int
+    most: int
     mean: float | None
     lowest: float | None
     highest: float | None
@@ -206,13 +207,27 @@ def _bootstrap(
 def places(contrasts: Iterable[Contrast], methods: Iterable[str]) -> dict[str, int]:
     """The place of each of the `methods`: 1 + the number of methods that are clearly more robust.
 
-    Every pair of methods is tested once: pairs with magnitude pruning in the primary family, others in "places".
+    Every pair of methods is tested once: pairs with magnitude pruning in the primary family, others in "places". A
+    method that beats another is also ahead of all that the other beats: that follows from the verdicts and adds no
+    error, though the pair itself may share too few seeds for a verdict.
     """
-    place = dict.fromkeys(methods, 1)
+    ahead: dict[str, set[str]] = {name: set() for name in methods}
     for contrast in contrasts:
         if contrast.family != "secondary" and contrast.verdict != "=":
-            place[contrast.control if contrast.verdict == "+" else contrast.pruner] += 1
-    return place
+            pair = contrast.pruner, contrast.control
+            better, worse = pair if contrast.verdict == "+" else reversed(pair)
+            ahead[worse].add(better)
+    return {name: 1 + len(_all_ahead(name, ahead)) for name in ahead}
+
+
+def _all_ahead(name: str, ahead: Mapping[str, set[str]]) -> set[str]:
+    """Who is ahead of `name`, and of those, and so on."""
+    found, asked = set[str](), [name]
+    while asked:
+        new = ahead[asked.pop()] - found - {name}
+        found |= new
+        asked += new
+    return found
 
 
 def power(contrasts: Sequence[Contrast]) -> Power | None:
@@ -222,12 +237,13 @@ def power(contrasts: Sequence[Contrast]) -> Power | None:
         return None
     known = [(contrast.sd, len(contrast.seeds)) for contrast in asked if contrast.sd is not None]
     if not known:
-        return Power(asked[0].sparsity, GAP, len(asked), 0, None, None, None, {})
+        return Power(asked[0].sparsity, GAP, len(asked), 0, 0, None, None, None, {})
 
     def chances(count: int) -> list[float]:
-        return [stats.power(GAP, sd, count, len(asked), ALPHA) for sd, _ in known]
+        """With `count` seeds at least."""
+        return [stats.power(GAP, sd, max(own, count), len(asked), ALPHA) for sd, own in known]
 
-    seeds = min(count for _, count in known)
-    now = chances(seeds)
-    planned = {count: float(np.mean(chances(count))) for count in SEEDS if count > seeds}
-    return Power(asked[0].sparsity, GAP, len(asked), seeds, float(np.mean(now)), min(now), max(now), planned)
+    fewest, most = min(count for _, count in known), max(count for _, count in known)
+    now = chances(fewest)
+    planned = {count: float(np.mean(chances(count))) for count in SEEDS if count > fewest}
+    return Power(asked[0].sparsity, GAP, len(asked), fewest, most, float(np.mean(now)), min(now), max(now), planned)

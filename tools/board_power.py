@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -69,8 +70,15 @@ def spreads(folder: Path) -> list[Spreads]:
     return [_spreads(records, outcomes, at) for at in sorted({record.job.sparsity for record in records.values()})]
 
 
+def _full(records: Mapping[Path, Record]) -> dict[Path, Record]:
+    """The records of the rows with the most seeds: a row with fewer would take seeds from all others."""
+    counts = Counter(record.job.label for record in records.values())
+    most = max(counts.values())
+    return {path: record for path, record in records.items() if counts[record.job.label] == most}
+
+
 def _spreads(records: Mapping[Path, Record], outcomes: Mapping[Path, np.ndarray], sparsity: float) -> Spreads:
-    here = {path: record for path, record in records.items() if record.job.sparsity == sparsity}
+    here = _full({path: record for path, record in records.items() if record.job.sparsity == sparsity})
     jobs = {record.job.label: record.job for record in here.values()}
     rates = {
         label: {r.job.seed: r.score.robust / r.score.n for r in here.values() if r.job.label == label}
@@ -143,7 +151,7 @@ def page(every: Sequence[Spreads], count: int, resampled: int) -> str:
         return _table(["Sparsity", "Seeds", *columns.values()], shown)
 
     parts = [
-        f"Made from {sum(len(of.labels) * of.seeds for of in every)} records, {count:,} boards a cell.",
+        f"Made from {sum(len(of.labels) * of.seeds for of in every)} records, {count:,} boards per cell.",
         "**Spreads**, in points: between the seeds of a row, and of the differences to magnitude.",
         _table(_KNOWN, sorted(map(_told, asked), key=lambda row: float(row[0]))),
         _LEVEL,

@@ -44,9 +44,9 @@ HEAD = f"""# Options compared on validation images
 Made by `python -m tools.choose`. Each net is trained by the protocol under a seed of at least {FIRST}, and attacked
 with APGD-CE on the protocol's validation images; no test image is used. `source` is the sha256 of the pruner's file.
 Robust is the mean over seeds, with their standard deviation. A difference is over the seeds that both have, with a 95 %
-interval by Student's t. The last table of a board says which options did best. A method without rows on a board gets
-these as defaults if they beat the old ones by 3 points or more; a method with rows keeps its defaults, and gets a row
-of its own for better options."""
+interval by Student's t. The last table of a board says which options did best. If a method has no rows on a
+board, options that gain 3 points or more become its defaults. A method with rows keeps its defaults, and better options
+get a row of their own."""
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunebench.bench.files import canonical_json
+from prunebench.bench.names import NET, RECORD
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.record import Record, load_record
 
-NET, RECORD, RECORDS = "net.safetensors", "record.json", "records"
+RECORDS = "records"
 SLOWEST = 3600.0  # seconds that one command may take
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunebench.bench.files import write_bytes
+from prunebench.bench.names import NET, RECORD
 from prunebench.bench.outcomes import outcomes_path
 from tools.mistakes_made import FILES, INTERRUPT, MISTAKES, PREPARE
 
@@ -66,10 +67,10 @@ def prepare(folder: Path) -> None:
         code, said = run(command, folder)
         if code:
             raise SystemExit(f"{command} ended with {code}:\n{said}")
-    net, record = (folder / "net" / name for name in ("net.safetensors", "record.json"))
+    net, record = (folder / "net" / name for name in (NET, RECORD))
     shutil.copytree(folder / "net", folder / "cut")
-    (folder / "cut" / "record.json").unlink()
-    (folder / "cut" / "net.safetensors").write_bytes(net.read_bytes()[:3000])
+    (folder / "cut" / RECORD).unlink()
+    (folder / "cut" / NET).write_bytes(net.read_bytes()[:3000])
     for name in ("records", "edited"):
         (folder / name).mkdir()
         shutil.copyfile(record, folder / name / "imp.json")
@@ -77,7 +78,7 @@ def prepare(folder: Path) -> None:
     edited = folder / "edited" / "imp.json"
     edited.write_text(edited.read_text().replace('"n": 8', '"n": 9', 1))
     shutil.copytree(folder / "claim", folder / "swapped")
-    shutil.copyfile(folder / "other" / "net.safetensors", folder / "swapped" / "net.safetensors")
+    shutil.copyfile(folder / "other" / NET, folder / "swapped" / NET)
     (folder / "pickle.pt").write_bytes(b"\x80\x04cposix\nsystem\n.")
 
 
@@ -144,7 +145,7 @@ def answers(prepared: Path, only: str = "") -> Iterator[Answer]:
 
 def _results(folder: Path) -> dict[str, bytes]:
     """The nets, records and claims below `folder`, by their path there."""
-    names = ("net.safetensors", "record.json", "CLAIM.toml", "index.html")
+    names = (NET, RECORD, "CLAIM.toml", "index.html")
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.name in names}
 
 

@@ -20,6 +20,7 @@ from prunebench.bench.attacks.suites import SUITES
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.data import Store, as_float
 from prunebench.bench.executor import fast
+from prunebench.bench.names import NET
 from prunebench.bench.protocol import Protocol, Threat
 from prunebench.bench.seeds import derive
 
@@ -76,7 +77,7 @@ def compared(folder: Path, rules: Protocol, images: int = IMAGES) -> Verdicts:
     """Both verdicts on the first `images` test images, for the net of the claim in `folder`."""
     test = Store(Path("data")).testing(rules.data, images)
     case = as_float(test.images), test.labels, rules.threat, derive(rules.attack_seed, "attack", "shard-0")
-    net = open_net(folder / "net.safetensors").module.eval().requires_grad_(False)
+    net = open_net(folder / NET).module.eval().requires_grad_(False)
     return Verdicts(ours(net, *case), theirs(net, *case))
 
 
@@ -85,7 +86,7 @@ def main(names: list[str]) -> int:
     faults = 0
     for name in names:
         folder = CLAIMS / name
-        found = compared(folder, open_net(folder / "net.safetensors").header.protocol)
+        found = compared(folder, open_net(folder / NET).header.protocol)
         faults += not found.agree
         print(f"{name}: ours {int(found.ours.sum())}, theirs {int(found.theirs.sum())} of {len(found.ours)} stand")
         for image in found.differ:

@@ -10,12 +10,13 @@ from pydantic import ValidationError
 from prunebench.bench.claims.claim import LARGEST, NAME, About, Asset, Claim, Under
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import read_known, sha256_of, write_bytes
+from prunebench.bench.names import NET, OUTCOMES, PROPOSALS
 from prunebench.bench.outcomes import outcomes_path, proposals_path, recount
 from prunebench.bench.protocol import Protocol
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.schema import Strict, explain
 
-FILES = ("net.safetensors", "outcomes.npz", "proposals.npz", "protocol.toml", NAME)  # of a claim made here
+FILES = (NET, OUTCOMES, PROPOSALS, "protocol.toml", NAME)  # of a claim made here
 
 
 def make(
@@ -34,11 +35,11 @@ def make(
         raise PrunebenchError(f"{record} is a refusal, which supports no claim; name a record with a score.")
     recount(record, scored)
     robust, by = _number(record, scored, best=best)
-    files = {"net": _copy(net, scored.net.sha256, f"the net of {record}", "net.safetensors")}
-    files["outcomes"] = _copy(outcomes_path(record), scored.outcomes, f"the outcomes of {record}", "outcomes.npz")
+    files = {"net": _copy(net, scored.net.sha256, f"the net of {record}", NET)}
+    files["outcomes"] = _copy(outcomes_path(record), scored.outcomes, f"the outcomes of {record}", OUTCOMES)
     if scored.proposals is not None:
         kept = proposals_path(record)
-        files["proposals"] = _copy(kept, scored.proposals, f"the adversarial images of {record}", "proposals.npz")
+        files["proposals"] = _copy(kept, scored.proposals, f"the adversarial images of {record}", PROPOSALS)
     rules = _rules(scored, net)
     name, beside = (rules.name, []) if rules.official else ("protocol.toml", [("protocol.toml", _toml_of(rules))])
     try:

@@ -14,7 +14,7 @@ from prunebench.bench.cli.given import claim_at, net_at, record_at
 from prunebench.bench.cli.options import AsJson, DataRoot, Device, Quiet, Threads, store_of
 from prunebench.bench.cli.watch import Watch
 from prunebench.bench.errors import PrunebenchError, printable
-from prunebench.bench.names import NET
+from prunebench.bench.names import NET, PROPOSALS
 
 
 def claim(
@@ -40,7 +40,7 @@ def claim(
     net = record.parent / NET if net is None else net_at(net)
     path = make(record, net, out, at_least=at_least, best=best, force=force)
     show.wrote([path], as_json=as_json)
-    if not (out / "proposals.npz").exists():
+    if not (out / PROPOSALS).exists():
         show.warn(["The claim cannot be replayed, only verified at level quick or full; score with --keep-proposals."])
 
 

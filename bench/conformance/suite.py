@@ -27,6 +27,7 @@ from prunebench.bench.errors import BudgetExceeded, Refused
 from prunebench.bench.faults import fault
 from prunebench.bench.lab.lab import Pruner
 from prunebench.bench.mask import State, keep_count
+from prunebench.bench.names import NET
 from prunebench.bench.protocol import Protocol, Threat
 from prunebench.bench.recipe import Training
 from prunebench.pruners import ResolvedPruner, resolve
@@ -66,7 +67,7 @@ def check(pruner: str, task: Protocol = TASK) -> Report:
         found = {"options": _options(resolved)}
         first = run(resolved, task, folder / "first", WORLDS[1])
         second = run(resolved, task, folder / "second", WORLDS[2])
-        found |= {"runs": _runs(first, pruner), "loads": _loads(first, resolved, folder / "net.safetensors")}
+        found |= {"runs": _runs(first, pruner), "loads": _loads(first, resolved, folder / NET)}
         names = list(first.lab.shapes) if found["loads"][0] or _whole(first) else []
         found |= {
             "sparsity": _sparsity(first, resolved, names),

@@ -123,13 +123,14 @@ def _order(board: Board, order: Order) -> Answer | None:
     }
     lines, verdicts, found = [], [], []
     for (better, ours), (worse, theirs) in order.pairs:
-        here = compare(board, at_every_sparsity(board, [(ours, theirs)]))
+        here, elsewhere = compare(board, at_every_sparsity(board, [(ours, theirs)])), True
         for each in here:
             both = [told.get((name, each.ours[0])) for name in (better, worse)]
             gap = "" if None in both else f"{both[0] - both[1]:+.1f}"  # type: ignore[operator]
             lines.append((*wording.line(each)[:4], gap, *wording.line(each)[4:]))
+            elsewhere = elsewhere and not gap
         if here:
-            verdicts.append(wording.order(named(board, ours), named(board, theirs), here))
+            verdicts.append(wording.order(named(board, ours), named(board, theirs), here, elsewhere=elsewhere))
             found += here
     titles = (*wording.TITLES[:4], "Published", *wording.TITLES[4:])
     return _answer(board, " ".join(verdicts), titles, lines, _labels(found)) if found else None

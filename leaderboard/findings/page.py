@@ -117,8 +117,9 @@ def _table(found: Answer) -> str:
 
 def _command(question: Question, found: Answer) -> str:
     """The command that makes the records, and the one that answers the question from them."""
-    best = isinstance(question.asked, Slack)
-    made = command(found.board, found.rows, best=best)
+    compared = {"0"} | {line[found.titles.index("Sparsity")] for line in found.lines}
+    rows = [row for row in found.board.rows if row.pruner in found.rows and f"{row.sparsity:f}" in compared]
+    made = command(found.board, rows, best=isinstance(question.asked, Slack))
     return "\n".join(["```sh", made, f"python -m tools.findings runs/records --only {question.key}", "```"])
 
 
@@ -147,7 +148,7 @@ def short_version(found: Sequence[Finding], boards: Sequence[Board]) -> str:
         _wrapped(f"- **{question.title}** {in_short(verdict)} ([figures](docs/findings.md#{question.key}))", "  ")
         for question, _, verdict in headlines(found, lead)
     ]
-    return "\n".join([BEGIN, *drawn, "", _wrapped(f"From the records of {what}, by rule:"), "", *lines, END])
+    return "\n".join([BEGIN, *drawn, "", _wrapped(f"Generated from the records of {what}:"), "", *lines, END])
 
 
 def in_short(verdict: str) -> str:

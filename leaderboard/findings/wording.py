@@ -12,7 +12,7 @@ from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.contrasts import PRIMARY, RANDOM
 from prunebench.leaderboard.findings.compared import Compared, Key
 from prunebench.leaderboard.overlap import Agreement
-from prunebench.leaderboard.render.text import VERDICTS, listed, short, short_list
+from prunebench.leaderboard.render.text import VERDICTS, listed, seeds_of, short, short_list
 
 Say = Callable[[Sequence[Compared]], str]
 TITLES = ("Sparsity", "Row", "Minus", "Seeds", "Difference, points", "Verdict", "p, Holm", "Power for 3 points")
@@ -112,15 +112,17 @@ def _powers(board: Board, sparsities: Iterable[Decimal]) -> str:
     there = [known[at] for at in sorted(sparsities) if at in known]
     if not there:
         return ""
-    chances = [f"{power.mean:.2f}".removeprefix("0") + f" at {power.sparsity:f}" for power in there]
-    what = f"{min(power.seeds for power in there)} seeds, a true difference of {100 * there[0].gap:.0f} points"
-    return f" With {what} is found with probability {listed(chances)}."
+    chances = [
+        f"{power.mean:.2f}".removeprefix("0") + f" at {power.sparsity:f} ({seeds_of(power)} seeds)" for power in there
+    ]
+    what = f"A true difference of {100 * there[0].gap:.0f} points"
+    return f" {what} is found with probability {listed(chances)}."
 
 
-def order(ours: str, theirs: str, found: Sequence[Compared]) -> str:
-    """Whether a published order, `ours` above `theirs`, holds."""
+def order(ours: str, theirs: str, found: Sequence[Compared], *, elsewhere: bool) -> str:
+    """Whether a published order, `ours` above `theirs`, holds; `elsewhere`: it was published at other sparsities."""
     signs = {each.verdict for each in found}
-    head = f"{short(ours)} above {short(theirs)}"
+    head = f"{short(ours)} above {short(theirs)}{', published at other sparsities' * elsewhere}"
     if signs <= {"=", "?"}:
         return f"{head}: cannot be told here ({_by_verdict(found)})."
     word = "holds" if "-" not in signs else "reversed" if "+" not in signs else "depends on the sparsity"
@@ -164,12 +166,12 @@ def overlaps(found: Sequence[tuple[Decimal, Agreement]]) -> str:
     methods = [(at, each) for at, each in found if RANDOM not in (each.ours, each.theirs)] or list(found)
     ranked = sorted(methods, key=lambda pair: pair[1].ratio)
     (low_at, low), (high_at, high) = ranked[0], ranked[-1]
-    what = "Two nets of one seed" if high.same_seed else "Two seeds of one method"
+    what = "two nets of one seed" if high.same_seed else "two seeds of one method"
     if abs(low.ratio - 1) <= NEAR and abs(high.ratio - 1) <= NEAR:
-        return f"{what} share kept positions as by chance: {low.ratio:.2f} to {high.ratio:.2f} times."
+        return f"The kept positions of {what} overlap as by chance: {low.ratio:.2f} to {high.ratio:.2f} times."
     return (
-        f"{what} share between {low.ratio:.2f} times chance ({_who(low)} at {low_at:f}) and {high.ratio:.2f} times "
-        f"({_who(high)} at {high_at:f})."
+        f"The kept positions of {what} overlap {low.ratio:.2f} times ({_who(low)} at {low_at:f}) to {high.ratio:.2f} "
+        f"times ({_who(high)} at {high_at:f}) as much as by chance."
     )
 
 

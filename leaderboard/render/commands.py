@@ -10,19 +10,23 @@ from prunebench.bench.protocol import PROTOCOLS
 from prunebench.leaderboard.board import Board, Row
 
 
-def command(board: Board, labels: Sequence[str], *, row: Row | None = None, best: bool = False) -> str:
-    """The `prunebench run` for the pruners `labels` of `board`, on one line.
+def command(board: Board, rows: Sequence[Row], *, best: bool = False) -> str:
+    """The `prunebench run` for `rows` of `board`: their pruners, sparsities and seeds, on one line.
 
-    `row`: only its sparsity and its seeds. `best`: also score the best-known number. Rules that are not built in are
-    looked for beside the records.
+    `best`: score the best-known number, which also happens if a row has it. Rules that are not built in are looked for
+    beside the records.
     """
     rules = board.protocol if board.protocol in PROTOCOLS else f"leaderboard/protocols/{board.protocol}.toml"
-    words = ["prunebench", "run", rules, *(word for label in labels for word in ("--pruner", label))]
-    if row is not None:
-        words += ["--sparsity", f"{row.sparsity:f}"]
-        words += [word for seed in row.seeds for word in ("--seed", str(seed))]
-        words += [word for name in row.inexact[:1] for word in ("--arithmetic", name)]
-        best = row.best is not None
+    words = ["prunebench", "run", rules]
+    words += [word for label in dict.fromkeys(row.pruner for row in rows) for word in ("--pruner", label)]
+    sparsities = sorted({row.sparsity for row in rows})
+    pruned = [f"{sparsity:f}" for sparsity in sparsities if sparsity]  # unpruned nets are trained at 0 in any case
+    words += ["--sparsity", ",".join(pruned or ["0"])]
+    words += ["--seed", ",".join(map(str, sorted({seed for row in rows for seed in row.seeds})))]
+    words += [
+        word for name in sorted({name for row in rows for name in row.inexact})[:1] for word in ("--arithmetic", name)
+    ]
+    best = best or any(row.best is not None for row in rows)
     return one_line(shlex.join([*words, *(["--best"] * best), "--out", "runs"]))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from prunebench.leaderboard.board import Board, Rate, Row
-from prunebench.leaderboard.contrasts import PRIMARY, RANDOM, Contrast
+from prunebench.leaderboard.contrasts import PRIMARY, RANDOM, Contrast, Power
 from prunebench.leaderboard.published import rows_for
 
 LONGEST = 300  # characters shown in a table of a text from a record
@@ -177,13 +177,19 @@ def power_of(board: Board, sparsity: Decimal) -> str:
     asked = f"a true difference of {100 * power.gap:.0f} points to {PRIMARY}"
     if power.mean is None:
         return f"No method shares two seeds with {PRIMARY}, so no difference to it can be detected."
-    said = f"{power.seeds} seeds detect {asked} with probability {_probability(power.mean)}"
+    said = f"{seeds_of(power)} seeds detect {asked} with probability {_probability(power.mean)}"
     if power.lowest != power.highest:
         said += f" on average ({_probability(power.lowest or 0)} to {_probability(power.highest or 0)} by method)"
     if power.planned:
-        more = [f"{seeds} would with {_probability(chance)}" for seeds, chance in power.planned.items()]
+        least = " or more" * (power.fewest < power.most)
+        more = [f"{seeds}{least} would with {_probability(chance)}" for seeds, chance in power.planned.items()]
         said += f"; {', '.join(more)}"
     return f"{said}." + (" Such a difference is more likely missed than detected here." if power.mean < 0.5 else "")
+
+
+def seeds_of(power: Power) -> str:
+    """The number of seeds that its comparisons rest on, as "15" or "4 to 15"."""
+    return f"{power.fewest}" if power.fewest == power.most else f"{power.fewest} to {power.most}"
 
 
 def _probability(value: float) -> str:

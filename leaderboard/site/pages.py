@@ -154,7 +154,7 @@ def _row_files(site: _Site, board: Board, row: Row, board_id: str) -> Made:
         robust=percent(row.robust),
         clean=percent(row.clean),
         papers=papers_of(row.pruner),
-        command=command(board, [row.pruner], row=row),
+        command=command(board, [row]),
         commits=sorted({str(record.env["commit"]) for record in records if record.env.get("commit")}),
         downloads=downloads,
         comparisons=row_page.comparisons(board, row),

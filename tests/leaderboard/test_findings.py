@@ -113,7 +113,9 @@ def test_who_beats_magnitude():
     assert said.startswith(
         "Clearly ahead of magnitude: imp at 0.9; clearly behind: awt at 0.9; not told apart: iwi at 0.9."
     )
-    assert "With 5 seeds, a true difference of 3 points is found with probability" in said and "random" not in said
+    assert (
+        "A true difference of 3 points is found with probability .44 at 0.9 (5 seeds)." in said and "random" not in said
+    )
     said = verdict("magnitude", *plain, rows("imp", 50, spread=(6, -6, 6, -6, 0)), rows("awt", 40))
     assert said.startswith("No method clearly beats magnitude; clearly behind: awt at 0.9; not told apart: imp at 0.9.")
 
@@ -166,6 +168,8 @@ def test_the_published_order_holds_or_is_reversed():
     mixed = verdict("order", rows("harp", 60), rows("hydra", 50), rows("harp", 40, 0.95), rows("hydra", 50, 0.95))
     assert "depends on the sparsity" in mixed
     assert "cannot be told here" in verdict("order", rows("harp", 50), rows("hydra", 50))
+    other = verdict("order", rows("harp", 60, 0.98), rows("hydra", 50, 0.98))
+    assert other.startswith("harp above hydra, published at other sparsities: holds (")
 
 
 def test_the_published_difference_stands_in_the_table():
@@ -224,16 +228,16 @@ def test_masks_of_two_seeds_that_are_one_mask_overlap_far_above_chance(tmp_path)
         with_net(tmp_path, "imp", seed, range(100))
         with_net(tmp_path, "awt", seed, range(10 * seed, 1000, 10) if seed < 1 else range(90, 190))
     said = of_folder(tmp_path, "seeds")
-    assert said.startswith("Two seeds of one method share between") and "19.00 times (imp at 0.9)" in said
+    assert said.startswith("The kept positions of two seeds of one method overlap ")
+    assert "to 19.00 times (imp at 0.9) as much as by chance." in said
 
 
 def test_masks_that_share_a_tenth_are_at_chance(tmp_path):
     """The twin: 0..99 and 90..189 share 10."""
     for seed, first in enumerate((0, 90)):
         with_net(tmp_path, "imp", seed, range(first, first + 100))
-    assert (
-        of_folder(tmp_path, "seeds") == "Two seeds of one method share kept positions as by chance: 1.00 to 1.00 times."
-    )
+    said = "The kept positions of two seeds of one method overlap as by chance: 1.00 to 1.00 times."
+    assert of_folder(tmp_path, "seeds") == said
     assert of_folder(tmp_path, "methods") is None
 
 

@@ -33,7 +33,7 @@ def test_rows_that_no_board_has_are_named():
     text = page(findings(ranking, results, Path("x"), [KEYS["awt-init"]]), ranking.boards)
     assert "awt against GraSP: clearly better at 0.9" in text
     assert "No board has rows of snip and synflow yet" in text
-    assert "prunebench run digits-linf --pruner awt --pruner GraSP --out runs" in text
+    assert "prunebench run digits-linf --pruner awt --pruner GraSP --sparsity 0.9 --seed 0,1,2,3,4 --out runs" in text
     assert "python -m tools.findings runs/records --only awt-init" in text
 
 

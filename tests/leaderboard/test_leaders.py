@@ -97,10 +97,10 @@ def _whole():
 def test_the_command_makes_the_row_and_quotes_every_name():
     board, _ = board_of(rows("imp", 60), rows("a b; rm -rf `x`", 50))
     by_name = {row.pruner: row for row in board.rows}
-    said = command(board, ["imp"], row=by_name["imp"])
-    assert said == "prunebench run digits-linf --pruner imp --sparsity 0.9 --seed 0 --seed 1 --seed 2 --out runs"
+    said = command(board, [by_name["imp"]])
+    assert said == "prunebench run digits-linf --pruner imp --sparsity 0.9 --seed 0,1,2 --out runs"
     hostile = next(name for name in by_name if name != "imp")
-    words = shlex.split(command(board, [hostile], row=by_name[hostile]))
+    words = shlex.split(command(board, [by_name[hostile]]))
     assert words[words.index("--pruner") + 1] == "a b; rm -rf ?x?"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import statistics
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.protocol import PROTOCOLS
+from prunebench.leaderboard.render.text import power_of
 from prunebench.leaderboard.table import rank, read
 from tests.support.records import ATTACKS, PRUNABLE, make, outcomes, refusal, save
 
@@ -131,6 +133,18 @@ def test_a_place_counts_the_methods_that_are_better():
     assert found["a", "b"] == found["b", "c"] == found["a", "c"] == ("places", "-")
     assert [found[pair][1] for pair in (("a", "d"), ("b", "d"), ("c", "d"))] == ["="] * 3
     assert [(row.pruner, row.place_shown) for row in board.rows] == [("c", "1="), ("d", "1="), ("b", "2"), ("a", "3")]
+
+
+def test_who_is_beaten_is_behind_all_who_beat_the_winner():
+    """a beats b and b beats c by 8, 9, 10 at three seeds: p = .0041, times 3 pairs .0123. a and c share no seed."""
+    a, b = steps("a", [58, 59, 60]), steps("b", [50] * 6)
+    c = [make("c", seed=seed, robust=robust) for seed, robust in ((3, 42), (4, 41), (5, 40))]
+    board = only_board(*a, *b, *c)
+    assert {pair for pair in board.contrasts if pair.verdict != "="} == {
+        pair for pair in board.contrasts if {pair.pruner, pair.control} != {"a", "c"}
+    }
+    assert {row.pruner: row.place for row in board.rows} == {"a": 1, "b": 2, "c": 3}
+    assert {row.pruner: row.place for row in only_board(*a, *c).rows} == {"a": 1, "c": 1}
 
 
 def test_pairs_with_magnitude_are_judged_once_with_the_primary_contrasts():
@@ -464,10 +478,24 @@ def test_power_is_that_of_the_primary_contrasts_with_their_own_spreads():
     board = only_board(*steps("a", [41, 42, 43]), *steps("b", [38, 42, 46]), *steps("magnitude", [40, 40, 40]))
     (found,) = board.powers
     each = [stats.power(0.03, sd, 3, 2) for sd in (0.01, 0.04)]
-    assert (found.sparsity, found.tests, found.seeds) == (Decimal("0.9"), 2, 3)
+    assert (found.sparsity, found.tests, found.fewest, found.most) == (Decimal("0.9"), 2, 3, 3)
     assert (found.mean, found.lowest, found.highest) == pytest.approx((sum(each) / 2, min(each), max(each)))
     assert list(found.planned) == [10, 15, 20]
     assert found.planned[15] == pytest.approx(sum(stats.power(0.03, sd, 15, 2) for sd in (0.01, 0.04)) / 2)
     assert only_board(*steps("a", [41, 42, 43]), *steps("b", [38, 42, 46])).powers == ()
     (alone,) = only_board(*steps("a", [41]), *steps("magnitude", [40])).powers
     assert (alone.mean, alone.planned) == (None, {})
+
+
+def test_each_contrast_has_the_power_of_its_own_seeds():
+    """Twelve seeds with a spread of 4 points and three with one of 1: more seeds are planned only for the latter."""
+    spread = [36, 44] * 6
+    board = only_board(*steps("a", [41, 42, 43]), *steps("b", spread), *steps("magnitude", [40] * 12))
+    (found,) = board.powers
+    wide = statistics.stdev(count / 100 for count in spread)
+    each = stats.power(0.03, 0.01, 3, 2), stats.power(0.03, wide, 12, 2)
+    assert (found.fewest, found.most, found.mean) == (3, 12, pytest.approx(sum(each) / 2))
+    planned = stats.power(0.03, 0.01, 10, 2), stats.power(0.03, wide, 12, 2)
+    assert found.planned[10] == pytest.approx(sum(planned) / 2)
+    assert power_of(board, Decimal("0.9")).startswith("3 to 12 seeds detect a true difference of 3 points")
+    assert "; 10 or more would with " in power_of(board, Decimal("0.9"))

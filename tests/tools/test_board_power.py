@@ -134,9 +134,14 @@ def test_spreads_are_read_from_records(tmp_path):
     for seed, count in enumerate([1] * 9 + [11]):  # nine at -.1 of a range of 1, one at .9: skewness sqrt(10)
         save(tmp_path / "ten", make("imp", seed=seed, robust=count))
     assert spreads(tmp_path / "ten")[0].skew == pytest.approx(math.sqrt(10))
-    save(tmp_path, make("hydra", seed=9))
+    more = fill(tmp_path / "more")
+    save(more, make("hydra", seed=9))
+    (again,) = spreads(more)  # a row with fewer seeds takes none from the others
+    assert (again.labels, again.seeds) == (found.labels, found.seeds)
+    for seed in (7, 8):
+        save(more, make("hydra", seed=seed))
     with pytest.raises(PrunebenchError, match="share 0 seeds"):
-        spreads(tmp_path)
+        spreads(more)
 
 
 def test_the_tables_go_between_the_markers_of_a_page(tmp_path, monkeypatch):
