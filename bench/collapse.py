@@ -57,9 +57,10 @@ def of_stage(name: str, clean: float) -> str:
 def connected(module: nn.Module, shape: Sequence[int]) -> bool:
     """Whether a path of nonzero weights leads from an image of this shape (c, h, w) to a logit.
 
-    Every kept weight becomes the same positive share, so nothing cancels. Biases and statistics are ignored.
+    `module`: on any device; the path is looked for on the CPU. Every kept weight becomes the same positive share, so
+    nothing cancels. Biases and statistics are ignored.
     """
-    paths = copy.deepcopy(module).double().eval()
+    paths = copy.deepcopy(module).cpu().double().eval()
     for layer in paths.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             kept = (layer.weight != 0).double()

@@ -155,6 +155,7 @@ class AWT:
         """
         keeps = {name: int(mask.sum()) for name, mask in masks.items()}
         base = {name: dense[name].to(lab.device) for name in masks}
+        masks = {name: mask.to(lab.device) for name, mask in masks.items()}
         trained = scaled_scores(base) if self.variant == "mask" else masked(base, masks)
         net = lab.model(dense).to(lab.device).eval().requires_grad_(False)
         teacher = {name: value.detach() for name, value in net.named_parameters()}
@@ -192,7 +193,7 @@ class AWT:
             return self._update(now, values, loss, refresh=not fixed and self._due(index + 1, steps), keeps=keeps)
 
         begin = {f"value/{name}": value for name, value in trained.items()}
-        begin |= {f"mask/{name}": mask.to(lab.device) for name, mask in masks.items()}
+        begin |= {f"mask/{name}": mask for name, mask in masks.items()}
         begin |= {f"{moment}/{name}": torch.zeros_like(base[name]) for name in keeps for moment in ("first", "second")}
         begin["count"] = torch.zeros((), device=lab.device)
         facts = [asdict(replace(self, shuffle=False)), fixed]

@@ -176,10 +176,14 @@ def _dtype(autocast: torch.autocast | None) -> torch.dtype:
 def _limits() -> AbstractContextManager[Any]:
     """Raise dynamo's limits: nets of one class share code, and dynamo silently gives up after a few compilations.
 
-    The import reads how many threads inductor may start; a number in the environment is the caller's.
+    And how many threads inductor may start: a number in the environment is the caller's. Inductor reads it when it is
+    imported, which torchvision may have done before.
     """
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(THREADS, os.cpu_count() or 1)))
+    threads = os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(THREADS, os.cpu_count() or 1)))
     from torch._dynamo import config  # takes seconds to import
+    from torch._inductor import config as inductor
+
+    inductor.compile_threads = int(threads)
 
     return config.patch(recompile_limit=1024, accumulated_recompile_limit=1024, fail_on_recompile_limit_hit=True)
 

@@ -307,7 +307,7 @@ class Referee:
         """The images that the net gets wrong in `arithmetic`, bool (n,), on the CPU: attacks skip them as fooled."""
         self.passes += len(images)
         with arithmetic.active():
-            return self.fast(images).argmax(1).cpu() != labels
+            return in_blocks(self.fast, images).argmax(1).cpu() != labels
 
     @torch.no_grad()
     def _mistaken(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -315,7 +315,7 @@ class Referee:
         if not self.fast.differs(images.shape[1:]):
             return torch.zeros(len(images), dtype=torch.bool)
         self.passes += len(images)
-        return self.fast(images.to(self.device)).argmax(1).cpu() != labels
+        return in_blocks(self.fast, images.to(self.device)).argmax(1).cpu() != labels
 
 
 def _finite(logits: Tensor, what: str) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch._inductor import config
 
 import prunebench.bench.lab.train
 import prunebench.bench.lab.trainer
@@ -330,3 +331,17 @@ def test_inductor_trains_as_torch_does(monkeypatch, caplog):
     compiled = trained(monkeypatch, compiled=True, backend="inductor")
     assert "uncompiled" not in caplog.text
     near(compiled, trained(monkeypatch, compiled=False))
+
+
+def test_inductor_starts_few_threads_though_torchvision_imported_it(monkeypatch):
+    """The environment alone, which inductor read at its import, is the twin: it comes too late."""
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    monkeypatch.setattr(config, "compile_threads", 32)
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "3")
+    assert config.compile_threads == 32
+    with compiling._limits():
+        assert config.compile_threads == 3  # the caller's
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS")
+    monkeypatch.setattr(compiling, "THREADS", 1)
+    with compiling._limits():
+        assert config.compile_threads == 1
