@@ -12,13 +12,16 @@ import prunebench.bench
 import prunebench.leaderboard
 import prunebench.pruners
 from prunebench.bench.attacks.standard import STANDARD
+from prunebench.bench.checkpoint import Header, seal
 from prunebench.bench.job import Job
 from prunebench.bench.lab.backend import Computed
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.objectives import OBJECTIVES
+from prunebench.bench.names import NET
 from prunebench.bench.protocol import PROTOCOLS
 from prunebench.bench.score.arithmetic import exact_float32
 from prunebench.bench.score.referee import Referee
+from prunebench.bench.score.scoring import score
 from prunebench.bench.spec import registered
 from tools.gpu_figures import Noise
 
@@ -27,7 +30,7 @@ UNNEEDED = {"imagecorruptions", "itables", "plotly", "requests", "robustbench", 
 
 
 def smoke(device: str, folder: Path) -> str:
-    """Import every module, load every pruner, train a step with each objective, run each attack on two images."""
+    """Import every module, load every pruner, train a step with each objective, run each attack, make a record."""
     rooms = (prunebench.bench, prunebench.leaderboard, prunebench.pruners)
     names = [found.name for room in rooms for found in pkgutil.walk_packages(room.__path__, f"{room.__name__}.")]
     imported = sum(_imports(name) for name in names)
@@ -46,7 +49,23 @@ def smoke(device: str, folder: Path) -> str:
         labels = referee.logits(images).argmax(1)
         for listed in STANDARD.ranked.values():
             referee.fooled(listed.attack, images, labels, 0, surrogate=listed.surrogate)
-    return f"{imported} modules, {len(pruners)} pruners, {len(OBJECTIVES)} objectives, {len(STANDARD.ranked)} attacks"
+    info = store.info("")
+    header = Header(
+        arch=rules.model,
+        classes=info.classes,
+        shape=info.shape,
+        protocol=rules,
+        job=lab.job,
+        source=None,
+        train_sha256=None,
+        stages=(),
+    )
+    seal(folder / NET, state, header, passes_granted=0)
+    scored = score(folder / NET, rules, store=store, device=device).score
+    return (
+        f"{imported} modules, {len(pruners)} pruners, {len(OBJECTIVES)} objectives, {len(STANDARD.ranked)} attacks, "
+        f"a record of {scored.n} images"
+    )
 
 
 def _imports(name: str) -> bool:

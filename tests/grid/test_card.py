@@ -10,16 +10,19 @@ import pytest
 import torch
 
 from prunebench.bench.collapse import connected
+from prunebench.bench.executor import fast
 from prunebench.bench.lab import train
 from prunebench.bench.lab.trainer import Trainer
-from prunebench.bench.mask import masked
-from prunebench.bench.models import build
+from prunebench.bench.mask import draw, masked
+from prunebench.bench.models import build, prunable
 from prunebench.bench.protocol import Threat
 from prunebench.bench.score.scoring import score
 from prunebench.pruners import resolve
 from tests.support.card import CARD, card
+from tests.support.interpreted import interpreted
 from tests.support.nets import STORE, changed, lab
 from tests.support.waits import no_waiting
+from tools.gpu_smoke import smoke
 
 RULES = changed(name="few", train=64, validation=16, test=12, shard=12, epochs=6)
 QUICK = ("awt", "flying-bird", "hydra:layers=global")
@@ -94,6 +97,34 @@ def test_a_net_is_scored_to_its_record(asked, nets, tmp_path, stand_in):
     here = score(nets["dense"], device="cpu", **options | {"protocol": MEASURED[asked].get("protocol")})
     assert (there.score.clean, there.env["device"]) == (here.score.clean, "a card that is not there")
     assert abs(there.score.robust - here.score.robust) <= 1
+
+
+@pytest.mark.slow
+def test_a_sparse_net_runs_on_the_kernels(stand_in):
+    """Interpreted: logits and gradients are the net's own, before and after its weights are read again."""
+    net, generator = build("digits-cnn", info=STORE.info("digits")).eval().requires_grad_(False), torch.Generator()
+    counts = {name: weight.numel() // 20 for name, weight in prunable(net).items()}
+    shapes = {name: tuple(weight.shape) for name, weight in prunable(net).items()}
+    net.load_state_dict(masked(net.state_dict(), draw(shapes, counts, generator.manual_seed(0))))
+    images = torch.rand(5, 1, 8, 8, generator=generator)
+    with interpreted():
+        there = fast(net.to("cuda"))
+        at = images.to("cuda").requires_grad_()
+        for run in (there, there.leaking(0.01)):
+            (gradient,) = torch.autograd.grad(run(at).square().sum(), at)
+            assert gradient.device == CARD
+        (plain,) = torch.autograd.grad(net(at).square().sum(), at)
+        (ours,) = torch.autograd.grad(there(at).square().sum(), at)
+        torch.testing.assert_close(ours.cpu(), plain.cpu())
+        assert there.bits((1, 8, 8)).startswith("triton") and not there.said
+        torch.testing.assert_close(there(at).cpu(), net(at).cpu())
+        there.refresh()
+        torch.testing.assert_close(there(at).cpu(), net(at).cpu())
+
+
+@pytest.mark.slow
+def test_the_first_look(stand_in, tmp_path):
+    assert smoke("cuda", tmp_path).endswith("4 attacks, a record of 2 images")
 
 
 # The stand-in

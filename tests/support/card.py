@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -23,7 +24,7 @@ HOST = torch.device("cpu")
 _MIXED = {"copy_", "index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "set_"}
 
 
-class OnCard(Tensor):
+class CardTensor(Tensor):
     """A tensor on the card."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -41,7 +42,7 @@ class OnCard(Tensor):
         return False
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"OnCard{tuple(self.shape)}"
+        return f"CardTensor{tuple(self.shape)}"
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec else repr(self)
@@ -50,13 +51,13 @@ class OnCard(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [each for each in tree_flatten((args, kwargs or {}))[0] if isinstance(each, Tensor)]
         name = func.overloadpacket.__name__
-        on_card = name not in _MIXED or isinstance(given[0], OnCard)
+        on_card = name not in _MIXED or isinstance(given[0], CardTensor)
         # What a backward pass or torch.func.jvp makes anew is plain here, and on the right device there.
         derived = torch._C._current_graph_task_id() >= 0 or eager_transforms.JVP_NESTING
         if not derived and name != "copy_":
             if name in _MIXED and not on_card:
                 raise RuntimeError(f"{name}: found indices on {CARD} of a tensor on cpu")
-            if name not in _MIXED and any(each.dim() and not isinstance(each, OnCard) for each in given):
+            if name not in _MIXED and any(each.dim() and not isinstance(each, CardTensor) for each in given):
                 raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found cpu and {CARD}")
         with torch._C._DisableTorchDispatch():
             found = func(*args, **(kwargs or {}))
@@ -65,9 +66,9 @@ class OnCard(Tensor):
 
 def _on_card(tensor: Tensor) -> Tensor:
     """The same numbers, on the card."""
-    if isinstance(tensor, OnCard):
+    if isinstance(tensor, CardTensor):
         return tensor
-    return Tensor._make_subclass(OnCard, tensor, tensor.requires_grad)
+    return Tensor._make_subclass(CardTensor, tensor, tensor.requires_grad)
 
 
 class _Move(torch.autograd.Function):
@@ -75,7 +76,7 @@ class _Move(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, to_card: bool) -> Tensor:  # type: ignore[override]
-        ctx.from_card = isinstance(tensor, OnCard)
+        ctx.from_card = isinstance(tensor, CardTensor)
         with torch._C._DisableTorchDispatch():
             plain = torch.empty_like(tensor, device="cpu").as_subclass(Tensor)
             plain.copy_(tensor)
@@ -88,7 +89,7 @@ class _Move(torch.autograd.Function):
 
 def moved(tensor: Tensor, *, to_card: bool) -> Tensor:
     """`tensor` itself if it is there already, else a copy."""
-    if isinstance(tensor, OnCard) == to_card:
+    if isinstance(tensor, CardTensor) == to_card:
         return tensor
     found: Tensor = _Move.apply(tensor, to_card)
     return found
@@ -100,7 +101,7 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
-        if name in ("numpy", "__array__") and isinstance(args[0], OnCard):
+        if name in ("numpy", "__array__") and isinstance(args[0], CardTensor):
             raise TypeError(f"can't convert {CARD} device type tensor to numpy.")
         if name == "cpu":
             return moved(args[0], to_card=False)
@@ -108,7 +109,7 @@ class _Calls(TorchFunctionMode):
             return moved(args[0], to_card=False).tolist()
         if name == "to":
             args, kwargs, to_card = _destination(args, kwargs)
-            return moved(func(*args, **kwargs), to_card=isinstance(args[0], OnCard) if to_card is None else to_card)
+            return moved(func(*args, **kwargs), to_card=isinstance(args[0], CardTensor) if to_card is None else to_card)
         generator = kwargs.get("generator")
         asked = kwargs.pop("device", None)
         device = None if asked is None else torch.device(asked)
@@ -156,7 +157,7 @@ class Generator(torch.Generator):
 class Autocast(contextlib.nullcontext[None]):
     """Mixed precision that leaves every number as it is."""
 
-    def __init__(self, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, device: str, dtype: torch.dtype, *, enabled: bool = True) -> None:
         super().__init__()
         self.fast_dtype = dtype
 
@@ -172,6 +173,8 @@ def card() -> Iterator[torch.device]:
         "synchronize": lambda *_: None,
         "mem_get_info": lambda *_: (2**36, 2**36),
         "empty_cache": lambda: None,
+        "current_stream": lambda *_: SimpleNamespace(cuda_stream=0),
+        "device": lambda *_: contextlib.nullcontext(),
     }
     with contextlib.ExitStack() as stack:
         for name, value in there.items():
@@ -181,5 +184,12 @@ def card() -> Iterator[torch.device]:
         # A parameter's data would be replaced, and its class, which says where it is, would stay.
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, False)
         torch.__future__.set_overwrite_module_params_on_conversion(True)
-        stack.enter_context(_Calls())
+        calls, backward = stack.enter_context(_Calls()), torch.autograd._engine_run_backward
+
+        def run_backward(*args: Any, **kwargs: Any) -> Any:
+            """torch leaves the mode for a backward pass, in which functions of our own ask for memory on the card."""
+            with calls:
+                return backward(*args, **kwargs)
+
+        stack.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", run_backward))
         yield CARD

@@ -29,7 +29,7 @@ def test_everything_imports_and_takes_a_step(tmp_path):
     env = lay_out(tmp_path)
     found = rows(board(env, "--out", tmp_path / "out", "--tiny", "--skip", "convolutions,train,score,tests"))
     count = len(entry_points(group="prunebench.pruners"))  # the bare machine has no installation to tell it
-    assert found["smoke"].endswith(f" {count} pruners, 3 objectives, 4 attacks")
+    assert found["smoke"].endswith(f" {count} pruners, 3 objectives, 4 attacks, a record of 2 images")
     (kept,) = (tmp_path / "out").glob("smoke-*.json")
     assert json.loads(told(kept.read_text()))["line"] == found["smoke"]
 
