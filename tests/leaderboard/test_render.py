@@ -181,21 +181,28 @@ def test_power_reads_well():
     board = ranking().boards[0]
     for power, said in (
         (
-            Power(Decimal("0.9"), 0.03, 6, 15, 0.84, 0.36, 1.0, {20: 0.95}),
+            Power(Decimal("0.9"), 0.03, 6, 15, 15, 0.84, 0.36, 1.0, {20: 0.95}),
             (
                 "15 seeds detect a true difference of 3 points to magnitude with probability .84 on average (.36 to "
                 "1.00 by method); 20 would with .95."
             ),
         ),
         (
-            Power(Decimal("0.9"), 0.03, 1, 20, 0.36, 0.36, 0.36, {}),
+            Power(Decimal("0.9"), 0.03, 6, 4, 15, 0.84, 0.36, 1.0, {15: 0.95}),
+            (
+                "4 to 15 seeds detect a true difference of 3 points to magnitude with probability .84 on average (.36 "
+                "to 1.00 by method); 15 or more would with .95."
+            ),
+        ),
+        (
+            Power(Decimal("0.9"), 0.03, 1, 20, 20, 0.36, 0.36, 0.36, {}),
             (
                 "20 seeds detect a true difference of 3 points to magnitude with probability .36. Such a difference "
                 "is more likely missed than detected here."
             ),
         ),
         (
-            Power(Decimal("0.9"), 0.03, 1, 0, None, None, None, {}),
+            Power(Decimal("0.9"), 0.03, 1, 0, 0, None, None, None, {}),
             "No method shares two seeds with magnitude, so no difference to it can be detected.",
         ),
     ):
@@ -325,7 +332,7 @@ def test_csv_and_json_carry_counts_and_full_precision():
         "verdict": "+",
         "agrees": None,
     }
-    assert [power["seeds"] for power in board["powers"]] == [3]
+    assert [(power["fewest"], power["most"]) for power in board["powers"]] == [(3, 3)]
 
 
 def test_latex_is_a_booktabs_table():
