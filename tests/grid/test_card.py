@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from prunebench.pruners import resolve
 from tests.support.card import CARD, card
 from tests.support.interpreted import interpreted
 from tests.support.nets import STORE, changed, lab
-from tests.support.waits import no_waiting
 from tools.gpu_smoke import smoke
 
 RULES = changed(name="few", train=64, validation=16, test=12, shard=12, epochs=6)
@@ -173,23 +171,3 @@ def test_twins_what_failed_on_a_card():
         assert connected(net, (1, 8, 8))
         with pytest.raises(RuntimeError, match="sub: expected all tensors"):
             net(torch.ones(1, 1, 8, 8))
-
-
-def test_waiting_is_allowed_again_though_warnings_are_errors(monkeypatch):
-    """torch warns after it has set the mode. The twin is the call itself: it raises, and leaves the mode on."""
-    modes = []
-
-    def set_mode(mode):
-        modes.append(mode)
-        warnings.warn("Synchronization debug mode is a prototype feature", UserWarning, stacklevel=2)
-
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
-    with no_waiting():
-        assert modes == ["error"]
-    assert modes == ["error", "default"]
-    with pytest.raises(RuntimeError, match="waits"), no_waiting():
-        raise RuntimeError("the processor waits")
-    assert modes[2:] == ["error", "default"]
-    with pytest.raises(UserWarning, match="prototype"):
-        torch.cuda.set_sync_debug_mode("error")
-    assert modes[4:] == ["error"]
