@@ -176,8 +176,8 @@ def _dtype(autocast: torch.autocast | None) -> torch.dtype:
 def _limits() -> AbstractContextManager[Any]:
     """Raise dynamo's limits: nets of one class share code, and dynamo silently gives up after a few compilations.
 
-    And how many threads inductor may start: a number in the environment is the caller's. Inductor reads it when it is
-    imported, which torchvision may have done before.
+    It also limits inductor's threads, unless the environment names their number. Inductor reads the environment when it
+    is imported, which torchvision may have done before.
     """
     threads = os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(THREADS, os.cpu_count() or 1)))
     from torch._dynamo import config  # takes seconds to import
