@@ -77,7 +77,7 @@ def registers(cubin: bytes, path: Path) -> int | None:
 @pytest.mark.parametrize(
     "sizes",
     [
-        TILE | FORWARD,
+        pytest.param(TILE | FORWARD, marks=pytest.mark.slow),
         TILE | BACKWARD | {"SHARED": 4, "LINES": 16},
         pytest.param(TILE | BACKWARD, marks=pytest.mark.slow),
         pytest.param(TILE | FORWARD | {"SHARED": 4, "LINES": 16}, marks=pytest.mark.slow),

@@ -85,9 +85,8 @@ MEASURED = {
 }
 
 
-@pytest.mark.parametrize(
-    "asked", ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in MEASURED if name != "plain")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", MEASURED)
 def test_a_net_is_scored_to_its_record(asked, nets, tmp_path, stand_in):
     """Clean verdicts are the processor's; attacks on padded batches draw other numbers, so robust ones may differ."""
     options = {"protocol": None, "examples": 12, "store": STORE}

@@ -44,7 +44,7 @@ def reference(net, rules, monkeypatch, *, other=0, batch=None):
     return after
 
 
-@pytest.mark.parametrize("name", ["dense", "imp"])
+@pytest.mark.parametrize("name", [pytest.param("dense", marks=pytest.mark.slow), "imp"])
 def test_every_verdict_is_pyautoattacks(name, nets, scored, monkeypatch):
     ours = outcomes(scored[name])
     record = load_record(scored[name] / RECORD)
