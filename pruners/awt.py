@@ -88,7 +88,11 @@ class AWT:
     initialisation such a cut only ranks layers by their fan-in and empties wide ones; so we take the counts, and
     nothing else, from a dense adversarial training of the share `scout` of the budget.
     `search`: share of the budget. `batch`: images per step. `lr`: Adam's learning rate. `weight`: of the kernel term.
-    `shuffle`: permute the kept positions inside each layer after the search.
+    `start`: what the kept weights begin the training with: as "searched", as the dense net has them at initialisation
+    ("initial"), or those "rescaled" by the square root of the layer's density.
+    `shuffle`: permute the kept positions inside each layer after the search. Searched weights belong to their
+    positions, so a shuffle begins with rescaled initial weights: compare it with `start=rescaled`, the same start
+    under the searched mask.
     """
 
     variant: str = "weights"
@@ -102,6 +106,7 @@ class AWT:
     kernel: str = "all"
     layers: str = "erk"
     scout: float = 0.1
+    start: str = "searched"
     shuffle: bool = False
 
     def __post_init__(self) -> None:
@@ -115,6 +120,8 @@ class AWT:
             raise ValueError(f"lr = {self.lr} must be above 0 and weight = {self.weight} at least 0")
         if self.kernel not in ("all", "kept"):
             raise ValueError(f"kernel = {self.kernel!r} must be all or kept")
+        if self.start not in ("searched", "initial", "rescaled"):
+            raise ValueError(f"start = {self.start!r} must be searched, initial or rescaled")
         if self.layers not in LAYERS:
             raise ValueError(f"layers = {self.layers!r} must be one of {', '.join(LAYERS)}")
         if self.scout <= 0 or (self.layers == "global" and self.scout + self.search >= 1):
@@ -130,9 +137,12 @@ class AWT:
         dense = lab.calibrated("calibrate", lab.initial(), batches=self.batches)
         masks = keep_largest_by_layer({name: dense[name].abs() for name in lab.shapes}, keeps)
         student, masks = self.find(lab, dense, masks)
+        start = self.start
         if self.shuffle:
             masks = shuffled(masks, lab.generator("shuffle"))
-            student = rescaled(dense, masks)
+            start = "rescaled" if start == "searched" else start
+        if start != "searched":
+            student = rescaled(dense, masks) if start == "rescaled" else masked(dense, masks)
         return lab.fit("train", student, epochs=lab.left, masks=masks).weights
 
     def _counts(self, lab: Lab) -> dict[str, int]:
@@ -196,7 +206,7 @@ class AWT:
         begin |= {f"mask/{name}": mask for name, mask in masks.items()}
         begin |= {f"{moment}/{name}": torch.zeros_like(base[name]) for name in keeps for moment in ("first", "second")}
         begin["count"] = torch.zeros((), device=lab.device)
-        facts = [asdict(replace(self, shuffle=False)), fixed]
+        facts = [asdict(replace(self, start="searched", shuffle=False)), fixed]
         end = lab.loop("search", begin, step, steps=steps, passes=steps * price, facts=facts)
         values = {name: end[f"value/{name}"] for name in keeps}
         if self.variant == "mask":

@@ -464,6 +464,20 @@ def test_shuffle_keeps_the_counts_and_begins_with_the_initial_weights(variant, t
     assert same(after.start, rescaled(moved.dense, after.masks))
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("start", ["searched", "initial", "rescaled"])
+def test_the_start_is_what_was_asked_for(start, shuffle, tmp_path):
+    """The same search and mask; each start is the twin of the others, for no two are the same weights."""
+    plain, _ = use(AWT(**SHORT), tmp_path)
+    other, _ = use(AWT(start=start, shuffle=shuffle, **SHORT), tmp_path)
+    (before,), (after,) = plain.asked, other.asked
+    assert same(before.masks, after.masks) != shuffle
+    wanted = {"initial": masked(plain.dense, after.masks), "rescaled": rescaled(plain.dense, after.masks)}
+    wanted["searched"] = wanted["rescaled"] if shuffle else before.start
+    assert same(after.start, wanted[start])
+    assert shuffle or sum(same(after.start, each) for each in wanted.values()) == 1
+
+
 def check_kept_search(tmp_path, variant, monkeypatch):
     """The student's kernel is summed over its kept weights in every step, the teacher's over all; the mask is exact."""
     seen = []
