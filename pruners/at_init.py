@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,12 @@ def train(lab: Lab, masks: Masks, start: str, shuffle: bool) -> State:
     return lab.fit("train", begin, epochs=lab.left, masks=masks).weights
 
 
+def _refuse_short(lab: Lab, passes: int, way_out: str) -> None:
+    """Raise PrunebenchError if a search of so many sample passes leaves no epoch of the budget to train in."""
+    granted = lab.meter.granted
+    lab.refuse_short({"train": max(0, (granted - passes) * lab.epochs // granted)}, way_out=way_out)
+
+
 def _check_start(start: str) -> None:
     if start not in ("masked", "rescaled"):
         raise ValueError(f"start = {start!r} must be masked or rescaled")
@@ -78,6 +86,8 @@ class SNIP:
     `train`. `shuffle`: permute the kept positions within each layer before training.
     """
 
+    PRICES: ClassVar[Mapping[str, int]] = {"gradient": 3}  # sample passes per image of a stage, besides the attack
+
     batches: int = 4
     start: str = "masked"
     shuffle: bool = False
@@ -88,14 +98,17 @@ class SNIP:
             raise ValueError(f"batches = {self.batches} must be at least 1")
 
     def __call__(self, job: Job, lab: Lab) -> State:
-        """Score, cut, train."""
+        """Score, cut, train. Raises PrunebenchError if the scores would leave no epoch."""
+        images = self.batches * min(lab.protocol.training.batch, len(lab.train))
+        passes = 1 + sum(lab.attack_passes + price for price in self.PRICES.values())  # 1: to calibrate
+        _refuse_short(lab, images * passes, "lower batches")
         scores = self.scores(lab)
         refuse_infinite("scores", scores)
         return train(lab, keep_largest(scores, lab.keep), self.start, self.shuffle)
 
     def scores(self, lab: Lab) -> State:
         """|g * w| of every prunable weight."""
-        return {name: score.abs() for name, score in _products(lab, self.batches, 1.0, curved=False).items()}
+        return {name: score.abs() for name, score in _products(lab, self.batches, 1.0, self.PRICES).items()}
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,8 @@ class GraSP(SNIP):
     `batches`, `start`, `shuffle`: as in `SNIP`.
     """
 
+    PRICES: ClassVar[Mapping[str, int]] = {"gradient": 3, "curvature": 9}
+
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -121,17 +136,17 @@ class GraSP(SNIP):
 
     def scores(self, lab: Lab) -> State:
         """w * (H g) of every prunable weight."""
-        return _products(lab, self.batches, self.temperature, curved=True)
+        return _products(lab, self.batches, self.temperature, self.PRICES)
 
 
-def _products(lab: Lab, batches: int, temperature: float, *, curved: bool) -> State:
-    """w * g of the initial weights w, or w * (H g) if `curved`, from means over the same images."""
+def _products(lab: Lab, batches: int, temperature: float, prices: Mapping[str, int]) -> State:
+    """w * g of the initial weights w, or w * (H g) if the stage "curvature" has a price, over the same images."""
     dense = lab.calibrated("calibrate", lab.initial(), batches=batches)
     net = lab.model(dense).to(lab.device).eval().requires_grad_(False)
     weights = {name: dense[name].to(lab.device) for name in lab.shapes}
     size = min(lab.protocol.training.batch, len(lab.train))
 
-    def mean(stage: str, along: State | None, price: int) -> State:
+    def mean(stage: str, along: State | None) -> State:
         def step(now: State, index: int) -> State:
             images, labels = lab.sample(f"score {index}", size)
             adversarial = lab.attack(net, images, labels, name=f"score {index}")
@@ -139,12 +154,12 @@ def _products(lab: Lab, batches: int, temperature: float, *, curved: bool) -> St
             return {name: now[name] + found[name] / batches for name in now}
 
         begin = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        passes = batches * size * (lab.attack_passes + price)
+        passes = batches * size * (lab.attack_passes + prices[stage])
         return lab.loop(stage, begin, step, steps=batches, passes=passes, facts=[stage, batches, temperature])
 
-    found = mean("gradient", None, 3)
-    if curved:
-        found = mean("curvature", {name: g.to(lab.device) for name, g in found.items()}, 9)
+    found = mean("gradient", None)
+    if "curvature" in prices:
+        found = mean("curvature", {name: g.to(lab.device) for name, g in found.items()})
     return {name: dense[name] * found[name] for name in lab.shapes}
 
 
@@ -171,8 +186,9 @@ class SynFlow:
             raise ValueError(f"iterations = {self.iterations} must be at least 1")
 
     def __call__(self, job: Job, lab: Lab) -> State:
-        """Score and cut `iterations` times, then train."""
+        """Score and cut `iterations` times, then train. Raises PrunebenchError if the search would leave no epoch."""
         n = self.iterations
+        _refuse_short(lab, 3 * n, "lower iterations")
         weights = {name: weight.to(lab.device) for name, weight in lab.initial().items()}
 
         def cut(masks: Masks, done: int) -> Masks:

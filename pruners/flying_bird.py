@@ -67,7 +67,7 @@ class FlyingBird:
     def _scheme(self, lab: Lab, steps: int) -> Exchange:
         """The updates of a training of `steps` steps."""
         every = max(1, round(self.delta * steps))
-        updates = int((1 - self.rest) * steps) // every
+        updates = min(int((1 - self.rest) * steps), steps - 1) // every  # what grows last is trained for a step
         if updates < LEAST:
             raise PrunebenchError(
                 f"{steps} steps of training with delta = {self.delta} and rest = {self.rest} have {updates} updates of "

@@ -26,7 +26,8 @@ class HARP:
     Our reading: the search starts at the target with the layer counts `layers` and HYDRA's scores. gamma rises linearly
     from 0 (the paper: in steps). Scores and r share the learning rate, without weight decay. The search ends near the
     target, seldom on it; so the counts are corrected to the exact total in the learned proportions, with at least one
-    weight in each layer. The rest is as in HYDRA, and with frozen densities (`rate=0`) this is HYDRA bit for bit.
+    weight in each layer. The rest is as in HYDRA, and with frozen densities (`rate=0`) this is HYDRA bit for bit,
+    unless a layer starts below the lower bound.
 
     `gamma`: the penalty's weight at the end. `floor`: the lower bound of a layer's density, as a share of the target
     density. `rate`: the learning rate of r as a multiple of the scores'. `layers`: "uniform", "erk" or "global", the

@@ -23,7 +23,7 @@ from prunebench.bench.lab.schedule import Trained, TrainingPlan
 from prunebench.bench.mask import Masks, State, enforce
 from prunebench.bench.schema import exact
 
-VALIDATED = 1000  # images; robust validation accuracy is for information and affects no result
+VALIDATED = 1000  # images of the robust validation accuracy in the curve, which affects no result
 
 
 class Trainer:

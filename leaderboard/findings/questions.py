@@ -102,8 +102,16 @@ QUESTIONS = (
     ),
     Question(
         "awt-mask",
-        "AWT: does its mask beat its own shuffle, and a random mask?",
-        Pairs((("awt", "awt:shuffle=true"), ("awt", "random"))),
+        "AWT: do its mask or its searched weights carry its gain, and does it beat a random mask?",
+        Pairs(
+            (
+                ("awt", "awt:start=rescaled"),  # the same mask
+                ("awt", "awt:start=initial"),
+                ("awt:start=rescaled", "awt:shuffle=true"),  # the same start
+                ("awt", "awt:shuffle=true"),
+                ("awt", "random"),
+            )
+        ),
         "A sparse net whose adversarial training follows the dense net's exists at initialisation and can be found.",
         "Shi et al. 2022, arXiv 2202.06488",
     ),

@@ -14,6 +14,7 @@ from prunebench.bench.lab import meter
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.lab.schedule import Trained
 from prunebench.bench.protocol import PROTOCOLS
+from prunebench.pruners.at_init import SNIP, GraSP, SynFlow
 from prunebench.pruners.awt import AWT
 from prunebench.pruners.baselines import Magnitude
 from prunebench.pruners.hydra import HYDRA
@@ -104,6 +105,9 @@ SHORT = {
     IWI(large=0.45): (3, "fine-tune", "share and large"),
     IWI(tune=0.4): (4, "train the ticket", "lower rewind or search"),  # of the ticket, which has two epochs
     IWIDense(): (1, "ticket", "another value of share"),
+    SNIP(): (1, "train", "lower batches"),
+    GraSP(): (1, "train", "lower batches"),
+    SynFlow(): (1, "train", "lower iterations"),
 }
 
 

@@ -263,6 +263,13 @@ def test_a_training_too_short_for_four_updates_is_refused_before_it_starts(tmp_p
         use(FlyingBird(), tmp_path, rules=changed(RULES, units=1.0, epochs=2))
 
 
+@pytest.mark.parametrize(("rest", "updates"), [(0.0, 9), (0.25, 7), (0.05, 9)])
+def test_what_grows_last_is_trained_for_a_step(rest, updates):
+    """Of 100 steps with an update every 10, one after the last step would leave its grown weights at zero."""
+    scheme = FlyingBird(delta=0.1, rest=rest)._scheme(None, 100)  # a lab is asked for shuffles and for `plus` alone
+    assert (scheme.every, scheme.updates) == (10, updates) and scheme.every * scheme.updates < 100
+
+
 def test_a_layer_without_weights_is_refused_before_it_starts(tmp_path):
     """Of 38,160 weights 8 stay: .25, .6, 6.3 and .8, of which the first rounds to none."""
     with pytest.raises(PrunebenchError, match=r"No weights would be left in 1\.0\.weight"):
