@@ -137,12 +137,12 @@ class AWT:
         dense = lab.calibrated("calibrate", lab.initial(), batches=self.batches)
         masks = keep_largest_by_layer({name: dense[name].abs() for name in lab.shapes}, keeps)
         student, masks = self.find(lab, dense, masks)
-        start = self.start
         if self.shuffle:
             masks = shuffled(masks, lab.generator("shuffle"))
-            start = "rescaled" if start == "searched" else start
-        if start != "searched":
-            student = rescaled(dense, masks) if start == "rescaled" else masked(dense, masks)
+        if self.start == "initial":
+            student = masked(dense, masks)
+        elif self.shuffle or self.start == "rescaled":
+            student = rescaled(dense, masks)
         return lab.fit("train", student, epochs=lab.left, masks=masks).weights
 
     def _counts(self, lab: Lab) -> dict[str, int]:

@@ -33,15 +33,15 @@ from prunebench.leaderboard.overlap import agreements
 class Answer:
     """What a board says about a question.
 
-    `verdict`: a sentence or two. `titles` and `lines`: a table with the figures behind it. `rows`: the labels of all
-    rows that were compared, for the command that makes them.
+    `verdict`: a sentence or two. `titles` and `lines`: a table with the figures behind it. `rows`: those
+    that were compared, for the command that makes them.
     """
 
     board: Board
     verdict: str
     titles: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
-    rows: tuple[str, ...]
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -84,17 +84,19 @@ def _compared(board: Board, pairs: Sequence[tuple[Key, Key]], say: wording.Say) 
     if not found:
         return None
     lines = [wording.line(each) for each in found]
-    return _answer(board, say(found), wording.TITLES, lines, _labels(found))
+    return _answer(board, say(found), wording.TITLES, lines, _rows(board, found))
 
 
 def _answer(
-    board: Board, verdict: str, titles: Sequence[str], lines: Sequence[Sequence[str]], labels: Iterable[str]
+    board: Board, verdict: str, titles: Sequence[str], lines: Sequence[Sequence[str]], rows: Iterable[Row]
 ) -> Answer:
-    return Answer(board, verdict, tuple(titles), tuple(map(tuple, lines)), tuple(dict.fromkeys(labels)))
+    return Answer(board, verdict, tuple(titles), tuple(map(tuple, lines)), tuple(rows))
 
 
-def _labels(found: Iterable[Compared]) -> list[str]:
-    return [label for each in found for _, label in (each.ours, each.theirs)]
+def _rows(board: Board, found: Sequence[Compared]) -> list[Row]:
+    """The rows on either side of what was compared, in the board's order."""
+    keys = {key for each in found for key in (each.ours, each.theirs)}
+    return [row for row in board.rows if (row.sparsity, row.pruner) in keys]
 
 
 def _every(board: Board, control: str) -> Answer | None:
@@ -123,17 +125,16 @@ def _order(board: Board, order: Order) -> Answer | None:
     }
     lines, verdicts, found = [], [], []
     for (better, ours), (worse, theirs) in order.pairs:
-        here, elsewhere = compare(board, at_every_sparsity(board, [(ours, theirs)])), True
+        here, gaps = compare(board, at_every_sparsity(board, [(ours, theirs)])), []
         for each in here:
             both = [told.get((name, each.ours[0])) for name in (better, worse)]
-            gap = "" if None in both else f"{both[0] - both[1]:+.1f}"  # type: ignore[operator]
-            lines.append((*wording.line(each)[:4], gap, *wording.line(each)[4:]))
-            elsewhere = elsewhere and not gap
+            gaps.append("" if None in both else f"{both[0] - both[1]:+.1f}")  # type: ignore[operator]
+            lines.append((*wording.line(each)[:4], gaps[-1], *wording.line(each)[4:]))
         if here:
-            verdicts.append(wording.order(named(board, ours), named(board, theirs), here, elsewhere=elsewhere))
+            verdicts.append(wording.order(named(board, ours), named(board, theirs), here, elsewhere=not any(gaps)))
             found += here
     titles = (*wording.TITLES[:4], "Published", *wording.TITLES[4:])
-    return _answer(board, " ".join(verdicts), titles, lines, _labels(found)) if found else None
+    return _answer(board, " ".join(verdicts), titles, lines, _rows(board, found)) if found else None
 
 
 def _slack(evidence: Evidence) -> Answer | None:
@@ -159,7 +160,7 @@ def _slack(evidence: Evidence) -> Answer | None:
         if best is not None
     ]
     titles = ("Sparsity", "Row", "Seeds", "Slack, points", "AutoAttack %", "Best known %")
-    return _answer(evidence.board, wording.slacks(tests), titles, lines, [row.pruner for row, _ in tests])
+    return _answer(evidence.board, wording.slacks(tests), titles, lines, [row for row, _ in tests])
 
 
 def _overlaps(evidence: Evidence, *, between_seeds: bool) -> Answer | None:
@@ -179,7 +180,7 @@ def _overlaps(evidence: Evidence, *, between_seeds: bool) -> Answer | None:
         there += [row for row in rows if row.pruner in masks]
     if not found:
         return None
-    return _answer(evidence.board, wording.overlaps(found), wording.OVERLAP, lines, [row.pruner for row in there])
+    return _answer(evidence.board, wording.overlaps(found), wording.OVERLAP, lines, there)
 
 
 def _overfitting(evidence: Evidence) -> Answer | None:
@@ -194,4 +195,4 @@ def _overfitting(evidence: Evidence) -> Answer | None:
     if not found:
         return None
     titles = ("Sparsity", "Row", "Seeds", "Best epoch minus last, points")
-    return _answer(evidence.board, wording.overfitting(found), titles, lines, [row.pruner for row, _ in found])
+    return _answer(evidence.board, wording.overfitting(found), titles, lines, [row for row, _ in found])

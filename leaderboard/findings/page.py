@@ -117,9 +117,7 @@ def _table(found: Answer) -> str:
 
 def _command(question: Question, found: Answer) -> str:
     """The command that makes the records, and the one that answers the question from them."""
-    compared = {"0"} | {line[found.titles.index("Sparsity")] for line in found.lines}
-    rows = [row for row in found.board.rows if row.pruner in found.rows and f"{row.sparsity:f}" in compared]
-    made = command(found.board, rows, best=isinstance(question.asked, Slack))
+    made = command(found.board, found.rows, best=isinstance(question.asked, Slack))
     return "\n".join(["```sh", made, f"python -m tools.findings runs/records --only {question.key}", "```"])
 
 

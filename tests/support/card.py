@@ -119,8 +119,7 @@ class _Calls(TorchFunctionMode):
                 raise RuntimeError(f"{name}: expected a {where} generator, but found {generator.device}")
         if device is None:
             return func(*args, **kwargs)
-        found = func(*args, **kwargs, device=HOST) if name != "new_zeros" else func(*args, **kwargs)
-        return moved(found, to_card=device.type == CARD.type)
+        return moved(func(*args, **kwargs, device=HOST), to_card=device.type == CARD.type)
 
 
 def _destination(args: Any, kwargs: Any) -> tuple[Any, Any, bool | None]:
