@@ -76,9 +76,18 @@ def test_logits_are_not_changed():
         assert torch.equal(net(images), sparse_net("digits-cnn", 0.1)(images))
 
 
-@pytest.mark.parametrize("arch", ["digits-cnn", "mnist-cnn", "vgg16-bn"])
-@pytest.mark.parametrize("always", [True, False], ids=["kernels", "whatever is faster"])
 @pytest.mark.parametrize("leak", [0.05, 1.0])
+@pytest.mark.parametrize(
+    ("arch", "always"),
+    [
+        ("digits-cnn", True),
+        ("digits-cnn", False),
+        ("mnist-cnn", True),
+        ("mnist-cnn", False),
+        pytest.param("vgg16-bn", True, marks=pytest.mark.slow),  # five seconds each
+        pytest.param("vgg16-bn", False, marks=pytest.mark.slow),
+    ],
+)
 def test_kernels_and_folded_norms_leak_as_torch_does(arch, always, leak):
     net = sparse_net(arch, 0.1)
     images = torch.rand(3, *SHAPES[arch], generator=generator(1))

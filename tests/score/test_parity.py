@@ -6,6 +6,8 @@ attack that hangs on a last bit may end elsewhere: no more than another batch sh
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 from pyautoattack import AutoAttack
@@ -44,32 +46,41 @@ def reference(net, rules, monkeypatch, *, other=0, batch=None):
     return after
 
 
+@pytest.fixture(scope="module")
+def theirs(nets):
+    """The verdicts of pyautoattack on the net of a name, made once."""
+
+    @cache
+    def found(name):
+        with pytest.MonkeyPatch.context() as patch:
+            return reference(nets[name], TINY, patch)
+
+    return found
+
+
 @pytest.mark.parametrize("name", [pytest.param("dense", marks=pytest.mark.slow), "imp"])
-def test_every_verdict_is_pyautoattacks(name, nets, scored, monkeypatch):
+def test_every_verdict_is_pyautoattacks(name, scored, theirs):
     ours = outcomes(scored[name])
     record = load_record(scored[name] / RECORD)
     assert record.score.batch == record.score.shard == record.score.n == TINY.test  # one shard, one batch shape
     # A comparison of constants would prove little: images fall to the clean test and to attacks, and images stand.
     assert 0 < record.score.robust < record.score.survived["apgd-ce"] <= record.score.clean < record.score.n
 
-    theirs = reference(nets[name], TINY, monkeypatch)
-
-    assert list(theirs) == list(RANKED)
+    assert list(theirs(name)) == list(RANKED)
     assert "floats wide" in record.env["kernels"]  # not the net itself, and the net is too small to run on torch
     for attack in RANKED:
-        assert int((ours[f"survived/{attack}"] != theirs[attack]).sum()) <= 3, attack
-    assert abs(int(theirs["square"].sum()) - record.score.robust) <= 1
+        assert int((ours[f"survived/{attack}"] != theirs(name)[attack]).sum()) <= 3, attack
+    assert abs(int(theirs(name)["square"].sum()) - record.score.robust) <= 1
     assert record.score.rejected == 0
 
 
 @pytest.mark.parametrize("name", [pytest.param("dense", marks=pytest.mark.slow), "imp"])
-def test_without_kernels_every_verdict_is_the_very_same(name, nets, tmp_path, monkeypatch):
+def test_without_kernels_every_verdict_is_the_very_same(name, nets, theirs, tmp_path, monkeypatch):
     monkeypatch.setattr("prunebench.bench.executor.lacking", lambda: "none are wanted.")
     record = score(nets[name], out=tmp_path, store=STORE, device="cpu")
     assert record.env["kernels"] == "plain"
-    theirs = reference(nets[name], TINY, monkeypatch)
     for attack in RANKED:
-        assert np.array_equal(outcomes(tmp_path)[f"survived/{attack}"], theirs[attack]), attack
+        assert np.array_equal(outcomes(tmp_path)[f"survived/{attack}"], theirs(name)[attack]), attack
 
 
 def test_a_comparison_of_other_nets_fails(scored):
