@@ -31,7 +31,8 @@ class HYDRA:
     `rho`: above 0, the search is sharpness-aware, as in `S2AP`. `shuffle`: permute the kept positions within each layer
     after the search. `pattern`: "unstructured", "2:4" or "channel", as `bench.pattern.Chooser` has them. The search
     keeps to "2:4"; with "channel" it masks single weights as without a pattern, and afterwards a channel's score is the
-    sum of its filter's |scores|. Raises PrunebenchError when a stage would have no epoch, or a layer no weight.
+    sum of its filter's |scores|. Raises PrunebenchError when a stage would have no epoch, or
+    when no path of kept weights leads through the net.
     """
 
     dense: float = 0.5

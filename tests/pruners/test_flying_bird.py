@@ -12,7 +12,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.lab import exchange, resume
 from prunebench.bench.lab.exchange import Breathing, Exchange, exchanged
 from prunebench.bench.lab.trainer import Trainer
-from prunebench.bench.mask import draw, erk
+from prunebench.bench.mask import draw, erk, uniform
 from prunebench.pruners.baselines import Random
 from prunebench.pruners.flying_bird import FlyingBird
 from tests.lab.test_lab import PASSES
@@ -203,7 +203,7 @@ def scripted(monkeypatch):
     return seen
 
 
-def test_plus_breathes_with_the_gap_and_ends_at_the_asked_count(tmp_path, monkeypatch):
+def check_plus(tmp_path, monkeypatch):
     """18 epochs pay for 11 and 5 measurements (2112 passes, 1.4 epochs each); every third of 22 steps, up to 16."""
     masks, images = watch(monkeypatch), scripted(monkeypatch)
     _, state = use(replace(BIRD, plus=True, delta=1 / 8, rest=0.25), tmp_path, rules=changed(RULES, units=6.0))
@@ -212,6 +212,31 @@ def test_plus_breathes_with_the_gap_and_ends_at_the_asked_count(tmp_path, monkey
     shapes = {name: mask.shape for name, mask in masks[0][3].items()}
     assert counts == [erk(shapes, breath) for breath in BREATHS] and counts[-1] == ERK
     assert is_mask_of(masks[-1][4], state) and images == [128, 64] * 5
+
+
+def test_plus_breathes_with_the_gap_and_ends_at_the_asked_count(tmp_path, monkeypatch):
+    check_plus(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("twin", ["the other way", "the last gap forgotten", "room to the end", "one density for all"])
+def test_plus_twin(twin, tmp_path, monkeypatch):
+    real = Breathing.counts
+
+    def broken(self, run):
+        if twin == "the other way":
+            self = replace(self, parts=self.parts[::-1])
+        elif twin == "the last gap forgotten":
+            run.held["gap"] = torch.zeros_like(run.held["gap"])
+        elif twin == "room to the end":
+            self = replace(self, updates=10**9)
+        counts = real(self, run)
+        if twin == "one density for all":
+            return uniform({name: mask.shape for name, mask in run.masks.items()}, sum(counts.values()))
+        return counts
+
+    monkeypatch.setattr(Breathing, "counts", broken)
+    with pytest.raises(AssertionError):
+        check_plus(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("plus", [False, True])

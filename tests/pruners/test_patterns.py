@@ -54,33 +54,34 @@ def test_the_net_has_the_pattern_and_the_counts(cls, pattern, tmp_path):
 
 
 @pytest.mark.parametrize("cls", THIRDS)
+@pytest.mark.parametrize("pattern", ["2:4", "channel"])
 @pytest.mark.parametrize("twin", ["without a pattern", "one weight moved"])
-def test_pattern_twin(twin, cls, tmp_path, monkeypatch):
-    def chooser(pattern, *rest):
-        made = Chooser("unstructured" if twin == "without a pattern" else pattern, *rest)
-        return made if twin == "without a pattern" else Moving(made)
-
-    monkeypatch.setattr(hydra if cls is HYDRA else baselines, "Chooser", chooser)
+def test_pattern_twin(twin, pattern, cls, tmp_path, monkeypatch):
+    broken(monkeypatch, cls, "unstructured" if twin == "without a pattern" else pattern, twin == "one weight moved")
     with pytest.raises(AssertionError):
-        check(cls, "2:4", tmp_path)
+        check(cls, pattern, tmp_path)
 
 
-class Moving:
-    """A chooser that moves one kept weight beside two others of its group."""
+def test_pattern_twin_with_the_smallest_channels(tmp_path, monkeypatch):
+    """Those with the smallest norms: the pattern and all counts are right."""
+    broken(monkeypatch, Magnitude, "channel", scores=lambda score: score.max() - score)
+    with pytest.raises(AssertionError):
+        check(Magnitude, "channel", tmp_path)
 
-    def __init__(self, real):
-        self.real = real
 
-    def __getattr__(self, name):
-        return getattr(self.real, name)
+def broken(monkeypatch, cls, pattern, moving=False, scores=None):
+    """Give the pruner `cls` a chooser of this `pattern` that moves a weight, or sees `scores` of the scores."""
 
-    def __call__(self, *given):
-        masks = self.real(*given)
-        rows = masks["1.7.weight"].view(-1, 4)
-        full, alone = ((rows.sum(1) == n).nonzero()[0].item() for n in (2, 1))
-        rows[alone] = False
-        rows[full, (~rows[full]).nonzero()[0]] = True
-        return masks
+    class Broken(Chooser):
+        def __call__(self, given, keeps=None):
+            masks = super().__call__({name: scores(score) for name, score in given.items()} if scores else given, keeps)
+            if moving:
+                rows = masks["1.7.weight"].view(-1, 4)
+                most, least = rows.sum(1).argmax(), rows.sum(1).argmin()
+                rows[most] = rows[least] = torch.tensor([True, True, True, False])  # three of four, in half a channel
+            return masks
+
+    monkeypatch.setattr(hydra if cls is HYDRA else baselines, "Chooser", lambda given, *rest: Broken(pattern, *rest))
 
 
 def test_random_rescales_channels_by_the_inputs_that_are_left(tmp_path):
