@@ -71,7 +71,7 @@ class Row:
     @property
     def cell(self) -> tuple[object, ...]:
         """What is measured once: everything but the results."""
-        return self.protocol, self.rules, self.sparsity, self.pruner, self.seed
+        return self.protocol, self.rules, self.sparsity, self.pruner, self.seed, self.source
 
 
 def measured(spec: str, job: Job, rules: Protocol, out: Path, store: Store) -> Row:
@@ -208,11 +208,9 @@ def main() -> None:
     torch.set_num_threads(1)
     store = store_of(asked.data)
     for spec, job in grid(asked.pruner, asked.sparsity, asked.seed):
-        source = source_of(spec)[:12]
-        about = (rules.name, rules.sha256[:12], job.sparsity, job.label, job.seed)
+        cell = (rules.name, rules.sha256[:12], job.sparsity, job.label, job.seed, source_of(spec)[:12])
         with sole_user(asked.out / rules.name / job.name, wait=True):  # another process may be at the same net
-            known = [row for row in read(asked.log / "choices.csv") if row.cell == about and row.source == source]
-            if any(not row.failed for row in known):
+            if any(row.cell == cell and not row.failed for row in read(asked.log / "choices.csv")):
                 continue
             row = measured(spec, job, rules, asked.out, store)
             keep(asked.log, row)
