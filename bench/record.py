@@ -176,6 +176,11 @@ class Record(Hashed):
             values["cost"].pop("processor_seconds", None)
         return values
 
+    @property
+    def processor(self) -> str:
+        """What the net was scored on: the card, or else the processor; "unknown" for records that do not say."""
+        return str(self.env.get("cpu" if self.env.get("device") == "cpu" else "device") or "unknown")
+
 
 class Refusal(Hashed):
     """The result file of a net that the referee refuses to score: the check, and the reason in one sentence."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from prunebench.bench.protocol import Protocol
-from prunebench.leaderboard.contrasts import Contrast, Power, Role
+from prunebench.leaderboard.contrasts import Contrast, Power
+from prunebench.leaderboard.roles import Role
 
 AS_HANDED_IN = "as handed in"  # the origin of a record of which nothing else is known
 
@@ -94,7 +95,8 @@ class Board:
     """Comparable rows: one version of one protocol, on the same test images.
 
     `official`: the built-in protocol of that name has exactly these rules, and every record says that it followed
-    them. `powers`: one per sparsity at which methods are compared with magnitude pruning.
+    them. `powers`: one per sparsity at which methods are compared with magnitude pruning. `seconds`: training and
+    scoring of all nets, None if unknown for one. `processors`: what scored them.
     """
 
     protocol: str
@@ -109,6 +111,8 @@ class Board:
     rows: tuple[Row, ...]
     contrasts: tuple[Contrast, ...]
     powers: tuple[Power, ...]
+    seconds: float | None
+    processors: tuple[str, ...]
 
     @property
     def records(self) -> int:
@@ -121,6 +125,15 @@ class Board:
         counts = sorted({len(row.seeds) for row in self.rows})
         many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
         return f"{many} seed{'s' * (many != '1')}"
+
+    @property
+    def took(self) -> str:
+        """How long all nets took and on what: "9.4 hours of training and scoring on AMD EPYC, model 17"."""
+        where = " and ".join(self.processors) if self.processors != ("unknown",) else "an unknown processor"
+        if self.seconds is None:
+            return f"training and scoring on {where}, for a time that is not known"
+        many, unit = (self.seconds / 3600, "hours") if self.seconds >= 3600 else (self.seconds / 60, "minutes")
+        return f"{many:.1f} {unit} of training and scoring on {where}"
 
     @property
     def asked(self) -> str:

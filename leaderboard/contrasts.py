@@ -1,33 +1,28 @@
-"""Which rows of one sparsity are compared, fixed in advance, and the results of these comparisons."""
+"""The comparisons of the rows of one sparsity, and what follows from them: places and power."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import combinations
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from prunebench.bench import stats
 from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.job import Job
 from prunebench.bench.outcomes import load_arrays, outcomes_path, standing_of
 from prunebench.bench.record import Record
 from prunebench.bench.seeds import derive
 from prunebench.leaderboard.distances import further
+from prunebench.leaderboard.roles import Family, families
 
 ALPHA = 0.05  # for each family of contrasts; intervals are at 1 - ALPHA
 DRAWS = 2000  # of the bootstrap
 MOST_IMAGES = 20_000  # for a bootstrap: the draws of more images would fill the memory
 GAP = 0.03  # the difference in robust accuracy whose power is shown
 SEEDS = (10, 15, 20)  # seed counts whose power is shown beside that of the board's own count
-PRIMARY, RANDOM = "magnitude", "random"  # the pruners that methods are compared with
 
-Role = Literal["method", "control", "reference"]
-Family = Literal["primary", "secondary", "places"]
 Group = Sequence[tuple[Path, Record]]
 
 
@@ -35,9 +30,8 @@ Group = Sequence[tuple[Path, Record]]
 class Contrast:
     """A comparison of two rows of one sparsity: a method with a control, or with another method.
 
-    `family`: "primary", a method against magnitude pruning; "secondary", a method against random pruning or its own
-    shuffle; "places", any other pair of methods. `seeds`: those that both rows have. `gap`: robust accuracy of the
-    pruner minus that of the control over these seeds. `low`, `high`: its 95 % interval from the t-test paired by seed.
+    `family`: as in `families`. `seeds`: those that both rows have. `gap`: robust accuracy of the pruner minus that of
+    the control over these seeds. `low`, `high`: its 95 % interval from the t-test paired by seed.
     `sd`: the standard deviation of the differences between seeds. All are rates, None where there are too few seeds.
     `p`: the test's p-value; `adjusted`: Holm's, within the family at this sparsity. `bootstrap`: the 95 % interval when
     seeds and images are resampled, None unless raw outcomes are beside all records. `further`: the pruner's median
@@ -92,13 +86,6 @@ class Power:
     lowest: float | None
     highest: float | None
     planned: dict[int, float]
-
-
-def role_of(job: Job) -> Role:
-    """A row's role on a board: reference at sparsity 0, control for random pruning and shuffles, otherwise method."""
-    if job.sparsity == 0:
-        return "reference"
-    return "control" if job.pruner == RANDOM or job.options.get("shuffle") else "method"
 
 
 def raw_outcomes(folder: Path, records: Mapping[Path, Record]) -> dict[Path, np.ndarray]:
@@ -163,23 +150,6 @@ def contrasts(
     return found
 
 
-def families(jobs: Mapping[str, Job]) -> dict[Family, list[tuple[str, str]]]:
-    """The pairs to compare, chosen by names and options alone, never by a result."""
-    methods = [label for label, job in jobs.items() if role_of(job) == "method"]
-    shuffles = [(m, other) for m in methods for other, job in jobs.items() if _is_shuffle(job, jobs[m])]
-    random = [(m, RANDOM) for m in methods if RANDOM in jobs]
-    pairs = list(combinations(methods, 2))
-    return {
-        "primary": [(m, PRIMARY) for m in methods if PRIMARY in methods and m != PRIMARY],
-        "secondary": sorted(random + shuffles),
-        "places": [pair for pair in pairs if PRIMARY not in pair],
-    }
-
-
-def _is_shuffle(other: Job, job: Job) -> bool:
-    return other.pruner == job.pruner and other.options == job.options | {"shuffle": True}
-
-
 def _test(group: Group, control: Group) -> tuple[tuple[int, ...], stats.SeedTest]:
     ours, theirs = ({record.job.seed: record.score.robust for _, record in side} for side in (group, control))
     seeds = tuple(sorted(ours.keys() & theirs.keys()))
@@ -213,7 +183,7 @@ def places(contrasts: Iterable[Contrast], methods: Iterable[str]) -> dict[str, i
     """
     ahead: dict[str, set[str]] = {name: set() for name in methods}
     for contrast in contrasts:
-        if contrast.family != "secondary" and contrast.verdict != "=":
+        if contrast.family in ("primary", "places") and contrast.verdict != "=":
             pair = contrast.pruner, contrast.control
             better, worse = pair if contrast.verdict == "+" else reversed(pair)
             ahead[worse].add(better)

@@ -94,15 +94,14 @@ def measured(record: Record, again: Record, verdict: str, day: str) -> Attestati
 def _attestation(
     record: Record, made: Record, how: Literal["trained here", "re-measured"], verdict: str, day: str
 ) -> Attestation:
-    env = made.env
     return Attestation(
         record=record.sha256,
         net=record.net.sha256,
         how=how,
         date=day,
         verdict=verdict,
-        versions={name: None if env.get(name) is None else str(env[name]) for name in VERSIONS},
-        processor=str(env.get("cpu") if env.get("device") == "cpu" else env.get("device")),
+        versions={name: None if made.env.get(name) is None else str(made.env[name]) for name in VERSIONS},
+        processor=made.processor,
     )
 
 

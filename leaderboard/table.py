@@ -23,14 +23,13 @@ from prunebench.leaderboard.contrasts import (
     Contrast,
     Group,
     Power,
-    Role,
     contrasts,
     image_draws,
     places,
     power,
     raw_outcomes,
-    role_of,
 )
+from prunebench.leaderboard.roles import Role, role_of
 
 Results = Mapping[Path, Record | Refusal]
 
@@ -114,7 +113,18 @@ def _board(
         rows=tuple(rows),
         contrasts=tuple(found),
         powers=tuple(each for each in powers if each),
+        seconds=_sum(
+            None if record.cost.train_seconds is None else record.cost.train_seconds + record.cost.score_seconds
+            for record in records.values()
+        ),
+        processors=tuple(sorted({record.processor for record in records.values()})),
     )
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """The sum, None if one of the `values` is unknown."""
+    known = list(values)
+    return None if None in known else math.fsum(value for value in known if value is not None)
 
 
 def _groups(records: Mapping[Path, Record]) -> dict[tuple[Decimal, str], Group]:

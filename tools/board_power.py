@@ -22,9 +22,10 @@ from scipy import stats as shapes
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import write_bytes
 from prunebench.bench.record import Record
-from prunebench.leaderboard.contrasts import families, raw_outcomes, role_of
+from prunebench.leaderboard.contrasts import raw_outcomes
+from prunebench.leaderboard.roles import families, role_of
 from prunebench.leaderboard.table import read
-from tools.simulated_boards import Pairs, Spreads, both_stand, coverage, levels, second_opinion
+from tools.simulated_boards import SHIPPED, Pairs, Spreads, both_stand, coverage, levels, second_opinion
 
 SEEDS = (3, 5, 10, 15, 20)
 SHAPED = 10  # seeds that records need before their shape is reported
@@ -44,6 +45,7 @@ _TESTS = {
     "paired": "paired, one family",
     "primary": "paired, primary",
     "secondary": "paired, secondary",
+    "parts": "paired, parts",
     "places": "paired, places",
 }
 _HELD = {
@@ -134,7 +136,7 @@ def page(every: Sequence[Spreads], count: int, resampled: int) -> str:
     asked = [of for of in every if of.pairs["primary"]]
     doubted = [of for of in asked if of.alike is not None]
     level = {f"level {name}": title for name, title in _TESTS.items()}
-    power = {f"power {name}": title for name, title in _TESTS.items() if name not in ("secondary", "places")}
+    power = {f"power {name}": title for name, title in _TESTS.items() if name not in SHIPPED[1:]}
     level["level pooled"], power["power pooled"] = f"Level: {_TESTS['pooled']}", f"Power: {_TESTS['pooled']}"
 
     def table(columns: Mapping[str, str], cells: Callable[[int], Iterable[tuple[Spreads, Mapping[str, float]]]]) -> str:

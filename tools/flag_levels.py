@@ -26,7 +26,7 @@ from prunebench.bench.names import JOURNAL
 from prunebench.bench.protocol import as_sparsity
 from prunebench.bench.record import Record, load_record
 from prunebench.bench.score.flags import THRESHOLDS
-from prunebench.leaderboard.contrasts import role_of
+from prunebench.leaderboard.roles import role_of
 
 LIMITS = (1, 2)  # slack, in percent of the images, above which a flag should have been up
 SWEPT, OTHERS = "black-box-wins", (0.005, 0.01, 0.015, 0.03, 0.05)
@@ -217,7 +217,8 @@ says which values the nets of the boards have, and how often a raised flag is ri
 A cell of the first table of a board holds the median of a flag's value over the nets, its 99th percentile, and how
 many nets raise the flag. With fewer than 100 nets, that percentile is their largest value. Most values are shares of
 the images; `out-of-range` is a ratio, `budget-overrun` an excess as a share, and `constant` a number of reasons. Each
-net counts by the threshold in its own record. Controls are random pruning and shuffles; many of them have collapsed.
+net counts by the threshold in its own record. Controls are random pruning, shuffles, and methods with one part
+replaced; many of the first two have collapsed.
 
 The second table shows whether flags foretell slack: AutoAttack's robust accuracy minus the best-known one (see
 [beyond AutoAttack](beyond.md)). For slack above 1 % and above 2 % of the images it counts:

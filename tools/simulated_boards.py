@@ -22,7 +22,7 @@ from prunebench.leaderboard.contrasts import ALPHA, DRAWS, GAP
 Pairs = Sequence[tuple[int, int]]
 Shape = Literal["normal", "skewed"]
 Test = Callable[[np.ndarray, Pairs], np.ndarray]  # counts of boards, and which rows are compared -> p-values
-SHIPPED = ("primary", "secondary", "places")  # the families of the board, each with its own Holm
+SHIPPED = ("primary", "secondary", "parts", "places")  # the families of the board, each with its own Holm
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def levels(every: Sequence[Spreads], seeds: int, count: int, shape: Shape = "nor
         found: dict[str, float] = {}
         for name, (test, pairs) in variants.items():
             found[f"level {name}"] = float((holm(test(counts, pairs)) < ALPHA).any(1).mean())
-            if name not in ("secondary", "places"):  # the primary contrasts come first in "all"
+            if name not in SHIPPED[1:]:  # the primary contrasts come first in "all"
                 found[f"power {name}"] = float((holm(test(moved, pairs)) < ALPHA)[np.arange(count), which].mean())
         yield found
 

@@ -24,7 +24,8 @@ from prunebench.bench.data import Store, as_float
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.protocol import as_sparsity
 from prunebench.bench.record import Record
-from prunebench.leaderboard.contrasts import PRIMARY, Contrast, contrasts, places, role_of
+from prunebench.leaderboard.contrasts import Contrast, contrasts, places
+from prunebench.leaderboard.roles import PRIMARY, role_of
 from prunebench.leaderboard.table import read
 
 BATCH = 256

@@ -11,7 +11,7 @@ from prunebench.bench import stats
 from prunebench.bench.record import Record
 from prunebench.leaderboard import published
 from prunebench.leaderboard.board import Board, Row
-from prunebench.leaderboard.contrasts import ALPHA, PRIMARY, RANDOM
+from prunebench.leaderboard.contrasts import ALPHA
 from prunebench.leaderboard.findings import wording
 from prunebench.leaderboard.findings.compared import Compared, Key, at_every_sparsity, compare, named
 from prunebench.leaderboard.findings.questions import (
@@ -27,6 +27,7 @@ from prunebench.leaderboard.findings.questions import (
 from prunebench.leaderboard.nets import Mask, mask_of
 from prunebench.leaderboard.overfitting import last_curve
 from prunebench.leaderboard.overlap import agreements
+from prunebench.leaderboard.roles import PRIMARY, RANDOM
 
 
 @dataclass(frozen=True)

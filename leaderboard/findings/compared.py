@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -51,9 +52,7 @@ def compare(board: Board, pairs: Iterable[tuple[Key, Key]]) -> list[Compared]:
         here = [i for i, (ours, _) in enumerate(there) if ours[0] == sparsity]
         own = [i for i in here if known[i] is None]
         holm = dict(zip(own, stats.holm([tests[i].p for i in own]), strict=True))
-        family = {
-            family: sum(c.family == family and c.sparsity == sparsity for c in board.contrasts) for family in _FAMILIES
-        }
+        family = Counter(contrast.family for contrast in board.contrasts if contrast.sparsity == sparsity)
         for i in here:
             contrast, test = known[i], tests[i]
             count = len(own) if contrast is None else family[contrast.family]
@@ -61,9 +60,6 @@ def compare(board: Board, pairs: Iterable[tuple[Key, Key]]) -> list[Compared]:
             adjusted = holm[i] if contrast is None else contrast.adjusted
             found.append(Compared(*there[i], test, adjusted, power))
     return found
-
-
-_FAMILIES = ("primary", "secondary", "places")
 
 
 def _test(ours: Row, theirs: Row, n: int) -> stats.SeedTest:

@@ -9,10 +9,10 @@ from decimal import Decimal
 
 from prunebench.bench import stats
 from prunebench.leaderboard.board import Board, Row
-from prunebench.leaderboard.contrasts import PRIMARY, RANDOM
 from prunebench.leaderboard.findings.compared import Compared, Key
 from prunebench.leaderboard.overlap import Agreement
 from prunebench.leaderboard.render.text import VERDICTS, listed, seeds_of, short, short_list
+from prunebench.leaderboard.roles import PRIMARY, RANDOM
 
 Say = Callable[[Sequence[Compared]], str]
 TITLES = ("Sparsity", "Row", "Minus", "Seeds", "Difference, points", "Verdict", "p, Holm", "Power for 3 points")

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prunebench.leaderboard.board import Board, Row
-from prunebench.leaderboard.contrasts import PRIMARY, Contrast
+from prunebench.leaderboard.contrasts import Contrast
 from prunebench.leaderboard.render.text import SIGN, apart, best_known, number, percent, points, resampled, verdict
+from prunebench.leaderboard.roles import PRIMARY
 
 LESS, SAID = f"Minus {PRIMARY}", "Verdict"  # the columns of the primary contrasts
 FURTHER = f"Distance minus {PRIMARY}"

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from prunebench.leaderboard.board import Board, Ranking, Row
-from prunebench.leaderboard.contrasts import PRIMARY, RANDOM
 from prunebench.leaderboard.provenance import MEANING
 from prunebench.leaderboard.render.columns import COLUMNS
 from prunebench.leaderboard.render.text import clean
+from prunebench.leaderboard.roles import PRIMARY, RANDOM
 
 BOARD: dict[str, Callable[[Board], object]] = {
     "protocol": lambda board: board.protocol,
@@ -26,6 +26,7 @@ BOARD: dict[str, Callable[[Board], object]] = {
 }
 _ROW = {name: value for column in COLUMNS for name, value in column.values.items()}
 _KINDS = (PRIMARY, RANDOM, "shuffle")  # of controls
+_SHOWN = ("primary", "secondary")  # the families of these contrasts
 _COMPARED = ("gap", "low", "high", "p", "holm", "boot_low", "boot_high", "common_seeds", "verdict")  # with each kind
 _FURTHER = ("further", "further_low", "further_high")  # with magnitude pruning, if any distances are known
 _CLEAR = {"+": "more", "-": "less", "=": "unclear"}  # a spreadsheet reads a sign alone as a formula
@@ -60,7 +61,7 @@ def _compared(board: Board, row: Row) -> list[Any]:
     found = {
         contrast.control if contrast.control in _KINDS else "shuffle": contrast
         for contrast in board.contrasts
-        if contrast.family != "places" and (contrast.sparsity, contrast.pruner) == (row.sparsity, row.pruner)
+        if contrast.family in _SHOWN and (contrast.sparsity, contrast.pruner) == (row.sparsity, row.pruner)
     }
     cells: list[Any] = []
     for kind in _KINDS:

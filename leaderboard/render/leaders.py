@@ -5,8 +5,9 @@ from __future__ import annotations
 from decimal import Decimal
 
 from prunebench.leaderboard.board import Board, Row
-from prunebench.leaderboard.contrasts import PRIMARY, Contrast
+from prunebench.leaderboard.contrasts import Contrast
 from prunebench.leaderboard.render.text import listed, percent, points, short, short_list
+from prunebench.leaderboard.roles import PRIMARY
 
 NAMED = 6  # methods that a sentence names; of more it gives the number
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from prunebench.leaderboard.board import Board, Rate, Row
-from prunebench.leaderboard.contrasts import PRIMARY, RANDOM, Contrast, Power
+from prunebench.leaderboard.contrasts import Contrast, Power
 from prunebench.leaderboard.published import rows_for
+from prunebench.leaderboard.roles import PRIMARY, RANDOM
 
 LONGEST = 300  # characters shown in a table of a text from a record
 FEW = 4  # messages of flags that a terminal or a LaTeX table shows below its figures
@@ -19,7 +20,8 @@ VERDICTS = {"+": "better", "-": "worse", "=": "cannot tell"}
 CONTRASTS = (
     "A difference is the robust accuracy of the pruner minus that of the control, in points, over the seeds that both "
     "have. Its 95 % interval is for this comparison alone; the verdict corrects for all comparisons of its family "
-    f"(Holm, 5 %). One family is methods against {PRIMARY}, another methods against {RANDOM} and their own shuffles. "
+    f"(Holm, 5 %). One family is methods against {PRIMARY}, another methods against {RANDOM} and their own shuffles, "
+    "a third methods against themselves with one part replaced. "
     "The bootstrap is a second opinion: it resamples seeds and test images 2,000 times, and "
     f"{ODDS} marks where only one of the two intervals contains 0."
 )

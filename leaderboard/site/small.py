@@ -1,4 +1,4 @@
-"""The small tables of the first page: one per sparsity, an interval drawn in the cell, shuffles behind a switch."""
+"""The small tables of the first page: one per sparsity, an interval drawn in the cell, controls behind a switch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from decimal import Decimal
 from markupsafe import Markup
 
 from prunebench.leaderboard.board import Board, Rate, Row
-from prunebench.leaderboard.contrasts import RANDOM
 from prunebench.leaderboard.render.columns import LESS, SAID, texts
 from prunebench.leaderboard.render.leaders import leader, sparse
 from prunebench.leaderboard.render.text import VERDICTS, percent, power_of
+from prunebench.leaderboard.roles import RANDOM
 from prunebench.leaderboard.site.looks import Look, look_of
 from prunebench.leaderboard.site.svg import Scale, around, line, mark, path, seeds, within
 
@@ -26,7 +26,7 @@ Key = tuple[Decimal, str]  # of a row: its sparsity and its label
 class Line:
     """A row: the address and the name of its page, its mark, its drawn interval, and its cells as text.
 
-    `shuffle`: whether the switch hides it. `doubts`: the names of raised flags. `clear`: whether its verdict is.
+    `folded`: whether the switch hides it. `doubts`: the names of raised flags. `clear`: whether its verdict is.
     """
 
     href: str
@@ -36,7 +36,7 @@ class Line:
     drawn: Markup
     robust: str
     texts: Mapping[str, str]
-    shuffle: bool
+    folded: bool
     doubts: tuple[str, ...]
     clear: bool
 
@@ -54,9 +54,9 @@ class Small:
     compared: bool
 
     @property
-    def shuffles(self) -> bool:
+    def folds(self) -> bool:
         """Whether the switch shows more of it."""
-        return any(line.shuffle for line in self.lines)
+        return any(line.folded for line in self.lines)
 
 
 def of_board(board: Board, hrefs: Mapping[Key, str]) -> list[Small]:
@@ -74,7 +74,7 @@ def of_board(board: Board, hrefs: Mapping[Key, str]) -> list[Small]:
 
 
 def _table(board: Board, rows: Sequence[Row], title: str, told: tuple[str, str], hrefs: Mapping[Key, str]) -> Small:
-    seen = [row for row in rows if not _is_shuffle(row)] or rows
+    seen = [row for row in rows if not _is_folded(row)] or rows
     low, high = within(around([100 * end for row in seen for end in (row.robust.low, row.robust.high)]))
     scale = Scale(low, high, MARGIN, WIDTH - MARGIN)
     lines = []
@@ -89,7 +89,7 @@ def _table(board: Board, rows: Sequence[Row], title: str, told: tuple[str, str],
                 _svg(WIDTH, _interval(row.robust, board.n, scale, look)),
                 percent(row.robust),
                 cells,
-                _is_shuffle(row),
+                _is_folded(row),
                 tuple(dict.fromkeys(doubt.name for doubt in row.flags)),
                 bool(cells[SAID]) and not cells[SAID].startswith(VERDICTS["="]),
             )
@@ -99,7 +99,8 @@ def _table(board: Board, rows: Sequence[Row], title: str, told: tuple[str, str],
     return Small(title, *told, f"{low:.0f} to {high:.0f} %", tuple(lines), extras, compared)
 
 
-def _is_shuffle(row: Row) -> bool:
+def _is_folded(row: Row) -> bool:
+    """Whether the row is a shuffle or a method with a part replaced."""
     return row.role == "control" and row.pruner != RANDOM
 
 

@@ -76,7 +76,7 @@ def test_an_interval_is_drawn_at_its_place_and_an_arrow_points_outside():
     shuffle = rows("imp", 5, job={"options": {"shuffle": True}})
     board, _ = board_of(rows("imp", 60), rows("random", 50), shuffle)
     (table,) = small.of_board(board, {(row.sparsity, row.pruner): "entries/x.html" for row in board.rows})
-    assert table.shuffles and [line.shuffle for line in table.lines].count(True) == 1
+    assert table.folds and [line.folded for line in table.lines].count(True) == 1
     drawn = {name: line.drawn for name, line in cells(board).items()}
     right, left = (float(re.findall(r'class="mark[^"]*" d="M([\d.]+)', drawn[name])[0]) for name in ("imp", "random"))
     assert small.MARGIN < left < right < small.WIDTH - small.MARGIN

@@ -225,7 +225,7 @@ def test_markdown_shows_each_row_once_and_the_evidence_beside_it():
     assert rows[2] == ["1", "imp", *best, "better", "80.0 [79.2, 80.6]", "3"]
     assert rows[3] == ["2", "magnitude", "39.0 [38.3, 39.8]", "", "", "80.0 [79.2, 80.6]", "3"]
     assert rows[4][:2] + rows[4][3:] == ["control", "random", "", "", "80.0 [79.2, 80.6]", "3"]
-    folded = text.partition("<summary>Unpruned nets and shuffles</summary>")[2].partition("</details>")[0]
+    folded = text.partition("<summary>Unpruned nets and controls</summary>")[2].partition("</details>")[0]
     assert markdown_rows(folded)[2] == ["ref", "dense", "0", "61.0 [58.5, 63.4]", "80.0 [79.2, 80.6]", "3"]
     assert ["imp", "0.9", "+26.0 [+14.6, +37.4]: better", "not available"] in rows
     assert ["imp", "0.9", *["51"] * 4] in rows

@@ -547,7 +547,7 @@ def test_small_tables_switch_find_and_lead_to_an_entry(watched, made):
     shows(page, 1, "1", "2", "control")
     shows(page, 2, "imp", "magnitude", "random")
     shows(page, 5, "+12.0 [+7.0, +17.0] better", "", "")
-    switch = page.get_by_label("Show shuffles")
+    switch = page.get_by_label("Show controls")
     switch.focus()
     page.keyboard.press("Space")
     shows(page, 2, "imp", "magnitude", "random", "imp:shuffle=true")
@@ -658,9 +658,9 @@ def test_charts_and_findings_need_no_script(browser, made):
     assert chart.locator("svg .mark").count() >= 3 and chart.locator("svg text", has_text="imp 51.0").count() == 1
     finding = still.page.locator(".findings li").first.inner_text()
     assert finding == "Does any method beat plain magnitude pruning? Every method clearly beats magnitude at 0.95."
-    assert still.page.locator("tr.shuffle").is_hidden()
-    still.page.get_by_label("Show shuffles").check()
-    assert still.page.locator("tr.shuffle").is_visible()
+    assert still.page.locator("tr.folded").is_hidden()
+    still.page.get_by_label("Show controls").check()
+    assert still.page.locator("tr.folded").is_visible()
     still.page.close()
 
 

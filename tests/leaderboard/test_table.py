@@ -120,6 +120,25 @@ def test_controls_and_references_have_no_place():
     ]
 
 
+def test_a_method_with_a_part_replaced_is_a_control_of_that_method_alone():
+    """Differences 10, 11, 12 have t = 11 sqrt(3) = 19.1 and p = .0027; times 2 in the family of parts .0055."""
+    board = only_board(
+        *steps("awt", [60, 62, 65]),
+        *steps("awt", [50, 51, 53], options={"start": "initial"}),
+        *steps("awt", [50, 52, 55], options={"start": "initial", "shuffle": True}),
+        *steps("awt", [50, 52, 55], options={"layers": "global", "start": "rescaled"}),
+        *steps("iwi", [50, 52, 55]),
+        *steps("iwi", [50, 52, 55], options={"ticket": "random", "remainder": "small"}),
+        *steps("hydra", [50, 52, 55], options={"start": "initial"}),  # not a part of this method
+    )
+    parts = {(c.pruner, c.control): c for c in board.contrasts if c.family == "parts"}
+    assert parts.keys() == {("awt", "awt:start=initial"), ("iwi", "iwi:remainder=small,ticket=random")}
+    found = parts["awt", "awt:start=initial"]
+    assert found.verdict == "+" and found.adjusted == pytest.approx(2 * found.p)
+    assert {row.pruner for row in board.rows if row.role == "method"} == {"awt", "iwi", "hydra:start=initial"}
+    assert all(row.place is None for row in board.rows if row.role == "control")
+
+
 def test_a_place_counts_the_methods_that_are_better():
     """Differences 8, 9, 10 by seed have t = 9 sqrt(3) = 15.6 and p = .0041; times 6 pairs .0245."""
     board = only_board(
@@ -190,6 +209,20 @@ def test_costs_are_means_and_unknown_stays_unknown():
     row = only_board(one, two).rows[0]
     assert (row.train_passes, row.train_seconds, row.devices) == (15.0, 1.5, ("H200", "cpu"))
     assert only_board(one, two, lost).rows[0].train_seconds is None
+
+
+def test_a_board_says_how_long_its_nets_took_and_on_what():
+    """3,600 and 117 seconds of training, and 3 of scoring each: 3,723 and 120."""
+    on = {"device": "cpu", "cpu": "a processor"}
+    hour = make("imp", seed=0, env=on, cost={"train_seconds": 3600.0})
+    short = make("imp", seed=1, env=on | {"device": "a card"}, cost={"train_seconds": 117.0})
+    board = only_board(hour, short)
+    assert (board.seconds, board.processors) == (3723.0, ("a card", "a processor"))
+    assert board.took == "1.0 hours of training and scoring on a card and a processor"
+    assert only_board(short).took == "2.0 minutes of training and scoring on a card"
+    unknown = only_board(hour, make("imp", seed=1, cost={"train_seconds": None}))
+    assert unknown.took == "training and scoring on a processor and unknown, for a time that is not known"
+    assert only_board(make()).took.endswith("scoring on an unknown processor")
 
 
 def test_attacks_that_were_not_exact_are_named_beside_the_device():

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from prunebench.leaderboard.board import Board, Row
-from prunebench.leaderboard.contrasts import PRIMARY
 from prunebench.leaderboard.render.leaders import sparse
 from prunebench.leaderboard.render.text import short_list
+from prunebench.leaderboard.roles import PRIMARY
 from prunebench.leaderboard.site.charts.common import left_out, mean, percent, reference, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import (

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from prunebench.leaderboard.board import Board, Row
-from prunebench.leaderboard.contrasts import PRIMARY, RANDOM
 from prunebench.leaderboard.render.text import short_list
+from prunebench.leaderboard.roles import PRIMARY, RANDOM
 
 NAMED = 3  # methods without room in a chart that its sentence names
 MOST = 9  # rows of one sparsity in a chart: more lines cannot be told apart

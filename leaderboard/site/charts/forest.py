@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 from prunebench.leaderboard.board import Board, Row
-from prunebench.leaderboard.contrasts import PRIMARY, RANDOM, Contrast
+from prunebench.leaderboard.contrasts import Contrast
 from prunebench.leaderboard.render.leaders import sparse
 from prunebench.leaderboard.render.text import points
+from prunebench.leaderboard.roles import PRIMARY, RANDOM
 from prunebench.leaderboard.site.charts.common import mean
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import (

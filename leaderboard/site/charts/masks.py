@@ -9,11 +9,11 @@ from pathlib import Path
 
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board
-from prunebench.leaderboard.contrasts import RANDOM
 from prunebench.leaderboard.nets import Mask, mask_of
 from prunebench.leaderboard.overlap import Agreement, agreements
 from prunebench.leaderboard.render.leaders import sparse
 from prunebench.leaderboard.render.text import short, short_list
+from prunebench.leaderboard.roles import RANDOM
 from prunebench.leaderboard.site.charts.common import shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, bar, canvas, mark, prose, text
