@@ -15,6 +15,7 @@ from prunebench.bench import beside
 from prunebench.bench import protocol as rulebook
 from prunebench.bench.checkpoint import Net, open_net
 from prunebench.bench.claims import verify as measured_again
+from prunebench.bench.claims.claim import find
 from prunebench.bench.claims.verdict import Verdict
 from prunebench.bench.claims.verify import Level
 from prunebench.bench.cli.options import store_of
@@ -137,15 +138,18 @@ def verify(
     data: str | Path | None = None,
     device: str = "auto",
 ) -> Verdict:
-    """Check the claim in the file `claim` against a new measurement: `word`, `sentence`, `images`, `p`, `good`.
+    """Check the claim in the file or folder `claim` anew: `word`, `sentence`, `images`, `p`, `good` of its verdict.
 
     `level`: "replay" measures the stored adversarials again, "quick" runs APGD on images drawn by `seed` or anew each
     time, "full" runs all of AutoAttack on all images, with a journal in `out`. A claim of the best-known number faces
     its suite as well: the short attacks at level quick, all at level full. `data`: as in `train`. Raises
-    PrunebenchError for a claim whose files are not those it names, or that lacks what the level needs.
+    PrunebenchError for a claim whose files are not those it names, or that lacks what the level needs, and for a folder
+    of several claims.
     """
-    folder = None if out is None else Path(out)
-    return measured_again.verify(claim, level, store=_store(data), device=device, seed=seed, out=folder)
+    folder, (path, *others) = None if out is None else Path(out), find(Path(claim))
+    if others:
+        raise PrunebenchError(f"{claim} holds {1 + len(others)} claims; name one of them, such as {path}.")
+    return measured_again.verify(path, level, store=_store(data), device=device, seed=seed, out=folder)
 
 
 def rank(records: str | Path) -> Ranking:

@@ -15,6 +15,7 @@ from prunebench.bench.beyond import Beyond
 from prunebench.bench.executor import Fast
 from tests.support.nets import changed, job, suite_with, use_attacks
 from tests.support.nets import quick_attacks as quick
+from tools.verdicts import CLAIMS
 
 FEW = changed(test=16, shard=16)
 
@@ -88,3 +89,13 @@ def test_data_sets_lie_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("PRUNEBENCH_DATA", str(tmp_path / "mine"))
     with pytest.raises(prunebench.PrunebenchError, match=str(tmp_path / "mine")):
         prunebench.train("dense", "mnist-linf", tmp_path / "net")
+
+
+def test_a_claim_is_named_by_its_file_or_its_folder():
+    folder = CLAIMS / "imp-s0.95-seed0"
+    found = [prunebench.verify(path, device="cpu") for path in (folder, str(folder / "CLAIM.toml"))]
+    assert found[0] == found[1] and found[0].good
+    with pytest.raises(prunebench.PrunebenchError, match=r"holds 1[0-9] claims; name one of them, such as .*CLAIM"):
+        prunebench.verify(CLAIMS)
+    with pytest.raises(prunebench.PrunebenchError, match="There is no claim in"):
+        prunebench.verify(folder.with_name("lost"))
