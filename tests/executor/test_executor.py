@@ -87,7 +87,9 @@ def test_small_nets_give_the_same(arch, density):
     check_net(net, images)
 
 
-@pytest.mark.parametrize(("arch", "density"), [("resnet18", 0.1), ("resnet18", 0.01), ("vgg16-bn", 0.05)])
+@pytest.mark.parametrize(
+    ("arch", "density"), [("resnet18", 0.1), pytest.param("resnet18", 0.01, marks=pytest.mark.slow), ("vgg16-bn", 0.05)]
+)
 def test_large_nets_give_the_same(arch, density):
     check_net(sparse_net(arch, density), torch.rand(3, *SHAPES[arch], generator=generator()))
 

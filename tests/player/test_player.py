@@ -256,7 +256,7 @@ def program(*arguments):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=env)
 
 
-@pytest.mark.parametrize("verb", ["run", "train"])
+@pytest.mark.parametrize("verb", ["run", pytest.param("train", marks=pytest.mark.slow)])
 def test_no_command_imports_a_pruner_or_what_it_does_not_need(verb, tmp_path, mine):
     """The whole command, its tables as well; twins below import one of each on purpose."""
     command = (

@@ -192,7 +192,7 @@ def scoring(net, out, monkeypatch, *, fail_at=None, attacks=None):
     return score(net, RULES, out=out, store=STORE, device="cpu"), calls
 
 
-@pytest.mark.parametrize("fail_at", [0, 1, 6, 15])
+@pytest.mark.parametrize("fail_at", [1, 6, *(pytest.param(call, marks=pytest.mark.slow) for call in (0, 15))])
 def test_a_scoring_that_was_cut_off_ends_in_the_same_record(fail_at, nets, tmp_path, monkeypatch):
     whole, calls = scoring(nets["imp"], tmp_path / "whole", monkeypatch)
     assert calls == list(RANKED) * 4  # four shards, images standing in each

@@ -220,7 +220,14 @@ def test_a_referee_that_trusts_float32_sells_images(kind, size, plain, monkeypat
     assert (found & ~plain[1]).any()
 
 
-@pytest.mark.parametrize(("kind", "size"), [("logits", 1e30), ("hidden", 1e15), ("features", 1e30)])
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("hidden", 1e15),
+        pytest.param("logits", 1e30, marks=pytest.mark.slow),
+        pytest.param("features", 1e30, marks=pytest.mark.slow),
+    ],
+)
 def test_sizes_beyond_float32_are_attacked_in_float64(kind, size, plain, monkeypatch):
     use_attacks(monkeypatch, {"apgd-t": RANKED["apgd-t"]})
     net, honest = plain
