@@ -39,7 +39,7 @@ demo: $(READY) ## train, prune, attack and rank seven pruners on the digits
 test: $(READY) ## run the tests that need neither minutes nor a GPU
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
-test-slow: $(READY) ## run the tests that take minutes
+test-slow: $(READY) ## run the slower tests and variants, minutes in all
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "slow and not gpu"
 
 test-extras: $(READY) $(EXTRAS:%=.venv-%/.ready-$(VERSION)) ## test torchattacks, robustbench, Ray and corruptions, each in its own environment

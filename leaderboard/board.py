@@ -95,8 +95,9 @@ class Board:
     """Comparable rows: one version of one protocol, on the same test images.
 
     `official`: the built-in protocol of that name has exactly these rules, and every record says that it followed
-    them. `powers`: one per sparsity at which methods are compared with magnitude pruning. `seconds`: training and
-    scoring of all nets, None if unknown for one. `processors`: what scored them.
+    them. `powers`: one per sparsity at which methods are compared with magnitude pruning. `seconds`: of the
+    training and scoring of the `timed` nets, those whose times are known; a stage that several nets share counts once.
+    `processors`: what scored the nets.
     """
 
     protocol: str
@@ -111,7 +112,8 @@ class Board:
     rows: tuple[Row, ...]
     contrasts: tuple[Contrast, ...]
     powers: tuple[Power, ...]
-    seconds: float | None
+    seconds: float
+    timed: int
     processors: tuple[str, ...]
 
     @property
@@ -125,15 +127,6 @@ class Board:
         counts = sorted({len(row.seeds) for row in self.rows})
         many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
         return f"{many} seed{'s' * (many != '1')}"
-
-    @property
-    def took(self) -> str:
-        """How long all nets took and on what: "9.4 hours of training and scoring on AMD EPYC, model 17"."""
-        where = " and ".join(self.processors) if self.processors != ("unknown",) else "an unknown processor"
-        if self.seconds is None:
-            return f"training and scoring on {where}, for a time that is not known"
-        many, unit = (self.seconds / 3600, "hours") if self.seconds >= 3600 else (self.seconds / 60, "minutes")
-        return f"{many:.1f} {unit} of training and scoring on {where}"
 
     @property
     def asked(self) -> str:

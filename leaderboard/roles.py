@@ -13,8 +13,11 @@ PRIMARY, RANDOM = "magnitude", "random"  # the pruners that methods are compared
 Role = Literal["method", "control", "reference"]
 Family = Literal["primary", "secondary", "parts", "places"]
 
-# Options that replace one part of a method, so that a comparison shows what the part is worth.
-_PARTS = {"awt": {"start"}, "iwi": {"ticket", "remainder"}}
+# Options whose values replace a part of a method, so that a comparison shows what the part is worth.
+_PARTS = {
+    "awt": {"start": {"initial", "rescaled"}},
+    "iwi": {"ticket": {"random"}, "remainder": {"init", "small"}},
+}
 
 
 def role_of(job: Job) -> Role:
@@ -47,9 +50,11 @@ def _is_shuffle_of(other: Job, job: Job) -> bool:
 
 
 def _is_part_of(other: Job, job: Job) -> bool:
-    added = {name: other.options[name] for name in _replaced(other)}
-    return bool(added) and other.pruner == job.pruner and other.options == job.options | added
+    kept = {name: value for name, value in other.options.items() if name not in _replaced(other)}
+    return len(other.options) == len(kept) + 1 and (other.pruner, kept) == (job.pruner, job.options)
 
 
 def _replaced(job: Job) -> set[str]:
-    return _PARTS.get(job.pruner, set()) & job.options.keys()
+    """The options of the job that replace a part."""
+    parts = _PARTS.get(job.pruner, {})
+    return {name for name, value in job.options.items() if value in parts.get(name, ())}

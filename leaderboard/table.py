@@ -100,6 +100,7 @@ def _board(
         powers.append(power(here))
     rows.sort(key=lambda row: (row.sparsity, _ORDER.index(row.role), row.place or 0, -row.robust.mean, row.pruner))
     protocol = first.protocol
+    timed = [record for record in records.values() if record.cost.train_seconds is not None]
     return Board(
         protocol=protocol.name,
         version=protocol.version,
@@ -113,18 +114,17 @@ def _board(
         rows=tuple(rows),
         contrasts=tuple(found),
         powers=tuple(each for each in powers if each),
-        seconds=_sum(
-            None if record.cost.train_seconds is None else record.cost.train_seconds + record.cost.score_seconds
-            for record in records.values()
-        ),
+        seconds=_seconds(timed),
+        timed=len(timed),
         processors=tuple(sorted({record.processor for record in records.values()})),
     )
 
 
-def _sum(values: Iterable[float | None]) -> float | None:
-    """The sum, None if one of the `values` is unknown."""
-    known = list(values)
-    return None if None in known else math.fsum(value for value in known if value is not None)
+def _seconds(records: Iterable[Record]) -> float:
+    """Of training and scoring these nets, each stage once: nets of one seed may share the first."""
+    costs = [record.cost for record in records]
+    stages = {(stage.name, stage.passes, stage.seconds) for cost in costs for stage in cost.stages}
+    return math.fsum(seconds or 0.0 for *_, seconds in stages) + math.fsum(cost.score_seconds for cost in costs)
 
 
 def _groups(records: Mapping[Path, Record]) -> dict[tuple[Decimal, str], Group]:

@@ -89,7 +89,7 @@ class AWT:
     nothing else, from a dense adversarial training of the share `scout` of the budget.
     `search`: share of the budget. `batch`: images per step. `lr`: Adam's learning rate. `weight`: of the kernel term.
     `start`: what the kept weights begin the training with: as "searched", as the dense net has them at initialisation
-    ("initial"), or those "rescaled" by the square root of the layer's density.
+    ("initial"), or those "rescaled" by the square root of the layer's density. Boards take the latter two for controls.
     `shuffle`: permute the kept positions inside each layer after the search. Searched weights belong to their
     positions, so a shuffle begins with rescaled initial weights: compare it with `start=rescaled`, the same start
     under the searched mask.

@@ -36,7 +36,9 @@ from prunebench.bench.grid.run import grid
 from prunebench.bench.grid.task import train
 from prunebench.bench.job import Job
 from prunebench.bench.protocol import Protocol, load
+from prunebench.bench.spec import read as read_spec
 from prunebench.bench.spec import source_of
+from prunebench.leaderboard.roles import role_of
 
 FIRST = 100  # the smallest seed for choices; boards use smaller ones
 HEAD = f"""# Options compared on validation images
@@ -69,7 +71,7 @@ class Row:
     failed: str
 
     @property
-    def cell(self) -> tuple[object, ...]:
+    def cell(self) -> tuple[str, str, float, str, int, str]:
         """What is measured once: everything but the results."""
         return self.protocol, self.rules, self.sparsity, self.pruner, self.seed, self.source
 
@@ -102,7 +104,7 @@ def keep(log: Path, row: Row) -> None:
     """Add `row` to the log, in place of an older one of its cell, and write the page again."""
     with sole_user(log, wait=True):
         rows = [other for other in read(log / "choices.csv") if other.cell != row.cell]
-        rows = sorted([*rows, row], key=lambda one: (one.protocol, one.rules, one.sparsity, one.pruner, one.seed))
+        rows = sorted([*rows, row], key=lambda one: one.cell)
         text = io.StringIO()
         writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
         writer.writeheader()
@@ -138,12 +140,12 @@ def _robust(nets: Mapping[int, Row]) -> float:
 def best_options(rows: Sequence[Row]) -> str:
     """The Markdown table of the best options of each method on one board; empty where no method has two.
 
-    Options that turn a method into its own control (`shuffle=true`) do not count, and the best has all the seeds that
-    the default has. Of one pruner in several sources, that with the most seeds counts.
+    Options that turn a method into its own control do not count, and the best has all the seeds that the default has.
+    Of one pruner in several sources, that with the most seeds counts, and of those the most robust.
     """
     methods: dict[str, dict[str, dict[int, Row]]] = {}
     for (label, _), nets in _by_row(rows).items():
-        if "shuffle=true" not in label:
+        if _is_method(label):
             tried = methods.setdefault(label.partition(":")[0], {})
             tried[label] = max(tried.get(label, {}), nets, key=len)
     lines = []
@@ -156,6 +158,11 @@ def best_options(rows: Sequence[Row]) -> str:
             lines.append(f"| `{name}` | {len(tried)} | `{label}` | {100 * _robust(tried[label]):.1f} | {gap} |")
     head = ["| method | tried | best | robust % | to the default |", "|---|---:|---|---:|---:|"]
     return "\n".join([*head, *lines]) if lines else ""
+
+
+def _is_method(label: str) -> bool:
+    spec = read_spec(label)
+    return role_of(Job(pruner=spec.head, options=dict(spec.options), sparsity=0.5, seed=0)) == "method"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -173,7 +180,7 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(
             f"| `{group[0]}` | {group[1][:7]} | {fmean(shares.values()):.1f}{spread} | {seeds} | {clean:.1f} | {gap} |"
         )
-    failed = [f"- `{row.pruner}`, seed {row.seed}: {row.failed}" for row in rows if row.failed]
+    failed = [f"- `{row.pruner}`, {row.source[:7]}, seed {row.seed}: {row.failed}" for row in rows if row.failed]
     return "\n".join(lines + (["", *failed] if failed else []))
 
 

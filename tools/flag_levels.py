@@ -218,7 +218,7 @@ A cell of the first table of a board holds the median of a flag's value over the
 many nets raise the flag. With fewer than 100 nets, that percentile is their largest value. Most values are shares of
 the images; `out-of-range` is a ratio, `budget-overrun` an excess as a share, and `constant` a number of reasons. Each
 net counts by the threshold in its own record. Controls are random pruning, shuffles, and methods with one part
-replaced; many of the first two have collapsed.
+replaced; many shuffles have collapsed.
 
 The second table shows whether flags foretell slack: AutoAttack's robust accuracy minus the best-known one (see
 [beyond AutoAttack](beyond.md)). For slack above 1 % and above 2 % of the images it counts:

@@ -98,10 +98,11 @@ def _both(nets: Sequence[Scored]) -> tuple[list[int], list[int]]:
 
 def _changed(order: Sequence[Standing]) -> str:
     asked = [row for row in order if row.verdict[0] is not None]
+    differ = _count(asked, lambda row: row.verdict)
     return (
         f"**Of {len(order)} rows of methods**, {_count(order, lambda row: row.order)} change their position in the "
         f"order of means and {_count(order, lambda row: row.place)} their place by the board's tests. Of {len(asked)} "
-        f"verdicts against magnitude pruning, {_count(asked, lambda row: row.verdict)} differ."
+        f"verdicts against magnitude pruning, {differ} differ{'s' * (differ == 1)}."
     )
 
 

@@ -148,7 +148,7 @@ COLUMNS = (
     Column("Pattern", {"patterns": lambda row: row.patterns}, lambda board, row: ", ".join(row.patterns), left=True),
     Column("Origin", {"origin": lambda row: row.origin}, lambda board, row: row.origin, left=True),
     Column("Records", {"records": lambda row: row.records}),
-    # The CSV gives these for every kind of control, after all other columns.
+    # The CSV gives these for magnitude, random and shuffles, after all other columns.
     Column(LESS, text=_less, order=lambda board, row: leading(_less(board, row))),
     Column("Bootstrap", text=_bootstrap, order=lambda board, row: leading(_bootstrap(board, row))),
     Column(SAID, text=_compared(verdict), left=True),

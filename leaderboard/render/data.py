@@ -57,7 +57,7 @@ def comma_separated(ranking: Ranking) -> str:
 
 
 def _compared(board: Board, row: Row) -> list[Any]:
-    """The contrasts of a row with each kind of control; empty values for a missing contrast."""
+    """The contrasts of a row with each of `_KINDS`, empty values for a missing one; the JSON has other families too."""
     found = {
         contrast.control if contrast.control in _KINDS else "shuffle": contrast
         for contrast in board.contrasts

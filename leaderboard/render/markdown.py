@@ -32,6 +32,7 @@ from prunebench.leaderboard.render.text import (
     points,
     power_of,
     references,
+    took,
     verdict,
 )
 from prunebench.leaderboard.roles import PRIMARY, RANDOM
@@ -74,14 +75,14 @@ def _board(board: Board, *, leads: bool) -> list[str]:
     return [
         f"## {escaped(board.protocol)}, version {board.version}",
         "",
-        f"{official.capitalize()}: {escaped(asked)}. {nets}, {escaped(board.took)}.",
+        f"{official.capitalize()}: {escaped(asked)}. {nets}, {escaped(took(board))}.",
         "",
         *([title, ""] if told else []),
         *([*said, ""] if said else []),
         *(line for sparsity in sparsities for line in _sparsity(board, sparsity)),
         *([f"{SIGN} {escaped(flags_in_short(board))}", ""] if flags_in_short(board) else []),
         *_folded("How to read this", _reading(board)),
-        *_folded("Unpruned nets and controls", _others(board)),
+        *_folded("Unpruned nets and other controls", _others(board)),
         *_folded("Against controls, bootstrap and distances", [*_secondary(board), *_parts(board)]),
         *_folded("Doubts, one by one", [f"- {escaped(line)}" for line in doubts(board)] + [""]),
         *_folded("After each attack", _survivors(board)),
@@ -149,7 +150,7 @@ def _secondary(board: Board) -> list[str]:
     for row in board.rows:
         line = texts(board, row)
         compared = lines.get((row.pruner, line["Sparsity"]), {})
-        if compared or line[FURTHER] or line["Bootstrap"] or line["Median distance"]:
+        if compared or line[FURTHER] or line["Bootstrap"] or (line["Median distance"] and row.role == "method"):
             rows.append(line | dict.fromkeys(kinds, "") | compared)
     if not rows:
         return []

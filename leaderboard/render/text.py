@@ -12,6 +12,8 @@ from prunebench.leaderboard.contrasts import Contrast, Power
 from prunebench.leaderboard.published import rows_for
 from prunebench.leaderboard.roles import PRIMARY, RANDOM
 
+_UNITS = ((3600, "hour"), (60, "minute"))
+_NAME = 40  # characters of a processor's name
 LONGEST = 300  # characters shown in a table of a text from a record
 FEW = 4  # messages of flags that a terminal or a LaTeX table shows below its figures
 SIGN = "\N{WARNING SIGN}"  # beside a number that a flag puts in doubt
@@ -21,7 +23,7 @@ CONTRASTS = (
     "A difference is the robust accuracy of the pruner minus that of the control, in points, over the seeds that both "
     "have. Its 95 % interval is for this comparison alone; the verdict corrects for all comparisons of its family "
     f"(Holm, 5 %). One family is methods against {PRIMARY}, another methods against {RANDOM} and their own shuffles, "
-    "a third methods against themselves with one part replaced. "
+    "a third methods against themselves with one part replaced, a fourth all other pairs of methods. "
     "The bootstrap is a second opinion: it resamples seeds and test images 2,000 times, and "
     f"{ODDS} marks where only one of the two intervals contains 0."
 )
@@ -70,6 +72,22 @@ def listed(parts: Sequence[str]) -> str:
 def percent(rate: Rate) -> str:
     """A rate in percent with its interval: "66.4 [64.1, 68.6]"."""
     return f"{100 * rate.mean:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
+def took(board: Board) -> str:
+    """How long the nets of a board took: "7.8 hours of training and scoring, scored on AMD EPYC, model 17"."""
+    names = sorted({clean(name)[:_NAME].strip() or "unknown" for name in board.processors})
+    where = listed(["an unknown processor" if name == "unknown" else name for name in names[:FEW]])
+    some = "" if board.timed == board.records else f" {board.timed} of {board.records} nets"
+    done = f"training and scoring{' of' * bool(some)}{some}, scored on {where}{' and others' * (len(names) > FEW)}"
+    return f"{_span(board.seconds)} of {done}" if board.timed else f"An unknown time of training, scored on {where}"
+
+
+def _span(seconds: float) -> str:
+    """In a unit of which there are at least 1.5."""
+    size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= 1.5 * size), (1, "second"))
+    many = f"{seconds / size:.{int(unit == 'hour')}f}"
+    return f"{many} {unit}{'s' * (many != '1')}"
 
 
 def best_known(best: Rate, robust: Rate) -> str:

@@ -35,6 +35,7 @@ from prunebench.leaderboard.render.text import (
     flags_in_short,
     flat,
     percent,
+    took,
 )
 from prunebench.leaderboard.site import charts, compare, plots, row_page, small, tables
 from prunebench.leaderboard.site.assets import assets
@@ -199,6 +200,7 @@ def _environment(ranking: Ranking, address: str) -> jinja2.Environment:
         "SIGN": SIGN,
         "CONTRASTS": CONTRASTS,
         "explained": explained,
+        "took": took,
         "MEANING": MEANING,
         "version": version("prunebench"),
         "address": address,

@@ -225,7 +225,7 @@ def test_markdown_shows_each_row_once_and_the_evidence_beside_it():
     assert rows[2] == ["1", "imp", *best, "better", "80.0 [79.2, 80.6]", "3"]
     assert rows[3] == ["2", "magnitude", "39.0 [38.3, 39.8]", "", "", "80.0 [79.2, 80.6]", "3"]
     assert rows[4][:2] + rows[4][3:] == ["control", "random", "", "", "80.0 [79.2, 80.6]", "3"]
-    folded = text.partition("<summary>Unpruned nets and controls</summary>")[2].partition("</details>")[0]
+    folded = text.partition("<summary>Unpruned nets and other controls</summary>")[2].partition("</details>")[0]
     assert markdown_rows(folded)[2] == ["ref", "dense", "0", "61.0 [58.5, 63.4]", "80.0 [79.2, 80.6]", "3"]
     assert ["imp", "0.9", "+26.0 [+14.6, +37.4]: better", "not available"] in rows
     assert ["imp", "0.9", *["51"] * 4] in rows
@@ -367,6 +367,24 @@ def test_every_file_begins_as_its_format_says(form):
     assert form.render(ranking()).endswith("\n")
 
 
+def test_parts_have_a_table_of_their_own_and_no_column_of_the_csv():
+    """AWT is 30 ahead of its shuffle, and 10, 11 and 12 ahead of itself with other first weights."""
+    counts = {None: (60, 62, 65), "shuffle": (30, 32, 35), "start": (50, 51, 53)}
+    replaced = {None: {}, "shuffle": {"shuffle": True}, "start": {"start": "initial"}}
+    records = [
+        make("awt", 0.9, seed, robust=count, job={"options": replaced[what]})
+        for what, robust in counts.items()
+        for seed, count in enumerate(robust)
+    ]
+    made = rank({Path(f"{i}.json"): record for i, record in enumerate(records)})
+    text = markdown(made)
+    folded = text.partition("with one part replaced:\n")[2].partition("</details>")[0]
+    assert markdown_rows(folded)[2] == ["awt", "0.9", "awt:start=initial", "+11.0 [+8.5, +13.5]: better"]
+    (line,) = [row for row in csv.DictReader(io.StringIO(comma_separated(made))) if row["pruner"] == "awt"]
+    assert float(line["less_shuffle_gap"]) == 0.3
+    assert "awt:start=initial" in text.partition("Unpruned nets and other controls")[2].partition("</details>")[0]
+
+
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_a_record_cannot_break_out_of_a_table(hostile):
     flag = FLAG | {"name": hostile, "sentence": hostile}
@@ -376,6 +394,7 @@ def test_a_record_cannot_break_out_of_a_table(hostile):
         data={"name": hostile},
         protocol={"name": hostile},
         cost={"device": hostile},
+        env={"device": hostile},
         score={"flags": [flag]},
     )
     flagged = ranking(shuffled=True, score={"flags": [FLAG]})

@@ -67,7 +67,7 @@ def fill(folder, name="imp", text="plain", file="refused", *, shown=None):
         flags = [FLAG | {"value": 7.0 if seed else 0.0, "sentence": f"{FLAG['sentence']} {text}"}]
         common = {
             "data": {"name": text},
-            "env": {"torch": text, text: 1},
+            "env": {"torch": text, text: 1, "device": text},
             "notes": {text: text},
             "cost": {"device": text, "stages": [{"name": text, "passes": 2_900_000, "seconds": None}]},
         }
@@ -547,7 +547,7 @@ def test_small_tables_switch_find_and_lead_to_an_entry(watched, made):
     shows(page, 1, "1", "2", "control")
     shows(page, 2, "imp", "magnitude", "random")
     shows(page, 5, "+12.0 [+7.0, +17.0] better", "", "")
-    switch = page.get_by_label("Show controls")
+    switch = page.get_by_label("Show other controls")
     switch.focus()
     page.keyboard.press("Space")
     shows(page, 2, "imp", "magnitude", "random", "imp:shuffle=true")
@@ -659,7 +659,7 @@ def test_charts_and_findings_need_no_script(browser, made):
     finding = still.page.locator(".findings li").first.inner_text()
     assert finding == "Does any method beat plain magnitude pruning? Every method clearly beats magnitude at 0.95."
     assert still.page.locator("tr.folded").is_hidden()
-    still.page.get_by_label("Show controls").check()
+    still.page.get_by_label("Show other controls").check()
     assert still.page.locator("tr.folded").is_visible()
     still.page.close()
 

@@ -19,7 +19,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import sha256_of
 from prunebench.bench.outcomes import outcomes_path
 from prunebench.bench.protocol import PROTOCOLS
-from prunebench.leaderboard.render.text import power_of
+from prunebench.leaderboard.render.text import power_of, took
 from prunebench.leaderboard.table import rank, read
 from tests.support.records import ATTACKS, PRUNABLE, make, outcomes, refusal, save
 
@@ -128,14 +128,17 @@ def test_a_method_with_a_part_replaced_is_a_control_of_that_method_alone():
         *steps("awt", [50, 52, 55], options={"start": "initial", "shuffle": True}),
         *steps("awt", [50, 52, 55], options={"layers": "global", "start": "rescaled"}),
         *steps("iwi", [50, 52, 55]),
-        *steps("iwi", [50, 52, 55], options={"ticket": "random", "remainder": "small"}),
+        *steps("iwi", [50, 52, 55], options={"ticket": "random"}),
+        *steps("iwi", [50, 52, 55], options={"ticket": "random", "remainder": "small"}),  # two parts
+        *steps("iwi", [50, 52, 55], options={"ticket": "hydra"}),  # another method
         *steps("hydra", [50, 52, 55], options={"start": "initial"}),  # not a part of this method
     )
     parts = {(c.pruner, c.control): c for c in board.contrasts if c.family == "parts"}
-    assert parts.keys() == {("awt", "awt:start=initial"), ("iwi", "iwi:remainder=small,ticket=random")}
+    assert parts.keys() == {("awt", "awt:start=initial"), ("iwi", "iwi:ticket=random")}
     found = parts["awt", "awt:start=initial"]
     assert found.verdict == "+" and found.adjusted == pytest.approx(2 * found.p)
-    assert {row.pruner for row in board.rows if row.role == "method"} == {"awt", "iwi", "hydra:start=initial"}
+    methods = {row.pruner for row in board.rows if row.role == "method"}
+    assert methods == {"awt", "iwi", "iwi:ticket=hydra", "hydra:start=initial"}
     assert all(row.place is None for row in board.rows if row.role == "control")
 
 
@@ -211,18 +214,23 @@ def test_costs_are_means_and_unknown_stays_unknown():
     assert only_board(one, two, lost).rows[0].train_seconds is None
 
 
-def test_a_board_says_how_long_its_nets_took_and_on_what():
-    """3,600 and 117 seconds of training, and 3 of scoring each: 3,723 and 120."""
-    on = {"device": "cpu", "cpu": "a processor"}
-    hour = make("imp", seed=0, env=on, cost={"train_seconds": 3600.0})
-    short = make("imp", seed=1, env=on | {"device": "a card"}, cost={"train_seconds": 117.0})
-    board = only_board(hour, short)
-    assert (board.seconds, board.processors) == (3723.0, ("a card", "a processor"))
-    assert board.took == "1.0 hours of training and scoring on a card and a processor"
-    assert only_board(short).took == "2.0 minutes of training and scoring on a card"
-    unknown = only_board(hour, make("imp", seed=1, cost={"train_seconds": None}))
-    assert unknown.took == "training and scoring on a processor and unknown, for a time that is not known"
-    assert only_board(make()).took.endswith("scoring on an unknown processor")
+def test_a_board_knows_how_long_its_nets_took_and_counts_shared_stages_once():
+    """Stages of 3,600 s, which two nets share, and of 60 and 70 s; three scorings of 3 s. One net's times are lost."""
+
+    def net(seed, *seconds, device="cpu"):
+        stages = [{"name": "fit", "passes": 10, "seconds": each} for each in seconds]
+        total = None if None in seconds else sum(seconds)
+        cost = {"stages": stages, "train_seconds": total}
+        return make(seed=seed, cost=cost, env={"device": device, "cpu": "a processor"})
+
+    board = only_board(net(0, 3600.0, 60.0), net(1, 3600.0, 70.0), net(2, 3600.0, None, device="a card"))
+    assert (board.seconds, board.timed, board.records) == (3736.0, 2, 3)
+    assert board.processors == ("a card", "a processor")
+    assert took(board) == "62 minutes of training and scoring of 2 of 3 nets, scored on a card and a processor"
+    assert took(only_board(net(0, 27.0))) == "30 seconds of training and scoring, scored on a processor"
+    assert took(only_board(net(0, 7200.0))) == "2.0 hours of training and scoring, scored on a processor"
+    lost = only_board(make(cost={"train_seconds": None}))
+    assert took(lost) == "An unknown time of training, scored on an unknown processor"
 
 
 def test_attacks_that_were_not_exact_are_named_beside_the_device():

@@ -75,10 +75,12 @@ def broken(monkeypatch, cls, pattern, moving=False, scores=None):
     class Broken(Chooser):
         def __call__(self, given, keeps=None):
             masks = super().__call__({name: scores(score) for name, score in given.items()} if scores else given, keeps)
-            if moving:
+            if moving:  # a third into a group of four, or one into an empty channel
                 rows = masks["1.7.weight"].view(-1, 4)
-                most, least = rows.sum(1).argmax(), rows.sum(1).argmin()
-                rows[most] = rows[least] = torch.tensor([True, True, True, False])  # three of four, in half a channel
+                into = int((rows.sum(1) == (2 if pattern == "2:4" else 0)).nonzero()[0])
+                out = next(row for row in rows.any(1).nonzero().flatten().tolist() if row != into)
+                rows[out, rows[out].nonzero()[0]] = False
+                rows[into, (~rows[into]).nonzero()[0]] = True
             return masks
 
     monkeypatch.setattr(hydra if cls is HYDRA else baselines, "Chooser", lambda given, *rest: Broken(pattern, *rest))

@@ -34,7 +34,7 @@ def test_the_table_on_paper():
         "| `awt` | aaaaaaa | 44.0 (5.7) | 100: 40.0, 101: 48.0 | 80.0 | -8.0 [-33.4, +17.4] |",
         "| `random` | aaaaaaa | 10.0 | 102: 10.0 | 80.0 | no common seed |",
         "",
-        "- `grasp`, seed 100: no path",
+        "- `grasp`, aaaaaaa, seed 100: no path",
     ]
     assert difference({100: row()}, {100: row(robust=45), 7: row(robust=99)}) == "-5.0"
 
