@@ -34,10 +34,14 @@ def claim(
     as_json: AsJson = False,
 ) -> None:
     """Make a claim that others can verify: CLAIM.toml and its files."""
+    from prunebench.bench.beside import net_path
     from prunebench.bench.claims.make import make
 
     record = record_at(record)
-    net = record.parent / NET if net is None else net_at(net)
+    if net is None:  # published records have their nets beside them under their own names
+        net = published if (published := net_path(record)).is_file() else record.parent / NET
+    else:
+        net = net_at(net)
     path = make(record, net, out, at_least=at_least, best=best, force=force)
     show.wrote([path], as_json=as_json)
     if not (out / PROPOSALS).exists():

@@ -217,6 +217,12 @@ def test_a_claim_from_a_record_to_its_verdicts(prunebench, honest, tmp_path):
     code, out, err = prunebench("claim", scored, "--out", "mine")
     assert (code, out, err) == (0, "Written: mine/CLAIM.toml\n", "")  # no warning: it can be replayed
     assert (tmp_path / "mine" / "CLAIM.toml").read_bytes() == honest.read_bytes()
+    for file in ("record.json", "record.outcomes.npz", "record.proposals.npz", "net.safetensors"):
+        published = file.replace("record", "of-a-board") if file[0] == "r" else "of-a-board.net.safetensors"
+        (tmp_path / published).write_bytes((scored.with_name(file)).read_bytes())
+    assert prunebench("claim", "of-a-board.json", "--out", "again")[0] == 0
+    assert (tmp_path / "again" / "CLAIM.toml").read_bytes() == honest.read_bytes()
+    shutil.rmtree(tmp_path / "again")
     code, out, err = prunebench("verify", "mine", "--quiet")
     assert (
         (code, err) == (0, "")
