@@ -20,7 +20,7 @@ endif
 
 # A wheel of half a gigabyte may pause longer than uv's half minute.
 export UV_HTTP_TIMEOUT ?= 300
-# Jobs and test workers are processes of one thread each.
+# Jobs and test workers are processes of one thread each. Tests have a worker more than cores: some wait for processes.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
@@ -37,7 +37,7 @@ demo: $(READY) ## train, prune, attack and rank seven pruners on the digits
 	$(BIN)/prunebench run digits-linf $(DEMO:%=--pruner %) --sparsity 0.95 --seed 0 --best --jobs $(JOBS) --out runs/demo
 
 test: $(READY) ## run the tests that need neither minutes nor a GPU
-	$(BIN)/pytest -n $(JOBS) --dist worksteal
+	$(BIN)/pytest -n $$(( $(JOBS) + 1 )) --dist worksteal
 
 test-slow: $(READY) ## run the slower tests and variants, minutes in all
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "slow and not gpu"

@@ -35,6 +35,7 @@ def folder(tmp_path_factory):
     return out / "my_pruner"
 
 
+@pytest.mark.slow
 def test_the_generated_test_passes_as_generated(folder):
     assert "2 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder)
 

@@ -392,6 +392,7 @@ def command(*arguments, **options):
     )
 
 
+@pytest.mark.slow
 def test_side_by_side_ends_in_the_same_bytes_and_a_fault_in_exit_code_1(tmp_path, mine, here):
     """Two processes against this one; the command ends with 1 for the job that failed."""
     specs = ["magnitude", "random", f"{mine}:mode=raises"]
@@ -413,6 +414,7 @@ def test_side_by_side_ends_in_the_same_bytes_and_a_fault_in_exit_code_1(tmp_path
         assert raw[0] == raw[1]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_fails_its_job_and_no_other(tmp_path, mine):
     specs = jobs(f"{mine}:mode=dies", "random")
     results = run(RULES, specs, tmp_path / "out", STORE, device="cpu")

@@ -143,7 +143,7 @@ def damaged_at(places: range, ages: dict[str, Path], tmp_path: Path) -> list[str
     return silent
 
 
-def test_damage_at_20_places(ages, tmp_path):
+def test_damage_at_10_places(ages, tmp_path):
     for name in ("attacked", "cut"):  # without any, all three end in the same
         folder = shutil.copytree(ages[name], tmp_path / "sound")
         assert not resumed(folder) and result(folder) == result(ages["scored"])
@@ -161,7 +161,7 @@ def test_damage_at_20_places(ages, tmp_path):
         "refusal.json",
         "times.json",
     }
-    assert damaged_at(range(20), ages, tmp_path) == []
+    assert damaged_at(range(10), ages, tmp_path) == []
 
 
 @pytest.mark.slow

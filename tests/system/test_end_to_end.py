@@ -25,7 +25,7 @@ def prunebench(*arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.slow  # half a minute; `.ci/run` has a step for it
+@pytest.mark.slow
 def test_from_a_protocol_to_a_checked_board(tmp_path):
     (tmp_path / "tiny.toml").write_text(toml(RULES))
     pruners = [part for name in ("dense", "magnitude") for part in ("--pruner", name)]

@@ -713,7 +713,7 @@ def command_line(draw):
 
 
 @pytest.mark.filterwarnings("ignore")
-@SHARES
+@pytest.mark.parametrize("share", [10, pytest.param(1, marks=pytest.mark.slow)])
 def test_command_lines(tmp_path, share, monkeypatch):
     """Each ends with the exit code 0, 1 or 2, and what it says steers no terminal."""
     tally = Tally("lines", share)

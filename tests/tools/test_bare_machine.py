@@ -25,6 +25,7 @@ def rows(done):
     return dict(line[2:-2].split(" | ", 1) for line in done.stdout.splitlines() if line.startswith("| "))
 
 
+@pytest.mark.slow
 def test_everything_imports_and_takes_a_step(tmp_path):
     env = lay_out(tmp_path)
     found = rows(board(env, "--out", tmp_path / "out", "--tiny", "--skip", "convolutions,train,score,tests"))
