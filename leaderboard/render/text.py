@@ -76,11 +76,13 @@ def percent(rate: Rate) -> str:
 
 def took(board: Board) -> str:
     """How long the nets of a board took: "7.8 hours of training and scoring, scored on AMD EPYC, model 17"."""
-    names = sorted({clean(name)[:_NAME].strip() or "unknown" for name in board.processors})
+    names = sorted({short(name, _NAME).strip() or "unknown" for name in board.processors})
     where = listed(["an unknown processor" if name == "unknown" else name for name in names[:FEW]])
-    some = "" if board.timed == board.records else f" {board.timed} of {board.records} nets"
-    done = f"training and scoring{' of' * bool(some)}{some}, scored on {where}{' and others' * (len(names) > FEW)}"
-    return f"{_span(board.seconds)} of {done}" if board.timed else f"An unknown time of training, scored on {where}"
+    where += " and others" * (len(names) > FEW)
+    if not board.timed:
+        return f"An unknown time of training, scored on {where}"
+    nets = "" if board.timed == board.records else f" of {board.timed} of {board.records} nets"
+    return f"{_span(board.seconds)} of training and scoring{nets}, scored on {where}"
 
 
 def _span(seconds: float) -> str:

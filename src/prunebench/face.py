@@ -146,10 +146,11 @@ def verify(
     PrunebenchError for a claim whose files are not those it names, or that lacks what the level needs, and for a folder
     of several claims.
     """
-    folder, (path, *others) = None if out is None else Path(out), find(Path(claim))
-    if others:
-        raise PrunebenchError(f"{claim} holds {1 + len(others)} claims; name one of them, such as {path}.")
-    return measured_again.verify(path, level, store=_store(data), device=device, seed=seed, out=folder)
+    claims = find(Path(claim))
+    if len(claims) > 1:
+        raise PrunebenchError(f"{claim} holds {len(claims)} claims; name one of them, such as {claims[0]}.")
+    folder = None if out is None else Path(out)
+    return measured_again.verify(claims[0], level, store=_store(data), device=device, seed=seed, out=folder)
 
 
 def rank(records: str | Path) -> Ranking:
