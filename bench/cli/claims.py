@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from prunebench.bench.cli import show
-from prunebench.bench.cli.given import claim_at, net_at, record_at
+from prunebench.bench.cli.given import claim_at, net_at, net_of, record_at
 from prunebench.bench.cli.options import AsJson, DataRoot, Device, Quiet, Threads, store_of
 from prunebench.bench.cli.watch import Watch
 from prunebench.bench.errors import PrunebenchError, printable
-from prunebench.bench.names import NET, PROPOSALS
+from prunebench.bench.names import PROPOSALS
 
 
 def claim(
@@ -34,15 +34,10 @@ def claim(
     as_json: AsJson = False,
 ) -> None:
     """Make a claim that others can verify: CLAIM.toml and its files."""
-    from prunebench.bench.beside import net_path
     from prunebench.bench.claims.make import make
 
     record = record_at(record)
-    if net is None:  # published records have their nets beside them under their own names
-        net = published if (published := net_path(record)).is_file() else record.parent / NET
-    else:
-        net = net_at(net)
-    path = make(record, net, out, at_least=at_least, best=best, force=force)
+    path = make(record, net_of(record) if net is None else net_at(net), out, at_least=at_least, best=best, force=force)
     show.wrote([path], as_json=as_json)
     if not (out / PROPOSALS).exists():
         show.warn(["The claim cannot be replayed, only verified at level quick or full; score with --keep-proposals."])

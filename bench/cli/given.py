@@ -52,6 +52,13 @@ def record_at(path: Path) -> Path:
     return path
 
 
+def net_of(record: Path) -> Path:
+    """The net that `record` scores: beside a published record under its own name, else the net in its folder."""
+    from prunebench.bench.beside import net_path
+
+    return published if (published := net_path(record)).is_file() else record.parent / NET
+
+
 def records_in(folder: Path) -> Path:
     """The folder of records: `folder` itself, or its subfolder if it is a run folder.
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from prunebench.bench.cli.watch import duration, say, stop_waiting
+from prunebench.bench.cli.watch import say, stop_waiting
 from prunebench.bench.errors import printable
+from prunebench.bench.progress import duration
 
 WIDE = 10_000  # columns, where nothing says how wide the output is: no cell is broken
 FOLDED = 24  # columns, down to which a column of sentences may be folded

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.status import Status
 
+from prunebench.bench.progress import duration
+
 PLAIN_EVERY = 15.0  # seconds between plain lines about the same job
 
 _waiting: list[Status] = []  # the spinner that turns until a verb has something to show
@@ -146,13 +148,6 @@ class _Lines(logging.Handler):
         if text not in self.said:
             self.said.add(text)
             self.line(text)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: "2 h 05 min", "3 min 20 s", "8 s"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 
 def say(text: str) -> None:

@@ -125,17 +125,23 @@ def _order(board: Board, order: Order) -> Answer | None:
         if (net.arch, net.source) == (order.arch, order.source)
     }
     lines, verdicts, found = [], [], []
-    for (better, ours), (worse, theirs) in order.pairs:
-        here, gaps = compare(board, at_every_sparsity(board, [(ours, theirs)])), []
-        for each in here:
-            both = [told.get((name, each.ours[0])) for name in (better, worse)]
-            gaps.append("" if None in both else f"{both[0] - both[1]:+.1f}")  # type: ignore[operator]
-            lines.append((*wording.line(each)[:4], gaps[-1], *wording.line(each)[4:]))
+    for (first, ours), (second, theirs) in order.pairs:
+        here = compare(board, at_every_sparsity(board, [(ours, theirs)]))
+        gaps = [_gap(told.get((first, each.ours[0])), told.get((second, each.ours[0]))) for each in here]
+        for each, gap in zip(here, gaps, strict=True):
+            cells = wording.line(each)
+            lines.append((*cells[:4], "" if gap is None else f"{gap:+.1f}", *cells[4:]))
         if here:
-            verdicts.append(wording.order(named(board, ours), named(board, theirs), here, elsewhere=not any(gaps)))
+            both = list(zip(here, gaps, strict=True))
+            verdicts.append(wording.order(named(board, ours), named(board, theirs), both))
             found += here
     titles = (*wording.TITLES[:4], "Published", *wording.TITLES[4:])
     return _answer(board, " ".join(verdicts), titles, lines, _rows(board, found)) if found else None
+
+
+def _gap(first: float | None, second: float | None) -> float | None:
+    """By how many points the `first` accuracy is above the `second`; None if either is unknown."""
+    return None if first is None or second is None else first - second
 
 
 def _slack(evidence: Evidence) -> Answer | None:

@@ -30,7 +30,7 @@ class Unpruned:
 
 @dataclass(frozen=True)
 class Order:
-    """Compare rows whose order was published: (their name, our row) for the better and for the worse of the two."""
+    """Compare two rows as their authors' nets compare: (their name, our row) for each of the two."""
 
     pairs: tuple[tuple[tuple[str, str], tuple[str, str]], ...]
     arch: str
@@ -172,7 +172,8 @@ QUESTIONS = (
             "resnet18",
             "piras2024",
         ),
-        "The first of each pair reaches the higher AutoAttack accuracy at a sparsity of .9.",
+        "AutoAttack accuracies of one net for each method at .9, .95 and .99, with eps .031 and the authors' budgets. "
+        "Where two are less than 1.4 points apart, which 10,000 images alone can make, the paper has no order.",
         _PIRAS,
     ),
     Question(

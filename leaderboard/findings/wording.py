@@ -17,7 +17,11 @@ from prunebench.leaderboard.roles import PRIMARY, RANDOM
 Say = Callable[[Sequence[Compared]], str]
 TITLES = ("Sparsity", "Row", "Minus", "Seeds", "Difference, points", "Verdict", "p, Holm", "Power for 3 points")
 OVERLAP = ("Sparsity", "Row", "And", "Pairs of nets", "Overlap / chance", "Jaccard", "Chance")
+APART = 1.4  # points: of two nets equally robust at 43 %, 10,000 images of each show less in 95 % of draws
 NEAR = 0.1  # an overlap within this of chance is called chance
+SAID = {"+": "clearly better", "-": "clearly worse", "=": "the test cannot tell", "?": "untested with one seed"}
+_HOLDS, _TURNED, _EQUAL = "as published", "against the published order", "no order published"
+_UNKNOWN = "no number published"
 _WORDS = VERDICTS | {"?": "one seed: no test"}
 
 
@@ -58,9 +62,8 @@ def pairs(found: Sequence[Compared]) -> str:
 
 
 def _by_verdict(found: Sequence[Compared]) -> str:
-    words = {"+": "clearly better", "-": "clearly worse", "=": "the test cannot tell", "?": "untested with one seed"}
     said = []
-    for sign, word in words.items():
+    for sign, word in SAID.items():
         those = [each for each in found if each.verdict == sign]
         if those:
             figures = [f"{_at(each.ours)} ({difference(each.test)})" for each in those]
@@ -119,14 +122,30 @@ def _powers(board: Board, sparsities: Iterable[Decimal]) -> str:
     return f" {what} is found with probability {listed(chances)}."
 
 
-def order(ours: str, theirs: str, found: Sequence[Compared], *, elsewhere: bool) -> str:
-    """Whether a published order, `ours` above `theirs`, holds; `elsewhere`: it was published at other sparsities."""
-    signs = {each.verdict for each in found}
-    head = f"{short(ours)} above {short(theirs)}{', published at other sparsities' * elsewhere}"
-    if signs <= {"=", "?"}:
-        return f"{head}: cannot be told here ({_by_verdict(found)})."
-    word = "holds" if "-" not in signs else "reversed" if "+" not in signs else "depends on the sparsity"
-    return f"{head}: {word} ({_by_verdict(found)})."
+def order(ours: str, theirs: str, found: Sequence[tuple[Compared, float | None]]) -> str:
+    """Whether the order of two rows is the published one, sparsity by sparsity.
+
+    `found`: our comparisons, each with the published difference in points at its sparsity, None if there is none.
+    """
+    said = defaultdict[str, list[str]](list)
+    for each, gap in found:
+        held = _held(each, gap)
+        there = "" if gap is None else f"{gap:+.1f} published, "
+        clear = f", {SAID[each.verdict]}" if held in (_EQUAL, _UNKNOWN) else ""
+        said[held].append(f"{_at(each.ours)} ({there}{difference(each.test)} here{clear})")
+    kinds = (_HOLDS, _TURNED, SAID["="], SAID["?"], _EQUAL, _UNKNOWN)
+    return f"{short(ours)} against {short(theirs)}: {'; '.join(f'{k} {listed(said[k])}' for k in kinds if said[k])}."
+
+
+def _held(each: Compared, gap: float | None) -> str:
+    """How our verdict stands to a published difference in points."""
+    if gap is None:
+        return _UNKNOWN
+    if abs(gap) < APART:
+        return _EQUAL
+    if each.verdict in "=?":
+        return SAID[each.verdict]
+    return _HOLDS if (gap > 0) == (each.verdict == "+") else _TURNED
 
 
 def slack(test: stats.SeedTest) -> str:

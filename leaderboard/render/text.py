@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 
+from prunebench.bench.progress import duration
 from prunebench.leaderboard.board import Board, Rate, Row
 from prunebench.leaderboard.contrasts import Contrast, Power
 from prunebench.leaderboard.published import rows_for
 from prunebench.leaderboard.roles import PRIMARY, RANDOM
 
-_UNITS = ((3600, "hour"), (60, "minute"))
 _NAME = 40  # characters of a processor's name
 LONGEST = 300  # characters shown in a table of a text from a record
 FEW = 4  # messages of flags that a terminal or a LaTeX table shows below its figures
@@ -75,21 +75,14 @@ def percent(rate: Rate) -> str:
 
 
 def took(board: Board) -> str:
-    """How long the nets of a board took: "7.8 hours of training and scoring, scored on AMD EPYC, model 17"."""
+    """How long the nets of a board took: "7 h 48 min of training and scoring, scored on AMD EPYC, model 17"."""
     names = sorted({short(name, _NAME).strip() or "unknown" for name in board.processors})
     where = listed(["an unknown processor" if name == "unknown" else name for name in names[:FEW]])
     where += " and others" * (len(names) > FEW)
     if not board.timed:
         return f"An unknown time of training, scored on {where}"
     nets = "" if board.timed == board.records else f" of {board.timed} of {board.records} nets"
-    return f"{_span(board.seconds)} of training and scoring{nets}, scored on {where}"
-
-
-def _span(seconds: float) -> str:
-    """In a unit of which there are at least 1.5."""
-    size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= 1.5 * size), (1, "second"))
-    many = f"{seconds / size:.{int(unit == 'hour')}f}"
-    return f"{many} {unit}{'s' * (many != '1')}"
+    return f"{duration(board.seconds)} of training and scoring{nets}, scored on {where}"
 
 
 def best_known(best: Rate, robust: Rate) -> str:

@@ -226,9 +226,9 @@ def test_a_board_knows_how_long_its_nets_took_and_counts_shared_stages_once():
     board = only_board(net(0, 3600.0, 60.0), net(1, 3600.0, 70.0), net(2, 3600.0, None, device="a card"))
     assert (board.seconds, board.timed, board.records) == (3736.0, 2, 3)
     assert board.processors == ("a card", "a processor")
-    assert took(board) == "62 minutes of training and scoring of 2 of 3 nets, scored on a card and a processor"
-    assert took(only_board(net(0, 27.0))) == "30 seconds of training and scoring, scored on a processor"
-    assert took(only_board(net(0, 7200.0))) == "2.0 hours of training and scoring, scored on a processor"
+    assert took(board) == "1 h 02 min of training and scoring of 2 of 3 nets, scored on a card and a processor"
+    assert took(only_board(net(0, 27.0))) == "30 s of training and scoring, scored on a processor"
+    assert took(only_board(net(0, 7200.0))) == "2 h 00 min of training and scoring, scored on a processor"
     lost = only_board(make(cost={"train_seconds": None}))
     assert took(lost) == "An unknown time of training, scored on an unknown processor"
 
