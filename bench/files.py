@@ -142,6 +142,8 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         aside.replace(path)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise PrunebenchError(f"Could not write {path} ({error.strerror}); name a folder where a file is.") from error
     except OSError as error:
         raise PrunebenchError(
             f"Could not write {path} ({error.strerror or error}); finished work is kept: make room "

@@ -205,6 +205,7 @@ def _in_l2(rules: Protocol) -> Protocol:
     return rules.model_copy(update=changes | {"training": rules.training.model_copy(update={"step_size": step_size})})
 
 
+_PLACES = (".", "leaderboard/protocols")  # where a name without .toml may mean a file
 PROTOCOLS: dict[str, Protocol] = {
     rules.name: rules for rules in (*_LINF, *(_in_l2(rules) for rules in _LINF if rules.name in _L2))
 }
@@ -220,7 +221,9 @@ def load(spec: str | Path, *, to_train: bool = True) -> Protocol:
     if text in PROTOCOLS:
         return PROTOCOLS[text]
     if not text.endswith(".toml"):
-        raise unknown("protocol", text, PROTOCOLS, "Or name a TOML file (*.toml) with your own rules.")
+        own = next((path for place in _PLACES if (path := Path(place, f"{text}.toml")).is_file()), None)
+        way_out = f"Or name the file {own}." if own else "Or name a TOML file (*.toml) with your own rules."
+        raise unknown("protocol", text, PROTOCOLS, way_out)
     path = Path(text)
     protocol = from_values(read_toml(path, "protocol"), str(path), to_train=to_train)
     if protocol.name in PROTOCOLS and not protocol.official:

@@ -150,7 +150,8 @@ class Board:
             "Nets of one seed start from the same weights and see the same batches, so two rows are compared seed by "
             "seed. A method is called better or worse if a t-test of these differences is significant at 5 %, "
             "corrected for the number of comparisons (Holm). A row's 95 % interval comes from the spread between its "
-            "own seeds. A method's place is one plus the number of methods that are better in this sense."
+            "own seeds. A method's place is one plus the number of methods that are better in this sense; a method "
+            "whose seeds differ much may share a better place than another with a higher mean."
         ) + (" A row with one seed has Wilson's interval, for the images alone, and counts as tied." if single else "")
 
 

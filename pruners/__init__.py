@@ -90,7 +90,7 @@ def resolve(spec: str) -> ResolvedPruner:
     try:
         pruner = cls(**given)
     except (TypeError, ValueError) as error:  # TypeError: an option without a default
-        raise PrunebenchError(f"Pruner {spec!r} refuses its options: {error}") from None
+        raise PrunebenchError(f"Pruner {spec!r} refuses its options: {str(error).rstrip('.')}.") from None
     changed = {key: value for key, value in given.items() if value != fields[key].default}
     return ResolvedPruner(asked.label, changed, pruner, named.source_of(spec))
 
@@ -103,7 +103,8 @@ def _class(head: str) -> type:
                 f"{_examples(Path(head))}."
             )
         if head not in PRUNERS:
-            raise unknown("pruner", head, PRUNERS, "Or name a class: package.module:Class or path/to/file.py:Class.")
+            way_out = f"Or name a class: package.module:Class or path/to/file.py:Class{_examples(_file_of(head))}."
+            raise unknown("pruner", head, PRUNERS, way_out)
         cls = PRUNERS[head]
     else:
         path, _, name = head.rpartition(":")
@@ -111,7 +112,7 @@ def _class(head: str) -> type:
         if not spelled or not name.isidentifier() or name in _options(path):
             raise PrunebenchError(
                 f"Cannot read the pruner {head!r}; write NAME:option=value,..., package.module:Class or "
-                "path/to/file.py:Class."
+                f"path/to/file.py:Class{_examples(_file_of(path))}."
             )
         module = _module(path)
         classes = [key for key, value in vars(module).items() if dataclasses.is_dataclass(value)]
@@ -130,6 +131,11 @@ def _class(head: str) -> type:
 def _options(name: str) -> list[str]:
     """The options of the pruner `name`; none for any other word."""
     return [field.name for field in dataclasses.fields(PRUNERS[name])] if name in PRUNERS else []
+
+
+def _file_of(name: str) -> Path:
+    """The file that `name` may mean: NAME.py, or NAME/NAME.py as `prunebench new` makes it."""
+    return nested if (nested := Path(name, f"{Path(name).name}.py")).is_file() else Path(f"{name}.py")
 
 
 def _examples(file: Path) -> str:
@@ -160,7 +166,9 @@ def _module(path: str) -> ModuleType:
         raise
     except Exception as error:  # its code runs here, and may fail in any way
         why = fault(error, [f"{path}:"])
-        raise PrunebenchError(f"Cannot import the pruner's module {path!r}: {why}.") from error
+        meant = "" if path.endswith(".py") else _examples(_file_of(path))
+        way_out = f"; name its file{meant}" if meant else ""
+        raise PrunebenchError(f"Cannot import the pruner's module {path!r}: {why}{way_out}.") from error
 
 
 def _value(head: str, field: dataclasses.Field[Any], text: str, cls: type) -> Any:

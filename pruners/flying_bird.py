@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,8 @@ class FlyingBird:
     Grown weights start at zero, without momentum. The share dropped falls along a cosine, and in the last part of the
     training the mask rests. Updates cost nothing extra: they read the gradients of the step just done, and every
     training computes those of all weights, pruned ones too, and pays for them. Our reading: `delta` is a share of the
-    training, not a number of steps, because the budget sets the training's length.
+    training, not a number of steps, because the budget sets the training's length; and `drop` begins at .25, where the
+    paper has .5, by the mean of three seeds on the digits' validation images.
 
     `drop`: the share of a layer's weights dropped first, in [0, 1). `delta`: the share of the training between two
     updates; `rest`: the share at its end without updates. `plus`: the kept count falls by a tenth when the gap between
@@ -55,7 +57,7 @@ class FlyingBird:
     def __call__(self, job: Job, lab: Lab) -> State:
         """Draw, then train while weights are exchanged, for as many epochs as the measurements of `plus` leave."""
         masks = draw(lab.shapes, erk(lab.shapes, lab.keep), lab.generator("mask"))
-        refuse_empty({name: int(mask.sum()) for name, mask in masks.items()})
+        refuse_empty(erk(lab.shapes, math.floor((1 - self.room) * lab.keep) if self.plus else lab.keep))
         lab.refuse_short({"train": lab.epochs}, way_out="choose another protocol")
         rules, left = lab.protocol, lab.meter.granted - lab.meter.spent
         for epochs in range(lab.epochs, 0, -1):

@@ -10,6 +10,7 @@ from prunebench.bench.job import Job
 from prunebench.bench.lab.densities import Densities, corrected
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import LAYERS, State, keep_largest_by_layer, layer_counts, masked, scaled_scores, shuffled
+from prunebench.pruners.hydra import objective_of, refuse_loss
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class HARP:
     search: float = 0.1
     search_lr: float = 1.0
     lr: float = 0.5
-    loss: str = "pgd"
+    loss: str = "protocol"
     rho: float = 0.0
     shuffle: bool = False
 
@@ -58,8 +59,7 @@ class HARP:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 0")
         if not 0 <= self.floor < 1:
             raise ValueError(f"floor = {self.floor} must be in [0, 1)")
-        if self.loss not in ("pgd", "trades"):
-            raise ValueError(f"loss = {self.loss!r} must be pgd or trades")
+        refuse_loss(self.loss)
         if self.layers not in LAYERS:
             raise ValueError(f"layers = {self.layers!r} must be one of {', '.join(LAYERS)}")
 
@@ -70,12 +70,13 @@ class HARP:
                 f"Sparsity {job.sparsity} keeps {lab.keep} weights, too few for one in each of the {len(lab.shapes)} "
                 "layers; lower the sparsity."
             )
+        objective = objective_of(self.loss, lab)
         gradients = (1, 2 if self.rho else 1)
         dense_epochs, search_epochs, rest = lab.divided(
-            self.loss, {"dense": self.dense, "search": self.search}, gradients, "fine-tune"
+            objective, {"dense": self.dense, "search": self.search}, gradients, "fine-tune"
         )
         rate = lab.protocol.training.lr
-        dense = lab.fit("dense", lab.initial(), epochs=dense_epochs, objective=self.loss).weights
+        dense = lab.fit("dense", lab.initial(), epochs=dense_epochs, objective=objective).weights
         weights = {name: dense[name] for name in lab.shapes}
         sizes = {name: weight.numel() for name, weight in weights.items()}
         scheme = Densities(
@@ -91,7 +92,7 @@ class HARP:
             dense,
             epochs=search_epochs,
             lr=self.search_lr * rate,
-            objective=self.loss,
+            objective=objective,
             weight_decay=0.0,
             scheme=scheme,
         )
@@ -101,5 +102,5 @@ class HARP:
         if self.shuffle:
             masks = shuffled(masks, lab.generator("shuffle"))
         return lab.fit(
-            "fine-tune", masked(searched, masks), epochs=rest, masks=masks, lr=self.lr * rate, objective=self.loss
+            "fine-tune", masked(searched, masks), epochs=rest, masks=masks, lr=self.lr * rate, objective=objective
         ).weights

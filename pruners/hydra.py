@@ -7,8 +7,19 @@ from dataclasses import dataclass
 
 from prunebench.bench.job import Job
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.mask import LAYERS, State, layer_counts, masked, scaled_scores
+from prunebench.bench.mask import LAYERS, State, layer_counts, masked, refuse_empty, scaled_scores
 from prunebench.bench.pattern import Chooser, refuse_unknown
+
+
+def refuse_loss(loss: str) -> None:
+    """Raise ValueError for a `loss` that the stages of HYDRA and HARP cannot have."""
+    if loss not in ("protocol", "pgd", "trades"):
+        raise ValueError(f"loss = {loss!r} must be protocol, pgd or trades")
+
+
+def objective_of(loss: str, lab: Lab) -> str:
+    """The objective that `loss` names; "protocol" is that of the lab's protocol."""
+    return lab.protocol.training.objective if loss == "protocol" else loss
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,9 @@ class HYDRA:
     and select no checkpoint on test images. Papers use 100, 20 and 100 epochs; here the budget is divided similarly.
 
     `dense`, `search`: shares of the budget; the rest is for fine-tuning. `search_lr`, `lr`: peak learning rates of
-    search and fine-tuning as multiples of the protocol's. `loss`: "pgd" or "trades" in all stages. `layers`: how the
+    search and fine-tuning as multiples of the protocol's. `loss`: of all stages, that of the "protocol", "pgd" or
+    "trades"; the paper has TRADES with beta 6, and fine-tunes at a tenth of the rate. The mask is that of the last
+    scores, and fine-tuning begins with the last statistics of batch norm: averages are not used. `layers`: how the
     kept weights are divided among the layers: "uniform", as in the paper, and two additions of ours: "erk"
     (Erdos-Renyi-Kernel), and "global", as many as a global magnitude cut of the dense net leaves in each layer.
     `rho`: above 0, the search is sharpness-aware, as in `S2AP`. `shuffle`: permute the kept positions within each layer
@@ -39,7 +52,7 @@ class HYDRA:
     search: float = 0.1
     search_lr: float = 1.0
     lr: float = 0.5
-    loss: str = "pgd"
+    loss: str = "protocol"
     layers: str = "uniform"
     rho: float = 0.0
     shuffle: bool = False
@@ -51,8 +64,7 @@ class HYDRA:
             raise ValueError(f"dense = {self.dense} and search = {self.search} must be above 0 and sum to less than 1")
         if not (self.search_lr > 0 and self.lr > 0):
             raise ValueError(f"search_lr = {self.search_lr} and lr = {self.lr} must be above 0")
-        if self.loss not in ("pgd", "trades"):
-            raise ValueError(f"loss = {self.loss!r} must be pgd or trades")
+        refuse_loss(self.loss)
         if self.layers not in LAYERS:
             raise ValueError(f"layers = {self.layers!r} must be one of {', '.join(LAYERS)}")
         if not 0 <= self.rho < math.inf:
@@ -61,12 +73,16 @@ class HYDRA:
     def __call__(self, job: Job, lab: Lab) -> State:
         """Pretrain, search, fine-tune."""
         chooser = Chooser(self.pattern, lab.shapes, lab.keep, lab.model)
+        if self.layers != "global":  # whose counts follow the dense net's weights
+            state = lab.initial()
+            refuse_empty(layer_counts(self.layers, {name: state[name] for name in lab.shapes}, lab.keep))
+        objective = objective_of(self.loss, lab)
         gradients = (1, 2 if self.rho else 1)
         dense_epochs, search_epochs, rest = lab.divided(
-            self.loss, {"dense": self.dense, "search": self.search}, gradients, "fine-tune"
+            objective, {"dense": self.dense, "search": self.search}, gradients, "fine-tune"
         )
         rate = lab.protocol.training.lr
-        dense = lab.fit("dense", lab.initial(), epochs=dense_epochs, objective=self.loss).weights
+        dense = lab.fit("dense", lab.initial(), epochs=dense_epochs, objective=objective).weights
         weights = {name: dense[name] for name in lab.shapes}
         keeps = chooser.capped(layer_counts(self.layers, weights, lab.keep))
         scores, searched = lab.fit_scores(
@@ -76,7 +92,7 @@ class HYDRA:
             keeps,
             epochs=search_epochs,
             lr=self.search_lr * rate,
-            objective=self.loss,
+            objective=objective,
             rho=self.rho,
             by_four=chooser.by_four,
         )
@@ -89,7 +105,7 @@ class HYDRA:
             epochs=rest,
             masks=masks,
             lr=self.lr * rate,
-            objective=self.loss,
+            objective=objective,
         ).weights
 
 

@@ -36,9 +36,10 @@ class RADMM:
     of W and U as 0; momentum and cosine schedule start anew with each stage; the averaged weights are cut.
 
     `dense`, `admm`: shares of the budget, `dense` may be 0; the rest is for fine-tuning. `rho`: strength of the pull;
-    with 0 the method is magnitude pruning. `layers`: how the kept weights are divided among the layers, "global" (one
-    threshold at each projection), "erk" or "uniform". `lr`: the peak learning rate of the fine-tuning as a multiple of
-    the protocol's. `shuffle`: permute the kept positions within each layer after the cut.
+    with 0 nothing pulls, which leaves magnitude pruning after two dense stages. `layers`: how the kept weights are
+    divided among the layers, "global" (one threshold at each projection), "erk" or "uniform". `lr`: the peak learning
+    rate of the fine-tuning as a multiple of the protocol's. `shuffle`: permute the kept positions within each layer
+    after the cut.
     """
 
     dense: float = 0.25

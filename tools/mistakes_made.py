@@ -75,6 +75,7 @@ MISTAKES = {
         f"{_TRAIN} --pruner imp --seed -1",
         f"{_TRAIN} --pruner imp --epochs 1",
         f"{_TRAIN} --pruner imp,magnitude",
+        "prunebench run short.toml --sparsity 0.9 --pruner imp magnitude",
         "prunebench score net --examples 0",
         "prunebench score net --examples 5000",
         "prunebench run short.toml --pruner imp --sparsity 0.9 --seed 0..4",

@@ -32,7 +32,7 @@ def peer(name: str) -> Listed:
         import torchattacks
     except ImportError:
         raise PrunebenchError(
-            f"{name} needs the extra torchattacks, in its own environment: pip install 'prunebench[torchattacks]'."
+            f"{name} needs the extra torchattacks; in a new environment and a checkout, pip install '.[torchattacks]'."
         ) from None
     base = torchattacks.attack.Attack
     known: dict[str, Any] = {

@@ -26,7 +26,9 @@ def rank(
         Path | None, typer.Option(help="The folder for the tables; by default the parent of a folder 'records'.")
     ] = None,
     formats: Annotated[str, typer.Option("--format", help="Any of md,csv,json,tex,svg.")] = "md,csv,json,tex,svg",
-    write: Annotated[bool, typer.Option("--write", help="Write the tables, the log and the ledger.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write the tables; with --reason the log, with --rescore the ledger.")
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Fail unless records, tables and log are valid and up to date.")
     ] = False,
@@ -67,6 +69,8 @@ def rank(
     ):
         if value is not None and not given:
             raise PrunebenchError(f"{name} has no effect without {other}; give both, or leave {name} out.")
+    if check and write:
+        raise PrunebenchError("--check compares with the tables that --write replaces; give one of them.")
     folder, attestations = records_in(records), []
     chosen = [name.strip() for name in formats.split(",") if name.strip()]
     board.formats_named(chosen)

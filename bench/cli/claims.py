@@ -37,6 +37,8 @@ def claim(
     from prunebench.bench.claims.make import make
 
     record = record_at(record)
+    if at_least is not None and at_least.endswith("%"):
+        at_least = f"{at_least.removesuffix('%').rstrip()} %"
     path = make(record, net_of(record) if net is None else net_at(net), out, at_least=at_least, best=best, force=force)
     show.wrote([path], as_json=as_json)
     if not (out / PROPOSALS).exists():

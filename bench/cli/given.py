@@ -64,6 +64,8 @@ def records_in(folder: Path) -> Path:
 
     Raises PrunebenchError for a single record, and for the folder of one net.
     """
+    if (folder / NET).is_file() and not (folder / RECORD).is_file():
+        raise PrunebenchError(f"{folder} holds a net but no record; score it first: prunebench score {folder / NET}.")
     if folder.is_file() or (folder / RECORD).is_file():
         what = "a single file" if folder.is_file() else "the folder of one net"
         raise PrunebenchError(

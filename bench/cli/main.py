@@ -34,6 +34,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "list": pruners.list_,
     "doctor": doctor.doctor,
 }
+_Misuse: Any = typer.BadParameter.__base__  # of all errors about the words of a command; typer does not export it
 RESUMES = ("run", "train", "score")  # what these have finished is kept, and the same command goes on from there
 
 app = typer.Typer(
@@ -88,10 +89,24 @@ for name, verb in VERBS.items():
     app.command(name, epilog=epilog(name))(_watched(name, verb))
 
 
+def _misuse(error: Any) -> str:
+    """What to say about a command line that cannot be parsed; one without any word asks for help."""
+    said, context = error.format_message().replace("Value error, ", ""), error.ctx
+    if context and said == context.get_help():
+        return str(said)
+    if said.startswith("Got unexpected extra argument"):
+        said += "; write several values with commas, and quote a value that holds spaces"
+    way_out = f"see {context.command_path if context else 'prunebench'} -h."
+    return f"prunebench: {printable(said.rstrip('.'))}{' S' if said.endswith('?') else '; s'}{way_out[1:]}"
+
+
 def main() -> None:
-    """Run the command; a user's mistake ends in one sentence and exit code 1."""
+    """Run the command; a user's mistake ends in one sentence and exit code 1, or 2 if the words cannot be parsed."""
     try:
-        app()
+        sys.exit(app(prog_name="prunebench", standalone_mode=False))
+    except _Misuse as error:
+        watch.say(_misuse(error))
+        sys.exit(error.exit_code)
     except PrunebenchError as error:
         watch.say(f"prunebench: {error}")
         sys.exit(1)

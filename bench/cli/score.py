@@ -49,10 +49,13 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Attack a net with AutoAttack standard and write its record."""
-    net = net_at(net)
-    if out is None and not net.exists():
-        way_out = "name a folder for its record (--out)" if str(net).startswith("robustbench:") else "check the path"
-        raise PrunebenchError(f"There is no file {net}; {way_out}.")
+    if str(net).startswith("robustbench:"):
+        if out is None or protocol is None:
+            raise PrunebenchError(
+                f"{net} is downloaded and names no rules; give both --out FOLDER and --protocol NAME."
+            )
+    elif out is None and not (net := net_at(net)).exists():
+        raise PrunebenchError(f"There is no file {net}; check the path.")
 
     import torch
 

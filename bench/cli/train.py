@@ -69,7 +69,7 @@ def train(
     (described,) = host.describe([pruner])
     job = job_of(described, share, seed)
     with sole_user(out), Watch(quiet=quiet) as watch:
-        task.make_room(out, job, rules, force=force)
+        task.make_room(out, job, rules, described.source, force=force)
         finished, begun = progress_in(out / "stages")
         if finished + begun:
             watch.note(f"{out} holds {finished} finished and {begun} begun stages; training goes on from there.")

@@ -212,5 +212,6 @@ def _ray() -> Any:
         return importlib.import_module("ray")
     except ImportError as error:
         raise PrunebenchError(
-            f"Ray cannot be imported ({error}); run `pip install 'prunebench[ray]'`, or leave --engine ray out."
+            f"Ray cannot be imported ({error}); run `pip install '.[ray]'` in a checkout of prunebench, "
+            "or leave --engine ray out."
         ) from error

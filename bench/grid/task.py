@@ -229,18 +229,19 @@ def train(
     return path
 
 
-def make_room(folder: Path, job: Job, protocol: Protocol, *, force: bool) -> None:
-    """Raise PrunebenchError if `folder` holds a net of another job or protocol; with `force`, delete that net instead.
+def make_room(folder: Path, job: Job, protocol: Protocol, source: str, *, force: bool) -> None:
+    """Raise PrunebenchError if `folder` holds another net: of another job, protocol or source of the pruner.
 
-    Everything measured on the net is deleted with it: its record, outcomes, images and journal.
+    With `force`, delete that net instead, and everything measured on it: its record, outcomes, images and journal.
     """
     path = folder / NET
     if not path.exists():
         return
     try:
         header = open_net(path).header
-        same = (header.job, header.protocol.sha256) == (job, protocol.sha256)
-        what = f"of {header.protocol.name}, {header.job.name}"
+        asked = (header.job, header.protocol.sha256) == (job, protocol.sha256)
+        same = asked and header.source == source
+        what = f"of {header.protocol.name}, {header.job.name}{', by other code of the pruner' * asked}"
     except Refused:
         same, what = False, "that cannot be read"
     if same:

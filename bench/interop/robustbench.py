@@ -106,8 +106,8 @@ def _models(data: str, norm: str) -> dict[str, dict[str, Any]]:
     """The zoo's table for a data set and a norm."""
     if machine.package("robustbench") is None:  # torchattacks bundles an old copy under that name
         raise PrunebenchError(
-            "RobustBench's zoo needs the package robustbench; run `pip install 'prunebench[robustbench]'` in an "
-            "environment without torchattacks."
+            "RobustBench's zoo needs the package robustbench; in a checkout of prunebench, run `pip install "
+            "'.[robustbench]'` in an environment without torchattacks."
         )
     provide_autoattack()
     from robustbench.model_zoo import model_dicts

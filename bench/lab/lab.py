@@ -82,7 +82,11 @@ class Lab:
     @property
     def left(self) -> int:
         """How many epochs of the protocol's training the remaining budget buys."""
-        return (self.meter.granted - self.meter.spent) // self._price(self.protocol.training, 1)
+        return self.left_after(0)
+
+    def left_after(self, passes: int) -> int:
+        """How many epochs the budget buys once `passes` more sample passes are spent; 0 when they overspend it."""
+        return max(0, self.meter.granted - self.meter.spent - passes) // self._price(self.protocol.training, 1)
 
     def divided(self, objective: str, shares: Mapping[str, float], gradients: Sequence[int], last: str) -> list[int]:
         """Epochs of the stages that use up the whole budget, all trained with `objective`.
@@ -242,11 +246,14 @@ class Lab:
         `pruner`: as on the command line. Its stages are charged under `name`. Raises BudgetExceeded when too few
         epochs are left.
         """
+        chosen = self._resolve(pruner)
+        if sparsity and not getattr(type(chosen), "prunes", True):
+            raise PrunebenchError(f"{pruner} does not prune, but sparsity {sparsity} is asked of it; name a pruner.")
         inner = copy.copy(self)
         inner.job = self.job.model_copy(update={"sparsity": sparsity})
         inner.epochs, inner.meter = epochs, Meter(self._price(self.protocol.training, epochs))
         self.meter.check(name, inner.meter.granted)
-        state = self._resolve(pruner)(inner.job, inner)
+        state = chosen(inner.job, inner)
         for stage in inner.meter.stages:
             self.meter.charge(f"{name}: {stage.name}", stage.passes, stage.seconds, stage.curve, stage.collapsed)
         return state

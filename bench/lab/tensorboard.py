@@ -16,7 +16,9 @@ TAGS = {"loss": "loss", "lr": "lr", "clean": "validation/clean", "robust": "vali
 def require() -> None:
     """Raise PrunebenchError when the package `tensorboard`, an extra, is missing."""
     if find_spec("tensorboard") is None:
-        raise PrunebenchError("--tensorboard needs the package tensorboard: run pip install 'prunebench[tensorboard]'.")
+        raise PrunebenchError(
+            "--tensorboard needs the package tensorboard: from a checkout, pip install '.[tensorboard]'."
+        )
 
 
 class Curves:

@@ -45,7 +45,7 @@ def known() -> Mapping[str, Corrupt]:
         import imagecorruptions
     except ImportError as error:  # also when a library of the system is missing
         raise PrunebenchError(
-            f"Corruptions need the extra corruptions ({reason(error)}): pip install 'prunebench[corruptions]'."
+            f"Corruptions need the extra corruptions ({reason(error)}): from a checkout, pip install '.[corruptions]'."
         ) from None
     found: Mapping[str, Corrupt] = imagecorruptions.corruption_dict
     return found

@@ -62,7 +62,7 @@ def score(
         measurement = Measurement(opened, path, rules, test, where, folder, report, asked)
         scored = measurement(dense if parent is not None else None, whole=whole)
     except Refused as refused:
-        if folder is not None:
+        if folder is not None and not (protocol is not None and refused.check == "protocol"):  # the user named it
             refusal_of(path, opened, refused, where).save(folder / REFUSAL)
         raise
     if folder is not None:

@@ -13,7 +13,7 @@ from prunebench.leaderboard.board import Board, Ranking
 from prunebench.leaderboard.findings.answers import Answer, Evidence, answer
 from prunebench.leaderboard.findings.compared import named
 from prunebench.leaderboard.findings.questions import QUESTIONS, Order, Overfitting, Pairs, Question, Slack
-from prunebench.leaderboard.render.commands import command
+from prunebench.leaderboard.render.commands import commands
 from prunebench.leaderboard.render.markdown import escaped, sentence
 from prunebench.leaderboard.render.text import first_clause, short, short_list
 from prunebench.leaderboard.site.charts.accuracy import against_sparsity
@@ -116,9 +116,9 @@ def _table(found: Answer) -> str:
 
 
 def _command(question: Question, found: Answer) -> str:
-    """The command that makes the records, and the one that answers the question from them."""
-    made = command(found.board, found.rows, best=isinstance(question.asked, Slack))
-    return "\n".join(["```sh", made, f"python -m tools.findings runs/records --only {question.key}", "```"])
+    """The commands that make the records, and the one that answers the question from them."""
+    made = commands(found.board, found.rows, best=isinstance(question.asked, Slack))
+    return "\n".join(["```sh", *made, f"python -m tools.findings runs/records --only {question.key}", "```"])
 
 
 def headlines(found: Iterable[Finding], board: Board | None = None) -> list[tuple[Question, str, str]]:

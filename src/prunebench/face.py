@@ -65,7 +65,7 @@ def train(
     (described,) = describe([pruner])
     job = job_of(described, sparsity, seed)
     with sole_user(folder):
-        task.make_room(folder, job, rules, force=False)
+        task.make_room(folder, job, rules, described.source, force=False)
         return open_net(task.train(pruner, job, rules, folder, folder / "stages", _store(data), device=device))
 
 

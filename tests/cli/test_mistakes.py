@@ -29,6 +29,9 @@ def _in_a_folder_of_its_own(monkeypatch, tmp_path):
     (tmp_path / "runs" / "jobs" / "imp-s0.9-seed0-abc" / "net.safetensors").touch()
     (tmp_path / "record.json").write_text("{}")
     (tmp_path / "lone.safetensors").touch()
+    for folder, file in (("new", "new.py"), ("trained", "net.safetensors")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_text("class New: ...")
 
 
 def train(protocol="digits-linf", pruner="imp", sparsity="0.9"):
@@ -51,9 +54,22 @@ def train(protocol="digits-linf", pruner="imp", sparsity="0.9"):
         (("sign", "runs", "--key", "k"), "The folder runs holds no record.json; name a record, or score the net"),
         (("claim", "lone.safetensors", "--out", "o"), "is a net, but a record is needed; give its record, record.json"),
         (("check", "imp,random"), "imp,random names 2 values"),
+        (("check", "mine"), "Unknown pruner 'mine'; did you mean"),
+        (("check", "new"), "path/to/file.py:Class, such as new/new.py:New."),
+        (("check", "mine:Mine"), "No module named 'mine'; name its file, such as mine.py:Mine, mine.py:Plain."),
+        (("check", "new/new:New"), "path/to/file.py:Class, such as new/new.py:New."),
+        (("train", "flat", "--pruner", "imp", "--out", "o"), "Or name the file flat.toml."),
+        (("rank", "trained"), "trained holds a net but no record; score it first: prunebench score trained/net.safe"),
+        (("rank", "runs", "--check", "--write"), "--check compares with the tables that --write replaces; give one"),
+        (
+            ("score", "robustbench:A"),
+            "robustbench:A is downloaded and names no rules; give both --out FOLDER an",
+        ),
+        (("score", "robustbench:A", "--out", "o"), "give both --out FOLDER and --protocol NAME."),
+        (("score", "none.safetensors"), "There is no file none.safetensors; check the path."),
     ],
 )
 def test_a_mistake_is_one_sentence_with_a_way_out(prunebench, tmp_path, words, said):
     code, out, err = prunebench(*words)
     assert (code, out, err.count("\n")) == (1, "", 1) and err.startswith("prunebench: ") and said in err
-    assert not (tmp_path / "o" / "net.safetensors").exists()
+    assert not (tmp_path / "o").exists() or not any((tmp_path / "o").glob("[!.]*"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prunebench.leaderboard.papers import PAPERS, papers_of
-from prunebench.leaderboard.render.commands import command
+from prunebench.leaderboard.render.commands import command, commands
 from prunebench.leaderboard.render.leaders import leader
 from prunebench.leaderboard.render.text import flags_in_short
 from prunebench.leaderboard.site import small
@@ -102,6 +102,27 @@ def test_the_command_makes_the_row_and_quotes_every_name():
     hostile = next(name for name in by_name if name != "imp")
     words = shlex.split(command(board, [by_name[hostile]]))
     assert words[words.index("--pruner") + 1] == "a b; rm -rf ?x?"
+
+
+def test_the_commands_make_the_rows_and_no_others():
+    """Imp and hydra at .9 and .95 with two seeds, snip at .9 with three: one command would also make snip at .95."""
+    records = [make(name, at, seed) for name in ("imp", "hydra") for at in (0.9, 0.95) for seed in (0, 1)]
+    records += [make("snip", 0.9, seed) for seed in (0, 1, 2)] + [make("dense", 0.0, seed) for seed in (0, 1)]
+    (board,) = rank({Path(f"{i}.json"): record for i, record in enumerate(records)}).boards
+    made = set()
+    for line in commands(board, board.rows):
+        words = shlex.split(line)
+        given = {
+            option: [words[i + 1] for i, word in enumerate(words) if word == option]
+            for option in words
+            if option.startswith("--")
+        }
+        for name in given["--pruner"]:
+            for at in ["0"] if name == "dense" else given["--sparsity"][0].split(","):
+                made |= {(name, Decimal(at), int(seed)) for seed in given["--seed"][0].split(",")}
+    wanted = {(record.job.pruner, Decimal(str(record.job.sparsity)), record.job.seed) for record in records}
+    assert made == wanted
+    assert len(commands(board, board.rows)) == 2
 
 
 @pytest.mark.parametrize("name", PAPERS)

@@ -33,6 +33,20 @@ def only_board(*records):
     return board
 
 
+def scored(seed, suite, *attacks):
+    best = {"suite": suite, "robust": 50 - seed, "by": dict.fromkeys(attacks, 0), "long": 0, "passes": 0}
+    return make(seed=seed, robust=50 - seed, beyond={"best": best})
+
+
+def test_the_best_known_rate_needs_one_suite_whose_transfer_may_be_missing():
+    """50 and 49 of 100: the second net has no dense net beside it."""
+    (row,) = only_board(scored(0, "best-1", "malt", "transfer"), scored(1, "best-1", "malt")).rows
+    assert row.best.mean == 0.495
+    for other in (scored(1, "best-2", "malt"), scored(1, "best-1", "md")):  # the twins
+        (row,) = only_board(scored(0, "best-1", "malt"), other).rows
+        assert row.best is None
+
+
 def three(pruner, robust, sparsity=0.9, **changes):
     """Three seeds that are `robust` - 2, `robust`, `robust` + 2 of 100: a standard deviation of 2 points."""
     return [make(pruner, sparsity, seed, robust=robust + 2 * (seed - 1), **changes) for seed in range(3)]

@@ -506,16 +506,19 @@ def test_another_net_is_not_trained_over_this_one(mine, tmp_path):
     train(mine, job(mine), RULES, out, tmp_path / "stages", STORE, device="cpu")
     net = (out / NET).read_bytes()
     (out / "record.json").write_text("a record")
-    make_room(out, job(mine), RULES, force=False)  # the same job goes on
+    source = spec.source_of(mine)
+    make_room(out, job(mine), RULES, source, force=False)  # the same job goes on
     for other, rules in ((job("random"), RULES), (job(mine), changed(RULES, epochs=4))):
         with pytest.raises(PrunebenchError, match=r"holds another net, of tiny, mine.*--force"):
-            make_room(out, other, rules, force=False)
+            make_room(out, other, rules, source, force=False)
+    with pytest.raises(PrunebenchError, match=r"holds another net, .* by other code of the pruner, while.*--force"):
+        make_room(out, job(mine), RULES, "0" * 64, force=False)
     assert (out / NET).read_bytes() == net and (out / "record.json").exists()
-    make_room(out, job("random"), RULES, force=True)
+    make_room(out, job("random"), RULES, source, force=True)
     assert not (out / NET).exists() and not (out / "record.json").exists()
     (out / NET).write_text("anything")
     with pytest.raises(PrunebenchError, match=r"another net, that cannot be read"):
-        make_room(out, job("random"), RULES, force=False)
+        make_room(out, job("random"), RULES, source, force=False)
 
 
 def test_a_request_that_was_given_up_is_not_answered_in_place_of_the_next(mine, tmp_path):

@@ -574,6 +574,40 @@ def test_options_that_make_no_sense_are_refused(options):
         AWT(**options)
 
 
-def test_a_budget_that_the_calibration_eats_is_refused(tmp_path):
-    with pytest.raises(PrunebenchError, match="Stage 'train' would have 0 of the 9 epochs"):
-        use(AWT(**BRIEF | {"batches": 1000}), tmp_path)
+@pytest.mark.parametrize(
+    ("units", "options"),
+    [
+        (3.0, {"batches": 1000}),  # the calibration
+        (1.0, {"search": 0.5, "layers": "global", "batches": 2}),  # a third of three epochs for the counts, half for it
+    ],
+)
+def test_a_budget_without_an_epoch_of_training_is_refused_before_it_is_touched(units, options, tmp_path):
+    room = lab(tmp_path, changed(RULES, units=units), sparsity=0.9, kind=Searching)
+    with pytest.raises(PrunebenchError, match=f"Stage 'train' would have 0 of the {3 * units:.0f} epochs"):
+        AWT(**BRIEF | options)(room.job, room)
+    assert not room.meter.stages
+
+
+def test_a_search_that_never_updates_its_mask_is_refused(tmp_path):
+    """Ten steps, of which settle = .8 leaves eight for updates: every eighth is one, every ninth is none."""
+    room = lab(tmp_path, RULES, sparsity=0.9, kind=Searching)
+    with pytest.raises(PrunebenchError, match=r"10 steps with every = 9 and settle = 0\.8 never updates its mask"):
+        AWT(**BRIEF | {"every": 9})(room.job, room)
+    assert not room.meter.stages
+    use(AWT(**BRIEF | {"every": 8}), tmp_path)  # the twins: one update, and none because none was asked for
+    use(AWT(**BRIEF | {"every": 9, "settle": 0.0}), tmp_path)
+
+
+def test_a_search_whose_loss_is_nan_stops_there(tmp_path, monkeypatch):
+    """Two products a step, of teacher and student: the sixth is the student's of the third step."""
+    calls, real = [], kernel_product
+
+    def broken(*arguments):
+        calls.append(None)
+        logits, product = real(*arguments)
+        return logits, product * math.nan if len(calls) == 6 else product
+
+    monkeypatch.setattr(awt, "kernel_product", broken)
+    with pytest.raises(PrunebenchError, match=r"AWT's search is nan at step 3 of 10; lower lr = 0\.004"):
+        use(AWT(**BRIEF), tmp_path)
+    assert len(calls) == 6

@@ -301,6 +301,13 @@ def test_a_layer_without_weights_is_refused_before_it_starts(tmp_path):
         use(FlyingBird(), tmp_path, sparsity=0.9998)
 
 
+def test_the_least_count_that_plus_may_reach_leaves_no_layer_empty(tmp_path):
+    """ERK gives the first layer 23 of 727 shares: of 400 weights 12.7, of a fiftieth .25, which rounds to none."""
+    use(FlyingBird(room=0.98), tmp_path, sparsity=1 - 400 / 38_160)
+    with pytest.raises(PrunebenchError, match=r"No weights would be left in 1\.0\.weight"):
+        use(FlyingBird(plus=True, room=0.98), tmp_path, sparsity=1 - 400 / 38_160)
+
+
 def test_weights_that_became_nan_are_reported(tmp_path):
     weights = {"1.0.weight": torch.full((16, 1, 3, 3), torch.nan)}
     masks = draw({"1.0.weight": (16, 1, 3, 3)}, {"1.0.weight": 50}, torch.Generator())

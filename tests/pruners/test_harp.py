@@ -204,7 +204,7 @@ def test_a_layer_that_the_start_would_empty_begins_with_a_weight(tmp_path, monke
         ({"rate": float("nan")}, "rate = nan must be at least 0"),
         ({"rho": -1.0}, "rho = -1.0 must be at least 0"),
         ({"floor": 1.0}, "floor = 1.0 must be in"),
-        ({"loss": "mart"}, "loss = 'mart' must be pgd or trades"),
+        ({"loss": "mart"}, "loss = 'mart' must be protocol, pgd or trades"),
         ({"layers": "globl"}, "layers = 'globl' must be one of uniform, erk, global"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.utils import parametrize
@@ -16,6 +18,7 @@ from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import LAYERS, attach_scores, keep_largest, keep_largest_by_layer, layer_counts
 from prunebench.pruners import hydra
 from prunebench.pruners.baselines import Magnitude
+from prunebench.pruners.harp import HARP
 from prunebench.pruners.hydra import HYDRA
 from tests.lab.test_lab import PASSES, counting
 from tests.pruners.test_pruners import RULES, SIZES, Watched, is_mask_of, kept, same
@@ -218,6 +221,18 @@ def test_both_losses_use_the_budget_and_stay_inside_it(loss, shuffle, tmp_path):
     assert open_net(tmp_path / "net").id.nonzero == 3816
 
 
+@pytest.mark.parametrize("pruner", [THIRDS, HARP(dense=1 / 3, search=1 / 3)], ids=["hydra", "harp"])
+@pytest.mark.parametrize("objective", ["pgd", "trades"])
+def test_without_an_option_all_stages_have_the_loss_of_the_protocol(objective, pruner, tmp_path):
+    """The twin: a loss that is named is that of all stages, whatever the protocol's."""
+    rules = changed(RULES, objective=objective, beta=6.0)
+    room, _ = use(pruner, tmp_path, rules)
+    assert {asked.options["objective"] for asked in room.asked} == {objective}
+    other = "trades" if objective == "pgd" else "pgd"
+    room, _ = use(replace(pruner, loss=other), tmp_path, rules)
+    assert {asked.options["objective"] for asked in room.asked} == {other}
+
+
 def test_shuffle_keeps_the_counts_of_the_layers_and_moves_the_places(tmp_path):
     plain, _ = use(THIRDS, tmp_path)
     moved, state = use(HYDRA(**vars(THIRDS) | {"shuffle": True}), tmp_path)
@@ -255,7 +270,7 @@ def test_the_mask_is_made_once_a_step(tmp_path, monkeypatch):
         ({"dense": 0.6, "search": 0.4}, "sum to less than 1"),
         ({"lr": 0.0}, "lr"),
         ({"search_lr": -1.0}, "search_lr"),
-        ({"loss": "fgsm-rs"}, "pgd or trades"),
+        ({"loss": "fgsm-rs"}, "protocol, pgd or trades"),
         ({"rho": -0.1}, "rho = -0.1 must be at least 0"),
         ({"layers": "globl"}, "layers = 'globl' must be one of uniform, erk, global"),
     ],
@@ -304,8 +319,18 @@ def test_layers_twin(kind, tmp_path, monkeypatch):
         check_layers(tmp_path, kind)
 
 
-def test_a_layer_that_keeps_no_weight_is_refused_before_the_search(tmp_path, monkeypatch):
+@pytest.mark.parametrize("layers", ["uniform", "erk"])
+def test_a_layer_that_keeps_no_weight_is_refused_before_any_training(layers, tmp_path):
     """Sparsity .9999 leaves 3 weights for four layers."""
+    room = lab(tmp_path, RULES, sparsity=0.9999)
+    with pytest.raises(PrunebenchError, match=r"^No weights would be left in .*1\.3\.weight"):
+        replace(THIRDS, layers=layers)(room.job, room)
+    assert not room.meter.stages
+
+
+def test_a_layer_that_keeps_no_weight_twin(tmp_path, monkeypatch):
+    """Without the check, half of the budget is spent before the search is refused."""
+    monkeypatch.setattr(hydra, "refuse_empty", lambda keeps: None)
     room = lab(tmp_path, RULES, sparsity=0.9999)
     with pytest.raises(PrunebenchError, match=r"no weight in 1\.0\.weight, 1\.3\.weight, 1\.9\.weight;"):
         THIRDS(room.job, room)

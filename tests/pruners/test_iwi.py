@@ -231,6 +231,15 @@ def test_the_control_with_a_random_ticket_runs_from_the_command_line_to_a_net(tm
     assert len(list(stages.glob("*/done.safetensors"))) == 3  # has the training of that ticket
 
 
+@pytest.mark.parametrize("pruner", [IWI(ticket="dense"), IWIDense(ticket="dense")], ids=["iwi", "iwi-dense"])
+def test_a_ticket_that_does_not_prune_is_refused_before_it_is_trained(pruner, tmp_path):
+    """All weights would be inherited, and what remains is magnitude pruning under another name."""
+    room = lab(tmp_path, WIDE, sparsity=0.8, resolve=lambda spec: resolve(spec).pruner)
+    with pytest.raises(PrunebenchError, match=r"^dense does not prune, but sparsity 0\.[89] is asked of it"):
+        pruner(room.job, room)
+    assert not room.meter.stages
+
+
 def test_a_ticket_that_imp_has_drawn_is_not_drawn_again(tmp_path, monkeypatch):
     plans = counting(monkeypatch)
     _, ticket = use(IMP(), tmp_path, rules=changed(WIDE, units=2.0))  # six epochs
