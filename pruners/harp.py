@@ -10,7 +10,6 @@ from prunebench.bench.job import Job
 from prunebench.bench.lab.densities import Densities, corrected
 from prunebench.bench.lab.lab import Lab
 from prunebench.bench.mask import LAYERS, State, keep_largest_by_layer, layer_counts, masked, scaled_scores, shuffled
-from prunebench.pruners.hydra import objective_of, refuse_loss
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,8 @@ class HARP:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 0")
         if not 0 <= self.floor < 1:
             raise ValueError(f"floor = {self.floor} must be in [0, 1)")
-        refuse_loss(self.loss)
+        if self.loss not in ("protocol", "pgd", "trades"):
+            raise ValueError(f"loss = {self.loss!r} must be protocol, pgd or trades")
         if self.layers not in LAYERS:
             raise ValueError(f"layers = {self.layers!r} must be one of {', '.join(LAYERS)}")
 
@@ -70,7 +70,7 @@ class HARP:
                 f"Sparsity {job.sparsity} keeps {lab.keep} weights, too few for one in each of the {len(lab.shapes)} "
                 "layers; lower the sparsity."
             )
-        objective = objective_of(self.loss, lab)
+        objective = None if self.loss == "protocol" else self.loss
         gradients = (1, 2 if self.rho else 1)
         dense_epochs, search_epochs, rest = lab.divided(
             objective, {"dense": self.dense, "search": self.search}, gradients, "fine-tune"

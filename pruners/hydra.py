@@ -11,17 +11,6 @@ from prunebench.bench.mask import LAYERS, State, layer_counts, masked, refuse_em
 from prunebench.bench.pattern import Chooser, refuse_unknown
 
 
-def refuse_loss(loss: str) -> None:
-    """Raise ValueError for a `loss` that the stages of HYDRA and HARP cannot have."""
-    if loss not in ("protocol", "pgd", "trades"):
-        raise ValueError(f"loss = {loss!r} must be protocol, pgd or trades")
-
-
-def objective_of(loss: str, lab: Lab) -> str:
-    """The objective that `loss` names; "protocol" is that of the lab's protocol."""
-    return lab.protocol.training.objective if loss == "protocol" else loss
-
-
 @dataclass(frozen=True)
 class HYDRA:
     """Dense adversarial training, a search for the mask by learned scores, fine-tuning under the mask.
@@ -64,7 +53,8 @@ class HYDRA:
             raise ValueError(f"dense = {self.dense} and search = {self.search} must be above 0 and sum to less than 1")
         if not (self.search_lr > 0 and self.lr > 0):
             raise ValueError(f"search_lr = {self.search_lr} and lr = {self.lr} must be above 0")
-        refuse_loss(self.loss)
+        if self.loss not in ("protocol", "pgd", "trades"):
+            raise ValueError(f"loss = {self.loss!r} must be protocol, pgd or trades")
         if self.layers not in LAYERS:
             raise ValueError(f"layers = {self.layers!r} must be one of {', '.join(LAYERS)}")
         if not 0 <= self.rho < math.inf:
@@ -76,7 +66,7 @@ class HYDRA:
         if self.layers != "global":  # whose counts follow the dense net's weights
             state = lab.initial()
             refuse_empty(layer_counts(self.layers, {name: state[name] for name in lab.shapes}, lab.keep))
-        objective = objective_of(self.loss, lab)
+        objective = None if self.loss == "protocol" else self.loss
         gradients = (1, 2 if self.rho else 1)
         dense_epochs, search_epochs, rest = lab.divided(
             objective, {"dense": self.dense, "search": self.search}, gradients, "fine-tune"

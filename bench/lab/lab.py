@@ -88,14 +88,17 @@ class Lab:
         """How many epochs the budget buys once `passes` more sample passes are spent; 0 when they overspend it."""
         return max(0, self.meter.granted - self.meter.spent - passes) // self._price(self.protocol.training, 1)
 
-    def divided(self, objective: str, shares: Mapping[str, float], gradients: Sequence[int], last: str) -> list[int]:
-        """Epochs of the stages that use up the whole budget, all trained with `objective`.
+    def divided(
+        self, objective: str | None, shares: Mapping[str, float], gradients: Sequence[int], last: str
+    ) -> list[int]:
+        """Epochs of the stages that use up the whole budget, all trained with `objective`, None for the protocol's.
 
         A stage for each of `shares` (name -> share of the budget), of at least one epoch, whose steps take so many
         `gradients` of the loss; and the stage `last` of plain training for the rest. Raises PrunebenchError when
         nothing is left for it.
         """
-        plan = TrainingPlan(self.protocol.training.model_copy(update={"objective": objective}), self.protocol.threat, 1)
+        changes = {} if objective is None else {"objective": objective}
+        plan = TrainingPlan(self.protocol.training.model_copy(update=changes), self.protocol.threat, 1)
         return divided(self.meter.granted, plan, len(self.train), shares, gradients, last)
 
     def refuse_short(self, stages: Mapping[str, int], *, way_out: str) -> None:
