@@ -126,15 +126,16 @@ def _order(board: Board, order: Order) -> Answer | None:
     }
     lines, verdicts, found = [], [], []
     for (first, ours), (second, theirs) in order.pairs:
-        here = compare(board, at_every_sparsity(board, [(ours, theirs)]))
-        gaps = [_gap(told.get((first, each.ours[0])), told.get((second, each.ours[0]))) for each in here]
-        for each, gap in zip(here, gaps, strict=True):
+        here = [
+            (each, _gap(told.get((first, each.ours[0])), told.get((second, each.ours[0]))))
+            for each in compare(board, at_every_sparsity(board, [(ours, theirs)]))
+        ]
+        for each, gap in here:
             cells = wording.line(each)
             lines.append((*cells[:4], "" if gap is None else f"{gap:+.1f}", *cells[4:]))
+            found.append(each)
         if here:
-            both = list(zip(here, gaps, strict=True))
-            verdicts.append(wording.order(named(board, ours), named(board, theirs), both))
-            found += here
+            verdicts.append(wording.order(named(board, ours), named(board, theirs), here))
     titles = (*wording.TITLES[:4], "Published", *wording.TITLES[4:])
     return _answer(board, " ".join(verdicts), titles, lines, _rows(board, found)) if found else None
 
