@@ -36,10 +36,11 @@ class RST:
     al. 2020 (arXiv 1911.13299): weights are frozen at random signs of one constant per layer, and each has a score; the
     mask keeps the largest |score| in each layer, gradients pass straight through it, and nothing is trained afterwards.
     Published nets of this kind fall far more under AutoAttack than under PGD, so they could test whether the referee
-    sees through masked gradients; no net of ours has shown that yet. Our reading: signs are those of the common initial
-    weights; biases are zero (the paper's nets have none) and batch norm's affine part stays at one and zero; scores
-    start uniform in +-1/sqrt(fan_in) and get no weight decay; the whole budget is one search, with the last scores and
-    not an average. No layer may be empty: with no weights left it would stay so, since the counts are fixed.
+    sees through masked gradients; on the digits the gap is little wider than that of other methods. Our reading: signs
+    are those of the common initial weights; biases are zero (the paper's nets have none) and batch norm's affine part
+    stays at one and zero; scores start uniform in +-1/sqrt(fan_in) and get no weight decay; the whole budget is one
+    search, with the last scores and not an average. No layer may be empty: with no weights left it would stay so, since
+    the counts are fixed.
 
     `layers`: "uniform" (the paper's) or "erk"; a global cut has no meaning for constants. `lr`: peak learning rate of
     the scores as a multiple of the protocol's; on the digits at .9 a rate of 1 ends at equal logits for every image,
