@@ -38,7 +38,7 @@ def test_what_can_be_asked_of_it_is_taken(options, tmp_path):
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed here")
 def test_without_the_extra_it_says_how_to_get_it(tmp_path):
-    with pytest.raises(PrunebenchError, match=r"pip install 'prunebench\[ray\]'"), Ray(tmp_path):
+    with pytest.raises(PrunebenchError, match=r"pip install '\.\[ray\]'"), Ray(tmp_path):
         pass
 
 

@@ -122,5 +122,5 @@ def test_the_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(
         curves, "find_spec", lambda name: None if name == "tensorboard" else importlib.util.find_spec(name)
     )
-    with pytest.raises(PrunebenchError, match=r"pip install 'prunebench\[tensorboard\]'"):
+    with pytest.raises(PrunebenchError, match=r"pip install '\.\[tensorboard\]'"):
         Curves(tmp_path / "tb")

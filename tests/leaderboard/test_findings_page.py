@@ -78,7 +78,9 @@ def test_a_name_is_nothing_but_text(name):
     assert "<script" not in outside and "](http" not in outside and "`x`" not in outside
     assert len({line.count("|") for line in outside.splitlines() if line.startswith("| 0.9 | ")}) == 1
     for block in re.findall(r"```sh\n(.*?)\n```", text, flags=re.DOTALL):
-        assert block.count("\n") == 1 and "`" not in block
+        made, *others = reversed(block.splitlines())
+        assert made.startswith("python -m tools.findings ") and "`" not in block
+        assert others and all(line.startswith("prunebench run digits-linf --pruner ") for line in others)
 
 
 def test_the_list_takes_the_place_between_its_markers():

@@ -588,14 +588,19 @@ def test_a_budget_without_an_epoch_of_training_is_refused_before_it_is_touched(u
     assert not room.meter.stages
 
 
-def test_a_search_that_never_updates_its_mask_is_refused(tmp_path):
-    """Ten steps, of which settle = .8 leaves eight for updates: every eighth is one, every ninth is none."""
-    room = lab(tmp_path, RULES, sparsity=0.9, kind=Searching)
-    with pytest.raises(PrunebenchError, match=r"10 steps with every = 9 and settle = 0\.8 never updates its mask"):
-        AWT(**BRIEF | {"every": 9})(room.job, room)
-    assert not room.meter.stages
-    use(AWT(**BRIEF | {"every": 8}), tmp_path)  # the twins: one update, and none because none was asked for
-    use(AWT(**BRIEF | {"every": 9, "settle": 0.0}), tmp_path)
+@pytest.mark.parametrize(
+    ("options", "steps", "due"),
+    [
+        ({}, 10, [2, 4, 6, 8]),  # every = 2 until settle = .8 of the search is done
+        ({"every": 8}, 10, [8]),
+        ({"every": 100}, 10, [8]),  # never, by the letter, which would leave the mask of the largest initial weights
+        ({}, 1, [1]),
+        ({"settle": 0.0}, 10, []),  # the twins: no update is asked for
+        ({"variant": "mask"}, 10, []),
+    ],
+)
+def test_every_search_updates_its_mask(options, steps, due):
+    assert [done for done in range(1, steps + 1) if AWT(**options)._due(done, steps)] == due
 
 
 def test_a_search_whose_loss_is_nan_stops_there(tmp_path, monkeypatch):

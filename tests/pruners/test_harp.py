@@ -56,7 +56,7 @@ def check_harp(tmp_path):
     dense, search, tuned = room.asked
     rate, trained, last = RULES.training.lr, dense.trained.weights, search.trained.last
     assert [asked.stage for asked in room.asked] == ["dense", "search", "fine-tune"]
-    assert dense.options == {"epochs": 3, "objective": "pgd"} and same(dense.start, room.initial())
+    assert dense.options == {"epochs": 3, "objective": None} and same(dense.start, room.initial())
 
     # the search starts from the dense net at the target, and moves the weights not at all
     scheme = search.options["scheme"]
@@ -82,7 +82,7 @@ def check_harp(tmp_path):
         assert sizes[masks[name]].min() >= sizes[~masks[name]].max()
 
     # fine-tuning from the frozen weights and the statistics of the pruned net
-    assert tuned.options == {"epochs": 3, "lr": 0.25 * rate, "objective": "pgd"}
+    assert tuned.options == {"epochs": 3, "lr": 0.25 * rate, "objective": None}
     after = {name: last.get(name, trained[name]) for name in trained}
     assert is_mask_of(masks, tuned.start) and same(tuned.start, after, where=masks)
     assert is_mask_of(masks, state) and same(state, tuned.trained.weights)

@@ -62,12 +62,12 @@ def check_hydra(tmp_path):
     rate = RULES.training.lr
 
     assert dense.stage == "dense" and same(dense.start, room.initial()) and dense.masks is None
-    assert dense.options == {"epochs": 3, "objective": "pgd"}
+    assert dense.options == {"epochs": 3, "objective": None}
     trained = dense.trained.weights
 
     # the search begins at layer-wise magnitude, in exact counts
     scheme = {"rho": 0.0, "by_four": False}
-    assert stage == "search" and options == {"epochs": 3, "lr": 0.5 * rate, "objective": "pgd"} | scheme
+    assert stage == "search" and options == {"epochs": 3, "lr": 0.5 * rate, "objective": None} | scheme
     assert same(weights, trained) and keeps == COUNTS and sum(COUNTS.values()) == room.keep == 3816
     net = room.model(weights)
     attach_scores(net, scores, keeps)
@@ -90,7 +90,7 @@ def check_hydra(tmp_path):
         assert inside.min() >= outside.max()
 
     # fine-tuning under the mask, from the frozen weights and the statistics of the pruned net
-    assert tuned.options == {"epochs": 3, "lr": 0.25 * rate, "objective": "pgd"}
+    assert tuned.options == {"epochs": 3, "lr": 0.25 * rate, "objective": None}
     assert is_mask_of(masks, tuned.start) and same(tuned.start, after, where=masks)
     assert is_mask_of(masks, state) and same(state, tuned.trained.weights) and not same(state, after, where=masks)
 

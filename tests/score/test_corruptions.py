@@ -174,7 +174,7 @@ def test_other_channels_are_refused(monkeypatch):
 
 @pytest.mark.skipif(find_spec("imagecorruptions") is not None, reason="the package is installed here")
 def test_without_the_package_the_way_out_is_said():
-    with pytest.raises(PrunebenchError, match=r"pip install 'prunebench\[corruptions\]'"):
+    with pytest.raises(PrunebenchError, match=r"pip install '\.\[corruptions\]'"):
         known()
 
 
