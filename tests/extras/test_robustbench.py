@@ -297,7 +297,7 @@ def test_the_command_scores_it_and_its_record_says_what_it_is(zoo, tmp_path, mon
     assert record.net.sha256 == sha256_of(file.read_bytes()) and not record.official
 
     nowhere = CliRunner().invoke(main.app, asked)
-    assert isinstance(nowhere.exception, PrunebenchError) and "name a folder" in str(nowhere.exception)
+    assert isinstance(nowhere.exception, PrunebenchError) and "give both --out FOLDER" in str(nowhere.exception)
     with pytest.raises(PrunebenchError, match="was not made for a protocol"):
         score("robustbench:Small2026", store=Few(tmp_path), device="cpu", mirror=address)
 
