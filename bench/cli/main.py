@@ -96,8 +96,8 @@ def _misuse(error: Any) -> str:
         return str(said)
     if said.startswith("Got unexpected extra argument"):
         said += "; write several values with commas, and quote a value that holds spaces"
-    way_out = f"see {context.command_path if context else 'prunebench'} -h."
-    return f"prunebench: {printable(said.rstrip('.'))}{' S' if said.endswith('?') else '; s'}{way_out[1:]}"
+    see = " See" if said.endswith("?") else "; see"
+    return f"prunebench: {printable(said.rstrip('.'))}{see} {context.command_path if context else 'prunebench'} -h."
 
 
 def main() -> None:
