@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from prunebench.bench.models import ARCHITECTURES, Normalise
 from prunebench.bench.wide import Wide
 
 _SHOWN = 5  # layers in a sentence
+_SMALL = 2.0**-20  # a gain of layers at which only the shortest path counts
 
 
 def collapse(net: Net) -> list[str]:
@@ -53,18 +55,39 @@ def of_stage(name: str, clean: float) -> str:
     )
 
 
-@torch.no_grad()
 def connected(module: nn.Module, shape: Sequence[int]) -> bool:
     """Whether a path of nonzero weights leads from an image of this shape (c, h, w) to a logit.
 
-    `module`: on any device; the path is looked for on the CPU. Every kept weight becomes the same positive share, so
-    nothing cancels. Biases and statistics are ignored.
+    `module`: on any device; the path is looked for on the CPU. Biases and statistics are ignored.
+    """
+    return bool((_flow(module, shape, 1.0) > 0).any())
+
+
+def shortest_path(module: nn.Module, shape: Sequence[int]) -> int:
+    """The fewest weights on a path of nonzero weights from an image of this shape (c, h, w) to a logit.
+
+    With every layer's gain t, a path of d weights adds a multiple of t ** d to a logit, so that halving a small t
+    divides the logit by 2 ** d, with d of the shortest path. Raises ValueError without a path, or with more than 50
+    weights on it, whose flow float64 cannot hold.
+    """
+    full, half = (float(_flow(module, shape, gain).max()) for gain in (_SMALL, _SMALL / 2))
+    if not half:
+        raise ValueError("no path of nonzero weights leads through the net, or the shortest is too long")
+    return round(math.log2(full / half))
+
+
+@torch.no_grad()
+def _flow(module: nn.Module, shape: Sequence[int], gain: float) -> Tensor:
+    """What reaches the logits from an image of ones if each unit passes on `gain` times the mean over its kept weights.
+
+    Every kept weight is the same positive share, so nothing cancels.
     """
     paths = copy.deepcopy(module).cpu().double().eval()
     for layer in paths.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             kept = (layer.weight != 0).double()
-            layer.weight.copy_(kept / kept.flatten(1).sum(1).clamp_min(1).view(-1, *[1] * (kept.dim() - 1)))
+            fan_in = kept.flatten(1).sum(1).clamp_min(1).view(-1, *[1] * (kept.dim() - 1))
+            layer.weight.copy_(gain * kept / fan_in)
         elif isinstance(layer, nn.BatchNorm2d):
             layer.weight.copy_((layer.weight != 0).double())
             layer.running_mean, layer.running_var = torch.zeros_like(layer.weight), torch.ones_like(layer.weight)
@@ -72,7 +95,8 @@ def connected(module: nn.Module, shape: Sequence[int]) -> bool:
             layer.mean, layer.std = torch.zeros_like(layer.mean), torch.ones_like(layer.std)
         if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d) and layer.bias is not None:
             layer.bias.zero_()
-    return bool((paths(torch.ones(1, *shape, dtype=torch.float64)) > 0).any())
+    flow: Tensor = paths(torch.ones(1, *shape, dtype=torch.float64))
+    return flow
 
 
 def _images(shape: Sequence[int]) -> Tensor:

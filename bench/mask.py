@@ -122,6 +122,16 @@ def refuse_empty(keeps: Mapping[str, int]) -> None:
         )
 
 
+def refuse_empty_layers(kind: str, shapes: Mapping[str, Sequence[int]], keep: int) -> None:
+    """Raise PrunebenchError if `layer_counts` would leave a layer empty, as far as shapes alone can tell.
+
+    With `kind` "global" they cannot: its counts follow trained weights.
+    """
+    if kind != "global":
+        weights = {name: torch.empty(*shape, device="meta") for name, shape in shapes.items()}
+        refuse_empty(layer_counts(kind, weights, keep))
+
+
 def refuse_nan(scores: Mapping[str, Tensor]) -> None:
     """Raise NoRanking for scores that are NaN."""
     if wrong := [name or "a layer" for name, score in scores.items() if score.isnan().any()]:

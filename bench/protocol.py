@@ -205,7 +205,7 @@ def _in_l2(rules: Protocol) -> Protocol:
     return rules.model_copy(update=changes | {"training": rules.training.model_copy(update={"step_size": step_size})})
 
 
-_PLACES = (".", "leaderboard/protocols")  # where a name without .toml may mean a file
+BESIDE_RECORDS = "leaderboard/protocols"  # where the rules of boards that are not built in lie
 PROTOCOLS: dict[str, Protocol] = {
     rules.name: rules for rules in (*_LINF, *(_in_l2(rules) for rules in _LINF if rules.name in _L2))
 }
@@ -221,7 +221,7 @@ def load(spec: str | Path, *, to_train: bool = True) -> Protocol:
     if text in PROTOCOLS:
         return PROTOCOLS[text]
     if not text.endswith(".toml"):
-        own = next((path for place in _PLACES if (path := Path(place, f"{text}.toml")).is_file()), None)
+        own = next((path for place in (".", BESIDE_RECORDS) if (path := Path(place, f"{text}.toml")).is_file()), None)
         way_out = f"Or name the file {own}." if own else "Or name a TOML file (*.toml) with your own rules."
         raise unknown("protocol", text, PROTOCOLS, way_out)
     path = Path(text)

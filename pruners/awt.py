@@ -20,6 +20,7 @@ from prunebench.bench.mask import (
     keep_largest_by_layer,
     layer_counts,
     masked,
+    refuse_empty,
     rescaled,
     scaled_scores,
     shuffled,
@@ -165,11 +166,7 @@ class AWT:
         if scout:
             weights = lab.fit("layers", weights, epochs=scout).weights
         keeps = layer_counts(self.layers, {name: weights[name] for name in lab.shapes}, lab.keep)
-        if empty := [name for name, keep in keeps.items() if not keep]:
-            raise PrunebenchError(
-                f"Sparsity {lab.job.sparsity} with layers={self.layers} leaves no weight in {', '.join(empty)}, whose "
-                "part of the tangent kernel would be lost; lower the sparsity or divide the weights otherwise."
-            )
+        refuse_empty(keeps)
         return keeps
 
     def find(self, lab: Lab, dense: State, masks: Masks, *, fixed: bool = False) -> tuple[State, Masks]:

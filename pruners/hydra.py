@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prunebench.bench.job import Job
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.mask import LAYERS, State, layer_counts, masked, refuse_empty, scaled_scores
+from prunebench.bench.mask import LAYERS, State, layer_counts, masked, refuse_empty_layers, scaled_scores
 from prunebench.bench.pattern import Chooser, refuse_unknown
 
 
@@ -63,9 +63,7 @@ class HYDRA:
     def __call__(self, job: Job, lab: Lab) -> State:
         """Pretrain, search, fine-tune."""
         chooser = Chooser(self.pattern, lab.shapes, lab.keep, lab.model)
-        if self.layers != "global":  # whose counts follow the dense net's weights
-            state = lab.initial()
-            refuse_empty(layer_counts(self.layers, {name: state[name] for name in lab.shapes}, lab.keep))
+        refuse_empty_layers(self.layers, lab.shapes, lab.keep)
         objective = None if self.loss == "protocol" else self.loss
         gradients = (1, 2 if self.rho else 1)
         dense_epochs, search_epochs, rest = lab.divided(

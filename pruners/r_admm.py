@@ -18,7 +18,7 @@ from prunebench.bench.mask import (
     keep_largest_by_layer,
     layer_counts,
     masked,
-    refuse_empty,
+    refuse_empty_layers,
     shuffled,
 )
 from prunebench.bench.models import prunable
@@ -66,9 +66,8 @@ class RADMM:
                 f"Of {lab.epochs} epochs r-admm would spend {dense} on the dense net, {admm} on ADMM and "
                 f"{left} on fine-tuning; ADMM needs {LEAST} and fine-tuning 1: raise the epochs or change the shares."
             )
+        refuse_empty_layers(self.layers, lab.shapes, lab.keep)
         state = lab.initial()
-        if self.layers != "global":  # whose counts are known only at the cut
-            refuse_empty(layer_counts(self.layers, {name: state[name] for name in lab.shapes}, lab.keep))
         if dense:
             state = lab.fit("dense", state, epochs=dense).weights
         state = lab.fit("admm", state, epochs=admm, scheme=ADMM(self.rho, self.layers, lab.keep)).weights

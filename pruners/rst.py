@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.job import Job
 from prunebench.bench.lab.lab import Lab
-from prunebench.bench.mask import State, keep_largest_by_layer, layer_counts, masked, shuffled
+from prunebench.bench.mask import State, keep_largest_by_layer, layer_counts, masked, refuse_empty, shuffled
 
 
 def signed_constants(weights: State, keeps: dict[str, int]) -> State:
@@ -63,11 +62,7 @@ class RST:
         start = lab.initial()
         weights = {name: start[name] for name in lab.shapes}
         keeps = layer_counts(self.layers, weights, lab.keep)
-        if empty := [name for name, keep in keeps.items() if not keep]:
-            raise PrunebenchError(
-                f"Sparsity {job.sparsity} with layers={self.layers} leaves no weight in {', '.join(empty)}, so the "
-                "net would be constant; lower the sparsity or use the other way to divide the weights."
-            )
+        refuse_empty(keeps)
         zeros = {name: torch.zeros_like(value) for name, value in start.items() if name.endswith("bias")}
         frozen = start | zeros | signed_constants(weights, keeps)
         scores, searched = lab.fit_scores(

@@ -11,7 +11,8 @@ from torch import nn
 
 from prunebench.bench.checkpoint import open_net
 from prunebench.bench.cli import main
-from prunebench.bench.collapse import collapse, connected, warnings
+from prunebench.bench.collapse import collapse, connected, shortest_path, warnings
+from prunebench.bench.datasets import Info
 from prunebench.bench.models import build, prunable
 from prunebench.bench.names import RECORD
 from prunebench.bench.record import load_record
@@ -72,6 +73,46 @@ def test_a_collapsed_net_is_warned_about(victim, tmp_path):
 def test_an_honest_net_is_not(nets):
     for path in nets.values():
         assert warnings(open_net(path)) == []
+
+
+# architecture -> its image and its shortest path: all layers of a chain; of a residual net the first layer, one
+# projection where a stage changes the width (the identity costs nothing), and the last
+PATHS = {
+    "digits-cnn": ((1, 8, 8), 4),
+    "mnist-cnn": ((1, 28, 28), 7),
+    "resnet-small": ((3, 32, 32), 1 + 3 + 1),
+    "resnet18": ((3, 32, 32), 1 + 3 + 1),
+    "vgg16-bn": ((3, 32, 32), 13 + 1),
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_shortest_path_through_a_net(name):
+    shape, weights = PATHS[name]
+    info = Info(10, shape, (0.5,) * shape[0], (0.2,) * shape[0])
+    assert shortest_path(build(name, info=info), shape) == weights
+
+
+def test_the_shortest_path_follows_the_mask():
+    """A net of 1 -> 1 -> 1 pixels with a way around its second layer: 2 weights, and 3 when the way around is cut."""
+
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(1, 1, 1, bias=False) for _ in range(4))
+
+        def forward(self, images):
+            first, second, third, around = self.layers
+            between = first(images)
+            return third(second(between)) + around(between)
+
+    net = Around()
+    assert shortest_path(net, (1, 1, 1)) == 2
+    net.layers[3].weight.data.zero_()
+    assert shortest_path(net, (1, 1, 1)) == 3
+    net.layers[0].weight.data.zero_()
+    with pytest.raises(ValueError, match="no path"):
+        shortest_path(net, (1, 1, 1))
 
 
 @pytest.mark.usefixtures("quick")

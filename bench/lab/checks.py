@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from prunebench.bench.collapse import connected
 from prunebench.bench.errors import PrunebenchError, some
-from prunebench.bench.mask import Masks
+from prunebench.bench.mask import Masks, keep_count
 
 _SHOWN = 5  # layers in a sentence
 
@@ -27,6 +28,19 @@ def refuse_short(stages: Mapping[str, int], *, budget: int, steps: int, way_out:
                 f"Stage {name!r} would have {max(0, epochs)} of the {budget} epochs in the budget (of {steps} "
                 f"step{'s' * (steps > 1)} each), but a stage needs at least one: raise the budget, or {way_out}."
             )
+
+
+def refuse_hopeless(sparsity: float, weights: int, path: int) -> None:
+    """Raise PrunebenchError if `sparsity` keeps fewer of a net's `weights` than its shortest `path` has.
+
+    Whatever the mask is, such a net cannot see its images.
+    """
+    if (keep := keep_count(weights, sparsity)) < path:
+        most = math.floor(1e6 * (1 - path / weights)) / 1e6
+        raise PrunebenchError(
+            f"Sparsity {sparsity} keeps {keep} of {weights:,} weights, but the shortest path from an image to a logit "
+            f"has {path}, so no net this sparse can see its images; ask for a sparsity of at most {most}."
+        )
 
 
 def refuse_blind(stage: str, net: nn.Module, masks: Masks, shape: Sequence[int]) -> None:

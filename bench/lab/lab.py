@@ -20,7 +20,7 @@ from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import canonical_json, sha256_of
 from prunebench.bench.job import Job
 from prunebench.bench.lab.backend import Backend, Calibration, Fit, Loop
-from prunebench.bench.lab.checks import refuse_short
+from prunebench.bench.lab.checks import refuse_hopeless, refuse_short
 from prunebench.bench.lab.keys import digest, plain, rules_of, source_of
 from prunebench.bench.lab.meter import Meter, divided, granted
 from prunebench.bench.lab.schedule import Trained, TrainingPlan
@@ -288,6 +288,8 @@ class Lab:
 
     def _train(self, stage: str, plan: TrainingPlan, start: State, masks: Masks | None, *, kept: int) -> Trained:
         """`start` trained by `plan` with `kept` weights, and charged even if it comes from the store."""
+        if self.keep < len(self.shapes):  # a path has at most one weight of each layer
+            refuse_hopeless(self.job.sparsity, self.prunable, collapse.shortest_path(self.model(), self.info.shape))
         span = [plan.epochs, plan.start, plan.stop]
         how = [source_of(type(plan.scheme)), type(plan.scheme).__qualname__, plain(plan.scheme.facts)]
         facts = ["fit", digest(start), digest(masks or {}), *how]

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from decimal import Decimal
 
-from prunebench.bench.protocol import PROTOCOLS
+from prunebench.bench.protocol import BESIDE_RECORDS, PROTOCOLS
 from prunebench.leaderboard.board import Board, Row
 
 
@@ -35,7 +35,7 @@ def command(board: Board, rows: Sequence[Row], *, best: bool = False) -> str:
 
     Rules that are not built in are looked for beside the records. `best`: as in `commands`.
     """
-    rules = board.protocol if board.protocol in PROTOCOLS else f"leaderboard/protocols/{board.protocol}.toml"
+    rules = board.protocol if board.protocol in PROTOCOLS else f"{BESIDE_RECORDS}/{board.protocol}.toml"
     words = ["prunebench", "run", rules]
     words += [word for label in dict.fromkeys(row.pruner for row in rows) for word in ("--pruner", label)]
     sparsities = sorted({row.sparsity for row in rows})

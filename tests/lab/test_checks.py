@@ -13,9 +13,11 @@ from prunebench.bench.collapse import warnings
 from prunebench.bench.errors import NoRanking, PrunebenchError
 from prunebench.bench.facts import StageCost
 from prunebench.bench.lab import backend, checks
+from prunebench.bench.lab import lab as lab_file
 from prunebench.bench.lab.checks import collapsed, near_chance, refuse_blind, refuse_infinite
 from prunebench.bench.lab.train import fit
 from prunebench.bench.mask import keep_largest, scaled_scores
+from prunebench.pruners.baselines import Magnitude
 from tests.support.nets import changed, job, lab
 
 RULES = changed(train=128, units=3.0, validate_every=100, validation=50)
@@ -68,6 +70,25 @@ def test_masks_that_leave_one_path_are_not(tmp_path):
     masks["1.7.weight"] = masks["1.7.weight"].roll(1, 0)
     with pytest.raises(PrunebenchError, match="no path"):
         refuse_blind("none", room.model(), masks, (1, 8, 8))
+
+
+def test_a_sparsity_at_which_no_net_can_see_is_refused_before_the_first_training(tmp_path):
+    """Four layers in a chain: 4 of 38,160 weights can be a path (1 - 4 / 38,160 = .999895...), 3 cannot."""
+    room = lab(tmp_path, RULES, sparsity=0.999896)
+    said = "^Sparsity 0.999896 keeps 3 of 38,160 weights, but the .* has 4, so .* a sparsity of at most 0.999895\\.$"
+    with pytest.raises(PrunebenchError, match=said):
+        room.fit("dense", room.initial(), epochs=1)
+    assert room.meter.spent == 0
+    assert lab(tmp_path, RULES, sparsity=0.999895).fit("dense", room.initial(), epochs=1).weights
+
+
+def test_a_sparsity_at_which_no_net_can_see_twin(tmp_path, monkeypatch):
+    """Without the check, half of magnitude's budget is spent before its mask is refused."""
+    monkeypatch.setattr(lab_file, "refuse_hopeless", lambda *_: None)
+    room = lab(tmp_path, RULES, sparsity=0.999896)
+    with pytest.raises(PrunebenchError, match="cannot see its images"):
+        Magnitude()(room.job, room)
+    assert [stage.name for stage in room.meter.stages] == ["dense"]
 
 
 def test_scores_that_keep_nothing_in_a_layer_are_refused(tmp_path):
