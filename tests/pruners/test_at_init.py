@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -38,10 +39,46 @@ def test_the_gradient_of_a_linear_layer_on_paper():
     assert torch.equal(both, torch.zeros(2, 2))
 
 
-def test_snips_scores_on_paper(monkeypatch):
-    """|g * w|: 1/2 * 1, 1 * 2, 1/2 * 3, 1 * 1; the whole search on that layer, its attack and statistics left out."""
-    monkeypatch.setattr(at_init, "_products", lambda *_, **__: {"weight": W["weight"] * G})
-    assert torch.equal(SNIP().scores(None)["weight"], torch.tensor([[0.5, 2.0], [1.5, 1.0]]))
+class OneLayer:
+    """What `scores` needs of a lab; the layer is the net, its image is every batch, and the attack changes nothing."""
+
+    shapes, device, attack_passes, train = {"weight": (2, 2)}, torch.device("cpu"), 0, [None]
+    protocol = SimpleNamespace(training=SimpleNamespace(batch=1))
+
+    def initial(self):
+        return W
+
+    def calibrated(self, stage, state, *, batches):
+        return state
+
+    def model(self, state):
+        return copy.deepcopy(LAYER)
+
+    def sample(self, name, images):
+        return X, Y
+
+    def attack(self, model, images, labels, *, name):
+        return images
+
+    def loop(self, stage, state, step, *, steps, passes, facts):
+        for index in range(steps):
+            state = step(state, index)
+        return state
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_snips_scores_on_paper(batches):
+    """|g * w|: 1/2 * 1, 1 * 2, 1/2 * 3, 1 * 1; the mean over equal batches is that of a single one."""
+    torch.testing.assert_close(SNIP(batches).scores(OneLayer())["weight"], torch.tensor([[0.5, 2.0], [1.5, 1.0]]))
+
+
+def test_grasps_scores_on_paper():
+    """w * (H g): H = (x x^T) times 1/4 [[1, -1], [-1, 1]] over the classes, g = +-1/2 x and |x|^2 = 5, so H g = 5/2 g.
+
+    The products are negative where raising the weight lowers |g|^2: 5/2 * (-1/2 * 1, -1 * 2, 1/2 * 3, 1 * 1).
+    """
+    scores = GraSP(1).scores(OneLayer())["weight"]
+    torch.testing.assert_close(scores, 2.5 * torch.tensor([[-0.5, -2.0], [1.5, 1.0]]))
 
 
 # The Hessian of a small net, in double precision
