@@ -153,8 +153,14 @@ class AWT:
         return self.batch * (lab.attack_passes + PRODUCTS)
 
     def _steps(self, lab: Lab) -> int:
-        """Steps of the search."""
-        return max(1, int(self.search * lab.meter.granted / self._price(lab)))
+        """Steps of the search. Raises PrunebenchError if its share of the budget pays for none."""
+        steps = int(self.search * lab.meter.granted / self._price(lab))
+        if not steps:
+            raise PrunebenchError(
+                f"search = {self.search} of the budget does not pay for one step of batch = {self.batch} images; lower "
+                "batch or raise search."
+            )
+        return steps
 
     def _scout(self, lab: Lab) -> int:
         """Epochs of the dense training that only counts weights."""

@@ -26,9 +26,10 @@ class FlyingBird:
     its smallest weights and grows as many where the adversarial loss has its largest gradients among pruned weights.
     Grown weights start at zero, without momentum. The share dropped falls along a cosine, and in the last part of the
     training the mask rests. Updates cost nothing extra: they read the gradients of the step just done, and every
-    training computes those of all weights, pruned ones too, and pays for them. Our reading: `delta` is a share of the
-    training, not a number of steps, because the budget sets the training's length; and `drop` begins at .25, where the
-    paper has .5, by the mean of three seeds on the digits' validation images.
+    training computes those of all weights, pruned ones too, and pays for them. The released commands differ from the
+    paper: they grow at random, from densities by IGQ, and update the mask to the last epoch. Ours are `rest`; `delta`
+    as a share of the training, not a number of steps, because the budget sets its length; and `drop`, which begins at
+    .25, where the paper has .5, by the mean of three seeds on the digits' validation images.
 
     `drop`: the share of a layer's weights dropped first, in [0, 1). `delta`: the share of the training between two
     updates; `rest`: the share at its end without updates. `plus`: the kept count falls by a tenth when the gap between

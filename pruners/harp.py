@@ -20,24 +20,30 @@ class HARP:
     freezes the weights and trains a score for each; the mask keeps the largest |score| in each layer. How many, a
     parameter r per layer says: density = lowest + (1 - lowest) * sigmoid(r). Both are trained on the adversarial loss
     plus gamma * max(0, kept / target - 1), where gamma rises during the search: robustness first, then the target.
-    Verified in the published code: the sigmoid with its lower bound, and the gradient of a density, the sum of
-    dL/dW_eff * W over all entries of the layer (`bench.lab.densities.under_density` derives it).
+    Verified in the published code: a start at a density of .1 with uniform counts and HYDRA's scores, also for smaller
+    targets; the sigmoid with its lower bound; the gradient of a density, the sum of dL/dW_eff * W over all entries of
+    the layer (`bench.lab.densities.under_density` derives it).
 
-    Our reading: the search starts at the target with the layer counts `layers` and HYDRA's scores. gamma rises linearly
-    from 0 (the paper: in steps). Scores and r share the learning rate, without weight decay. The search ends near the
-    target, seldom on it; so the counts are corrected to the exact total in the learned proportions, with at least one
-    weight in each layer. The rest is as in HYDRA, and with frozen densities (`rate=0`) this is HYDRA bit for bit,
-    unless a layer starts below the lower bound.
+    There gamma grows with the epochs until the target is met, and no net counts before. Our searches are too short for
+    a penalty alone: one ended at 8 times the target. So gamma rises linearly from 0, and the total also has a ceiling,
+    which falls geometrically from all weights to the target; above it, all r are lowered by the same amount. At the end
+    the counts are rounded to the exact total, at least one weight in each layer. Scores and r share the learning rate,
+    without weight decay. The rest is as in HYDRA, and with frozen densities that start at the target (`rate=0`) this is
+    HYDRA bit for bit, unless a layer starts below the lower bound.
 
     `gamma`: the penalty's weight at the end. `floor`: the lower bound of a layer's density, as a share of the target
-    density. `rate`: the learning rate of r as a multiple of the scores'. `layers`: "uniform", "erk" or "global", the
-    counts to start from. `dense`, `search`, `search_lr`, `lr`, `loss`, `shuffle`: as in HYDRA. `rho`: as in S2AP, on
-    the scores. Raises PrunebenchError when a stage would have no epoch, or there are more layers than weights to keep.
+    density. `rate`: the learning rate of r as a multiple of the scores'. `start`: the density to start from, or the
+    target's if that is higher. `settle`: the share of the search after which the target holds, in [0, 1). `layers`:
+    "uniform", "erk" or "global", the counts to start from. `dense`, `search`, `search_lr`, `lr`, `loss`, `shuffle`: as
+    in HYDRA. `rho`: as in S2AP, on the scores. Raises PrunebenchError when a stage would have no epoch, or there are
+    more layers than weights to keep.
     """
 
     gamma: float = 1.0
     floor: float = 0.1
     rate: float = 1.0
+    start: float = 0.1
+    settle: float = 0.5
     layers: str = "uniform"
     dense: float = 0.5
     search: float = 0.1
@@ -56,8 +62,10 @@ class HARP:
         for name in ("gamma", "rate", "rho"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 0")
-        if not 0 <= self.floor < 1:
-            raise ValueError(f"floor = {self.floor} must be in [0, 1)")
+        if not (0 <= self.floor < 1 and 0 <= self.settle < 1):
+            raise ValueError(f"floor = {self.floor} and settle = {self.settle} must be in [0, 1)")
+        if not 0 < self.start <= 1:
+            raise ValueError(f"start = {self.start} must be in (0, 1]")
         if self.loss not in ("protocol", "pgd", "trades"):
             raise ValueError(f"loss = {self.loss!r} must be protocol, pgd or trades")
         if self.layers not in LAYERS:
@@ -79,13 +87,16 @@ class HARP:
         dense = lab.fit("dense", lab.initial(), epochs=dense_epochs, objective=objective).weights
         weights = {name: dense[name] for name in lab.shapes}
         sizes = {name: weight.numel() for name, weight in weights.items()}
+        begin = max(lab.keep, round(self.start * lab.prunable))
         scheme = Densities(
             scaled_scores(weights),
-            corrected(layer_counts(self.layers, weights, lab.keep), sizes, lab.keep),
+            corrected(layer_counts(self.layers, weights, begin), sizes, begin),
             self.rho,
             gamma=self.gamma,
             lowest=self.floor * lab.keep / lab.prunable,
             rate=self.rate,
+            settle=self.settle,
+            target=lab.keep,
         )
         found = lab.fit(
             "search",

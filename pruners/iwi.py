@@ -24,7 +24,11 @@ def inherit(small: State, initial: State, names: list[str], remainder: str) -> S
     return small | filled
 
 
-def _check(ticket_share: float, large_share: float, remainder: str, *rates: float) -> None:
+def _check(ticket: str, ticket_share: float, large_share: float, remainder: str, *rates: float) -> None:
+    if ":" in ticket:  # its file would be missing from the method's source hash, and its path would enter records
+        raise ValueError(
+            f"ticket = {ticket!r} must be the name of an installed pruner, without options; install yours to name it"
+        )
     if not (ticket_share > 0 and large_share > 0 and ticket_share + large_share <= 1 and min(rates) > 0):
         raise ValueError("the shares of the budget must be above 0 and sum to at most 1, and learning rates above 0")
     if remainder not in ("zero", "init", "small"):
@@ -66,7 +70,7 @@ class IWI:
     shuffle: bool = False
 
     def __post_init__(self) -> None:
-        _check(self.share, self.large, self.remainder, self.lr, self.tune)
+        _check(self.ticket, self.share, self.large, self.remainder, self.lr, self.tune)
         if self.share + self.large >= 1:
             raise ValueError(f"share = {self.share} and large = {self.large} leave nothing for the fine-tuning")
 
@@ -106,7 +110,7 @@ class IWIDense:
     prunes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check(self.share, 1 - self.share, self.remainder, self.lr)
+        _check(self.ticket, self.share, 1 - self.share, self.remainder, self.lr)
         if not 0 < self.sparsity < 1:
             raise ValueError(f"sparsity = {self.sparsity} of the ticket must be in (0, 1)")
 

@@ -32,8 +32,10 @@ class RADMM:
 
     Ye et al. 2019, arXiv 1903.12561. The middle stage trains W on the adversarial loss plus rho / 2 |W - Z + U|^2.
     After each epoch, Z becomes the projection of W + U onto nets with the allowed numbers of weights, which keeps the
-    largest of W + U, and U grows by W - Z. The cut is the same projection of W. Our reading: Z starts as the projection
-    of W and U as 0; momentum and cosine schedule start anew with each stage; the averaged weights are cut.
+    largest of W + U, and U grows by W - Z. The cut is the same projection of W. The published code projects and cuts
+    each layer by itself, all by one share ("uniform"); our default is one threshold for all layers, as in `magnitude`.
+    Our reading: Z starts as the projection of W and U as 0; momentum and cosine schedule start anew with each stage;
+    the averaged weights are cut.
 
     `dense`, `admm`: shares of the budget, `dense` may be 0; the rest is for fine-tuning. `rho`: strength of the pull;
     with 0 nothing pulls, which leaves magnitude pruning after two dense stages. `layers`: how the kept weights are

@@ -24,9 +24,10 @@ class TwinRep:
 
     Li et al. 2023, "Learning Adversarially Robust Sparse Networks via Weight Reparameterization" (AAAI). Both factors
     decay. Since A^2 + B^2 >= 2 |AB|, decay acts on balanced factors as an L1 norm on W, and the gradients B g and A g
-    grow with the weight: small products fade, large ones grow. Our reading, from the method's description: both
-    factors start so that A * B is the common initialisation; batch norm and biases are trained as always; the averages
-    of A and B are multiplied before the cut.
+    grow with the weight: small products fade, large ones grow. The published code draws B at random, cuts after a tenth
+    of its epochs, and trains both factors under the mask to the end. Here, to begin and to end like the other methods,
+    the factors start so that A * B is the common initialisation, and their averages are multiplied before the cut;
+    then W alone is trained, with a schedule of its own.
 
     `twins`: the share of the budget for the factors, in (0, 1); the rest is for fine-tuning. `split`: "one", A = w and
     B = 1, whose first steps are nearly those of plain training, or "root", A = sign(w) sqrt|w| and B = sqrt|w|, which

@@ -61,15 +61,19 @@ class _Dense(nn.Module):
 
 @dataclass(frozen=True)
 class Densities(Scores):
-    """Trains `scores` and one density per layer, initially that of `keeps`, under a penalty on weights beyond its sum.
+    """Trains `scores` and one density per layer, initially that of `keeps`, towards `target` weights in all.
 
-    The penalty is gamma * progress * max(0, kept / sum(keeps) - 1). `lowest`: the lower bound of the densities. `rate`:
-    multiplies their learning rate. The ascent of `rho` raises the scores alone.
+    The penalty on weights beyond is gamma * progress * max(0, kept / target - 1). After each step all densities are
+    lowered together to what `ceiling` allows, which is the target from the share `settle` of the training on. `target`:
+    by default the sum of `keeps`. `lowest`: the lower bound of the densities. `rate`: multiplies their learning rate.
+    The ascent of `rho` raises the scores alone.
     """
 
     gamma: float = 1.0
     lowest: float = 0.0
     rate: float = 1.0
+    settle: float = 0.0
+    target: int | None = None
 
     def attach(self, net: nn.Module) -> None:
         """Make the net use its weights under the masks; freeze everything else."""
@@ -81,7 +85,7 @@ class Densities(Scores):
     def penalty(self, run: Running) -> Tensor:
         """The price of the weights beyond the target, a scalar with a gradient."""
         kept = torch.stack([layer.kept for layer in _layers(run.model)]).sum()
-        return self.gamma * run.progress * (kept / sum(self.keeps.values()) - 1).clamp_min(0)
+        return self.gamma * run.progress * (kept / self.goal - 1).clamp_min(0)
 
     def after_gradient(self, run: Running, again: Callable[[], Tensor]) -> None:
         """After the ascent, multiply the gradients of the densities by `rate`."""
@@ -90,12 +94,51 @@ class Densities(Scores):
             if layer.logit.grad is not None:
                 layer.logit.grad.mul_(self.rate)
 
+    def after_step(self, run: Running) -> None:
+        """Add the same number to the logits of all densities if more weights are kept than `ceiling` allows."""
+        layers = _layers(run.model)
+        logits = torch.stack([layer.logit.detach() for layer in layers]).double()
+        sizes = torch.tensor([layer.scores.numel() for layer in layers]).to(logits)
+        shift = lowering(logits, sizes, self.lowest, self.ceiling(run.progress))
+        with torch.no_grad():
+            for layer in layers:
+                layer.logit.add_(shift)
+
+    @property
+    def goal(self) -> int:
+        """The number of weights to keep in the end."""
+        return sum(self.keeps.values()) if self.target is None else self.target
+
+    def ceiling(self, progress: float) -> float:
+        """The most weights that may be kept: all at first, geometrically fewer, the target from `settle` on."""
+        size = sum(score.numel() for score in self.scores.values())
+        left = max(0.0, 1 - progress / self.settle) if self.settle else 0.0
+        return self.goal * (size / self.goal) ** left
+
     def split(self, state: State) -> tuple[State, dict[str, float], State]:
         """The scores, how many weights each layer keeps (a real number), and the plain state dict of a trained net."""
         scores, plain = split_scores(state)
         logits = {name: plain.pop(name.removesuffix(".weight") + _LOGIT) for name in self.scores}
         kept = {name: float(density_of(r, self.lowest)) * self.scores[name].numel() for name, r in logits.items()}
         return {name: scores[name] for name in self.scores}, kept, plain
+
+
+def lowering(logits: Tensor, sizes: Tensor, lowest: float, most: float) -> Tensor:
+    """The scalar, at most 0, that all `logits` need so that layers of these `sizes` keep `most` weights in all.
+
+    0 if they keep at most half a weight more. `logits`, `sizes`: float64 (layers,). Found by bisection, on the device.
+    """
+
+    def kept(shift: Tensor) -> Tensor:
+        return (density_of(logits + shift, lowest) * sizes).sum()
+
+    high = torch.zeros((), dtype=logits.dtype, device=logits.device)
+    low, over = high - 60.0, kept(high) > most + 0.5
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = kept(middle) > most
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return torch.where(over, low, 0.0)
 
 
 def _layers(model: nn.Module) -> list[_Dense]:

@@ -167,7 +167,7 @@ QUESTIONS = (
                 (("Flying Bird", "flying-bird"), ("HARP", "harp")),
                 (_HYDRA, ("Twin-Rep", "twin-rep")),
                 (_HYDRA, ("RST", "rst")),
-                (("R-ADMM", "r-admm"), _HYDRA),
+                (("R-ADMM", "r-admm:layers=uniform"), _HYDRA),  # as published: one share for all layers
             ),
             "resnet18",
             "piras2024",

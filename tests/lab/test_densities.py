@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from prunebench.bench.lab import densities
-from prunebench.bench.lab.densities import Densities, corrected, density_of, logit_of, under_density
+from prunebench.bench.lab.densities import Densities, corrected, density_of, logit_of, lowering, under_density
 from prunebench.bench.mask import attach_scores, straight_through
 from tests.lab.test_schemes import cut_off
 from tests.lab.test_scores import SCORE_GRADIENT, SEEN, WEIGHT_GRADIENT, A, S, W, X
@@ -140,6 +140,51 @@ def test_penalty_twin(penalty, monkeypatch):
 
 def _over(it, run):
     return sum(layer.kept for layer in densities._layers(run.model)) / sum(it.keeps.values()) - 1
+
+
+def test_the_ceiling_falls_geometrically_to_the_target():
+    """From all 12 weights to 3: a quarter, so half at half of the way, and the target after it."""
+    it = scheme(KEEPS, target=3, settle=0.5)
+    assert [it.ceiling(progress) for progress in (0.0, 0.25, 0.5, 0.9)] == pytest.approx([12, 6, 3, 3])
+    assert scheme(KEEPS).ceiling(0.0) == 6  # without `settle`, the target of `keeps` from the first step
+
+
+def check_lowering(lower):
+    """Two layers at densities 3/4 keep 9 of 12 weights; logits lower by log 3 leave 1/2 of each: 6."""
+    logits, sizes = torch.full((2,), 3.0).log().double(), torch.tensor([8.0, 4.0]).double()
+    assert lower(logits, sizes, 0.0, 6.0).item() == pytest.approx(-1.0986123, rel=1e-6)
+    assert lower(logits, sizes, 0.0, 12.0).item() == 0.0 == lower(logits, sizes, 0.0, 8.6).item()
+    uneven = torch.tensor([1.0, -1.0]).double()  # the order of the layers stays
+    shift = lower(uneven, sizes, 0.1, 3.0)
+    kept = density_of(uneven + shift, 0.1) * sizes
+    assert kept.sum().item() == pytest.approx(3.0, abs=1e-6) and kept[0] / 8 > kept[1] / 4 > 0.1
+
+
+def test_lowering_on_paper():
+    check_lowering(lowering)
+
+
+@pytest.mark.parametrize(
+    "twin",
+    [
+        lambda logits, sizes, lowest, most: torch.tensor(0.0),
+        lambda logits, sizes, lowest, most: lowering(logits, torch.ones_like(sizes), lowest, most / 6),
+        lambda logits, sizes, lowest, most: lowering(logits, sizes, 0.0, most),
+    ],
+    ids=["none", "layers of one size", "no lowest density"],
+)
+def test_lowering_twin(twin):
+    with pytest.raises(AssertionError):
+        check_lowering(twin)
+
+
+def test_a_step_ends_at_the_ceiling():
+    model, it = two(), scheme(KEEPS, target=3)
+    it.attach(model)
+    it.after_step(SimpleNamespace(model=model, progress=0.0))
+    layers = [layer.parametrizations.weight[0] for layer in model]
+    assert sum(layer.kept.item() for layer in layers) == pytest.approx(3.0, abs=1e-4)
+    assert layers[0].logit.item() == pytest.approx(layers[1].logit.item())  # both began at 1/2
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, 2.5])

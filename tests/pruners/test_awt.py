@@ -545,6 +545,16 @@ def test_layers_divide_the_weights(tmp_path):
     assert room.meter.granted - room.meter.spent < 128 * 12
 
 
+def test_a_search_that_cannot_pay_for_a_step_stops_before_it(tmp_path):
+    """A step of b images costs (3 * steps + 24) b sample passes."""
+    room = lab(tmp_path, RULES, kind=Searching)
+    most = int(0.1 * room.meter.granted / (3 * RULES.training.steps + 24))
+    assert AWT(search=0.1, batch=most)._steps(room) == 1
+    with pytest.raises(PrunebenchError, match=rf"search = 0\.1 of the budget does not pay for .* = {most + 1} images"):
+        AWT(search=0.1, batch=most + 1)(room.job, room)
+    assert not room.meter.stages
+
+
 def test_a_layer_without_weights_stops_before_the_search(tmp_path):
     """At .999 the first of 144 weights keeps .14 of one: none."""
     room = lab(tmp_path, RULES, sparsity=0.999, kind=Searching)

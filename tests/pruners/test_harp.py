@@ -136,6 +136,30 @@ def test_harp_twin(twin, tmp_path, monkeypatch):
         check_harp(tmp_path)
 
 
+def check_target(tmp_path):
+    """Towards 381 weights: from a tenth of each layer to a total within half a weight of the target."""
+    room, _ = use(HARP(**THIRDS), tmp_path, sparsity=0.99)
+    search = room.asked[1]
+    scheme = search.options["scheme"]
+    assert scheme.keeps == COUNTS and scheme.goal == room.keep == 381
+    found = scheme.split(search.trained.last)[1]
+    assert sum(found.values()) <= 381.5
+    counts = kept(room.asked[2].masks)
+    assert sum(counts.values()) == 381
+    assert all(counts[name] >= int(0.1 * 0.01 * SIZES[name]) for name in SIZES)  # the floor holds after it
+
+
+def test_the_search_ends_at_the_target(tmp_path):
+    check_target(tmp_path)
+
+
+def test_the_target_twin(tmp_path, monkeypatch):
+    """Without the ceiling, the penalty alone leaves too many weights."""
+    monkeypatch.setattr(Densities, "after_step", lambda self, run: None)
+    with pytest.raises(AssertionError):
+        check_target(tmp_path)
+
+
 def test_a_strong_penalty_leaves_fewer_weights_before_the_correction(tmp_path):
     """And none leaves more: the loss alone wants weights back."""
     ends = []
@@ -189,7 +213,7 @@ def test_a_layer_that_the_start_would_empty_begins_with_a_weight(tmp_path, monke
     """Uniform counts of 15 weights: .06, 1.81, 12.88 and .25, so 0, 2, 13 and 0. So few may not meet."""
     monkeypatch.setattr(backend, "refuse_blind", lambda *_: None)
     room = lab(tmp_path, RULES, sparsity=0.9996, kind=Watched)
-    state = HARP(**THIRDS)(room.job, room)
+    state = HARP(**THIRDS, start=1e-6)(room.job, room)
     assert room.keep == 15 and min(room.asked[1].options["scheme"].keeps.values()) == 1
     counts = kept(room.asked[2].masks)
     assert min(counts.values()) >= 1 and sum(counts.values()) == 15 and is_mask_of(room.asked[2].masks, state)
@@ -203,7 +227,9 @@ def test_a_layer_that_the_start_would_empty_begins_with_a_weight(tmp_path, monke
         ({"gamma": -1.0}, "gamma = -1.0 must be at least 0"),
         ({"rate": float("nan")}, "rate = nan must be at least 0"),
         ({"rho": -1.0}, "rho = -1.0 must be at least 0"),
-        ({"floor": 1.0}, "floor = 1.0 must be in"),
+        ({"floor": 1.0}, r"floor = 1.0 and settle = 0.5 must be in \[0, 1\)"),
+        ({"settle": 1.0}, r"floor = 0.1 and settle = 1.0 must be in \[0, 1\)"),
+        ({"start": 0.0}, r"start = 0.0 must be in \(0, 1\]"),
         ({"loss": "mart"}, "loss = 'mart' must be protocol, pgd or trades"),
         ({"layers": "globl"}, "layers = 'globl' must be one of uniform, erk, global"),
     ],

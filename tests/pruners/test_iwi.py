@@ -282,6 +282,9 @@ def test_an_unknown_ticket_lists_the_choices(tmp_path):
 @pytest.mark.parametrize(
     ("pruner", "options"),
     [
+        (IWI, {"ticket": "mine.py:Mine"}),
+        (IWI, {"ticket": "imp:rounds=2"}),
+        (IWIDense, {"ticket": "package.module:Mine"}),
         (IWI, {"share": 0.0}),
         (IWI, {"large": 0.0}),
         (IWI, {"share": 0.6, "large": 0.4}),
