@@ -32,11 +32,12 @@ class Contrast:
 
     `family`: as in `families`. `seeds`: those that both rows have. `gap`: robust accuracy of the pruner minus that of
     the control over these seeds. `low`, `high`: its 95 % interval from the t-test paired by seed.
-    `sd`: the standard deviation of the differences between seeds. All are rates, None where there are too few seeds.
+    `sd`: the standard deviation of the differences between seeds. All are rates. Below `stats.FEWEST` seeds there is
+    only a gap, and without a common seed not even that.
     `p`: the test's p-value; `adjusted`: Holm's, within the family at this sparsity. `bootstrap`: the 95 % interval when
-    seeds and images are resampled, None unless raw outcomes are beside all records. `further`: the pruner's median
-    distance minus the control's, and its interval from the same resampling; None unless distances are beside all
-    records, and outside the family "primary".
+    seeds and images are resampled, None without a test or unless raw outcomes are beside all records. `further`: the
+    pruner's median distance minus the control's, and its interval from the same resampling; None unless distances are
+    beside all records, and outside the family "primary".
     """
 
     pruner: str
@@ -72,9 +73,9 @@ class Contrast:
 class Power:
     """The probability of finding a true difference of `gap` between a method and magnitude pruning at one sparsity.
 
-    `tests`: contrasts in the primary family. `mean`, `lowest`, `highest`: over the contrasts with two seeds or more,
-    each with its own seeds and the spread of its own differences. `fewest`, `most`: their numbers of seeds. `planned`:
-    the mean if each had so many seeds at least. None where no contrast has two seeds.
+    `tests`: contrasts in the primary family. `mean`, `lowest`, `highest`: over the contrasts with enough seeds for a
+    test, each with its own seeds and the spread of its own differences. `fewest`, `most`: their numbers of seeds.
+    `planned`: the mean if each had so many seeds at least. None where no contrast has enough seeds.
     """
 
     sparsity: Decimal
@@ -166,7 +167,7 @@ def _bootstrap(
 ) -> tuple[float, float] | None:
     sides = [{record.job.seed: (path, record) for path, record in side} for side in (group, control)]
     pairs = [[side[seed] for side in sides] for seed in seeds]
-    if len(seeds) < 2 or not all(path in outcomes for pair in pairs for path, _ in pair):
+    if len(seeds) < stats.FEWEST or not all(path in outcomes for pair in pairs for path, _ in pair):
         return None
     standing = [[outcomes[path].astype(np.int8) for path, _ in pair] for pair in pairs]
     names = [record.sha256 for pair in pairs for _, record in pair]

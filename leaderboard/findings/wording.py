@@ -11,7 +11,7 @@ from prunebench.bench import stats
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.findings.compared import Compared, Key
 from prunebench.leaderboard.overlap import Agreement
-from prunebench.leaderboard.render.text import VERDICTS, listed, seeds_of, short, short_list
+from prunebench.leaderboard.render.text import TOO_FEW, VERDICTS, listed, seeds_of, short, short_list
 from prunebench.leaderboard.roles import PRIMARY, RANDOM
 
 Say = Callable[[Sequence[Compared]], str]
@@ -19,10 +19,10 @@ TITLES = ("Sparsity", "Row", "Minus", "Seeds", "Difference, points", "Verdict", 
 OVERLAP = ("Sparsity", "Row", "And", "Pairs of nets", "Overlap / chance", "Jaccard", "Chance")
 APART = 1.4  # points: of two nets equally robust at 43 %, 10,000 images of each show less in 95 % of draws
 NEAR = 0.1  # an overlap within this of chance is called chance
-SAID = {"+": "clearly better", "-": "clearly worse", "=": "the test cannot tell", "?": "untested with one seed"}
+SAID = {"+": "clearly better", "-": "clearly worse", "=": "the test cannot tell", "?": f"{TOO_FEW} for a test"}
 _HOLDS, _TURNED, _EQUAL = "as published", "against the published order", "no order published"
 _UNKNOWN = "no number published"
-_WORDS = VERDICTS | {"?": "one seed: no test"}
+_WORDS = VERDICTS | {"?": TOO_FEW}
 
 
 def percent(rate: float) -> str:
@@ -76,20 +76,23 @@ def _at(key: Key) -> str:
 
 
 def every(found: Sequence[Compared], control: str, board: Board) -> str:
-    """Who is clearly ahead of the control, who clearly behind, and who cannot be told from it."""
+    """Who is clearly ahead of the control, who clearly behind, who cannot be told from it, and who is not tested."""
     if all(each.verdict == "?" for each in found):
-        return "Each row has one seed, so no difference can be tested."
+        return f"No method shares enough seeds with {control}, so no difference can be tested."
     control = "their own shuffle" if control == "its own shuffle" else control
     sparsities = {each.ours[0] for each in found}
-    ahead, behind, equal = (_where([of for of in found if of.verdict == sign], len(sparsities)) for sign in "+-=")
+    ahead, behind, equal, few = (
+        _where([of for of in found if of.verdict == sign], len(sparsities)) for sign in (*VERDICTS, "?")
+    )
     if not ahead:
         said = f"No method clearly beats {control}"
-    elif not behind and not equal:
+    elif not behind and not equal and not few:
         where = "every sparsity" if len(sparsities) > 1 else f"{min(sparsities):f}"
         said = f"Every method clearly beats {control} at {where}"
     else:
         said = f"Clearly ahead of {control}: {ahead}"
-    said += f"; clearly behind: {behind}" * bool(behind) + f"; not told apart: {equal}" * bool(equal)
+    others = ("clearly behind", behind), ("not told apart", equal), (TOO_FEW, few)
+    said += "".join(f"; {word}: {those}" for word, those in others if those)
     return f"{said}.{_powers(board, sparsities) if control == PRIMARY else ''}"
 
 

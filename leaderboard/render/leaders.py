@@ -52,7 +52,7 @@ def _ties(board: Board, best: Row, methods: list[Row]) -> str:
     tested = [(row, contrast) for row, contrast in others if contrast is not None and contrast.low is not None]
     equal = [row.pruner for row, contrast in tested if not _above(contrast, best)]
     if not tested:
-        return "With one seed in common, no difference is tested."
+        return "The methods share too few seeds, so no difference is tested."
     if not equal:
         whom = "the other method" if len(others) == 1 else f"all {len(others)} others"
         if len(tested) < len(others):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 
+from prunebench.bench import stats
 from prunebench.bench.progress import duration
 from prunebench.leaderboard.board import Board, Rate, Row
 from prunebench.leaderboard.contrasts import Contrast, Power
@@ -19,6 +20,7 @@ FEW = 4  # messages of flags that a terminal or a LaTeX table shows below its fi
 SIGN = "\N{WARNING SIGN}"  # beside a number that a flag puts in doubt
 ODDS = "\N{DAGGER}"  # beside a verdict on which test and bootstrap disagree
 VERDICTS = {"+": "better", "-": "worse", "=": "cannot tell"}
+TOO_FEW = "too few seeds"  # in place of a verdict
 CONTRASTS = (
     "A difference is the robust accuracy of the pruner minus that of the control, in points, over the seeds that both "
     "have. Its 95 % interval is for this comparison alone; the verdict corrects for all comparisons of its family "
@@ -91,7 +93,7 @@ def best_known(best: Rate, robust: Rate) -> str:
 
 
 def points(contrast: Contrast) -> str:
-    """A difference in points with its interval: "+1.3 [-4.2, +6.8]"; no interval with only one common seed."""
+    """A difference in points with its interval: "+1.3 [-4.2, +6.8]"; no interval with too few seeds."""
     if contrast.gap is None:
         return "no common seed"
     return _signed(contrast.gap) + _interval(contrast.low, contrast.high)
@@ -106,12 +108,14 @@ def _signed(rate: float) -> str:
 
 
 def verdict(contrast: Contrast) -> str:
-    """The test's verdict on a contrast, with a sign if the bootstrap disagrees."""
+    """The test's verdict on a contrast, with a sign if the bootstrap disagrees; TOO_FEW where there is no test."""
+    if contrast.low is None:
+        return TOO_FEW
     return VERDICTS[contrast.verdict] + f" {ODDS}" * (contrast.agrees is False)
 
 
 def resampled(contrast: Contrast) -> str:
-    """The bootstrap's interval in points, or a note that raw outcomes are missing; empty below two common seeds."""
+    """The bootstrap's interval in points, or a note that raw outcomes are missing; empty where there is no test."""
     if contrast.low is None:
         return ""
     return "not available" if contrast.bootstrap is None else _interval(*contrast.bootstrap).strip()
@@ -191,7 +195,7 @@ def power_of(board: Board, sparsity: Decimal) -> str:
         return ""
     asked = f"a true difference of {100 * power.gap:.0f} points to {PRIMARY}"
     if power.mean is None:
-        return f"No method shares two seeds with {PRIMARY}, so no difference to it can be detected."
+        return f"No method shares {stats.FEWEST} seeds with {PRIMARY}, so no difference to it can be detected."
     said = f"{seeds_of(power)} seeds detect {asked} with probability {_probability(power.mean)}"
     if power.lowest != power.highest:
         said += f" on average ({_probability(power.lowest or 0)} to {_probability(power.highest or 0)} by method)"

@@ -91,7 +91,7 @@ def _table(board: Board, rows: Sequence[Row], title: str, told: tuple[str, str],
                 cells,
                 _is_folded(row),
                 tuple(dict.fromkeys(doubt.name for doubt in row.flags)),
-                bool(cells[SAID]) and not cells[SAID].startswith(VERDICTS["="]),
+                cells[SAID].startswith((VERDICTS["+"], VERDICTS["-"])),
             )
         )
     extras = tuple(title for title in EXTRAS if any(line.texts[title] for line in lines))
