@@ -130,14 +130,23 @@ def test_a_crowded_chart_keeps_the_winners_and_counts_the_rest():
 
 
 def test_the_price_of_sparsity_is_named():
-    """From 70 of 80 to 50 of 70: 20 points of robust accuracy, 10 of clean; the twin loses clean alone."""
+    """From 70 of 80 to 50 of 70: 20 points of robust accuracy, 10 of clean; the twin loses clean alone.
+
+    awt lost 40 points, but is not drawn without nets at .95; hydra has nets there alone.
+    """
     two = [rows("imp", 70), rows("imp", 50, 0.95, clean=70)]
-    chart = accuracy.clean_against_robust(board_of(*two)[0])
+    apart = [rows("awt", 70), rows("awt", 30, 0.925), rows("hydra", 10, 0.95)]
+    chart = accuracy.clean_against_robust(board_of(*two, *apart)[0])
     assert chart.title == "Sparsity costs more robust than clean accuracy"
-    assert "lose 10.0 points of clean and 20.0 of robust" in chart.sentence
+    assert chart.sentence.startswith("From 0.9 to 0.95, imp loses 10.0 points of clean and 20.0 of robust accuracy. A")
+    assert chart.sentence.endswith(" In the table alone: awt.")
     sound(chart)
     two = [rows("imp", 50), rows("imp", 50, 0.95, clean=60)]
     assert accuracy.clean_against_robust(board_of(*two)[0]).title == "Sparsity costs more clean than robust accuracy"
+    chart = accuracy.clean_against_robust(board_of(*apart)[0])
+    assert "No method shown has nets from 0.9 to 0.95. A line leads from" in chart.sentence
+    chart = accuracy.clean_against_robust(board_of(rows("imp", 50), rows("awt", 40))[0])
+    assert chart.sentence == "One mark per method. Up and right is better."
 
 
 def staged(label, *passes):

@@ -10,7 +10,7 @@ from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.render.leaders import sparse
 from prunebench.leaderboard.render.text import short_list
 from prunebench.leaderboard.roles import PRIMARY
-from prunebench.leaderboard.site.charts.common import left_out, mean, percent, reference, shown
+from prunebench.leaderboard.site.charts.common import NAMED, left_out, mean, percent, reference, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import (
     Chart,
@@ -148,29 +148,32 @@ def clean_against_robust(board: Board) -> Chart | None:
         names, ends = [dense.pruner, *names], [spot[1], *ends]
         labels = [f"{dense.pruner}, unpruned {percent(dense.robust.mean)}", *labels]
     parts += _labelled(names, labels, ends)
-    title, said = _price(board, sparsities)
-    sentence = (
-        f"{said} A line leads from {sparsities[0]:f} to {sparsities[-1]:f}, where its label is; up and right is better."
-    )
+    title, said = _price(list(lines.values()), sparsities)
+    if len(sparsities) > 1:
+        said += " A line leads from a method's densest nets to its sparsest, where its label is."
+    sentence = f"{said} Up and right is better.{left_out(board, None, last)}"
     return Chart(title, canvas(WIDTH, HEIGHT, parts, f"{title}. {sentence}"), sentence)
 
 
-def _price(board: Board, sparsities: Sequence[Decimal]) -> tuple[str, str]:
-    """What sparsity costs the methods in clean and in robust accuracy, mean over those at both ends."""
-    first, last = (
-        {row.pruner: row for row in board.rows if row.role == "method" and row.sparsity == end}
-        for end in (sparsities[0], sparsities[-1])
-    )
-    both = sorted(first.keys() & last.keys())
-    if len(sparsities) < 2 or not both:
+def _price(lines: Sequence[Sequence[Row]], sparsities: Sequence[Decimal]) -> tuple[str, str]:
+    """What sparsity costs in clean and in robust accuracy, mean over those of the drawn `lines` that span it all."""
+    if len(sparsities) < 2:
         return "Clean and robust accuracy", "One mark per method."
-    clean, robust = (
-        100 * mean(getattr(first[name], what).mean - getattr(last[name], what).mean for name in both)
-        for what in ("clean", "robust")
-    )
+    ends = [
+        (line[0], line[-1])
+        for line in lines
+        if (line[0].sparsity, line[-1].sparsity) == (sparsities[0], sparsities[-1])
+    ]
+    between = f"{sparsities[0]:f} to {sparsities[-1]:f}"
+    if not ends:
+        return "Clean and robust accuracy", f"No method shown has nets from {between}."
+    clean = 100 * mean(first.clean.mean - last.clean.mean for first, last in ends)
+    robust = 100 * mean(first.robust.mean - last.robust.mean for first, last in ends)
+    names = [first.pruner for first, _ in ends]
+    who = short_list(names) if len(names) <= NAMED else f"the {len(names)} methods shown at both"
     said = (
-        f"From {sparsities[0]:f} to {sparsities[-1]:f} the {len(both)} methods lose {clean:.1f} points of clean and "
-        f"{robust:.1f} of robust accuracy on average."
+        f"From {between}, {who} lose{'s' * (len(ends) == 1)} {clean:.1f} points of clean and {robust:.1f} of robust "
+        f"accuracy{' on average' * (len(ends) > 1)}."
     )
     if robust > 1.5 * max(clean, 0.1):
         return "Sparsity costs more robust than clean accuracy", said
