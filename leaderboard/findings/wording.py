@@ -211,7 +211,7 @@ def overfitting(found: Sequence[tuple[Row, Sequence[float]]]) -> str:
     """Who loses most between the best epoch and the last."""
     row, values = max(found, key=lambda pair: statistics.fmean(pair[1]))
     return (
-        f"{short(row.pruner)} {_at((row.sparsity, ''))} loses most: {lost(values)} points of validation accuracy "
-        f"between its best epoch and its last. The best of several noisy epochs lies above the last even without "
-        "overfitting."
+        f"{short(row.pruner)} {_at((row.sparsity, ''))} loses most of all rows with a curve: {lost(values)} points of "
+        "validation accuracy from each seed's best validated epoch to its last. The best of several noisy epochs lies "
+        "above the last even without overfitting."
     )

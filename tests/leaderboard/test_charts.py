@@ -13,8 +13,8 @@ from safetensors.numpy import save as packed
 
 from prunebench.bench.beside import net_path
 from prunebench.bench.files import sha256_of, write_bytes
-from prunebench.leaderboard.overfitting import course
-from prunebench.leaderboard.site import charts
+from prunebench.leaderboard.overfitting import course, losses
+from prunebench.leaderboard.site import charts, looks
 from prunebench.leaderboard.site.charts import accuracy, classes, cost, curves, masks, sizes, weights
 from prunebench.leaderboard.site.charts.common import shown
 from prunebench.leaderboard.site.svg import Scale, apart, around, ticks
@@ -266,16 +266,28 @@ def curved(label, robust, seed=0):
 
 
 def test_curves_show_the_best_epoch_and_the_last():
-    """Means of two seeds: 30, 50, 40."""
+    """Means of two seeds: 30, 50, 40. The seeds lose 60 - 30 and 50 - 50: 15 points on average."""
     board, records = board_of([curved("imp", (0.2, 0.6, 0.3)), curved("imp", (0.4, 0.4, 0.5), 1)])
     found = course(board.rows[0], records)
     assert found.epochs == (5, 10, 15) and found.robust == pytest.approx((0.3, 0.5, 0.4))
     chart = curves.of_board(board, records)
-    assert chart.title == "Robust overfitting: imp ends 10.0 points below its best epoch"
+    assert losses(board.rows[0], records) == pytest.approx([0.3, 0])
+    assert chart.title == "Robust overfitting: imp ends 15.0 points below its best epoch"
+    assert chart.sentence.startswith("Lines: mean over seeds, at 0.9. Of these rows imp loses most: 15.0 points")
     sound(chart)
     rising = board_of([curved("imp", (0.2, 0.3))])
     assert curves.of_board(*rising).title.startswith("No robust overfitting")
     assert curves.of_board(*board_of(rows("imp", 50))) is None
+
+
+def test_random_pruning_does_not_set_the_scale_of_the_curves():
+    """imp reaches from 30 to 40, random stays at 5, and at 5 and 35: the marks are those inside."""
+    for low, marks, said in (((0.05, 0.05), 0, True), ((0.05, 0.35), 1, True), ((0.3, 0.35), 2, False)):
+        chart = curves.of_board(*board_of([curved("imp", (0.3, 0.4))], [curved("random", low)]))
+        assert ("lies outside the figure" in chart.sentence) == said
+        look = looks.look_of("random")
+        assert chart.svg.count(f'<path class="mark s{look.colour} ') == marks + 1  # and one beside its name
+        sound(chart)
 
 
 # All of them

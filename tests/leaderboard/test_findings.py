@@ -272,6 +272,8 @@ def curved(label, robust, sparsity=0.9):
 
 def test_the_last_epoch_is_set_against_the_best():
     said = verdict("overfitting", curved("imp", (0.3, 0.5, 0.4)), curved("awt", (0.1, 0.2, 0.3)))
-    assert said.startswith("imp at 0.9 loses most: 10.0 (10.0 to 10.0) points")
-    assert verdict("overfitting", curved("awt", (0.1, 0.2, 0.3))).startswith("awt at 0.9 loses most: 0.0 ")
+    assert said.startswith("imp at 0.9 loses most of all rows with a curve: 10.0 (10.0 to 10.0) points")
+    assert verdict("overfitting", curved("awt", (0.1, 0.2, 0.3))).startswith(
+        "awt at 0.9 loses most of all rows with a curve: 0.0 "
+    )
     assert verdict("overfitting", rows("imp", 50)) is None
