@@ -15,7 +15,7 @@ from prunebench.bench.beside import net_path
 from prunebench.bench.files import sha256_of, write_bytes
 from prunebench.leaderboard.overfitting import course, losses
 from prunebench.leaderboard.site import charts, looks
-from prunebench.leaderboard.site.charts import accuracy, classes, cost, curves, masks, sizes, weights
+from prunebench.leaderboard.site.charts import accuracy, classes, cost, curves, intervals, masks, sizes, weights
 from prunebench.leaderboard.site.charts.common import shown
 from prunebench.leaderboard.site.svg import Scale, apart, around, ticks
 from prunebench.leaderboard.table import rank, read
@@ -88,9 +88,10 @@ def test_labels_are_spread_around_their_places():
 
 def test_lines_are_at_their_places_and_the_title_says_who_wins():
     """Robust 50 at .9 on a scale from the lowest to the highest end of an interval, with a margin of .06."""
-    board, _ = board_of(rows("imp", 60), rows("magnitude", 50), rows("dense", 70, 0.0))
+    here = [rows(name, robust, s) for s in (0.9, 0.95) for name, robust in (("imp", 60), ("magnitude", 50))]
+    board, _ = board_of(*here, rows("dense", 70, 0.0))
     chart = accuracy.against_sparsity(board)
-    assert chart.title == "imp beats magnitude pruning at 0.9"
+    assert chart.title == "imp beats magnitude pruning at 0.9 and 0.95"
     root = sound(chart)
     ends = [100 * end for row in board.rows for end in (row.robust.low, row.robust.high)]
     low, high = min(ends), max(ends)
@@ -98,7 +99,29 @@ def test_lines_are_at_their_places_and_the_title_says_who_wins():
     marks = [path.get("d") for path in root if path.get("class") == "mark s0 f0"]
     assert any(re.match(rf"M[\d.]+ {y:.1f}m", d) for d in marks), (y, marks)
     words = [text.text for text in root.iter("text")]
-    assert {"imp 60.0", "magnitude 50.0", "dense, unpruned 70.0", "0.9"} <= set(words)
+    assert {"imp 60.0", "magnitude 50.0", "dense, unpruned 70.0", "0.9", "0.95"} <= set(words)
+
+
+def test_a_single_sparsity_has_an_interval_a_row():
+    """Every row has a standard deviation of 1 point; from left to right magnitude, imp, dense."""
+    board, _ = board_of(rows("imp", 60), rows("magnitude", 50), rows("dense", 70, 0.0))
+    chart = accuracy.against_sparsity(board)
+    root = sound(chart)
+    assert chart.title == "imp beats magnitude pruning at 0.9" and "lines: 95 % intervals" in chart.sentence
+    words = [text.text for text in root.iter("text")]
+    assert [word for word in words if word in ("imp", "magnitude", "dense, unpruned")] == [
+        "dense, unpruned",
+        "imp",
+        "magnitude",
+    ]
+    assert {"70.0", "60.0", "50.0"} <= set(words)
+    lows, highs = zip(*re.findall(r'class="line s\d+" d="M([\d.]+) [\d.]+L([\d.]+) ', chart.svg), strict=True)
+    places = [(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
+    assert places == sorted(places, reverse=True) and all(intervals.LEFT < a < b < intervals.RIGHT for a, b in places)
+    robust = next(row.robust for row in board.rows if row.pruner == "imp")
+    ends = [100 * end for row in board.rows for end in (row.robust.low, row.robust.high)]
+    scale = Scale(*around(ends), intervals.LEFT, intervals.RIGHT)
+    assert places[1] == pytest.approx((scale(100 * robust.low), scale(100 * robust.high)), abs=0.1)
 
 
 def test_nobody_wins_where_the_test_cannot_tell():
@@ -106,7 +129,10 @@ def test_nobody_wins_where_the_test_cannot_tell():
         "No method clearly beats plain magnitude pruning"
     )
     single = board_of([make("imp", 0.9)], [make("magnitude", 0.9, robust=10)])[0]
-    assert "may be only a difference between seeds" in accuracy.against_sparsity(single).sentence
+    assert accuracy.against_sparsity(single).title == "Robust accuracy at 0.9"
+    assert "No method shares enough seeds with magnitude, so no" in accuracy.against_sparsity(single).sentence
+    several = board_of([make("imp", 0.9)], [make("imp", 0.95)])[0]
+    assert accuracy.against_sparsity(several).title == "Robust accuracy at sparsities 0.9 to 0.95"
     assert accuracy.against_sparsity(board_of(rows("dense", 50, 0.0))[0]) is None
 
 

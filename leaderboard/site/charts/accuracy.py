@@ -10,6 +10,7 @@ from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.render.leaders import sparse
 from prunebench.leaderboard.render.text import short_list
 from prunebench.leaderboard.roles import PRIMARY
+from prunebench.leaderboard.site.charts import intervals
 from prunebench.leaderboard.site.charts.common import NAMED, left_out, mean, percent, reference, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import (
@@ -32,11 +33,24 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 530, 420, 48, 330, 40, 370  # RIGHT: w
 
 
 def against_sparsity(board: Board) -> Chart | None:
-    """Lines with ribbons of 95 % over the sparsities; None without pruned methods."""
+    """Lines with ribbons of 95 % over the sparsities, or intervals at the only one; None without pruned methods."""
     sparsities = sparse(board)
     if not sparsities or not (last := shown(board, sparsities[-1])):
         return None
-    names = [row.pruner for row in last]
+    title, said = _verdicts(board, sparsities)
+    said += left_out(board, None, last)
+    if len(sparsities) == 1:
+        dense = reference(board)
+        parts, height = intervals.drawn([*([dense] if dense else []), *last])
+        sentence = f"Marks: mean over seeds; lines: 95 % intervals. {said}"
+        return Chart(title, canvas(intervals.WIDTH, height, parts, f"{title}. {sentence}"), sentence)
+    sentence = f"Lines: mean over seeds; bands: 95 % intervals. {said}"
+    parts = _over(board, sparsities, [row.pruner for row in last])
+    return Chart(title, canvas(WIDTH, HEIGHT, parts, f"{title}. {sentence}"), sentence)
+
+
+def _over(board: Board, sparsities: Sequence[Decimal], names: Sequence[str]) -> list[str]:
+    """The rows `names` over the sparsities, beside the level of the unpruned net."""
     lines = {name: [row for row in board.rows if row.pruner == name and row.sparsity] for name in names}
     rows, dense = [row for rows in lines.values() for row in rows], reference(board)
     values = [100 * end for row in [*rows, *([dense] if dense else [])] for end in (row.robust.low, row.robust.high)]
@@ -54,10 +68,7 @@ def against_sparsity(board: Board) -> Chart | None:
         parts.append(path([(LEFT, level), (RIGHT, level)], "line dots s0"))
         ends, names = [level, *ends], [dense.pruner, *names]
         labels = [f"{dense.pruner}, unpruned {percent(dense.robust.mean)}", *labels]
-    parts += _labelled(names, labels, ends)
-    title, said = _verdicts(board, sparsities)
-    sentence = f"Lines: mean over seeds; bands: 95 % intervals. {said}{left_out(board, sparsities[-1], last)}"
-    return Chart(title, canvas(WIDTH, HEIGHT, parts, f"{title}. {sentence}"), sentence)
+    return parts + _labelled(names, labels, ends)
 
 
 def _place(sparsity: Decimal) -> float:
@@ -92,11 +103,10 @@ def _verdicts(board: Board, sparsities: Sequence[Decimal]) -> tuple[str, str]:
     known = [contrast for contrast in tests if contrast.low is not None]
     better, worse = ([c for c in known if c.verdict == sign] for sign in "+-")
     if not known:
+        several = f"sparsities {sparsities[0]:f} to {sparsities[-1]:f}" if len(sparsities) > 1 else f"{sparsities[0]:f}"
         return (
-            f"Robust accuracy falls from {sparsities[0]:f} to {sparsities[-1]:f}"
-            if len(sparsities) > 1
-            else f"Robust accuracy at {sparsities[0]:f}",
-            "With one seed a row, a difference between methods may be only a difference between seeds.",
+            f"Robust accuracy at {several}",
+            f"No method shares enough seeds with {PRIMARY}, so no difference to it can be tested.",
         )
     said = []
     for sparsity in sparsities:
