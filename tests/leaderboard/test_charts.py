@@ -211,8 +211,10 @@ def test_a_few_layers_tell_where_methods_disagree():
     assert "(l0, 100 weights) imp keeps 10.0 % and awt 50.0 %." in chart.sentence
     sound(chart)
     spread = weights.spread(board, records)
-    assert "between 0.80 and 0.90" in spread.sentence
+    assert spread.sentence.endswith("between 0.80 and 0.90.")
     sound(spread)
+    board, records = board_of(*nets.values(), rows("iwi", 50, net={"layers": layers}))
+    assert weights.spread(board, records).sentence.endswith(" In the table alone: iwi.")
 
 
 def test_unpruned_nets_are_ranked_by_their_weights():
@@ -265,6 +267,18 @@ def test_whether_a_ticket_is_a_ticket(places, title, cells, tmp_path):
     assert chart.title.startswith(title)
     words = [text.text for text in sound(chart).iter("text")]
     assert sorted(word for word in words if word[0].isdigit()) == cells
+    assert "A cell is empty" not in chart.sentence and "In the table alone" not in chart.sentence
+
+
+def test_empty_cells_and_methods_without_nets_are_explained(tmp_path):
+    """imp has nets of two seeds and awt of one, so awt's diagonal is empty; iwi has no net."""
+    for label, seed in (("imp", 0), ("imp", 1), ("awt", 0)):
+        with_net(tmp_path, label, seed, 0)
+    save(tmp_path, make("iwi", 0.9))
+    results = read(tmp_path)
+    chart = masks.of_board(rank(results).boards[0], results, tmp_path)
+    assert "A cell is empty where there are no two seeds of the method" in chart.sentence
+    assert chart.sentence.endswith(" In the table alone: iwi.")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from prunebench.leaderboard.overlap import Agreement, agreements
 from prunebench.leaderboard.render.leaders import sparse
 from prunebench.leaderboard.render.text import short, short_list
 from prunebench.leaderboard.roles import RANDOM
-from prunebench.leaderboard.site.charts.common import shown
+from prunebench.leaderboard.site.charts.common import left_out, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, bar, canvas, mark, prose, text
 
@@ -51,6 +51,10 @@ def of_board(board: Board, records: Mapping[Path, Record], source: Path) -> Char
         parts += _triangle(those, labels, LEFT + i * (CELL * len(labels) + GAP), f"Sparsity {sparsity:f}")
     width = LEFT + len(found) * (CELL * len(labels) + GAP)
     title, sentence = _told(*found[-1])
+    cells = len(found) * len(labels) * (len(labels) + 1) // 2
+    if sum(len(those) for _, those in found) < cells:
+        sentence += " A cell is empty where there are no two seeds of the method, or no seed with nets of both methods."
+    sentence += left_out(board, sparsities[-1], [row for row in board.rows if row.pruner in labels])
     svg = canvas(width, TOP + CELL * len(labels) + 10, parts, f"{title}. {sentence}")
     return Chart(title, svg, sentence, wide=width > 620)
 

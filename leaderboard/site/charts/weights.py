@@ -109,6 +109,7 @@ def spread(board: Board, records: Mapping[Path, Record]) -> Chart | None:
         parts.append(path([(left, y), (x(value), y)], f"line s{look.colour}"))
         parts += [mark(x(value), y, look), text(x(value) + 10, y + 4, f"{value:.2f}", "strong")]
     title, sentence = _told([pair for pair in found if not pair[0].sparsity], found)
+    sentence += left_out(board, sparsities[-1], [row for row, _ in found if row.sparsity]) if sparsities else ""
     return Chart(title, canvas(WIDTH, bottom + 50, parts, f"{title}. {sentence}"), sentence)
 
 
