@@ -186,6 +186,7 @@ def test_bars_are_shares_of_the_budget():
     assert cost.stages(row, records) == pytest.approx({"stage 0": 0.25, "stage 1": 0.5, "stage 2": 0.25})
     assert cost.searched(cost.stages(row, records)) == pytest.approx(0.75)
     chart = cost.of_board(board, records)
+    assert chart.sentence.startswith("At 0.9. Of all 2 methods, awt searches least and keeps 50.0 % robust, imp")
     assert chart.title == "One budget, spent differently: 10 to 75 % goes into the search"
     bars = [float(bar.get("width")) for bar in sound(chart).iter("rect")]
     whole = cost.RIGHT - cost.LEFT
@@ -193,6 +194,16 @@ def test_bars_are_shares_of_the_budget():
         sorted(whole * share - 1.5 for share in (0.25, 0.5, 0.25, 0.1, 0.9, 1.0)), abs=0.1
     )
     assert "90 s" in chart.svg and "12 s" in chart.svg
+
+
+def test_a_method_without_a_bar_counts_in_the_title():
+    """Ten plain methods at 50 % leave no room for a variant, which searches for 10 % of its budget."""
+    variant = [{"name": f"stage {i}", "passes": each, "seconds": 1.0} for i, each in enumerate((10, 90))]
+    crowd = [staged(f"m{i}", 50, 50) for i in range(10)]
+    changes = {"job": {"options": {"layers": "global"}}, "cost": {"stages": variant, "train_passes": 100}}
+    chart = cost.of_board(*board_of(*crowd, rows("imp", 40, **changes)))
+    assert chart.title == "One budget, spent differently: 10 to 50 % goes into the search"
+    assert "imp:layers=global searches least" in chart.sentence and ">imp:layers=global<" not in chart.svg
 
 
 def test_a_few_layers_tell_where_methods_disagree():
