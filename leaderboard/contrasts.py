@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from prunebench.bench import stats
-from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.outcomes import load_arrays, outcomes_path, standing_of
 from prunebench.bench.record import Record
 from prunebench.bench.seeds import derive
 from prunebench.leaderboard.distances import further
@@ -19,7 +17,6 @@ from prunebench.leaderboard.roles import Family, families
 
 ALPHA = 0.05  # for each family of contrasts; intervals are at 1 - ALPHA
 DRAWS = 2000  # of the bootstrap
-MOST_IMAGES = 20_000  # for a bootstrap: the draws of more images would fill the memory
 GAP = 0.03  # the difference in robust accuracy whose power is shown
 SEEDS = (10, 15, 20)  # seed counts whose power is shown beside that of the board's own count
 
@@ -87,31 +84,6 @@ class Power:
     lowest: float | None
     highest: float | None
     planned: dict[int, float]
-
-
-def raw_outcomes(folder: Path, records: Mapping[Path, Record]) -> dict[Path, np.ndarray]:
-    """Which images are robust in each of the `records`, by path, for those with outcomes beside them in `folder`.
-
-    Empty for more than `MOST_IMAGES` images. Raises PrunebenchError for outcomes that do not belong to their record.
-    """
-    small = {path: record for path, record in records.items() if record.score.n <= MOST_IMAGES}
-    there = {path: record for path, record in small.items() if outcomes_path(folder / path).exists()}
-    return {path: _standing(folder / path, record) for path, record in there.items()}
-
-
-def _standing(path: Path, record: Record) -> np.ndarray:
-    raw = outcomes_path(path)
-    arrays = load_arrays(raw, record.outcomes, f"the outcomes of {path}")
-    try:
-        standing = standing_of(arrays)
-    except (KeyError, ValueError, TypeError):  # an array is missing, has another shape or holds text
-        standing = np.empty(0)
-    if standing.shape != (record.score.n,) or standing.dtype != bool or int(standing.sum()) != record.score.robust:
-        raise PrunebenchError(
-            f"{raw} does not hold {record.score.n} images of which {record.score.robust} survive, as {path} says; "
-            "score the net again."
-        )
-    return standing
 
 
 def contrasts(

@@ -19,7 +19,6 @@ from prunebench.leaderboard.board import Board, Doubt, Ranking, Rate, Refused, R
 from prunebench.leaderboard.comparable import refuse_incomparable
 from prunebench.leaderboard.contrasts import (
     ALPHA,
-    MOST_IMAGES,
     Contrast,
     Group,
     Power,
@@ -27,9 +26,9 @@ from prunebench.leaderboard.contrasts import (
     image_draws,
     places,
     power,
-    raw_outcomes,
 )
 from prunebench.leaderboard.roles import Role, role_of
+from prunebench.leaderboard.survivors import MOST_IMAGES, raw_outcomes
 
 Results = Mapping[Path, Record | Refusal]
 
