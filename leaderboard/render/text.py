@@ -166,7 +166,11 @@ def flags_in_short(board: Board) -> str:
         return ""
     rows = sum(bool(row.flags) for row in board.rows)
     most = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    what = f"{rows} of {len(board.rows)} rows carry" if len(board.rows) > 1 else "The row carries"
+    what = (
+        f"{rows} of {len(board.rows)} rows carr{'ies' if rows == 1 else 'y'}"
+        if len(board.rows) > 1
+        else "The row carries"
+    )
     return f"{what} a flag: {listed([f'{short(name)} ({count})' for name, count in most])}."
 
 

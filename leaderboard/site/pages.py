@@ -108,13 +108,15 @@ def pages(ranking: Ranking, results: Results, source: Path, address: str = "") -
 def _board_page(site: _Site, board: Board, board_id: str, found: Sequence[Finding]) -> bytes:
     hrefs = [f"../{site.hrefs[board.protocol][row.sparsity, row.pruner]}" for row in board.rows]
     leads = [href for href, row in zip(hrefs, board.rows, strict=True) for _ in row.flags]
+    drawn, missing = charts.of_board(board, site.results, site.source)
     pooled = [_pooled([site.far[Path(path)] for path in row.records]) for row in board.rows]
     return site.render(
         "board.html",
         root="../",
         board=board,
         board_id=board_id,
-        charts=charts.of_board(board, site.results, site.source),
+        charts=drawn,
+        missing=missing,
         plots=plots.of_board(board, pooled),
         findings=[(of.question, each.verdict) for of in found for each in of.answers if each.board == board],
         doubts=list(zip(leads, doubts(board), strict=True)),

@@ -62,7 +62,9 @@ def test_many_ties_are_counted():
 def test_flags_are_counted_in_a_sentence():
     flag = {"name": "planted", "value": 2.0, "threshold": 1.0, "sentence": "x"}
     doubted = rows("imp", 60, score={"flags": [flag]})
-    assert flags_in_short(board_of(doubted, rows("magnitude", 50))[0]) == "1 of 2 rows carry a flag: planted (1)."
+    assert flags_in_short(board_of(doubted, rows("magnitude", 50))[0]) == "1 of 2 rows carries a flag: planted (1)."
+    both = rows("magnitude", 50, score={"flags": [flag]})
+    assert flags_in_short(board_of(doubted, both)[0]) == "2 of 2 rows carry a flag: planted (2)."
     assert flags_in_short(board_of(rows("imp", 60))[0]) == ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from prunebench.bench.record import Record
@@ -11,7 +12,7 @@ from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.render.leaders import sparse
 from prunebench.leaderboard.render.text import short
 from prunebench.leaderboard.site.charts.common import left_out, mean, percent, shown
-from prunebench.leaderboard.site.looks import look_of
+from prunebench.leaderboard.site.looks import Look, look_of
 from prunebench.leaderboard.site.svg import (
     Chart,
     Scale,
@@ -56,8 +57,10 @@ def densities(board: Board, records: Mapping[Path, Record]) -> Chart | None:
     parts += bottom_axis(x, BOTTOM, "Layer, from the image to the logits, by its number of weights", at, TOP)
     ends = []
     for name in reversed(kept):
-        points = [(x(i), y(math.log10(max(LEAST, value)))) for i, value in enumerate(kept[name])]
-        parts += [line(points, look_of(name)), *(mark(*point, look_of(name)) for point in points)]
+        look, points = look_of(name), [(x(i), y(math.log10(max(LEAST, value)))) for i, value in enumerate(kept[name])]
+        parts.append(line(points, look))
+        for point, value in zip(points, kept[name], strict=True):
+            parts += [mark(*point, look)] if value else _zero(*point, look)
         ends.append(points[-1][1])
     for name, end, place in zip(reversed(kept), ends, apart(ends, low=TOP - 10, high=BOTTOM), strict=True):
         look = look_of(name)
@@ -76,7 +79,14 @@ def densities(board: Board, records: Mapping[Path, Record]) -> Chart | None:
         f"({short(layers[at_most].name)}, {layers[at_most].size:,} weights) {said}"
         f"{left_out(board, sparsities[-1], rows)}"
     )
+    if any(value == 0 for values in kept.values() for value in values):
+        sentence += " A hollow mark labelled 0 is a layer without weights."
     return Chart(title, canvas(WIDTH, HEIGHT, parts, f"{title}. {sentence}"), sentence)
+
+
+def _zero(x: float, y: float, look: Look) -> list[str]:
+    """A hollow mark labelled 0: a logarithmic scale has no place for it."""
+    return [mark(x, y, replace(look, dashed=True)), text(x + 10, y + 4, "0")]
 
 
 def _log_axis(y: Scale) -> list[str]:
