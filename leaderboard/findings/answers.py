@@ -27,6 +27,7 @@ from prunebench.leaderboard.findings.questions import (
 from prunebench.leaderboard.nets import Mask, mask_of
 from prunebench.leaderboard.overfitting import losses
 from prunebench.leaderboard.overlap import agreements
+from prunebench.leaderboard.render.text import percent
 from prunebench.leaderboard.roles import PRIMARY, RANDOM
 
 
@@ -160,8 +161,8 @@ def _slack(evidence: Evidence) -> Answer | None:
             row.pruner,
             str(test.seeds),
             wording.slack(test),
-            wording.percent(row.robust.mean),
-            wording.percent(best.mean),
+            percent(row.robust.mean),
+            percent(best.mean),
         )
         for row, test in tests
         for best in [row.best]

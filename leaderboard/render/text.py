@@ -9,6 +9,7 @@ from decimal import Decimal
 
 from prunebench.bench import stats
 from prunebench.bench.progress import duration
+from prunebench.bench.stats import SeedTest
 from prunebench.leaderboard.board import Board, Rate, Row
 from prunebench.leaderboard.contrasts import Contrast, Power
 from prunebench.leaderboard.published import rows_for
@@ -71,9 +72,14 @@ def listed(parts: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
 
 
-def percent(rate: Rate) -> str:
+def percent(rate: float) -> str:
+    """A rate in per cent, with one decimal and without the sign: "66.4"."""
+    return f"{100 * rate:.1f}"
+
+
+def with_interval(rate: Rate) -> str:
     """A rate in percent with its interval: "66.4 [64.1, 68.6]"."""
-    return f"{100 * rate.mean:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    return f"{percent(rate.mean)} [{percent(rate.low)}, {percent(rate.high)}]"
 
 
 def took(board: Board) -> str:
@@ -89,14 +95,14 @@ def took(board: Board) -> str:
 
 def best_known(best: Rate, robust: Rate) -> str:
     """The best-known rate in percent, with its difference from AutoAttack's in points: "53.2 (-4.8)"."""
-    return f"{100 * best.mean:.1f} ({_signed(best.mean - robust.mean)})"
+    return f"{percent(best.mean)} ({_signed(best.mean - robust.mean)})"
 
 
-def points(contrast: Contrast) -> str:
+def points(test: Contrast | SeedTest) -> str:
     """A difference in points with its interval: "+1.3 [-4.2, +6.8]"; no interval with too few seeds."""
-    if contrast.gap is None:
+    if test.gap is None:
         return "no common seed"
-    return _signed(contrast.gap) + _interval(contrast.low, contrast.high)
+    return _signed(test.gap) + _interval(test.low, test.high)
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -34,8 +34,8 @@ from prunebench.leaderboard.render.text import (
     first_clause,
     flags_in_short,
     flat,
-    percent,
     took,
+    with_interval,
 )
 from prunebench.leaderboard.site import charts, compare, plots, row_page, small, tables
 from prunebench.leaderboard.site.assets import assets
@@ -154,8 +154,8 @@ def _row_files(site: _Site, board: Board, row: Row, board_id: str) -> Made:
         row_id=name,
         facts=texts(board, row),
         flags=flags,
-        robust=percent(row.robust),
-        clean=percent(row.clean),
+        robust=with_interval(row.robust),
+        clean=with_interval(row.clean),
         papers=papers_of(row.pruner),
         command=command(board, [row]),
         commits=sorted({str(record.env["commit"]) for record in records if record.env.get("commit")}),

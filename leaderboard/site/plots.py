@@ -15,7 +15,7 @@ from prunebench.bench import stats
 from prunebench.bench.record import Record
 from prunebench.bench.schema import exact
 from prunebench.leaderboard.board import Board, Rate, Row
-from prunebench.leaderboard.render.text import percent
+from prunebench.leaderboard.render.text import with_interval
 from prunebench.leaderboard.site.figure import SERIES, SYMBOLS, Plot, figure_of, literal, plain, short
 from prunebench.leaderboard.site.looks import look_of
 
@@ -51,8 +51,8 @@ def _looks(board: Board) -> dict[str, int]:
 
 def _hover(row: Row) -> str:
     return (
-        f"<b>{literal(row.pruner)}</b> at {row.sparsity:f}<br>robust {percent(row.robust)} %<br>"
-        f"clean {percent(row.clean)} %<br>{row.train_passes / 1e6:.1f} M passes, seeds: {len(row.seeds)}"
+        f"<b>{literal(row.pruner)}</b> at {row.sparsity:f}<br>robust {with_interval(row.robust)} %<br>"
+        f"clean {with_interval(row.clean)} %<br>{row.train_passes / 1e6:.1f} M passes, seeds: {len(row.seeds)}"
     )
 
 
@@ -116,7 +116,7 @@ def _slack(board: Board, looks: Mapping[str, int]) -> list[Plot]:
         rates = [rate for _, rate in here]
         trace = _trace([row for row, _ in here], [place(row, look) for row, _ in here], look)
         trace.y, trace.error_y = [100 * rate.mean for rate in rates], _error(rates)
-        trace.hovertext = [f"{_hover(row)}<br>slack {percent(rate)} points" for row, rate in here]
+        trace.hovertext = [f"{_hover(row)}<br>slack {with_interval(rate)} points" for row, rate in here]
         traces.append(trace)
     figure = figure_of(traces, axis, {"title": "Slack, points", "rangemode": "tozero"})
     sentence = (

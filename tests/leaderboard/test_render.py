@@ -24,7 +24,7 @@ from prunebench.leaderboard.render.formats import FORMATS
 from prunebench.leaderboard.render.latex import latex
 from prunebench.leaderboard.render.markdown import markdown
 from prunebench.leaderboard.render.terminal import terminal
-from prunebench.leaderboard.render.text import LONGEST, clean, percent, points, power_of, resampled, verdict
+from prunebench.leaderboard.render.text import LONGEST, clean, points, power_of, resampled, verdict, with_interval
 from prunebench.leaderboard.table import rank
 from tests.support.records import ATTACKS, make, refusal
 
@@ -127,7 +127,7 @@ def markdown_rows(text):
     ],
 )
 def test_rates_read_well(rate, text):
-    assert percent(rate) == text
+    assert with_interval(rate) == text
 
 
 def compared_with(**changes):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from decimal import Decimal
+from statistics import fmean
 
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.render.leaders import sparse
-from prunebench.leaderboard.render.text import short_list
+from prunebench.leaderboard.render.text import percent, short_list
 from prunebench.leaderboard.roles import PRIMARY
 from prunebench.leaderboard.site.charts import intervals
-from prunebench.leaderboard.site.charts.common import NAMED, left_out, mean, percent, reference, shown
+from prunebench.leaderboard.site.charts.common import NAMED, left_out, reference, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import (
     Chart,
@@ -177,8 +178,8 @@ def _price(lines: Sequence[Sequence[Row]], sparsities: Sequence[Decimal]) -> tup
     between = f"{sparsities[0]:f} to {sparsities[-1]:f}"
     if not ends:
         return "Clean and robust accuracy", f"No method shown has nets from {between}."
-    clean = 100 * mean(first.clean.mean - last.clean.mean for first, last in ends)
-    robust = 100 * mean(first.robust.mean - last.robust.mean for first, last in ends)
+    clean = 100 * fmean(first.clean.mean - last.clean.mean for first, last in ends)
+    robust = 100 * fmean(first.robust.mean - last.robust.mean for first, last in ends)
     names = [first.pruner for first, _ in ends]
     who = short_list(names) if len(names) <= NAMED else f"the {len(names)} methods shown at both"
     said = (

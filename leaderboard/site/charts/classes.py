@@ -12,8 +12,8 @@ from prunebench.leaderboard.board import Board
 from prunebench.leaderboard.classes import ByClass, by_class, hit_hardest
 from prunebench.leaderboard.contrasts import ALPHA
 from prunebench.leaderboard.render.leaders import sparse
-from prunebench.leaderboard.render.text import listed, short, short_list
-from prunebench.leaderboard.site.charts.common import left_out, percent, reference, shown
+from prunebench.leaderboard.render.text import listed, percent, short, short_list
+from prunebench.leaderboard.site.charts.common import left_out, reference, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, Scale, around, bottom_axis, canvas, mark, path, prose, text, ticks
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 
 from prunebench.leaderboard.board import Board, Row
@@ -39,14 +39,3 @@ def reference(board: Board) -> Row | None:
     """The unpruned net of plain training, else the first unpruned row; None if there is none."""
     rows = [row for row in board.rows if row.role == "reference"]
     return next((row for row in rows if row.pruner == "dense"), rows[0] if rows else None)
-
-
-def percent(rate: float) -> str:
-    """A rate as a per cent with one decimal, without the sign."""
-    return f"{100 * rate:.1f}"
-
-
-def mean(values: Iterable[float]) -> float:
-    """The mean of one or more numbers."""
-    numbers = list(values)
-    return sum(numbers) / len(numbers)

@@ -9,8 +9,8 @@ from pathlib import Path
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.render.leaders import sparse
-from prunebench.leaderboard.render.text import short, short_list
-from prunebench.leaderboard.site.charts.common import left_out, percent, shown
+from prunebench.leaderboard.render.text import percent, short, short_list
+from prunebench.leaderboard.site.charts.common import left_out, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, Scale, bar, bottom_axis, canvas, mark, path, prose, text
 

@@ -10,8 +10,8 @@ from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.overfitting import Course, course, losses
 from prunebench.leaderboard.render.leaders import sparse
-from prunebench.leaderboard.render.text import listed, short
-from prunebench.leaderboard.site.charts.common import percent, reference, shown
+from prunebench.leaderboard.render.text import listed, percent, short
+from prunebench.leaderboard.site.charts.common import reference, shown
 from prunebench.leaderboard.site.looks import Look, look_of
 from prunebench.leaderboard.site.svg import (
     Chart,

@@ -11,7 +11,8 @@ from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.images import Fates, agreement, fates
 from prunebench.leaderboard.render.leaders import sparse
-from prunebench.leaderboard.site.charts.common import left_out, percent, reference, shown
+from prunebench.leaderboard.render.text import percent
+from prunebench.leaderboard.site.charts.common import left_out, reference, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, bar, canvas, mark, path, prose, text
 

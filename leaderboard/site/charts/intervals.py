@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prunebench.leaderboard.board import Row
-from prunebench.leaderboard.site.charts.common import percent
+from prunebench.leaderboard.render.text import percent
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Scale, around, bottom_axis, line, mark, text, ticks, within
 

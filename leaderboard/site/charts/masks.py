@@ -10,7 +10,7 @@ from pathlib import Path
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board
 from prunebench.leaderboard.nets import Mask, mask_of
-from prunebench.leaderboard.overlap import Agreement, agreements
+from prunebench.leaderboard.overlap import NEAR, Agreement, agreements
 from prunebench.leaderboard.render.leaders import sparse
 from prunebench.leaderboard.render.text import short, short_list
 from prunebench.leaderboard.roles import RANDOM
@@ -21,7 +21,6 @@ from prunebench.leaderboard.site.svg import Chart, bar, canvas, mark, prose, tex
 CELL, LEFT, TOP, GAP = 46, 176, 66, 24
 FULL = 20.0  # times chance at which a cell has its full colour; shades are logarithmic
 DARKEST = 0.55  # opacity of a full cell, on which text can still be read
-NEAR = 0.1  # a ratio within this of 1 is called chance
 
 
 def overlaps(

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.render.leaders import sparse
-from prunebench.leaderboard.render.text import short
-from prunebench.leaderboard.site.charts.common import left_out, mean, percent, shown
+from prunebench.leaderboard.render.text import percent, short
+from prunebench.leaderboard.site.charts.common import left_out, shown
 from prunebench.leaderboard.site.looks import Look, look_of
 from prunebench.leaderboard.site.svg import (
     Chart,
@@ -36,7 +37,7 @@ NOTE = "hoyer"  # the note of a record that holds Hoyer's sparsity
 def layer_densities(row: Row, records: Mapping[Path, Record]) -> list[float]:
     """The share of weights that each prunable layer keeps, in the net's order, mean over the seeds."""
     nets = [records[Path(path)].net.layers for path in row.records]
-    return [mean(layer.nonzero / layer.size for layer in layers) for layers in zip(*nets, strict=True)]
+    return [fmean(layer.nonzero / layer.size for layer in layers) for layers in zip(*nets, strict=True)]
 
 
 def densities(board: Board, records: Mapping[Path, Record]) -> Chart | None:
@@ -128,7 +129,7 @@ def hoyer(row: Row, records: Mapping[Path, Record]) -> float | None:
     values = [records[Path(path)].notes.get(NOTE) for path in row.records]
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     finite = len(numbers) == len(values) and all(math.isfinite(value) for value in numbers)
-    return mean(numbers) if finite else None
+    return fmean(numbers) if finite else None
 
 
 def _told(dense: list[tuple[Row, float]], found: list[tuple[Row, float]]) -> tuple[str, str]:
