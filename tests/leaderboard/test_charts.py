@@ -128,6 +128,8 @@ def test_nobody_wins_where_the_test_cannot_tell():
     assert accuracy.against_sparsity(board_of(rows("imp", 50), rows("magnitude", 50))[0]).title == (
         "No method clearly beats plain magnitude pruning"
     )
+    equal = accuracy.against_sparsity(board_of(rows("imp", 50), rows("magnitude", 50))[0])
+    assert equal.sentence.endswith(" The board's tests tell no method from magnitude.")
     single = board_of([make("imp", 0.9)], [make("magnitude", 0.9, robust=10)])[0]
     assert accuracy.against_sparsity(single).title == "Robust accuracy at 0.9"
     assert "No method shares enough seeds with magnitude, so no" in accuracy.against_sparsity(single).sentence
@@ -331,6 +333,8 @@ def test_curves_show_the_best_epoch_and_the_last():
     assert chart.title == "Robust overfitting: imp ends 15.0 points below its best epoch"
     assert chart.sentence.startswith("Lines: mean over seeds, at 0.9. Of these rows imp loses most: 15.0 points")
     sound(chart)
+    some = curves.of_board(*board_of([curved("imp", (0.2, 0.6, 0.3))], rows("awt", 50)))
+    assert some.sentence.endswith(" Not all records of awt hold a curve of the same epochs.")
     rising = board_of([curved("imp", (0.2, 0.3))])
     assert curves.of_board(*rising).title.startswith("No robust overfitting")
     assert curves.of_board(*board_of(rows("imp", 50))) is None

@@ -115,7 +115,9 @@ def _verdicts(board: Board, sparsities: Sequence[Decimal]) -> tuple[str, str]:
             names = [contrast.pruner for contrast in those if contrast.sparsity == sparsity]
             if names:
                 said.append(f"at {sparsity:f}, {short_list(sorted(names))} clearly {word} {PRIMARY}")
-    sentence = f"By the board's tests: {'; '.join(said)}." if said else "The board's tests tell no two methods apart."
+    sentence = (
+        f"By the board's tests: {'; '.join(said)}." if said else f"The board's tests tell no method from {PRIMARY}."
+    )
     if better:
         winners = {contrast.pruner for contrast in better}
         if len(winners) > 1:

@@ -10,7 +10,7 @@ from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.overfitting import Course, course, losses
 from prunebench.leaderboard.render.leaders import sparse
-from prunebench.leaderboard.render.text import listed, percent, short
+from prunebench.leaderboard.render.text import listed, percent, short, short_list
 from prunebench.leaderboard.site.charts.common import reference, shown
 from prunebench.leaderboard.site.looks import Look, look_of
 from prunebench.leaderboard.site.svg import (
@@ -56,8 +56,8 @@ def of_board(board: Board, records: Mapping[Path, Record]) -> Chart | None:
     sentence = f"Lines: mean over seeds, {where}. {said}"
     if any(not y.low <= 100 * v <= y.high for _, of in found for v in of.robust):
         sentence += " A line along the edge without marks lies outside the figure."
-    if len(found) < len(rows):
-        sentence += f" The records of {len(rows) - len(found)} other rows hold no curve."
+    if without := [row.pruner for row in rows if row not in [drawn for drawn, _ in found]]:
+        sentence += f" Not all records of {short_list(without)} hold a curve of the same epochs."
     return Chart(title, canvas(WIDTH, HEIGHT, parts, f"{title}. {sentence}"), sentence)
 
 
