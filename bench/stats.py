@@ -11,6 +11,10 @@ from functools import cache
 import numpy as np
 from scipy import special  # scipy.stats takes a second to import
 
+# Seeds of a test. Its level was studied from three on (docs/statistics.md). Two seeds may differ by the same number of
+# images by chance; the spread is then that of rounding alone, and the test would call almost any difference clear.
+FEWEST = 3
+
 
 def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a rate observed as `count` of `n` (1927, JASA 22, p. 209).
@@ -53,7 +57,7 @@ class SeedTest:
     """Two rows compared seed by seed: a t-test of their differences in rate.
 
     `gap`: the mean difference; `sd`: the standard deviation of the differences; `low`, `high`: the interval of the
-    gap, in [-1, 1]; `p`: two-sided. One common seed gives only a gap, and none gives nothing; then p = 1.
+    gap, in [-1, 1]; `p`: two-sided. Fewer than FEWEST common seeds give only a gap, and none gives nothing; then p = 1.
     """
 
     seeds: int
@@ -75,8 +79,8 @@ def by_seed(differences: Sequence[int], n: int, confidence: float = 0.95) -> See
     if seeds == 0:
         return SeedTest(0, None, None, None, None, 1.0)
     gap = sum(differences) / (seeds * n)
-    if seeds == 1:
-        return SeedTest(1, gap, None, None, None, 1.0)
+    if seeds < FEWEST:
+        return SeedTest(seeds, gap, None, None, None, 1.0)
     sd = _spread(differences, n)
     error = sd / math.sqrt(seeds)
     half = _student(confidence, seeds - 1) * error
@@ -99,9 +103,9 @@ def power(gap: float, sd: float, seeds: int, tests: int, alpha: float = 0.05) ->
 
     `sd`: the standard deviation of the differences between seeds, above 0, in the unit of `gap`. The test is Holm's
     first step over `tests` contrasts, at level `alpha` / `tests`: the worst case. Uses the noncentral t-distribution
-    (Cohen 1988, Statistical Power Analysis, chapter 2). 0 with fewer than two seeds.
+    (Cohen 1988, Statistical Power Analysis, chapter 2). 0 with fewer than FEWEST seeds.
     """
-    if seeds < 2:
+    if seeds < FEWEST:
         return 0.0
     bound = -special.stdtrit(seeds - 1, alpha / (2 * tests))
     return float(1 - special.nctdtr(seeds - 1, gap / sd * math.sqrt(seeds), bound))

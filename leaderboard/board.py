@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
+from prunebench.bench import stats
 from prunebench.bench.protocol import Protocol
 from prunebench.leaderboard.contrasts import Contrast, Power
 from prunebench.leaderboard.roles import Role
@@ -140,8 +141,8 @@ class Board:
     @property
     def note(self) -> str:
         """How intervals, verdicts and places were computed, in sentences for a student."""
-        single = sum(len(row.seeds) == 1 for row in self.rows)
-        if single == len(self.rows):
+        fewest, most = (end(len(row.seeds) for row in self.rows) for end in (min, max))
+        if most == 1:
             return (
                 "Every row has one seed, so a difference between methods may be only a difference between seeds: all "
                 "methods share a place. Intervals are Wilson's 95 %, for the images alone."
@@ -152,7 +153,11 @@ class Board:
             "corrected for the number of comparisons (Holm). A row's 95 % interval comes from the spread between its "
             "own seeds. A method's place is one plus the number of methods that are better in this sense; a method "
             "whose seeds differ much may share a better place than another with a higher mean."
-        ) + (" A row with one seed has Wilson's interval, for the images alone, and counts as tied." if single else "")
+        ) + (
+            f" Methods that share fewer than {stats.FEWEST} seeds are not tested and count as tied."
+            * (fewest < stats.FEWEST)
+            + " A row with one seed has Wilson's interval, for the images alone." * (fewest == 1)
+        )
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from prunebench.bench import stats
-from prunebench.bench.errors import PrunebenchError
-from prunebench.bench.outcomes import load_arrays, outcomes_path, standing_of
 from prunebench.bench.record import Record
 from prunebench.bench.seeds import derive
 from prunebench.leaderboard.distances import further
@@ -19,7 +17,6 @@ from prunebench.leaderboard.roles import Family, families
 
 ALPHA = 0.05  # for each family of contrasts; intervals are at 1 - ALPHA
 DRAWS = 2000  # of the bootstrap
-MOST_IMAGES = 20_000  # for a bootstrap: the draws of more images would fill the memory
 GAP = 0.03  # the difference in robust accuracy whose power is shown
 SEEDS = (10, 15, 20)  # seed counts whose power is shown beside that of the board's own count
 
@@ -32,11 +29,12 @@ class Contrast:
 
     `family`: as in `families`. `seeds`: those that both rows have. `gap`: robust accuracy of the pruner minus that of
     the control over these seeds. `low`, `high`: its 95 % interval from the t-test paired by seed.
-    `sd`: the standard deviation of the differences between seeds. All are rates, None where there are too few seeds.
+    `sd`: the standard deviation of the differences between seeds. All are rates. Below `stats.FEWEST` seeds there is
+    only a gap, and without a common seed not even that.
     `p`: the test's p-value; `adjusted`: Holm's, within the family at this sparsity. `bootstrap`: the 95 % interval when
-    seeds and images are resampled, None unless raw outcomes are beside all records. `further`: the pruner's median
-    distance minus the control's, and its interval from the same resampling; None unless distances are beside all
-    records, and outside the family "primary".
+    seeds and images are resampled, None without a test or unless raw outcomes are beside all records. `further`: the
+    pruner's median distance minus the control's, and its interval from the same resampling; None unless distances are
+    beside all records, and outside the family "primary".
     """
 
     pruner: str
@@ -72,9 +70,9 @@ class Contrast:
 class Power:
     """The probability of finding a true difference of `gap` between a method and magnitude pruning at one sparsity.
 
-    `tests`: contrasts in the primary family. `mean`, `lowest`, `highest`: over the contrasts with two seeds or more,
-    each with its own seeds and the spread of its own differences. `fewest`, `most`: their numbers of seeds. `planned`:
-    the mean if each had so many seeds at least. None where no contrast has two seeds.
+    `tests`: contrasts in the primary family. `mean`, `lowest`, `highest`: over the contrasts with enough seeds for a
+    test, each with its own seeds and the spread of its own differences. `fewest`, `most`: their numbers of seeds.
+    `planned`: the mean if each had so many seeds at least. None where no contrast has enough seeds.
     """
 
     sparsity: Decimal
@@ -86,31 +84,6 @@ class Power:
     lowest: float | None
     highest: float | None
     planned: dict[int, float]
-
-
-def raw_outcomes(folder: Path, records: Mapping[Path, Record]) -> dict[Path, np.ndarray]:
-    """Which images are robust in each of the `records`, by path, for those with outcomes beside them in `folder`.
-
-    Empty for more than `MOST_IMAGES` images. Raises PrunebenchError for outcomes that do not belong to their record.
-    """
-    small = {path: record for path, record in records.items() if record.score.n <= MOST_IMAGES}
-    there = {path: record for path, record in small.items() if outcomes_path(folder / path).exists()}
-    return {path: _standing(folder / path, record) for path, record in there.items()}
-
-
-def _standing(path: Path, record: Record) -> np.ndarray:
-    raw = outcomes_path(path)
-    arrays = load_arrays(raw, record.outcomes, f"the outcomes of {path}")
-    try:
-        standing = standing_of(arrays)
-    except (KeyError, ValueError, TypeError):  # an array is missing, has another shape or holds text
-        standing = np.empty(0)
-    if standing.shape != (record.score.n,) or standing.dtype != bool or int(standing.sum()) != record.score.robust:
-        raise PrunebenchError(
-            f"{raw} does not hold {record.score.n} images of which {record.score.robust} survive, as {path} says; "
-            "score the net again."
-        )
-    return standing
 
 
 def contrasts(
@@ -166,7 +139,7 @@ def _bootstrap(
 ) -> tuple[float, float] | None:
     sides = [{record.job.seed: (path, record) for path, record in side} for side in (group, control)]
     pairs = [[side[seed] for side in sides] for seed in seeds]
-    if len(seeds) < 2 or not all(path in outcomes for pair in pairs for path, _ in pair):
+    if len(seeds) < stats.FEWEST or not all(path in outcomes for pair in pairs for path, _ in pair):
         return None
     standing = [[outcomes[path].astype(np.int8) for path, _ in pair] for pair in pairs]
     names = [record.sha256 for pair in pairs for _, record in pair]

@@ -11,7 +11,7 @@ import numpy as np
 
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Row
-from prunebench.leaderboard.contrasts import raw_outcomes
+from prunebench.leaderboard.survivors import raw_outcomes
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import fmean
 
 from scipy import special
 
 from prunebench.leaderboard.nets import Mask, ones
+
+NEAR = 0.1  # a ratio within this of 1 is called chance
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ def agreements(rows: Mapping[str, Mapping[int, Mask]]) -> list[Agreement]:
 def _agreement(ours: str, theirs: str, same: bool, pairs: Mapping[tuple[int, int], tuple[float, float]]) -> Agreement:
     ratios = {pair: found / chance if chance else 1.0 for pair, (found, chance) in pairs.items()}
     low, high = jackknife(ratios) or (None, None)
-    means = [_mean(values) for values in zip(*pairs.values(), strict=True)]
-    return Agreement(ours, theirs, same, len(pairs), _mean(ratios.values()), low, high, means[0], means[1])
+    means = [fmean(values) for values in zip(*pairs.values(), strict=True)]
+    return Agreement(ours, theirs, same, len(pairs), fmean(ratios.values()), low, high, means[0], means[1])
 
 
 def jackknife(pairs: Mapping[tuple[int, int], float], confidence: float = 0.95) -> tuple[float, float] | None:
@@ -84,13 +87,8 @@ def jackknife(pairs: Mapping[tuple[int, int], float], confidence: float = 0.95) 
     without = [[value for pair, value in pairs.items() if seed not in pair] for seed in seeds]
     if len(seeds) < 2 or not all(without):
         return None
-    means, count = [_mean(values) for values in without], len(seeds)
-    centre, middle = _mean(pairs.values()), _mean(means)
+    means, count = [fmean(values) for values in without], len(seeds)
+    centre, middle = fmean(pairs.values()), fmean(means)
     error = math.sqrt((count - 1) / count * math.fsum((mean - middle) ** 2 for mean in means))
     half = float(special.stdtrit(count - 1, (1 + confidence) / 2)) * error
     return centre - half, centre + half
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers: Sequence[float] = list(values)
-    return math.fsum(numbers) / len(numbers)

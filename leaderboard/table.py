@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -19,7 +20,6 @@ from prunebench.leaderboard.board import Board, Doubt, Ranking, Rate, Refused, R
 from prunebench.leaderboard.comparable import refuse_incomparable
 from prunebench.leaderboard.contrasts import (
     ALPHA,
-    MOST_IMAGES,
     Contrast,
     Group,
     Power,
@@ -27,9 +27,9 @@ from prunebench.leaderboard.contrasts import (
     image_draws,
     places,
     power,
-    raw_outcomes,
 )
 from prunebench.leaderboard.roles import Role, role_of
+from prunebench.leaderboard.survivors import MOST_IMAGES, raw_outcomes
 
 Results = Mapping[Path, Record | Refusal]
 
@@ -143,7 +143,7 @@ def _row(sparsity: Decimal, label: str, group: Group, taken: Mapping[str, int]) 
     return Row(
         pruner=label,
         sparsity=sparsity,
-        true_sparsity=_mean(record.net.sparsity for record in records),
+        true_sparsity=fmean(record.net.sparsity for record in records),
         role=role_of(records[0].job),
         place=place,
         tied=place is not None and list(taken.values()).count(place) > 1,
@@ -157,9 +157,9 @@ def _row(sparsity: Decimal, label: str, group: Group, taken: Mapping[str, int]) 
         flags=_doubts(records),
         rejected=sum(record.score.rejected for record in records),
         seeds=tuple(record.job.seed for record in records),
-        train_passes=_mean(record.cost.train_passes for record in records),
-        train_seconds=_mean(known) if len(known) == len(seconds) else None,
-        score_seconds=_mean(record.cost.score_seconds for record in records),
+        train_passes=fmean(record.cost.train_passes for record in records),
+        train_seconds=fmean(known) if len(known) == len(seconds) else None,
+        score_seconds=fmean(record.cost.score_seconds for record in records),
         devices=tuple(sorted({record.cost.device for record in records})),
         official=all(record.official for record in records),
         records=tuple(path.as_posix() for path, _ in group),
@@ -194,11 +194,11 @@ def _distance(records: Sequence[Record]) -> float | None:
     """The mean of the median distances of `records`; None unless each of them has one."""
     known = [found.median for record in records if (found := distances.measured(record)) is not None]
     medians = [median for median in known if median is not None]
-    return _mean(medians) if len(medians) == len(records) else None
+    return fmean(medians) if len(medians) == len(records) else None
 
 
 def _means(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:
-    return {name: _mean(of[name] for of in counts) for name in counts[0] if all(name in of for of in counts)}
+    return {name: fmean(of[name] for of in counts) for name in counts[0] if all(name in of for of in counts)}
 
 
 def _doubts(records: Sequence[Record]) -> tuple[Doubt, ...]:
@@ -211,8 +211,3 @@ def _doubts(records: Sequence[Record]) -> tuple[Doubt, ...]:
         Doubt(name, max(those)[2], tuple(sorted(seed for _, seed, _ in those)))
         for name, those in sorted(raised.items())
     )
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return math.fsum(numbers) / len(numbers)

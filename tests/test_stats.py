@@ -114,22 +114,23 @@ def test_what_is_no_row_is_refused(case):
         logit_interval(*case)
 
 
-@pytest.mark.parametrize(("differences", "t"), [([1, 2, 3], math.sqrt(12)), ([-4, 0], -1.0), ([5, -5, 3, -3], 0.0)])
+@pytest.mark.parametrize(
+    ("differences", "t"), [([1, 2, 3], math.sqrt(12)), ([-4, -2, 0], -math.sqrt(3)), ([5, -5, 3, -3], 0.0)]
+)
 def test_pairs_by_seed_are_students_on_paper(differences, t):
-    """1 2 3: mean 2, sd 1, t = 2 sqrt(3). -4 0: mean -2, sd 2 sqrt(2), t = -1."""
+    """1 2 3: mean 2, sd 1, t = 2 sqrt(3). -4 -2 0: mean -2, sd 2, t = -sqrt(3)."""
     k = len(differences)
     found = by_seed(differences, 100)
     assert found.seeds == k
     assert found.gap / (found.sd / math.sqrt(k)) == pytest.approx(t, abs=1e-12)
-    p = {2: lambda t: 1 - 2 / math.pi * math.atan(abs(t)), 3: lambda t: 1 - abs(t) / math.sqrt(2 + t * t)}
-    if k in p:  # the t-distribution with 1 and 2 degrees of freedom has a closed form
-        assert found.p == pytest.approx(p[k](t), rel=1e-9)
-    half = {2: 12.706205, 3: 4.302653, 4: 3.182446}[k] * found.sd / math.sqrt(k)
+    if k == 3:  # the t-distribution with 2 degrees of freedom has a closed form
+        assert found.p == pytest.approx(1 - abs(t) / math.sqrt(2 + t * t), rel=1e-9)
+    half = {3: 4.302653, 4: 3.182446}[k] * found.sd / math.sqrt(k)
     assert (found.low, found.high) == pytest.approx((found.gap - half, found.gap + half), rel=1e-6)
 
 
 @settings(deadline=None)  # a busy machine is slow, not wrong
-@given(st.lists(st.integers(-500, 500), min_size=2, max_size=20).filter(lambda values: len(set(values)) > 1))
+@given(st.lists(st.integers(-500, 500), min_size=3, max_size=20).filter(lambda values: len(set(values)) > 1))
 def test_pairs_by_seed_are_scipys(differences):
     found = by_seed(differences, 500)
     theirs = stats.ttest_1samp([value / 500 for value in differences], 0)
@@ -147,23 +148,26 @@ def test_equal_pairs_have_p_1_and_a_constant_difference_never_p_0():
     )  # floats would give a spread of 1e-17
 
 
-def test_with_fewer_than_two_common_seeds_nothing_can_be_told_apart():
+def test_with_fewer_than_three_common_seeds_nothing_can_be_told_apart():
+    """Two seeds that are both 21 of 1,000 apart: rounding's spread would give t = 42 sqrt(6) = 103."""
     assert by_seed([], 100) == SeedTest(0, None, None, None, None, 1.0)
     assert by_seed([90], 100) == SeedTest(1, 0.9, None, None, None, 1.0)
+    assert by_seed([-21, -21], 1000) == SeedTest(2, -0.021, None, None, None, 1.0)
+    assert by_seed([-21, -21, -21], 1000).p < 0.001  # the twin
 
 
 def test_a_difference_cannot_leave_its_range():
-    found = by_seed([100, 20], 100)
+    found = by_seed([100, -60, 100], 100)
     assert (found.low, found.high) == (-1.0, 1.0)
-    assert (by_seed([90, 100], 100).high, by_seed([-90, -100], 100).low) == (1.0, -1.0)
+    assert (by_seed([90, 95, 100], 100).high, by_seed([-90, -95, -100], 100).low) == (1.0, -1.0)
 
 
 def test_power_on_paper():
-    """Without a difference the upper side is found in half of the level; far out always; with one seed never."""
+    """Without a difference the upper side is found in half of the level; far out always; below three seeds never."""
     assert power(0.0, 0.02, 10, 5) == pytest.approx(0.05 / 10, rel=1e-6)
     assert power(1.0, 0.02, 10, 5) == pytest.approx(1.0)
-    assert power(0.03, 0.02, 1, 5) == 0.0
-    assert power(0.0, 0.02, 2, 5) == pytest.approx(0.05 / 10, rel=1e-6)  # two seeds are enough for a test
+    assert power(1.0, 0.02, 2, 5) == 0.0
+    assert power(0.0, 0.02, 3, 5) == pytest.approx(0.05 / 10, rel=1e-6)  # three seeds are enough for a test
     # 1,000 seeds: normal. sd 1, gap 2.5 / sqrt(1000): the mean lies 2.5 standard errors out, the bound at 1.96.
     assert power(2.5 / math.sqrt(1000), 1.0, 1000, 1) == pytest.approx(stats.norm.sf(Z - 2.5), abs=2e-3)
 

@@ -22,8 +22,8 @@ from scipy import stats as shapes
 from prunebench.bench.errors import PrunebenchError
 from prunebench.bench.files import write_bytes
 from prunebench.bench.record import Record
-from prunebench.leaderboard.contrasts import raw_outcomes
 from prunebench.leaderboard.roles import families, role_of
+from prunebench.leaderboard.survivors import raw_outcomes
 from prunebench.leaderboard.table import read
 from tools.simulated_boards import SHIPPED, Pairs, Spreads, both_stand, coverage, levels, second_opinion
 

@@ -25,8 +25,9 @@ from prunebench.leaderboard.findings.questions import (
     Unpruned,
 )
 from prunebench.leaderboard.nets import Mask, mask_of
-from prunebench.leaderboard.overfitting import last_curve
+from prunebench.leaderboard.overfitting import losses
 from prunebench.leaderboard.overlap import agreements
+from prunebench.leaderboard.render.text import percent
 from prunebench.leaderboard.roles import PRIMARY, RANDOM
 
 
@@ -160,8 +161,8 @@ def _slack(evidence: Evidence) -> Answer | None:
             row.pruner,
             str(test.seeds),
             wording.slack(test),
-            wording.percent(row.robust.mean),
-            wording.percent(best.mean),
+            percent(row.robust.mean),
+            percent(best.mean),
         )
         for row, test in tests
         for best in [row.best]
@@ -194,12 +195,9 @@ def _overlaps(evidence: Evidence, *, between_seeds: bool) -> Answer | None:
 def _overfitting(evidence: Evidence) -> Answer | None:
     lines, found = [], []
     for row in evidence.board.rows:
-        curves = [last_curve(record) for _, record in evidence.of(row)]
-        if not all(curves):
-            continue
-        lost = [max(point.robust for point in curve) - curve[-1].robust for curve in curves]
-        found.append((row, lost))
-        lines.append((f"{row.sparsity:f}", row.pruner, str(len(lost)), wording.lost(lost)))
+        if lost := losses(row, evidence.records):
+            found.append((row, lost))
+            lines.append((f"{row.sparsity:f}", row.pruner, str(len(lost)), wording.lost(lost)))
     if not found:
         return None
     titles = ("Sparsity", "Row", "Seeds", "Best epoch minus last, points")

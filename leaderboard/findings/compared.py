@@ -32,7 +32,7 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """+ if ours is clearly more robust, - if clearly less, = if the test cannot tell, ? without two seeds."""
+        """+ if ours is clearly more robust, - if clearly less, = if the test cannot tell, ? with too few seeds."""
         if self.test.low is None or self.test.gap is None:
             return "?"
         if self.adjusted >= ALPHA:

@@ -10,37 +10,18 @@ from decimal import Decimal
 from prunebench.bench import stats
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.findings.compared import Compared, Key
-from prunebench.leaderboard.overlap import Agreement
-from prunebench.leaderboard.render.text import VERDICTS, listed, seeds_of, short, short_list
+from prunebench.leaderboard.overlap import NEAR, Agreement
+from prunebench.leaderboard.render.text import TOO_FEW, VERDICTS, listed, percent, points, seeds_of, short, short_list
 from prunebench.leaderboard.roles import PRIMARY, RANDOM
 
 Say = Callable[[Sequence[Compared]], str]
 TITLES = ("Sparsity", "Row", "Minus", "Seeds", "Difference, points", "Verdict", "p, Holm", "Power for 3 points")
 OVERLAP = ("Sparsity", "Row", "And", "Pairs of nets", "Overlap / chance", "Jaccard", "Chance")
 APART = 1.4  # points: of two nets equally robust at 43 %, 10,000 images of each show less in 95 % of draws
-NEAR = 0.1  # an overlap within this of chance is called chance
-SAID = {"+": "clearly better", "-": "clearly worse", "=": "the test cannot tell", "?": "untested with one seed"}
+SAID = {"+": "clearly better", "-": "clearly worse", "=": "the test cannot tell", "?": f"{TOO_FEW} for a test"}
 _HOLDS, _TURNED, _EQUAL = "as published", "against the published order", "no order published"
 _UNKNOWN = "no number published"
-_WORDS = VERDICTS | {"?": "one seed: no test"}
-
-
-def percent(rate: float) -> str:
-    """A rate in per cent, with one decimal."""
-    return f"{100 * rate:.1f}"
-
-
-def _signed(rate: float) -> str:
-    return f"{round(100 * rate, 1) + 0:+.1f}"
-
-
-def difference(test: stats.SeedTest) -> str:
-    """A difference in points with its 95 % interval: "+1.3 [-4.2, +6.8]"; without one where there are too few seeds."""
-    if test.gap is None:
-        return "no common seed"
-    if test.low is None or test.high is None:
-        return _signed(test.gap)
-    return f"{_signed(test.gap)} [{_signed(test.low)}, {_signed(test.high)}]"
+_WORDS = VERDICTS | {"?": TOO_FEW}
 
 
 def line(each: Compared) -> tuple[str, ...]:
@@ -50,7 +31,7 @@ def line(each: Compared) -> tuple[str, ...]:
     power = "" if each.power is None else f"{each.power:.2f}".removeprefix("0")
     p = "" if each.verdict == "?" else f"{each.adjusted:.3f}"
     seeds = str(each.test.seeds)
-    return f"{sparsity:f}", ours, minus, seeds, difference(each.test), _WORDS[each.verdict], p, power
+    return f"{sparsity:f}", ours, minus, seeds, points(each.test), _WORDS[each.verdict], p, power
 
 
 def pairs(found: Sequence[Compared]) -> str:
@@ -66,7 +47,7 @@ def _by_verdict(found: Sequence[Compared]) -> str:
     for sign, word in SAID.items():
         those = [each for each in found if each.verdict == sign]
         if those:
-            figures = [f"{_at(each.ours)} ({difference(each.test)})" for each in those]
+            figures = [f"{_at(each.ours)} ({points(each.test)})" for each in those]
             said.append(f"{word} {listed(figures)}")
     return "; ".join(said)
 
@@ -76,20 +57,23 @@ def _at(key: Key) -> str:
 
 
 def every(found: Sequence[Compared], control: str, board: Board) -> str:
-    """Who is clearly ahead of the control, who clearly behind, and who cannot be told from it."""
+    """Who is clearly ahead of the control, who clearly behind, who cannot be told from it, and who is not tested."""
     if all(each.verdict == "?" for each in found):
-        return "Each row has one seed, so no difference can be tested."
+        return f"No method shares enough seeds with {control}, so no difference can be tested."
     control = "their own shuffle" if control == "its own shuffle" else control
     sparsities = {each.ours[0] for each in found}
-    ahead, behind, equal = (_where([of for of in found if of.verdict == sign], len(sparsities)) for sign in "+-=")
+    ahead, behind, equal, few = (
+        _where([of for of in found if of.verdict == sign], len(sparsities)) for sign in (*VERDICTS, "?")
+    )
     if not ahead:
         said = f"No method clearly beats {control}"
-    elif not behind and not equal:
+    elif not behind and not equal and not few:
         where = "every sparsity" if len(sparsities) > 1 else f"{min(sparsities):f}"
         said = f"Every method clearly beats {control} at {where}"
     else:
         said = f"Clearly ahead of {control}: {ahead}"
-    said += f"; clearly behind: {behind}" * bool(behind) + f"; not told apart: {equal}" * bool(equal)
+    others = ("clearly behind", behind), ("not told apart", equal), (TOO_FEW, few)
+    said += "".join(f"; {word}: {those}" for word, those in others if those)
     return f"{said}.{_powers(board, sparsities) if control == PRIMARY else ''}"
 
 
@@ -132,7 +116,7 @@ def order(ours: str, theirs: str, found: Sequence[tuple[Compared, float | None]]
         held = _held(each, gap)
         there = "" if gap is None else f"{gap:+.1f} published, "
         clear = f", {SAID[each.verdict]}" if held in (_EQUAL, _UNKNOWN) else ""
-        said[held].append(f"{_at(each.ours)} ({there}{difference(each.test)} here{clear})")
+        said[held].append(f"{_at(each.ours)} ({there}{points(each.test)} here{clear})")
     kinds = (_HOLDS, _TURNED, SAID["="], SAID["?"], _EQUAL, _UNKNOWN)
     return f"{short(ours)} against {short(theirs)}: {'; '.join(f'{k} {listed(said[k])}' for k in kinds if said[k])}."
 
@@ -208,7 +192,7 @@ def overfitting(found: Sequence[tuple[Row, Sequence[float]]]) -> str:
     """Who loses most between the best epoch and the last."""
     row, values = max(found, key=lambda pair: statistics.fmean(pair[1]))
     return (
-        f"{short(row.pruner)} {_at((row.sparsity, ''))} loses most: {lost(values)} points of validation accuracy "
-        f"between its best epoch and its last. The best of several noisy epochs lies above the last even without "
-        "overfitting."
+        f"{short(row.pruner)} {_at((row.sparsity, ''))} loses most of all rows with a curve: {lost(values)} points of "
+        "validation accuracy from each seed's best validated epoch to its last. The best of several noisy epochs lies "
+        "above the last even without overfitting."
     )

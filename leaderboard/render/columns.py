@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.contrasts import Contrast
-from prunebench.leaderboard.render.text import SIGN, apart, best_known, number, percent, points, resampled, verdict
+from prunebench.leaderboard.render.text import (
+    SIGN,
+    apart,
+    best_known,
+    number,
+    points,
+    resampled,
+    verdict,
+    with_interval,
+)
 from prunebench.leaderboard.roles import PRIMARY
 
 LESS, SAID = f"Minus {PRIMARY}", "Verdict"  # the columns of the primary contrasts
@@ -86,7 +95,7 @@ COLUMNS = (
             "robust_low": lambda row: row.robust.low,
             "robust_high": lambda row: row.robust.high,
         },
-        lambda board, row: percent(row.robust) + f" {SIGN}" * bool(row.flags),
+        lambda board, row: with_interval(row.robust) + f" {SIGN}" * bool(row.flags),
         lambda board, row: row.robust.mean,
     ),
     Column(
@@ -107,7 +116,7 @@ COLUMNS = (
             "clean_low": lambda row: row.clean.low,
             "clean_high": lambda row: row.clean.high,
         },
-        lambda board, row: percent(row.clean),
+        lambda board, row: with_interval(row.clean),
         lambda board, row: row.clean.mean,
     ),
     Column(

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.contrasts import Contrast
-from prunebench.leaderboard.render.text import listed, percent, points, short, short_list
+from prunebench.leaderboard.render.text import listed, points, short, short_list, with_interval
 from prunebench.leaderboard.roles import PRIMARY
 
 NAMED = 6  # methods that a sentence names; of more it gives the number
@@ -33,8 +33,8 @@ def leader(board: Board, sparsity: Decimal) -> str:
         return ""
     best = max(methods, key=lambda row: row.robust.mean)
     if len(methods) == 1:
-        return f"{short(best.pruner)} is the only method: {percent(best.robust)} %."
-    said = f"{short(best.pruner)} is highest: {percent(best.robust)} %"
+        return f"{short(best.pruner)} is the only method: {with_interval(best.robust)} %."
+    said = f"{short(best.pruner)} is highest: {with_interval(best.robust)} %"
     plain = next((row for row in methods if row.pruner == PRIMARY and row != best), None)
     against = None if plain is None else between(board, best, plain)
     if against is not None and against.gap is not None:
@@ -52,7 +52,7 @@ def _ties(board: Board, best: Row, methods: list[Row]) -> str:
     tested = [(row, contrast) for row, contrast in others if contrast is not None and contrast.low is not None]
     equal = [row.pruner for row, contrast in tested if not _above(contrast, best)]
     if not tested:
-        return "With one seed in common, no difference is tested."
+        return "The methods share too few seeds, so no difference is tested."
     if not equal:
         whom = "the other method" if len(others) == 1 else f"all {len(others)} others"
         if len(tested) < len(others):

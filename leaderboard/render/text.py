@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 
+from prunebench.bench import stats
 from prunebench.bench.progress import duration
+from prunebench.bench.stats import SeedTest
 from prunebench.leaderboard.board import Board, Rate, Row
 from prunebench.leaderboard.contrasts import Contrast, Power
 from prunebench.leaderboard.published import rows_for
@@ -19,6 +21,7 @@ FEW = 4  # messages of flags that a terminal or a LaTeX table shows below its fi
 SIGN = "\N{WARNING SIGN}"  # beside a number that a flag puts in doubt
 ODDS = "\N{DAGGER}"  # beside a verdict on which test and bootstrap disagree
 VERDICTS = {"+": "better", "-": "worse", "=": "cannot tell"}
+TOO_FEW = "too few seeds"  # in place of a verdict
 CONTRASTS = (
     "A difference is the robust accuracy of the pruner minus that of the control, in points, over the seeds that both "
     "have. Its 95 % interval is for this comparison alone; the verdict corrects for all comparisons of its family "
@@ -69,9 +72,14 @@ def listed(parts: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
 
 
-def percent(rate: Rate) -> str:
+def percent(rate: float) -> str:
+    """A rate in per cent, with one decimal and without the sign: "66.4"."""
+    return f"{100 * rate:.1f}"
+
+
+def with_interval(rate: Rate) -> str:
     """A rate in percent with its interval: "66.4 [64.1, 68.6]"."""
-    return f"{100 * rate.mean:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    return f"{percent(rate.mean)} [{percent(rate.low)}, {percent(rate.high)}]"
 
 
 def took(board: Board) -> str:
@@ -87,14 +95,14 @@ def took(board: Board) -> str:
 
 def best_known(best: Rate, robust: Rate) -> str:
     """The best-known rate in percent, with its difference from AutoAttack's in points: "53.2 (-4.8)"."""
-    return f"{100 * best.mean:.1f} ({_signed(best.mean - robust.mean)})"
+    return f"{percent(best.mean)} ({_signed(best.mean - robust.mean)})"
 
 
-def points(contrast: Contrast) -> str:
-    """A difference in points with its interval: "+1.3 [-4.2, +6.8]"; no interval with only one common seed."""
-    if contrast.gap is None:
+def points(test: Contrast | SeedTest) -> str:
+    """A difference in points with its interval: "+1.3 [-4.2, +6.8]"; no interval with too few seeds."""
+    if test.gap is None:
         return "no common seed"
-    return _signed(contrast.gap) + _interval(contrast.low, contrast.high)
+    return _signed(test.gap) + _interval(test.low, test.high)
 
 
 def _interval(low: float | None, high: float | None) -> str:
@@ -106,12 +114,14 @@ def _signed(rate: float) -> str:
 
 
 def verdict(contrast: Contrast) -> str:
-    """The test's verdict on a contrast, with a sign if the bootstrap disagrees."""
+    """The test's verdict on a contrast, with a sign if the bootstrap disagrees; TOO_FEW where there is no test."""
+    if contrast.low is None:
+        return TOO_FEW
     return VERDICTS[contrast.verdict] + f" {ODDS}" * (contrast.agrees is False)
 
 
 def resampled(contrast: Contrast) -> str:
-    """The bootstrap's interval in points, or a note that raw outcomes are missing; empty below two common seeds."""
+    """The bootstrap's interval in points, or a note that raw outcomes are missing; empty where there is no test."""
     if contrast.low is None:
         return ""
     return "not available" if contrast.bootstrap is None else _interval(*contrast.bootstrap).strip()
@@ -162,7 +172,11 @@ def flags_in_short(board: Board) -> str:
         return ""
     rows = sum(bool(row.flags) for row in board.rows)
     most = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    what = f"{rows} of {len(board.rows)} rows carry" if len(board.rows) > 1 else "The row carries"
+    what = (
+        f"{rows} of {len(board.rows)} rows carr{'ies' if rows == 1 else 'y'}"
+        if len(board.rows) > 1
+        else "The row carries"
+    )
     return f"{what} a flag: {listed([f'{short(name)} ({count})' for name, count in most])}."
 
 
@@ -191,7 +205,7 @@ def power_of(board: Board, sparsity: Decimal) -> str:
         return ""
     asked = f"a true difference of {100 * power.gap:.0f} points to {PRIMARY}"
     if power.mean is None:
-        return f"No method shares two seeds with {PRIMARY}, so no difference to it can be detected."
+        return f"No method shares {stats.FEWEST} seeds with {PRIMARY}, so no difference to it can be detected."
     said = f"{seeds_of(power)} seeds detect {asked} with probability {_probability(power.mean)}"
     if power.lowest != power.highest:
         said += f" on average ({_probability(power.lowest or 0)} to {_probability(power.highest or 0)} by method)"

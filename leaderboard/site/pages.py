@@ -34,8 +34,8 @@ from prunebench.leaderboard.render.text import (
     first_clause,
     flags_in_short,
     flat,
-    percent,
     took,
+    with_interval,
 )
 from prunebench.leaderboard.site import charts, compare, plots, row_page, small, tables
 from prunebench.leaderboard.site.assets import assets
@@ -108,13 +108,15 @@ def pages(ranking: Ranking, results: Results, source: Path, address: str = "") -
 def _board_page(site: _Site, board: Board, board_id: str, found: Sequence[Finding]) -> bytes:
     hrefs = [f"../{site.hrefs[board.protocol][row.sparsity, row.pruner]}" for row in board.rows]
     leads = [href for href, row in zip(hrefs, board.rows, strict=True) for _ in row.flags]
+    drawn, missing = charts.of_board(board, site.results, site.source)
     pooled = [_pooled([site.far[Path(path)] for path in row.records]) for row in board.rows]
     return site.render(
         "board.html",
         root="../",
         board=board,
         board_id=board_id,
-        charts=charts.of_board(board, site.results, site.source),
+        charts=drawn,
+        missing=missing,
         plots=plots.of_board(board, pooled),
         findings=[(of.question, each.verdict) for of in found for each in of.answers if each.board == board],
         doubts=list(zip(leads, doubts(board), strict=True)),
@@ -152,8 +154,8 @@ def _row_files(site: _Site, board: Board, row: Row, board_id: str) -> Made:
         row_id=name,
         facts=texts(board, row),
         flags=flags,
-        robust=percent(row.robust),
-        clean=percent(row.clean),
+        robust=with_interval(row.robust),
+        clean=with_interval(row.clean),
         papers=papers_of(row.pruner),
         command=command(board, [row]),
         commits=sorted({str(record.env["commit"]) for record in records if record.env.get("commit")}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +15,7 @@ from prunebench.bench import stats
 from prunebench.bench.record import Record
 from prunebench.bench.schema import exact
 from prunebench.leaderboard.board import Board, Rate, Row
-from prunebench.leaderboard.render.text import percent
+from prunebench.leaderboard.render.text import with_interval
 from prunebench.leaderboard.site.figure import SERIES, SYMBOLS, Plot, figure_of, literal, plain, short
 from prunebench.leaderboard.site.looks import look_of
 
@@ -23,7 +24,9 @@ APART = 0.012  # decades of weights between two pruners at the same sparsity, to
 
 
 Distances = Sequence[np.ndarray | None]  # for each row or seed: the smallest perturbation found for each image
-_FOUND = " A line without markers comes from the smallest perturbation found for each image."
+_CLOSEST = "The attack: the smallest perturbation that a minimum-norm attack or AutoAttack found for each image."
+_PGD = "The attack: PGD-20 at each eps, which is weaker than AutoAttack."
+REACH = 4  # times the protocol's eps, where the axis of a security curve ends: beyond, few nets keep any image
 
 
 def of_board(board: Board, far: Distances) -> list[Plot]:
@@ -33,20 +36,13 @@ def of_board(board: Board, far: Distances) -> list[Plot]:
 
 
 def of_row(board: Board, row: Row, records: Sequence[Record], far: Distances) -> Plot | None:
-    """The security curve of each seed of `row`, None if no seed has one; continuous where `far` has its distances."""
-    traces = []
+    """The security curve of each seed of `row`, None if no seed has one; `far`: the distances of each seed."""
+    lines = []
     for i, (record, distances) in enumerate(zip(records, far, strict=True)):
-        if distances is not None:
-            traces.append(_continuous(f"seed {record.job.seed}", distances, i))
-            continue
         points = {"0": record.score.clean} | {point.eps: point.robust for point in record.score.curve}
-        if len(points) > 1:
-            traces.append(_curve(f"seed {record.job.seed}", points, record.score.n, i))
-    if not traces:
-        return None
+        lines.append(_Line(f"seed {record.job.seed}", points, distances, i))
     sentence = f"Images still correct as eps grows, in per cent, for each seed of {row.pruner} at {row.sparsity:f}."
-    sentence += _FOUND * any(distances is not None for distances in far)
-    return Plot("Security curve", sentence, _curve_figure(board, traces))
+    return _security("Security curve", sentence, board, lines)
 
 
 def _looks(board: Board) -> dict[str, int]:
@@ -55,8 +51,8 @@ def _looks(board: Board) -> dict[str, int]:
 
 def _hover(row: Row) -> str:
     return (
-        f"<b>{literal(row.pruner)}</b> at {row.sparsity:f}<br>robust {percent(row.robust)} %<br>"
-        f"clean {percent(row.clean)} %<br>{row.train_passes / 1e6:.1f} M passes, seeds: {len(row.seeds)}"
+        f"<b>{literal(row.pruner)}</b> at {row.sparsity:f}<br>robust {with_interval(row.robust)} %<br>"
+        f"clean {with_interval(row.clean)} %<br>{row.train_passes / 1e6:.1f} M passes, seeds: {len(row.seeds)}"
     )
 
 
@@ -120,7 +116,7 @@ def _slack(board: Board, looks: Mapping[str, int]) -> list[Plot]:
         rates = [rate for _, rate in here]
         trace = _trace([row for row, _ in here], [place(row, look) for row, _ in here], look)
         trace.y, trace.error_y = [100 * rate.mean for rate in rates], _error(rates)
-        trace.hovertext = [f"{_hover(row)}<br>slack {percent(rate)} points" for row, rate in here]
+        trace.hovertext = [f"{_hover(row)}<br>slack {with_interval(rate)} points" for row, rate in here]
         traces.append(trace)
     figure = figure_of(traces, axis, {"title": "Slack, points", "rangemode": "tozero"})
     sentence = (
@@ -166,30 +162,58 @@ def _attacks(board: Board) -> Plot:
     return Plot("Survivors, attack by attack", sentence, plain(figure), wide=True)
 
 
+@dataclass(frozen=True)
+class _Line:
+    """What is known of a net or a row: images still correct by eps, and the images' distances, None if unknown."""
+
+    name: str
+    points: Mapping[str, float]
+    distances: np.ndarray | None
+    colour: int
+    dash: str = "solid"
+
+
 def _curves(board: Board, far: Distances) -> list[Plot]:
     """A plot per sparsity, each with the unpruned net for comparison."""
     plots = []
-    drawn = [
-        (row, distances) for row, distances in zip(board.rows, far, strict=True) if row.curve or distances is not None
-    ]
-    sparsities = sorted({row.sparsity for row, _ in drawn})
+    sparsities = sorted({row.sparsity for row in board.rows})
     for sparsity in [s for s in sparsities if s] or sparsities:
-        here = [(row, distances) for row, distances in drawn if row.sparsity in (sparsity, Decimal(0))]
-        traces = []
-        for row, distances in here:
-            name = row.pruner if row.sparsity == sparsity else f"{row.pruner}, {row.sparsity:f}"
-            if distances is None:
-                points = {"0": row.clean.mean * board.n} | row.curve
-                trace = _curve(name, points, board.n, look_of(row.pruner).colour)
+        lines = []
+        for row, distances in zip(board.rows, far, strict=True):
+            if row.sparsity not in (sparsity, Decimal(0)):
+                continue
+            points, look = {"0": row.clean.mean * board.n} | row.curve, look_of(row.pruner)
+            if row.sparsity == sparsity:
+                dash = "dash" if look.dashed else "solid"
+                lines.append(_Line(row.pruner, points, distances, look.colour, dash))
             else:
-                trace = _continuous(name, distances, look_of(row.pruner).colour)
-            dashes = "dash" if look_of(row.pruner).dashed else "solid"
-            trace.line.dash = dashes if row.sparsity == sparsity else "dot"
-            traces.append(trace)
+                lines.append(_Line(f"{row.pruner}, {row.sparsity:f}", points, distances, look.colour, "dot"))
         sentence = f"Images still correct as eps grows, in per cent, for the pruners at sparsity {sparsity:f}."
-        sentence += _FOUND * any(distances is not None for _, distances in here)
-        plots.append(Plot(f"Security curves at sparsity {sparsity:f}", sentence, _curve_figure(board, traces)))
-    return plots
+        plots.append(_security(f"Security curves at sparsity {sparsity:f}", sentence, board, lines))
+    return [plot for plot in plots if plot is not None]
+
+
+def _security(title: str, sentence: str, board: Board, lines: Sequence[_Line]) -> Plot | None:
+    """The curves of `lines`, all under one attack: two attacks may differ by more than two nets do.
+
+    The closest points found, if they are known for every line, else PGD, without the lines that it did not attack.
+    None without any curve.
+    """
+    known = [line for line in lines if line.distances is not None or len(line.points) > 1]
+    if not known:
+        return None
+    far = [line.distances for line in known if line.distances is not None]
+    if len(far) == len(known):
+        attack, traces = (
+            _CLOSEST,
+            [_continuous(line.name, at, line.colour) for line, at in zip(known, far, strict=True)],
+        )
+    else:
+        known = [line for line in known if len(line.points) > 1]
+        attack, traces = _PGD, [_curve(line.name, line.points, board.n, line.colour) for line in known]
+    for line, trace in zip(known, traces, strict=True):
+        trace.line.dash = line.dash
+    return Plot(title, f"{sentence} {attack}", _curve_figure(board, traces))
 
 
 def _curve(name: str, points: Mapping[str, float], n: int, look: int) -> go.Scatter:
@@ -233,7 +257,10 @@ def _curve_figure(board: Board, traces: Sequence[go.Scatter]) -> Mapping[str, An
     if board.rules is not None:
         threat = board.rules.threat
         figure.add_vline(x=threat.radius, line={"dash": "dot", "width": 1}, name="reference")
-        figure.update_xaxes(title=f"eps ({threat.norm}; dotted: the protocol's {threat.eps})")
+        end = min(REACH * threat.radius, max(x for trace in traces for x in trace.x))
+        figure.update_xaxes(
+            range=[-0.02 * end, 1.02 * end], title=f"eps ({threat.norm}; dotted: the protocol's {threat.eps})"
+        )
     return plain(figure)
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from prunebench.leaderboard.board import Board, Rate, Row
 from prunebench.leaderboard.render.columns import LESS, SAID, texts
 from prunebench.leaderboard.render.leaders import leader, sparse
-from prunebench.leaderboard.render.text import VERDICTS, percent, power_of
+from prunebench.leaderboard.render.text import VERDICTS, power_of, with_interval
 from prunebench.leaderboard.roles import RANDOM
 from prunebench.leaderboard.site.looks import Look, look_of
 from prunebench.leaderboard.site.svg import Scale, around, line, mark, path, seeds, within
@@ -87,11 +87,11 @@ def _table(board: Board, rows: Sequence[Row], title: str, told: tuple[str, str],
                 row,
                 _svg(16, [mark(8, HEIGHT / 2, look)]),
                 _svg(WIDTH, _interval(row.robust, board.n, scale, look)),
-                percent(row.robust),
+                with_interval(row.robust),
                 cells,
                 _is_folded(row),
                 tuple(dict.fromkeys(doubt.name for doubt in row.flags)),
-                bool(cells[SAID]) and not cells[SAID].startswith(VERDICTS["="]),
+                cells[SAID].startswith((VERDICTS["+"], VERDICTS["-"])),
             )
         )
     extras = tuple(title for title in EXTRAS if any(line.texts[title] for line in lines))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.render.columns import SAID, Column, columns, filled, leading, texts
-from prunebench.leaderboard.render.text import percent, points, references, resampled, verdict
+from prunebench.leaderboard.render.text import points, references, resampled, verdict, with_interval
 
 _NUMBERS = ("Sparsity", "AutoAttack %", "Clean %", "Difference", "Bootstrap", "p, Holm", "Common seeds")
 
@@ -44,7 +44,7 @@ def of_rows(caption: str, board: Board, rows: Sequence[tuple[str, Row]], titles:
         line = {column.title: _cell(column, board, row) for column in shown}
         doubt = ", ".join(dict.fromkeys(doubt.name for doubt in row.flags))
         line["Pruner"] = Cell(row.pruner, href=href)
-        line["Robust %"] = Cell(percent(row.robust), row.robust.mean, f"{href}#flags", doubt or None)
+        line["Robust %"] = Cell(with_interval(row.robust), row.robust.mean, f"{href}#flags", doubt or None)
         lines.append(tuple(line.values()))
     return Sortable(caption, tuple(column.short or column.title for column in shown), tuple(lines))
 

@@ -153,7 +153,8 @@ def test_a_curve_of_many_images_is_thinned_and_stays_exact():
     assert list(plots._continuous("imp", np.full(3, np.inf, np.float32), 0).y) == [100]
 
 
-def test_a_board_draws_distances_where_all_seeds_have_them(tmp_path):
+def test_all_curves_of_a_plot_are_under_one_attack(tmp_path):
+    """imp has distances at both seeds, magnitude at one of two, and random at none: all three have PGD's curve."""
     results = {
         Path("a.json"): with_distances(tmp_path, "a.json", RAMP),
         Path("b.json"): with_distances(tmp_path, "b.json", RAMP / 2, seed=1),
@@ -163,10 +164,23 @@ def test_a_board_draws_distances_where_all_seeds_have_them(tmp_path):
     }
     site = pages.pages(rank(results), results, tmp_path)
     assert b"Median distance" in site["boards/digits-linf.html"]
-    assert site["boards/digits-linf.html"].count(b'"shape": "hv"') == 1  # imp alone
+    whole, smallest = b'"shape": "hv"', b"The attack: the smallest perturbation"
+    assert whole not in site["boards/digits-linf.html"] and b"The attack: PGD-20" in site["boards/digits-linf.html"]
     entry = site["entries/digits-linf-imp-s0.9.html"]
-    assert entry.count(b'"shape": "hv"') == 2 and b"smallest perturbation found" in entry
-    assert site["entries/digits-linf-magnitude-s0.9.html"].count(b'"shape": "hv"') == 1
+    assert entry.count(whole) == 2 and smallest in entry
+    assert whole not in site["entries/digits-linf-magnitude-s0.9.html"]
+    alone = {path: results[path] for path in (Path("a.json"), Path("b.json"))}  # the twin
+    board = pages.pages(rank(alone), alone, tmp_path)["boards/digits-linf.html"]
+    assert board.count(whole) == 1 and smallest in board
     plain = {path: record for path, record in results.items() if record.beyond.distances is None}
     without = pages.pages(rank(plain), plain, tmp_path)["boards/digits-linf.html"]
     assert b'"hv"' not in without and b"Median distance" not in without
+
+
+def test_the_axis_of_a_curve_ends_at_four_times_eps_or_where_the_curves_do():
+    """The protocol's eps is .2. A curve to 2 is cut at .8, one to .5 ends there; 2 % are left free on either side."""
+    for last, end in (("2", 0.8), ("0.5", 0.5)):
+        record = make(score={"curve": [{"eps": "0.2", "robust": 50}, {"eps": last, "robust": 0}]})
+        (board,) = rank({Path("a.json"): record}).boards
+        plot = next(plot for plot in plots.of_board(board, [None]) if plot.title.startswith("Security"))
+        assert plot.figure["layout"]["xaxis"]["range"] == pytest.approx((-0.02 * end, 1.02 * end))

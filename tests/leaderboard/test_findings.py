@@ -75,9 +75,20 @@ def test_each_sparsity_has_its_own_verdict():
     assert "clearly better at 0.95 (+20.0" in said and "cannot tell at 0.9 (+0.0" in said
 
 
-def test_one_seed_is_no_test():
-    said = verdict("awt-mask", rows("awt", 50, spread=(0,)), rows("random", 20, spread=(0,)))
-    assert said == "awt against random: untested with one seed at 0.9 (+30.0)."
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_are_no_test(seeds):
+    few = (0,) * seeds
+    said = verdict("awt-mask", rows("awt", 50, spread=few), rows("random", 20, spread=few))
+    assert said == "awt against random: too few seeds for a test at 0.9 (+30.0)."
+
+
+def test_who_has_too_few_seeds_is_named_among_those_that_are_tested():
+    few = rows("imp", 60, spread=(0, 0)), rows("magnitude", 50)
+    assert verdict("magnitude", *few) == (
+        "No method shares enough seeds with magnitude, so no difference can be tested."
+    )
+    said = verdict("magnitude", *few, rows("awt", 60))
+    assert said.startswith("Clearly ahead of magnitude: awt at 0.9; too few seeds: imp at 0.9.")
 
 
 def test_unpruned_rows_are_compared_although_the_board_does_not():
@@ -261,6 +272,8 @@ def curved(label, robust, sparsity=0.9):
 
 def test_the_last_epoch_is_set_against_the_best():
     said = verdict("overfitting", curved("imp", (0.3, 0.5, 0.4)), curved("awt", (0.1, 0.2, 0.3)))
-    assert said.startswith("imp at 0.9 loses most: 10.0 (10.0 to 10.0) points")
-    assert verdict("overfitting", curved("awt", (0.1, 0.2, 0.3))).startswith("awt at 0.9 loses most: 0.0 ")
+    assert said.startswith("imp at 0.9 loses most of all rows with a curve: 10.0 (10.0 to 10.0) points")
+    assert verdict("overfitting", curved("awt", (0.1, 0.2, 0.3))).startswith(
+        "awt at 0.9 loses most of all rows with a curve: 0.0 "
+    )
     assert verdict("overfitting", rows("imp", 50)) is None

@@ -97,5 +97,23 @@ def test_many_images_share_columns(tmp_path, monkeypatch):
         path for path in sound(images.of_board(board, results, tmp_path)).iter("path") if path.get("stroke-width")
     ]
     assert [path.get("opacity") for path in strips] == ["0.5", "1"] * 2
+    assert "A column is 10 images, the same ones on all strips" in images.of_board(board, results, tmp_path).sentence
     outcomes_path(tmp_path / board.rows[0].records[0]).unlink()
     assert images.of_board(board, results, tmp_path) is None  # one method is none to compare
+
+
+def test_columns_of_unequal_images_end_where_the_borders_do(tmp_path, monkeypatch):
+    """Three columns of 33, 33 and 34 images: 33 survivors fill the first, which is a third less a bit wide."""
+    monkeypatch.setattr(images, "COLUMNS", 3)
+    for pruner in ("imp", "awt"):
+        scored(tmp_path, pruner, 0, range(33))
+    board, results, _ = of_all(tmp_path)
+    chart = images.of_board(board, results, tmp_path)
+    parts = list(sound(chart).iter("path"))
+    strips = [part.get("d") for part in parts if part.get("stroke-width")]
+    assert [float(d.split("h")[1]) for d in strips] == pytest.approx([(images.RIGHT - images.LEFT) * 0.33] * 2, abs=0.1)
+    border = next(part.get("d") for part in parts if part.get("class") == "line zero")
+    assert float(border[1:].split()[0]) == pytest.approx(images.LEFT + (images.RIGHT - images.LEFT) * 0.33, abs=0.1)
+    assert "A column is 33 or 34 images" in chart.sentence
+    monkeypatch.setattr(images, "COLUMNS", 100)
+    assert "A column is an image, the same one on all" in images.of_board(board, results, tmp_path).sentence

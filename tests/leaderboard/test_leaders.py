@@ -47,7 +47,7 @@ def test_the_leader_is_named_with_its_difference_and_what_cannot_be_told_from_it
     clear = leader(board_of(rows("imp", 60), rows("magnitude", 50), rows("awt", 40))[0], AT)
     assert clear.endswith("It is clearly above all 2 others.")  # the twin
     single = leader(board_of([make("imp", robust=70)], [make("magnitude", robust=10)])[0], AT)
-    assert single.endswith("With one seed in common, no difference is tested.")
+    assert single.endswith("The methods share too few seeds, so no difference is tested.")
     assert (
         leader(board_of(rows("imp", 60), rows("random", 70))[0], AT) == "imp is the only method: 60.0 [57.5, 62.4] %."
     )
@@ -62,7 +62,9 @@ def test_many_ties_are_counted():
 def test_flags_are_counted_in_a_sentence():
     flag = {"name": "planted", "value": 2.0, "threshold": 1.0, "sentence": "x"}
     doubted = rows("imp", 60, score={"flags": [flag]})
-    assert flags_in_short(board_of(doubted, rows("magnitude", 50))[0]) == "1 of 2 rows carry a flag: planted (1)."
+    assert flags_in_short(board_of(doubted, rows("magnitude", 50))[0]) == "1 of 2 rows carries a flag: planted (1)."
+    both = rows("magnitude", 50, score={"flags": [flag]})
+    assert flags_in_short(board_of(doubted, both)[0]) == "2 of 2 rows carry a flag: planted (2)."
     assert flags_in_short(board_of(rows("imp", 60))[0]) == ""
 
 

@@ -24,7 +24,7 @@ from prunebench.leaderboard.render.formats import FORMATS
 from prunebench.leaderboard.render.latex import latex
 from prunebench.leaderboard.render.markdown import markdown
 from prunebench.leaderboard.render.terminal import terminal
-from prunebench.leaderboard.render.text import LONGEST, clean, percent, points, power_of, resampled, verdict
+from prunebench.leaderboard.render.text import LONGEST, clean, points, power_of, resampled, verdict, with_interval
 from prunebench.leaderboard.table import rank
 from tests.support.records import ATTACKS, make, refusal
 
@@ -127,7 +127,7 @@ def markdown_rows(text):
     ],
 )
 def test_rates_read_well(rate, text):
-    assert percent(rate) == text
+    assert with_interval(rate) == text
 
 
 def compared_with(**changes):
@@ -157,8 +157,8 @@ def compared_with(**changes):
         ({"bootstrap": (-0.001, 0.07)}, "+5.0 [+1.2, +8.8]", "[-0.1, +7.0]", "better \u2020"),
         ({"gap": -0.0004, "bootstrap": None, "adjusted": 1.0}, "+0.0 [+1.2, +8.8]", "not available", "cannot tell"),
         ({"bootstrap": None}, "+5.0 [+1.2, +8.8]", "not available", "better"),
-        ({"low": None, "high": None, "bootstrap": None, "adjusted": 1.0}, "+5.0", "", "cannot tell"),
-        ({"gap": None, "low": None, "bootstrap": None, "adjusted": 1.0}, "no common seed", "", "cannot tell"),
+        ({"low": None, "high": None, "bootstrap": None, "adjusted": 1.0}, "+5.0", "", "too few seeds"),
+        ({"gap": None, "low": None, "bootstrap": None, "adjusted": 1.0}, "no common seed", "", "too few seeds"),
     ],
 )
 def test_contrasts_read_well(changes, difference, interval, said):
@@ -203,7 +203,7 @@ def test_power_reads_well():
         ),
         (
             Power(Decimal("0.9"), 0.03, 1, 0, 0, None, None, None, {}),
-            "No method shares two seeds with magnitude, so no difference to it can be detected.",
+            "No method shares 3 seeds with magnitude, so no difference to it can be detected.",
         ),
     ):
         assert power_of(dataclasses.replace(board, powers=(power,)), Decimal("0.9")) == said

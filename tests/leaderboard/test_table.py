@@ -411,6 +411,17 @@ def test_without_two_common_seeds_nothing_is_told_apart():
     assert {row.place_shown for row in board.rows} == {"1="}
 
 
+def test_two_common_seeds_are_too_few_for_a_verdict_a_place_or_power():
+    """imp is 40 of 100 below magnitude at every seed. With three seeds t = 240 sqrt(3); the twin has two."""
+    for seeds, verdict, place in ((3, "-", "2"), (2, "=", "1=")):
+        board = only_board(*steps("imp", [20] * seeds), *steps("magnitude", [60] * seeds))
+        found = contrast(board, "imp", "magnitude")
+        assert (found.gap, found.verdict, found.low is None) == (pytest.approx(-0.4), verdict, seeds == 2)
+        assert next(row.place_shown for row in board.rows if row.pruner == "imp") == place
+        assert (board.powers[0].mean is None) == (seeds == 2)
+        assert ("fewer than 3 seeds are not tested" in board.note) == (seeds == 2)
+
+
 def test_methods_are_held_against_their_controls_and_shuffles_against_none():
     records = [*steps("imp", [60, 62, 65]), *steps("random", [50, 52, 54]), *steps("magnitude", [60, 61, 62])]
     records += steps("imp", [58, 60, 62], options={"shuffle": True})

@@ -24,15 +24,16 @@ def row(pruner="imp", seed=100, robust=50, clean=80, sparsity=0.9, source="a" * 
 
 
 def test_the_table_on_paper():
-    """imp: 50 and 54, mean 52, sd 2.8; awt: 40 and 48, so -10 and -6: mean -8, t(1) = 12.706, 2.828 / sqrt(2) = 2."""
-    rows = [row(seed=100), row(seed=101, robust=54, clean=90), row("awt", 100, 40), row("awt", 101, 48)]
-    rows += [row("random", 102, 10), row("grasp", 100, failed="no path")]
+    """imp: 50, 54 and 52; awt: 40, 46 and 40, so -10, -8 and -12: mean -10, sd 2, t(2) = 4.303, 2 / sqrt(3) = 1.155."""
+    rows = [row(seed=100), row(seed=101, robust=54, clean=89), row(seed=102, robust=52)]
+    rows += [row("awt", 100, 40), row("awt", 101, 46), row("awt", 102, 40)]
+    rows += [row("random", 103, 10), row("grasp", 100, failed="no path")]
     assert table(rows).splitlines() == [
         "| pruner | source | robust % | by seed | clean % | to the first |",
         "|---|---|---:|---|---:|---:|",
-        "| `imp` | aaaaaaa | 52.0 (2.8) | 100: 50.0, 101: 54.0 | 85.0 |  |",
-        "| `awt` | aaaaaaa | 44.0 (5.7) | 100: 40.0, 101: 48.0 | 80.0 | -8.0 [-33.4, +17.4] |",
-        "| `random` | aaaaaaa | 10.0 | 102: 10.0 | 80.0 | no common seed |",
+        "| `imp` | aaaaaaa | 52.0 (2.0) | 100: 50.0, 101: 54.0, 102: 52.0 | 83.0 |  |",
+        "| `awt` | aaaaaaa | 42.0 (3.5) | 100: 40.0, 101: 46.0, 102: 40.0 | 80.0 | -10.0 [-15.0, -5.0] |",
+        "| `random` | aaaaaaa | 10.0 | 103: 10.0 | 80.0 | no common seed |",
         "",
         "- `grasp`, aaaaaaa, seed 100: no path",
     ]
@@ -40,13 +41,14 @@ def test_the_table_on_paper():
 
 
 def test_the_best_options_of_a_method_on_paper():
-    """imp:rounds=2 is 8 and 14 above imp: mean 11, sd 4.243, t(1) = 12.706, 4.243 / sqrt(2) = 3."""
-    rows = [row(seed=100), row(seed=101, robust=54), row("imp:rounds=2", 100, 58), row("imp:rounds=2", 101, 68)]
+    """imp:rounds=2 is 8, 11 and 14 above imp: mean 11, sd 3, t(2) = 4.303, 3 / sqrt(3) = 1.732."""
+    rows = [row(seed=seed, robust=robust) for seed, robust in ((100, 50), (101, 54), (102, 52))]
+    rows += [row("imp:rounds=2", seed, robust) for seed, robust in ((100, 58), (101, 65), (102, 66))]
     rows += [row("imp:shuffle=true", 100, 99), row("imp:rounds=3", 100, 99, failed="no epoch"), row("awt")]
     rows += [row("hydra", 100, 70), row("hydra:layers=erk", 100, 60), row("snip:batches=1"), row("snip:batches=2")]
     assert best_options(rows).splitlines()[2:] == [
         "| `hydra` | 2 | `hydra` | 70.0 |  |",
-        "| `imp` | 2 | `imp:rounds=2` | 63.0 | +11.0 [-27.1, +49.1] |",
+        "| `imp` | 2 | `imp:rounds=2` | 63.0 | +11.0 [+3.5, +18.5] |",
     ]
     assert best_options([row("awt"), row("imp")]) == ""
     lucky = [*rows, row("imp:rounds=4", 100, 90), row("imp", 100, 99, source="b" * 12)]  # one seed each

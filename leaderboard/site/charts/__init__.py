@@ -18,22 +18,28 @@ def first(board: Board) -> list[Chart]:
     return [chart for chart in (accuracy.against_sparsity(board), forest.of_board(board)) if chart is not None]
 
 
-def of_board(board: Board, results: Results, source: Path) -> list[Chart]:
-    """Every other chart that the records of `board`, and the outcomes and nets beside them below `source`, allow.
+def of_board(board: Board, results: Results, source: Path) -> tuple[list[Chart], list[str]]:
+    """Every other chart that the records of `board` and the files beside them below `source` allow.
 
-    Raises PrunebenchError for outcomes or nets other than those that the records name.
+    Also a sentence for each chart that they do not allow. Raises PrunebenchError for outcomes or nets other than those
+    that the records name.
     """
     paths = [Path(path) for row in board.rows for path in row.records]
     records = {path: record for path in paths if isinstance(record := results[path], Record)}
     drawn = (
-        accuracy.clean_against_robust(board),
-        images.of_board(board, records, source),
-        cost.of_board(board, records),
-        masks.of_board(board, records, source),
-        weights.densities(board, records),
-        weights.spread(board, records),
-        sizes.of_board(board, records, source),
-        classes.of_board(board, records, source),
-        curves.of_board(board, records),
+        ("clean and robust accuracy", "a pruned method", accuracy.clean_against_robust(board)),
+        ("images by method", "the outcomes of two methods", images.of_board(board, records, source)),
+        ("the training budget", "a pruned method", cost.of_board(board, records)),
+        ("the overlap of masks", "two nets beside their records", masks.of_board(board, records, source)),
+        ("the densities of layers", "nets of several layers", weights.densities(board, records)),
+        ("the norms of weights", "records of two rows that note them", weights.spread(board, records)),
+        ("the sizes of kept weights", "the nets of two methods", sizes.of_board(board, records, source)),
+        ("classes", "outcomes of an unpruned net and of a method", classes.of_board(board, records, source)),
+        ("robust overfitting", "records with validation curves", curves.of_board(board, records)),
     )
-    return [chart for chart in drawn if chart is not None]
+    missing = [
+        f"There is no chart of {what}: it needs {needed} at the highest sparsity."
+        for what, needed, chart in drawn
+        if chart is None
+    ]
+    return [chart for *_, chart in drawn if chart is not None], missing

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from decimal import Decimal
+from statistics import fmean
 
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.render.leaders import sparse
-from prunebench.leaderboard.render.text import short_list
+from prunebench.leaderboard.render.text import percent, short_list
 from prunebench.leaderboard.roles import PRIMARY
-from prunebench.leaderboard.site.charts.common import left_out, mean, percent, reference, shown
+from prunebench.leaderboard.site.charts import intervals
+from prunebench.leaderboard.site.charts.common import NAMED, left_out, reference, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import (
     Chart,
@@ -32,11 +34,24 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 530, 420, 48, 330, 40, 370  # RIGHT: w
 
 
 def against_sparsity(board: Board) -> Chart | None:
-    """Lines with ribbons of 95 % over the sparsities; None without pruned methods."""
+    """Lines with ribbons of 95 % over the sparsities, or intervals at the only one; None without pruned methods."""
     sparsities = sparse(board)
     if not sparsities or not (last := shown(board, sparsities[-1])):
         return None
-    names = [row.pruner for row in last]
+    title, said = _verdicts(board, sparsities)
+    said += left_out(board, None, last)
+    if len(sparsities) == 1:
+        dense = reference(board)
+        parts, height = intervals.drawn([*([dense] if dense else []), *last])
+        sentence = f"Marks: mean over seeds; lines: 95 % intervals. {said}"
+        return Chart(title, canvas(intervals.WIDTH, height, parts, f"{title}. {sentence}"), sentence)
+    sentence = f"Lines: mean over seeds; bands: 95 % intervals. {said}"
+    parts = _over(board, sparsities, [row.pruner for row in last])
+    return Chart(title, canvas(WIDTH, HEIGHT, parts, f"{title}. {sentence}"), sentence)
+
+
+def _over(board: Board, sparsities: Sequence[Decimal], names: Sequence[str]) -> list[str]:
+    """The rows `names` over the sparsities, beside the level of the unpruned net."""
     lines = {name: [row for row in board.rows if row.pruner == name and row.sparsity] for name in names}
     rows, dense = [row for rows in lines.values() for row in rows], reference(board)
     values = [100 * end for row in [*rows, *([dense] if dense else [])] for end in (row.robust.low, row.robust.high)]
@@ -54,10 +69,7 @@ def against_sparsity(board: Board) -> Chart | None:
         parts.append(path([(LEFT, level), (RIGHT, level)], "line dots s0"))
         ends, names = [level, *ends], [dense.pruner, *names]
         labels = [f"{dense.pruner}, unpruned {percent(dense.robust.mean)}", *labels]
-    parts += _labelled(names, labels, ends)
-    title, said = _verdicts(board, sparsities)
-    sentence = f"Lines: mean over seeds; bands: 95 % intervals. {said}{left_out(board, sparsities[-1], last)}"
-    return Chart(title, canvas(WIDTH, HEIGHT, parts, f"{title}. {sentence}"), sentence)
+    return parts + _labelled(names, labels, ends)
 
 
 def _place(sparsity: Decimal) -> float:
@@ -92,11 +104,10 @@ def _verdicts(board: Board, sparsities: Sequence[Decimal]) -> tuple[str, str]:
     known = [contrast for contrast in tests if contrast.low is not None]
     better, worse = ([c for c in known if c.verdict == sign] for sign in "+-")
     if not known:
+        several = f"sparsities {sparsities[0]:f} to {sparsities[-1]:f}" if len(sparsities) > 1 else f"{sparsities[0]:f}"
         return (
-            f"Robust accuracy falls from {sparsities[0]:f} to {sparsities[-1]:f}"
-            if len(sparsities) > 1
-            else f"Robust accuracy at {sparsities[0]:f}",
-            "With one seed a row, a difference between methods may be only a difference between seeds.",
+            f"Robust accuracy at {several}",
+            f"No method shares enough seeds with {PRIMARY}, so no difference to it can be tested.",
         )
     said = []
     for sparsity in sparsities:
@@ -104,7 +115,9 @@ def _verdicts(board: Board, sparsities: Sequence[Decimal]) -> tuple[str, str]:
             names = [contrast.pruner for contrast in those if contrast.sparsity == sparsity]
             if names:
                 said.append(f"at {sparsity:f}, {short_list(sorted(names))} clearly {word} {PRIMARY}")
-    sentence = f"By the board's tests: {'; '.join(said)}." if said else "The board's tests tell no two methods apart."
+    sentence = (
+        f"By the board's tests: {'; '.join(said)}." if said else f"The board's tests tell no method from {PRIMARY}."
+    )
     if better:
         winners = {contrast.pruner for contrast in better}
         if len(winners) > 1:
@@ -148,29 +161,32 @@ def clean_against_robust(board: Board) -> Chart | None:
         names, ends = [dense.pruner, *names], [spot[1], *ends]
         labels = [f"{dense.pruner}, unpruned {percent(dense.robust.mean)}", *labels]
     parts += _labelled(names, labels, ends)
-    title, said = _price(board, sparsities)
-    sentence = (
-        f"{said} A line leads from {sparsities[0]:f} to {sparsities[-1]:f}, where its label is; up and right is better."
-    )
+    title, said = _price(list(lines.values()), sparsities)
+    if len(sparsities) > 1:
+        said += " A line leads from a method's densest nets to its sparsest, where its label is."
+    sentence = f"{said} Up and right is better.{left_out(board, None, last)}"
     return Chart(title, canvas(WIDTH, HEIGHT, parts, f"{title}. {sentence}"), sentence)
 
 
-def _price(board: Board, sparsities: Sequence[Decimal]) -> tuple[str, str]:
-    """What sparsity costs the methods in clean and in robust accuracy, mean over those at both ends."""
-    first, last = (
-        {row.pruner: row for row in board.rows if row.role == "method" and row.sparsity == end}
-        for end in (sparsities[0], sparsities[-1])
-    )
-    both = sorted(first.keys() & last.keys())
-    if len(sparsities) < 2 or not both:
+def _price(lines: Sequence[Sequence[Row]], sparsities: Sequence[Decimal]) -> tuple[str, str]:
+    """What sparsity costs in clean and in robust accuracy, mean over those of the drawn `lines` that span it all."""
+    if len(sparsities) < 2:
         return "Clean and robust accuracy", "One mark per method."
-    clean, robust = (
-        100 * mean(getattr(first[name], what).mean - getattr(last[name], what).mean for name in both)
-        for what in ("clean", "robust")
-    )
+    ends = [
+        (line[0], line[-1])
+        for line in lines
+        if (line[0].sparsity, line[-1].sparsity) == (sparsities[0], sparsities[-1])
+    ]
+    between = f"{sparsities[0]:f} to {sparsities[-1]:f}"
+    if not ends:
+        return "Clean and robust accuracy", f"No method shown has nets from {between}."
+    clean = 100 * fmean(first.clean.mean - last.clean.mean for first, last in ends)
+    robust = 100 * fmean(first.robust.mean - last.robust.mean for first, last in ends)
+    names = [first.pruner for first, _ in ends]
+    who = short_list(names) if len(names) <= NAMED else f"the {len(names)} methods shown at both"
     said = (
-        f"From {sparsities[0]:f} to {sparsities[-1]:f} the {len(both)} methods lose {clean:.1f} points of clean and "
-        f"{robust:.1f} of robust accuracy on average."
+        f"From {between}, {who} lose{'s' * (len(ends) == 1)} {clean:.1f} points of clean and {robust:.1f} of robust "
+        f"accuracy{' on average' * (len(ends) > 1)}."
     )
     if robust > 1.5 * max(clean, 0.1):
         return "Sparsity costs more robust than clean accuracy", said

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board
-from prunebench.leaderboard.classes import by_class, hit_hardest
+from prunebench.leaderboard.classes import ByClass, by_class, hit_hardest
+from prunebench.leaderboard.contrasts import ALPHA
 from prunebench.leaderboard.render.leaders import sparse
-from prunebench.leaderboard.render.text import short
-from prunebench.leaderboard.site.charts.common import left_out, mean, percent, reference, shown
+from prunebench.leaderboard.render.text import listed, percent, short, short_list
+from prunebench.leaderboard.site.charts.common import left_out, reference, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, Scale, around, bottom_axis, canvas, mark, path, prose, text, ticks
 
@@ -20,16 +22,20 @@ MOST = 40  # classes in a chart
 
 
 def of_board(board: Board, records: Mapping[Path, Record], source: Path) -> Chart | None:
-    """A line of marks per class: the unpruned net, and the methods at the highest sparsity; None without outcomes."""
+    """A line of marks per class: the unpruned net, and the methods at the highest sparsity; None without outcomes.
+
+    Methods with a net that answers one class for every image are left out.
+    """
     sparsities, dense = sparse(board), reference(board)
     if not sparsities or dense is None or (before := by_class(dense, records, source)) is None:
         return None
     rows = [row for row in shown(board, sparsities[-1]) if row.role == "method"]
-    after = [found for row in rows if (found := by_class(row, records, source)) is not None]
+    found = [of for row in rows if (of := by_class(row, records, source)) is not None]
+    after = [of for of in found if not of.constant]
     classes = [i for i, images in enumerate(before.images) if images][:MOST]
     if not after or not classes:
         return None
-    means = {i: mean(of.robust[i] for of in after) for i in classes}
+    means = {i: fmean(of.robust[i] for of in after) for i in classes}
     ordered = sorted(classes, key=lambda i: before.robust[i] - means[i], reverse=True)
     top = 48 + 20 * math.ceil((1 + len(after)) / NAMES)
     bottom = top + ROW * len(ordered)
@@ -45,20 +51,30 @@ def of_board(board: Board, records: Mapping[Path, Record], source: Path) -> Char
         parts += [mark(x(100 * of.robust[number]), y, look_of(of.row.pruner)) for of in reversed(after)]
         parts.append(mark(x(100 * before.robust[number]), y, look_of(dense.pruner)))
     parts += _legend([dense.pruner, *(of.row.pruner for of in after)])
-    worst, best = hit_hardest(before, after), ordered[-1]
-    title = f"Class {worst} pays most for sparsity"
+    title, said = _told(hit_hardest(before, after))
+    figures = [
+        f"class {i} from {percent(before.robust[i])} % to {percent(means[i])} %" for i in (ordered[0], ordered[-1])
+    ]
     sentence = (
-        f"Class {worst} falls from {percent(before.robust[worst])} % robust in {short(dense.pruner)}, unpruned, to "
-        f"{percent(means[worst])} % over the methods at {sparsities[-1]:f}; class {best} "
-        f"{_moves(before.robust[best], means[best])}. Grey lines lead from the unpruned net to the mean of the methods."
-        f"{left_out(board, sparsities[-1], rows)}"
+        f"{said} From {short(dense.pruner)}, unpruned, to the mean of the methods at {sparsities[-1]:f}, to which grey "
+        f"lines lead: {listed(figures)}.{_constant(found)}{left_out(board, sparsities[-1], rows)}"
     )
     return Chart(title, canvas(WIDTH, bottom + 50, parts, f"{title}. {sentence}"), sentence)
 
 
-def _moves(before: float, after: float) -> str:
-    word = "falls" if after < before else "moves"
-    return f"{word} from {percent(before)} % to {percent(after)} %"
+def _told(worst: int | None) -> tuple[str, str]:
+    """The title names a class only if a test finds that it loses more than the others."""
+    order = "Classes from the largest loss of robust accuracy to the smallest."
+    if worst is None:
+        return "Robust accuracy by class", f"{order} No test finds that one loses more than the others."
+    said = f"By a t-test paired by seed (Holm, {100 * ALPHA:g} %), class {worst} loses more than the others."
+    return f"Class {worst} loses more robust accuracy than the others", f"{order} {said}"
+
+
+def _constant(found: Sequence[ByClass]) -> str:
+    """A sentence on the methods that are left out because a net of theirs ignores its images; empty without any."""
+    names = [of.row.pruner for of in found if of.constant]
+    return f" Left out, with a net that answers one class for every image: {short_list(names)}." if names else ""
 
 
 def _legend(names: list[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 
 from prunebench.leaderboard.board import Board, Row
@@ -25,10 +25,11 @@ def shown(board: Board, sparsity: Decimal) -> list[Row]:
     return sorted(rank[:MOST], key=lambda row: (-row.robust.mean, row.pruner))
 
 
-def left_out(board: Board, sparsity: Decimal, there: Sequence[Row]) -> str:
-    """A sentence on the methods that a chart of `sparsity` has no room for; empty if there are none."""
-    methods = [row for row in board.rows if row.sparsity == sparsity and row.role == "method"]
-    missing = [row.pruner for row in methods if row not in there]
+def left_out(board: Board, sparsity: Decimal | None, there: Sequence[Row]) -> str:
+    """A sentence on the methods of `sparsity`, or of the board, that a chart does not show; empty if there are none."""
+    methods = [row.pruner for row in board.rows if row.role == "method" and sparsity in (None, row.sparsity)]
+    drawn = {row.pruner for row in there}
+    missing = [name for name in dict.fromkeys(methods) if name not in drawn]
     if len(missing) > NAMED:
         return f" {len(missing)} other methods are in the table alone."
     return f" In the table alone: {short_list(missing)}." if missing else ""
@@ -38,14 +39,3 @@ def reference(board: Board) -> Row | None:
     """The unpruned net of plain training, else the first unpruned row; None if there is none."""
     rows = [row for row in board.rows if row.role == "reference"]
     return next((row for row in rows if row.pruner == "dense"), rows[0] if rows else None)
-
-
-def percent(rate: float) -> str:
-    """A rate as a per cent with one decimal, without the sign."""
-    return f"{100 * rate:.1f}"
-
-
-def mean(values: Iterable[float]) -> float:
-    """The mean of one or more numbers."""
-    numbers = list(values)
-    return sum(numbers) / len(numbers)

@@ -9,8 +9,8 @@ from pathlib import Path
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.render.leaders import sparse
-from prunebench.leaderboard.render.text import short, short_list
-from prunebench.leaderboard.site.charts.common import left_out, percent, shown
+from prunebench.leaderboard.render.text import percent, short, short_list
+from prunebench.leaderboard.site.charts.common import left_out, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, Scale, bar, bottom_axis, canvas, mark, path, prose, text
 
@@ -23,7 +23,8 @@ def of_board(board: Board, records: Mapping[Path, Record]) -> Chart | None:
     sparsities = sparse(board)
     if not sparsities or not (rows := shown(board, sparsities[-1])):
         return None
-    spent = {row.pruner: stages(row, records) for row in rows}
+    methods = [row for row in board.rows if row.sparsity == sparsities[-1] and row.role == "method"]
+    spent = {row.pruner: stages(row, records) for row in (*rows, *methods)}
     bottom = TOP + ROW * len(rows)
     x = Scale(0, 100, LEFT, RIGHT)
     at = [(value, f"{value}") for value in range(0, 101, 20)]
@@ -39,7 +40,7 @@ def of_board(board: Board, records: Mapping[Path, Record]) -> Chart | None:
         parts.append(text(960, y + 18, percent(row.robust.mean), "strong", "middle"))
         parts.append(text(1060, y + 18, percent(searched(spent[row.pruner])), "", "middle"))
         parts.append(text(1170, y + 18, _time(row), "", "middle"))
-    title, said = _told(rows, spent)
+    title, said = _told(methods, spent)
     sentence = (
         f"At {sparsities[-1]:f}. {said} Search: all stages before the last. Times are wall-clock means on "
         f"{short_list(sorted({device for row in rows for device in row.devices}))}, where jobs may share the machine."
@@ -92,9 +93,8 @@ def _time(row: Row) -> str:
     )
 
 
-def _told(rows: Sequence[Row], spent: Mapping[str, Mapping[str, float]]) -> tuple[str, str]:
-    """The title and the sentence: how long the methods search, and who searches longest."""
-    methods = [row for row in rows if row.role == "method"]
+def _told(methods: Sequence[Row], spent: Mapping[str, Mapping[str, float]]) -> tuple[str, str]:
+    """The title and the sentence: how long the methods search, drawn or not, and who searches longest."""
     if len(methods) < 2:
         return "Where the training budget goes", "Every row has the same budget."
     search = {row.pruner: searched(spent[row.pruner]) for row in methods}
@@ -107,7 +107,8 @@ def _told(rows: Sequence[Row], spent: Mapping[str, Mapping[str, float]]) -> tupl
     title = f"One budget, spent differently: {_whole(search[least])} to {_whole(search[most])} % goes into the search"
     robust = {row.pruner: percent(row.robust.mean) for row in methods}
     ends = [f"{short(name)} searches {word}" for name, word in ((least, "least"), (most, "most"))]
-    return title, f"{ends[0]} and keeps {robust[least]} % robust, {ends[1]} and keeps {robust[most]} %."
+    said = f"{ends[0]} and keeps {robust[least]} % robust, {ends[1]} and keeps {robust[most]} %."
+    return title, f"Of all {len(methods)} methods, {said}"
 
 
 def _whole(share: float) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from statistics import fmean
 
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.contrasts import Contrast
 from prunebench.leaderboard.render.leaders import sparse
 from prunebench.leaderboard.render.text import points
 from prunebench.leaderboard.roles import PRIMARY, RANDOM
-from prunebench.leaderboard.site.charts.common import mean
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import (
     Chart,
@@ -101,7 +101,7 @@ def _line(label: str, contrast: Contrast, gaps: Sequence[float], x: Scale, y: fl
     """The interval, its mean, and a dot per seed."""
     look = look_of(label)
     low, high = (x(100 * (end or 0.0)) for end in (contrast.low, contrast.high))
-    return [seeds(list(map(x, gaps)), y, look), line([(low, y), (high, y)], look), mark(x(mean(gaps)), y, look)]
+    return [seeds(list(map(x, gaps)), y, look), line([(low, y), (high, y)], look), mark(x(fmean(gaps)), y, look)]
 
 
 def _told(board: Board) -> tuple[str, str]:

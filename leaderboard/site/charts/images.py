@@ -11,7 +11,8 @@ from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.images import Fates, agreement, fates
 from prunebench.leaderboard.render.leaders import sparse
-from prunebench.leaderboard.site.charts.common import left_out, percent, reference, shown
+from prunebench.leaderboard.render.text import percent
+from prunebench.leaderboard.site.charts.common import left_out, reference, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, bar, canvas, mark, path, prose, text
 
@@ -40,14 +41,22 @@ def of_board(board: Board, records: Mapping[Path, Record], source: Path) -> Char
     parts.append(prose((LEFT + RIGHT) / 2, bottom + 22, _AXIS, "muted", "middle"))
     title, said = _told(methods)
     sentence = (
-        f"{said} A column is an image, the same one on all strips, at {sparsities[-1]:f}; the fuller its colour, the "
-        f"more seeds it survives with. Of {board.n} images {always} survive in every net of these methods, {never} in "
+        f"{said} {_held(board.n)} on all strips, at {sparsities[-1]:f}; the fuller its colour, the more often they "
+        f"survive over the seeds. Of {board.n} images {always} survive in every net of these methods, {never} in "
         f"none.{left_out(board, sparsities[-1], [of.row for of in methods])}"
     )
     return Chart(title, canvas(WIDTH, bottom + 34, parts, f"{title}. {sentence}"), sentence, wide=True)
 
 
 _AXIS = "Test images, from the one that most nets get right under attack to the one that fewest do"
+
+
+def _held(n: int) -> str:
+    """How many of `n` images a column holds, as the beginning of a sentence."""
+    each, more = divmod(n, min(COLUMNS, n))
+    if each == 1 and not more:
+        return "A column is an image, the same one"
+    return f"A column is {each}{f' or {each + 1}' * bool(more)} images, the same ones"
 
 
 def _borders(n: int, always: int, never: int, bottom: float) -> list[str]:
@@ -66,18 +75,20 @@ def _borders(n: int, always: int, never: int, bottom: float) -> list[str]:
 def _strip(of: Fates, order: np.ndarray, y: float) -> list[str]:
     """The name, the images, and the robust accuracy of a row; neighbours of one shade are one stroke."""
     look, row = look_of(of.row.pruner), of.row
-    columns = np.array_split(of.share[order], min(COLUMNS, len(order)))
-    shares = np.array([np.mean(column) for column in columns])
+    n, columns = len(order), min(COLUMNS, len(order))
+    edges = np.arange(columns + 1) * n // columns  # a column is as wide as the images in it, so that borders match
+    shares = np.array([np.mean(column) for column in np.split(of.share[order], edges[1:-1])])
     levels = np.rint(SHADES * shares).astype(int)
     some = (shares > 0) & (shares < 1)  # neither blank nor full
     levels[some] = np.clip(levels[some], 1, SHADES - 1)
-    width, middle = (RIGHT - LEFT) / len(levels), y + STRIP / 2
+    places, middle = LEFT + (RIGHT - LEFT) / n * edges, y + STRIP / 2
     starts = np.flatnonzero(np.diff(levels, prepend=-1))
     runs = list(zip(starts, np.append(starts[1:], len(levels)), strict=True))
     parts = [mark(LEFT - 172, middle, look), text(LEFT - 160, middle + 4, _named(row))]
     parts.append(bar(LEFT, y, RIGHT - LEFT, STRIP, "frame"))
     for level in range(1, SHADES + 1):
-        strokes = [f"M{LEFT + a * width:.1f} {middle:.1f}h{(b - a) * width:.1f}" for a, b in runs if levels[a] == level]
+        at = [(places[a], places[b]) for a, b in runs if levels[a] == level]
+        strokes = [f"M{begin:.1f} {middle:.1f}h{end - begin:.1f}" for begin, end in at]
         kind = f'class="s{look.colour}" stroke-width="{STRIP}" opacity="{level / SHADES:g}"'
         parts += [f'<path {kind} d="{"".join(strokes)}"/>'] * bool(strokes)
     return [*parts, text(RIGHT + 14, middle + 4, percent(row.robust.mean), "strong")]

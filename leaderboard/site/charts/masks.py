@@ -10,18 +10,17 @@ from pathlib import Path
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board
 from prunebench.leaderboard.nets import Mask, mask_of
-from prunebench.leaderboard.overlap import Agreement, agreements
+from prunebench.leaderboard.overlap import NEAR, Agreement, agreements
 from prunebench.leaderboard.render.leaders import sparse
 from prunebench.leaderboard.render.text import short, short_list
 from prunebench.leaderboard.roles import RANDOM
-from prunebench.leaderboard.site.charts.common import shown
+from prunebench.leaderboard.site.charts.common import left_out, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, bar, canvas, mark, prose, text
 
 CELL, LEFT, TOP, GAP = 46, 176, 66, 24
 FULL = 20.0  # times chance at which a cell has its full colour; shades are logarithmic
 DARKEST = 0.55  # opacity of a full cell, on which text can still be read
-NEAR = 0.1  # a ratio within this of 1 is called chance
 
 
 def overlaps(
@@ -51,6 +50,10 @@ def of_board(board: Board, records: Mapping[Path, Record], source: Path) -> Char
         parts += _triangle(those, labels, LEFT + i * (CELL * len(labels) + GAP), f"Sparsity {sparsity:f}")
     width = LEFT + len(found) * (CELL * len(labels) + GAP)
     title, sentence = _told(*found[-1])
+    cells = len(found) * len(labels) * (len(labels) + 1) // 2
+    if sum(len(those) for _, those in found) < cells:
+        sentence += " A cell is empty where there are no two seeds of the method, or no seed with nets of both methods."
+    sentence += left_out(board, sparsities[-1], [row for row in board.rows if row.pruner in labels])
     svg = canvas(width, TOP + CELL * len(labels) + 10, parts, f"{title}. {sentence}")
     return Chart(title, svg, sentence, wide=width > 620)
 

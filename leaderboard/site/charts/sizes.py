@@ -10,8 +10,8 @@ from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.nets import TINY, Sizes, sizes
 from prunebench.leaderboard.render.leaders import sparse
-from prunebench.leaderboard.render.text import short
-from prunebench.leaderboard.site.charts.common import left_out, percent, reference, shown
+from prunebench.leaderboard.render.text import percent, short
+from prunebench.leaderboard.site.charts.common import left_out, reference, shown
 from prunebench.leaderboard.site.looks import look_of
 from prunebench.leaderboard.site.svg import Chart, Scale, bottom_axis, canvas, line, mark, path, prose, text
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from prunebench.bench.record import Record
 from prunebench.leaderboard.board import Board, Row
 from prunebench.leaderboard.render.leaders import sparse
-from prunebench.leaderboard.render.text import short
-from prunebench.leaderboard.site.charts.common import left_out, mean, percent, shown
-from prunebench.leaderboard.site.looks import look_of
+from prunebench.leaderboard.render.text import percent, short
+from prunebench.leaderboard.site.charts.common import left_out, shown
+from prunebench.leaderboard.site.looks import Look, look_of
 from prunebench.leaderboard.site.svg import (
     Chart,
     Scale,
@@ -35,7 +37,7 @@ NOTE = "hoyer"  # the note of a record that holds Hoyer's sparsity
 def layer_densities(row: Row, records: Mapping[Path, Record]) -> list[float]:
     """The share of weights that each prunable layer keeps, in the net's order, mean over the seeds."""
     nets = [records[Path(path)].net.layers for path in row.records]
-    return [mean(layer.nonzero / layer.size for layer in layers) for layers in zip(*nets, strict=True)]
+    return [fmean(layer.nonzero / layer.size for layer in layers) for layers in zip(*nets, strict=True)]
 
 
 def densities(board: Board, records: Mapping[Path, Record]) -> Chart | None:
@@ -56,8 +58,10 @@ def densities(board: Board, records: Mapping[Path, Record]) -> Chart | None:
     parts += bottom_axis(x, BOTTOM, "Layer, from the image to the logits, by its number of weights", at, TOP)
     ends = []
     for name in reversed(kept):
-        points = [(x(i), y(math.log10(max(LEAST, value)))) for i, value in enumerate(kept[name])]
-        parts += [line(points, look_of(name)), *(mark(*point, look_of(name)) for point in points)]
+        look, points = look_of(name), [(x(i), y(math.log10(max(LEAST, value)))) for i, value in enumerate(kept[name])]
+        parts.append(line(points, look))
+        for point, value in zip(points, kept[name], strict=True):
+            parts += [mark(*point, look)] if value else _zero(*point, look)
         ends.append(points[-1][1])
     for name, end, place in zip(reversed(kept), ends, apart(ends, low=TOP - 10, high=BOTTOM), strict=True):
         look = look_of(name)
@@ -76,7 +80,14 @@ def densities(board: Board, records: Mapping[Path, Record]) -> Chart | None:
         f"({short(layers[at_most].name)}, {layers[at_most].size:,} weights) {said}"
         f"{left_out(board, sparsities[-1], rows)}"
     )
+    if any(value == 0 for values in kept.values() for value in values):
+        sentence += " A hollow mark labelled 0 is a layer without weights."
     return Chart(title, canvas(WIDTH, HEIGHT, parts, f"{title}. {sentence}"), sentence)
+
+
+def _zero(x: float, y: float, look: Look) -> list[str]:
+    """A hollow mark labelled 0: a logarithmic scale has no place for it."""
+    return [mark(x, y, replace(look, dashed=True)), text(x + 10, y + 4, "0")]
 
 
 def _log_axis(y: Scale) -> list[str]:
@@ -109,6 +120,7 @@ def spread(board: Board, records: Mapping[Path, Record]) -> Chart | None:
         parts.append(path([(left, y), (x(value), y)], f"line s{look.colour}"))
         parts += [mark(x(value), y, look), text(x(value) + 10, y + 4, f"{value:.2f}", "strong")]
     title, sentence = _told([pair for pair in found if not pair[0].sparsity], found)
+    sentence += left_out(board, sparsities[-1], [row for row, _ in found if row.sparsity]) if sparsities else ""
     return Chart(title, canvas(WIDTH, bottom + 50, parts, f"{title}. {sentence}"), sentence)
 
 
@@ -117,7 +129,7 @@ def hoyer(row: Row, records: Mapping[Path, Record]) -> float | None:
     values = [records[Path(path)].notes.get(NOTE) for path in row.records]
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     finite = len(numbers) == len(values) and all(math.isfinite(value) for value in numbers)
-    return mean(numbers) if finite else None
+    return fmean(numbers) if finite else None
 
 
 def _told(dense: list[tuple[Row, float]], found: list[tuple[Row, float]]) -> tuple[str, str]:

@@ -22,7 +22,7 @@
     if (width < 480) layout.yaxis.tickfont = { size: 10 };
     // The legend stands below, in as many columns as fit, and the plot keeps its height.
     const entry = 170;
-    const lines = Math.ceil(figure.data.length / Math.max(1, Math.floor((width - 24) / (entry + 40))));
+    const lines = Math.ceil(figure.data.length / Math.max(1, Math.floor((width - layout.margin.l - layout.margin.r) / (entry + 40))));
     layout.legend = { orientation: "h", x: 0, xref: "container", y: 0, yref: "container", yanchor: "bottom", entrywidth: entry };
     layout.height += 19 * lines;
     layout.margin.b += 10 + 19 * lines;
