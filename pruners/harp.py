@@ -26,8 +26,8 @@ class HARP:
 
     There gamma grows with the epochs until the target is met, and no net counts before. Our searches are too short for
     a penalty alone: one ended at 8 times the target. So gamma rises linearly from 0, and the total also has a ceiling,
-    which falls geometrically from all weights to the target; above it, all r are lowered by the same amount. At the end
-    the counts are rounded to the exact total, at least one weight in each layer. Scores and r share the learning rate,
+    which falls geometrically from all weights to the target; above it, the r are lowered as the penalty would lower
+    them, as far as needed. At the end the counts are rounded to the exact total, at least one weight in each layer. Scores and r share the learning rate,
     without weight decay. The rest is as in HYDRA, and with frozen densities that start at the target (`rate=0`) this is
     HYDRA bit for bit, unless a layer starts below the lower bound.
 

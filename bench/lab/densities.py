@@ -63,8 +63,8 @@ class _Dense(nn.Module):
 class Densities(Scores):
     """Trains `scores` and one density per layer, initially that of `keeps`, towards `target` weights in all.
 
-    The penalty on weights beyond is gamma * progress * max(0, kept / target - 1). After each step all densities are
-    lowered together to what `ceiling` allows, which is the target from the share `settle` of the training on. `target`:
+    The penalty on weights beyond is gamma * progress * max(0, kept / target - 1). After each step the densities are
+    lowered to what `ceiling` allows, which is the target from the share `settle` of the training on. `target`:
     by default the sum of `keeps`. `lowest`: the lower bound of the densities. `rate`: multiplies their learning rate.
     The ascent of `rho` raises the scores alone.
     """
@@ -95,13 +95,13 @@ class Densities(Scores):
                 layer.logit.grad.mul_(self.rate)
 
     def after_step(self, run: Running) -> None:
-        """Add the same number to the logits of all densities if more weights are kept than `ceiling` allows."""
+        """Lower the densities where more weights are kept than `ceiling` allows, as the penalty would."""
         layers = _layers(run.model)
         logits = torch.stack([layer.logit.detach() for layer in layers]).double()
         sizes = torch.tensor([layer.scores.numel() for layer in layers]).to(logits)
-        shift = lowering(logits, sizes, self.lowest, self.ceiling(run.progress))
+        shifts = lowering(logits, sizes, self.lowest, self.ceiling(run.progress))
         with torch.no_grad():
-            for layer in layers:
+            for layer, shift in zip(layers, shifts, strict=True):
                 layer.logit.add_(shift)
 
     @property
@@ -124,21 +124,26 @@ class Densities(Scores):
 
 
 def lowering(logits: Tensor, sizes: Tensor, lowest: float, most: float) -> Tensor:
-    """The scalar, at most 0, that all `logits` need so that layers of these `sizes` keep `most` weights in all.
+    """What to add to `logits` so that layers of these `sizes` keep `most` weights in all, at most 0 each.
 
-    0 if they keep at most half a weight more. `logits`, `sizes`: float64 (layers,). Found by bisection, on the device.
+    0 if they keep at most half a weight more. Otherwise a step against the gradient of the kept number, along which a
+    penalty would move them, too: a layer with many kept weights is lowered most. The length is found by bisection, on
+    the device. `logits`, `sizes`, the result: float64 (layers,).
     """
+    share = logits.sigmoid()
+    slope = sizes * share * (1 - share)
+    slope = slope / slope.max()
 
-    def kept(shift: Tensor) -> Tensor:
-        return (density_of(logits + shift, lowest) * sizes).sum()
+    def kept(length: Tensor) -> Tensor:
+        return (density_of(logits - length * slope, lowest) * sizes).sum()
 
-    high = torch.zeros((), dtype=logits.dtype, device=logits.device)
-    low, over = high - 60.0, kept(high) > most + 0.5
-    for _ in range(60):
-        middle = (low + high) / 2
+    short = torch.zeros((), dtype=logits.dtype, device=logits.device)
+    long, over = short + 1e6, kept(short) > most + 0.5
+    for _ in range(80):
+        middle = (short + long) / 2
         above = kept(middle) > most
-        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return torch.where(over, low, 0.0)
+        short, long = torch.where(above, middle, short), torch.where(above, long, middle)
+    return torch.where(over, -long * slope, 0.0)
 
 
 def _layers(model: nn.Module) -> list[_Dense]:

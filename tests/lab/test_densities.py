@@ -150,14 +150,14 @@ def test_the_ceiling_falls_geometrically_to_the_target():
 
 
 def check_lowering(lower):
-    """Two layers at densities 3/4 keep 9 of 12 weights; logits lower by log 3 leave 1/2 of each: 6."""
+    """At density 3/4 the slope by a logit is 3/16 of the size: of layers of 8 and 4, the first is lowered twice as far."""
     logits, sizes = torch.full((2,), 3.0).log().double(), torch.tensor([8.0, 4.0]).double()
-    assert lower(logits, sizes, 0.0, 6.0).item() == pytest.approx(-1.0986123, rel=1e-6)
-    assert lower(logits, sizes, 0.0, 12.0).item() == 0.0 == lower(logits, sizes, 0.0, 8.6).item()
-    uneven = torch.tensor([1.0, -1.0]).double()  # the order of the layers stays
-    shift = lower(uneven, sizes, 0.1, 3.0)
-    kept = density_of(uneven + shift, 0.1) * sizes
-    assert kept.sum().item() == pytest.approx(3.0, abs=1e-6) and kept[0] / 8 > kept[1] / 4 > 0.1
+    both = lower(logits[:1].repeat(2), sizes[:1].repeat(2), 0.0, 8.0)
+    assert both.tolist() == pytest.approx([-1.0986123] * 2, rel=1e-6)  # equal layers: from 3/4 to 1/2 by log 3
+    shifts = lower(logits, sizes, 0.1, 5.0)
+    assert shifts[0].item() == pytest.approx(2 * shifts[1].item(), rel=1e-9) and shifts[1] < 0
+    assert (density_of(logits + shifts, 0.1) * sizes).sum().item() == pytest.approx(5.0, abs=1e-6)
+    assert not lower(logits, sizes, 0.0, 12.0).any() and not lower(logits, sizes, 0.0, 8.6).any()
 
 
 def test_lowering_on_paper():
@@ -167,11 +167,11 @@ def test_lowering_on_paper():
 @pytest.mark.parametrize(
     "twin",
     [
-        lambda logits, sizes, lowest, most: torch.tensor(0.0),
-        lambda logits, sizes, lowest, most: lowering(logits, torch.ones_like(sizes), lowest, most / 6),
+        lambda logits, sizes, lowest, most: torch.zeros(2),
+        lambda logits, sizes, lowest, most: lowering(logits, sizes, lowest, most).mean().repeat(2),
         lambda logits, sizes, lowest, most: lowering(logits, sizes, 0.0, most),
     ],
-    ids=["none", "layers of one size", "no lowest density"],
+    ids=["none", "all alike", "no lowest density"],
 )
 def test_lowering_twin(twin):
     with pytest.raises(AssertionError):
@@ -184,7 +184,9 @@ def test_a_step_ends_at_the_ceiling():
     it.after_step(SimpleNamespace(model=model, progress=0.0))
     layers = [layer.parametrizations.weight[0] for layer in model]
     assert sum(layer.kept.item() for layer in layers) == pytest.approx(3.0, abs=1e-4)
-    assert layers[0].logit.item() == pytest.approx(layers[1].logit.item())  # both began at 1/2
+    assert layers[0].logit.item() == pytest.approx(
+        2 * layers[1].logit.item()
+    )  # both began at 0, the first has 8 weights
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, 2.5])
