@@ -27,9 +27,9 @@ class HARP:
     There gamma grows with the epochs until the target is met, and no net counts before. Our searches are too short for
     a penalty alone: one ended at 8 times the target. So gamma rises linearly from 0, and the total also has a ceiling,
     which falls geometrically from all weights to the target; above it, the r are lowered as the penalty would lower
-    them, as far as needed. At the end the counts are rounded to the exact total, at least one weight in each layer. Scores and r share the learning rate,
-    without weight decay. The rest is as in HYDRA, and with frozen densities that start at the target (`rate=0`) this is
-    HYDRA bit for bit, unless a layer starts below the lower bound.
+    them, as far as needed. At the end the counts are rounded to the exact total, at least one weight in each layer.
+    Scores and r share the learning rate, without weight decay. The rest is as in HYDRA, and with frozen densities that
+    start at the target (`rate=0`) this is HYDRA bit for bit, unless a layer starts below the lower bound.
 
     `gamma`: the penalty's weight at the end. `floor`: the lower bound of a layer's density, as a share of the target
     density. `rate`: the learning rate of r as a multiple of the scores'. `start`: the density to start from, or the

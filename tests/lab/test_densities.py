@@ -150,7 +150,7 @@ def test_the_ceiling_falls_geometrically_to_the_target():
 
 
 def check_lowering(lower):
-    """At density 3/4 the slope by a logit is 3/16 of the size: of layers of 8 and 4, the first is lowered twice as far."""
+    """At density 3/4 the slope by a logit is 3/16 of the size: a layer of 8 is lowered twice as far as one of 4."""
     logits, sizes = torch.full((2,), 3.0).log().double(), torch.tensor([8.0, 4.0]).double()
     both = lower(logits[:1].repeat(2), sizes[:1].repeat(2), 0.0, 8.0)
     assert both.tolist() == pytest.approx([-1.0986123] * 2, rel=1e-6)  # equal layers: from 3/4 to 1/2 by log 3
