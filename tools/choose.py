@@ -48,7 +48,8 @@ with APGD-CE on the protocol's validation images; no test image is used. `source
 Robust is the mean over seeds, with their standard deviation. A difference is over the seeds that both have, with a 95 %
 interval by Student's t. The last table of a board says which options did best. If a method has no rows on a
 board, options that gain 3 points or more become its defaults. A method with rows keeps its defaults, and better options
-get a row of their own."""
+get a row of their own. APGD-CE alone can flatter nets whose gradients are masked: of three nets of `harp` at .99, it
+left 64.2 % robust, and the whole of AutoAttack 53.5 %."""
 
 
 @dataclass(frozen=True)
