@@ -108,7 +108,8 @@ def power(gap: float, sd: float, seeds: int, tests: int, alpha: float = 0.05) ->
     if seeds < FEWEST:
         return 0.0
     bound = -special.stdtrit(seeds - 1, alpha / (2 * tests))
-    return float(1 - special.nctdtr(seeds - 1, gap / sd * math.sqrt(seeds), bound))
+    missed = float(special.nctdtr(seeds - 1, gap / sd * math.sqrt(seeds), bound))
+    return 1.0 if math.isnan(missed) else 1 - missed  # NaN: scipy's series, where the probability is below 1e-180
 
 
 def drawn(count: int, draws: int, seed: int) -> np.ndarray:

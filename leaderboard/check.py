@@ -75,12 +75,14 @@ def write(
                 f"{path} was not written by prunebench rank and is not overwritten; move it away or choose another "
                 "folder with --out."
             )
+    texts = {path: form.render(ranking) for path, form in paths.items()}  # all of them before the first file is written
     logged = log.append(target / log.LOG, ranking, reason, day)
     noted = provenance.note(default_out(folder), results, attestations)
     if noted is not None:
         ranking = look(folder, results)
-    for path, form in paths.items():
-        write_bytes(path, form.render(ranking).encode())
+        texts = {path: form.render(ranking) for path, form in paths.items()}
+    for path, text in texts.items():
+        write_bytes(path, text.encode())
     return ranking, [*paths, *([target / log.LOG] if logged else []), *([noted] if noted else [])]
 
 

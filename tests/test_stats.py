@@ -172,6 +172,12 @@ def test_power_on_paper():
     assert power(2.5 / math.sqrt(1000), 1.0, 1000, 1) == pytest.approx(stats.norm.sf(Z - 2.5), abs=2e-3)
 
 
+def test_power_is_a_number_however_far_out_the_difference_lies():
+    """With the spread of rounding to 1/1000, a gap of g lies 13,416 g standard errors out: from 13 to 13,416."""
+    found = [power(gap, 1 / (1000 * math.sqrt(12)), 15, 8) for gap in (0.001, 0.003, 0.0034, 0.01, 0.1, 1.0)]
+    assert found == pytest.approx([1.0] * 6)
+
+
 def test_power_is_how_often_the_test_finds_it():
     """20,000 samples of 5 seeds: a standard error of .0035."""
     values = np.random.default_rng(1).normal(0.03, 0.02, (20_000, 5))

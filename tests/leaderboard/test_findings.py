@@ -183,13 +183,15 @@ def test_the_published_order_holds_or_is_turned_around():
 
 def test_each_sparsity_is_held_against_the_number_published_for_it():
     """R-ADMM is .3 points above HYDRA at .9, which is no order, and 1.6 below it at .99; at .98 there is no number."""
-    better = [net for at in (0.9, 0.98, 0.99) for net in (rows("r_admm", 60, at), rows("hydra", 50, at))]
+    better = [net for at in (0.9, 0.98, 0.99) for net in (rows("r_admm:layers=uniform", 60, at), rows("hydra", 50, at))]
     said = verdict("order", *better)
-    assert said.startswith("r_admm against hydra: against the published order at 0.99 (-1.6 published, +10.0 [")
+    assert said.startswith(
+        "r_admm:layers=uniform against hydra: against the published order at 0.99 (-1.6 published, +10.0 ["
+    )
     assert "; no order published at 0.9 (+0.3 published, +10.0 [" in said
     assert said.endswith("; no number published at 0.98 (+10.0 [+9.6, +10.4] here, clearly better).")
-    worse = verdict("order", rows("r_admm", 50, 0.99), rows("hydra", 60, 0.99))
-    assert worse.startswith("r_admm against hydra: as published at 0.99 (-1.6 published, -10.0 [")
+    worse = verdict("order", rows("r_admm:layers=uniform", 50, 0.99), rows("hydra", 60, 0.99))
+    assert worse.startswith("r_admm:layers=uniform against hydra: as published at 0.99 (-1.6 published, -10.0 [")
 
 
 def test_the_published_difference_stands_in_the_table():
