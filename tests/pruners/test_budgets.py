@@ -98,7 +98,7 @@ def test_steps_are_whole_batches(tmp_path):
 SHORT = {
     Magnitude(): (1, "fine-tune", "lower dense"),
     HYDRA(): (2, "fine-tune", "lower dense or search"),
-    AWT(): (1, "train", "lower search or batches"),
+    AWT(batch=8): (1, "train", "lower search or batches"),
     IMP(): (2, "train the ticket", "lower rewind or search"),
     IMP(rewind=3): (4, "train the ticket", "lower rewind or search"),
     IWI(): (1, "ticket", "share and large"),
