@@ -172,12 +172,9 @@ def flags_in_short(board: Board) -> str:
         return ""
     rows = sum(bool(row.flags) for row in board.rows)
     most = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    what = (
-        f"{rows} of {len(board.rows)} rows carr{'ies' if rows == 1 else 'y'}"
-        if len(board.rows) > 1
-        else "The row carries"
-    )
-    return f"{what} a flag: {listed([f'{short(name)} ({count})' for name, count in most])}."
+    whose = f"{rows} of {len(board.rows)} rows" if len(board.rows) > 1 else "The row"
+    names = listed([f"{short(name)} ({count})" for name, count in most])
+    return f"{whose} {'carries' if rows == 1 else 'carry'} a flag: {names}."
 
 
 def _found_since(row: Row) -> str:
